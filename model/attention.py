@@ -1,0 +1,114 @@
+"""Attention over a packed stream: causal, inside each document only, and on local layers no further back than the window.
+
+T tokens of all documents one behind the other, H query heads, K key/value heads (H a multiple of K), D head_dim, W window in tokens.
+`cu_seqlens` (documents + 1,) are the bounds: document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.norm import Gemma3RMSNorm
+from model.rope import rotate
+
+
+def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
+    """(T,) the number of the document that each token belongs to."""
+    marks = torch.zeros(total, dtype=torch.int64, device=cu_seqlens.device)
+    marks[cu_seqlens[1:-1].long()] = 1
+    return marks.cumsum(0)
+
+
+def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
+    """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T, H, D).
+
+    Token i sees token j where both are in one document, j <= i, and i - j < window.  With a softcap c, scores pass c * tanh(s / c) first.
+    This one says what attention means; it takes T^2 memory and serves the tests and softcapped models.
+    """
+    total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (T, H, D)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * scale  # (H, T, T)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    i = torch.arange(total, device=q.device)
+    document = document_index(cu_seqlens, total)
+    seen = (document[:, None] == document[None, :]) & (i[:, None] >= i[None, :])  # (T, T)
+    if window is not None:
+        seen &= i[:, None] - i[None, :] < window
+    scores = scores.masked_fill(~seen, float("-inf"))
+    weights = scores.float().softmax(-1).to(q.dtype)  # float32: a row may sum thousands of small weights
+    return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)
+
+
+def document_attention(q, k, v, lengths: list[int], scale: float) -> torch.Tensor:
+    """Causal attention, one document after the other, through PyTorch's fused kernel: no mask is ever built.  Shapes as in slow_attention."""
+    out = []
+    for qd, kd, vd in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, L, D)
+        y = F.scaled_dot_product_attention(qd, kd, vd, is_causal=True, scale=scale, enable_gqa=True)
+        out.append(y[0].transpose(0, 1))  # (L, H, D)
+    return torch.cat(out)
+
+
+def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
+    """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside the keys of its own block and the one before."""
+    blocks = -(-total // window)
+    document = F.pad(document_index(cu_seqlens, total), (0, blocks * window - total), value=-1).view(blocks, window)
+    before = F.pad(document, (0, 0, 1, 0), value=-2)[:-1]  # (N, W); the first block has nothing before it
+    keys = torch.cat((before, document), dim=1)  # (N, 2W)
+    distance = torch.arange(window, device=keys.device)[:, None] + window - torch.arange(2 * window, device=keys.device)[None, :]  # (W, 2W)
+    return ((document[:, :, None] == keys[:, None, :]) & (distance >= 0) & (distance < window))[:, None]
+
+
+def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> torch.Tensor:
+    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is band_mask's.  Shapes as in slow_attention.
+
+    A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et al. 2020, Longformer).
+    """
+    total, blocks = q.shape[0], mask.shape[0]
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, blocks * window - total)).view(blocks, window, *x.shape[1:]) for x in (q, k, v))  # (N, W, H or K, D)
+    k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x), dim=1) for x in (k, v))  # (N, 2W, K, D)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, H or K, W or 2W, D)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return y.transpose(1, 2).flatten(0, 1)[:total]  # (T, H, D)
+
+
+class PackedAttention:
+    """How the layers of one forward pass attend: chosen once for a stream, called by every layer as attend(layer, q, k, v, sliding)."""
+
+    def __init__(self, cu_seqlens: torch.Tensor, total: int, window: int, scale: float, softcap: float | None = None, slow: bool = False):
+        self.cu_seqlens, self.window, self.scale, self.softcap = cu_seqlens, window, scale, softcap
+        self.slow = slow or softcap is not None
+        self.lengths = cu_seqlens.diff().tolist()
+        # A document no longer than the window never feels it: the causal kernel alone is right for every layer.
+        self.band = band_mask(cu_seqlens, total, window) if not self.slow and max(self.lengths) > window else None
+
+    def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
+        if self.slow:
+            return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap)
+        if sliding and self.band is not None:
+            return band_attention(q, k, v, self.band, self.window, self.scale)
+        return document_attention(q, k, v, self.lengths, self.scale)
+
+
+class Gemma3Attention(nn.Module):
+    """Grouped-query attention with RMS-normed queries and keys; the norm comes before RoPE (Gemma 3 report, section 2)."""
+
+    def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False):
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=bias)
+        self.q_norm = Gemma3RMSNorm(head_dim, eps)
+        self.k_norm = Gemma3RMSNorm(head_dim, eps)
+
+    def project(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (T, hidden) -> q (T, H, D), k (T, K, D), v (T, K, D)."""
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
+
+    def output(self, y: torch.Tensor) -> torch.Tensor:
+        """y (T, H, D) -> (T, hidden)."""
+        return self.o_proj(y.flatten(-2))

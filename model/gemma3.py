@@ -1,0 +1,108 @@
+"""Gemma 3's decoder, from token ids to hidden states.  T tokens of a packed stream, D hidden size.  Module names are Hugging Face's."""
+
+import torch
+from torch import nn
+
+from model.attention import Gemma3Attention, PackedAttention
+from model.config import FULL, SLIDING, Gemma3Config
+from model.mlp import Gemma3MLP
+from model.norm import Gemma3RMSNorm
+from model.rope import rope_angles
+
+
+class Gemma3DecoderLayer(nn.Module):
+    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x))): each half is normed on its way in and out."""
+
+    def __init__(self, cfg: Gemma3Config, index: int):
+        super().__init__()
+        self.kind = cfg.layer_types[index]
+        self.index, self.sliding = index, self.kind == SLIDING
+        self.compiled = None
+        self.self_attn = Gemma3Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim, cfg.rms_norm_eps,
+                                         cfg.attention_bias)
+        self.mlp = Gemma3MLP(cfg.hidden_size, cfg.intermediate_size)
+        self.input_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.post_attention_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.pre_feedforward_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.post_feedforward_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+    def before_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after_attention(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn.output(y))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend) -> torch.Tensor:
+        before, after = self.compiled if self.compiled and self.training else (self.before_attention, self.after_attention)
+        q, k, v = before(x, cos, sin)
+        return after(x, attend(self.index, q, k, v, self.sliding))
+
+
+class Gemma3TextModel(nn.Module):
+    """Embedding, decoder layers, final norm."""
+
+    def __init__(self, cfg: Gemma3Config):
+        super().__init__()
+        self.config = cfg
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
+        self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, attend) -> torch.Tensor:
+        cfg, weight = self.config, self.embed_tokens.weight
+        # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
+        x = self.embed_tokens(tokens) * torch.tensor(cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)  # (T, D)
+        angles = {FULL: rope_angles(position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
+                  SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq)}
+        angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
+        for layer in self.layers:
+            x = layer(x, *angles[layer.kind], attend)
+        return self.norm(x)
+
+
+class Gemma3ForCausalLM(nn.Module):
+    """The language model: hidden states of a packed stream, and the head's weight for whoever turns them into logits or a loss."""
+
+    def __init__(self, cfg: Gemma3Config):
+        super().__init__()
+        self.config = cfg
+        self.model = Gemma3TextModel(cfg)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """(V, D) the language-model head, which is the embedding where the two are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, attend=None, slow: bool = False) -> torch.Tensor:
+        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D); `attend` replaces packed attention (KV cache)."""
+        cfg = self.config
+        if attend is None:
+            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow)
+        return self.model(tokens, position_ids, attend)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.  For a few positions only."""
+        z = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        cap = self.config.final_logit_softcapping
+        return z if cap is None else cap * torch.tanh(z / cap)
+
+    def compile_layers(self) -> None:
+        """Compiles the two halves of every layer around its attention, whose shapes change with each stream's documents.
+
+        For training on streams of one length only: every other length would be compiled anew, so evaluation runs the plain halves.
+        """
+        for layer in self.model.layers:
+            layer.compiled = tuple(torch.compile(half, dynamic=False) for half in (layer.before_attention, layer.after_attention))
+
+    def reset_parameters(self, seed: int, std: float = 0.02) -> None:
+        """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 * layers) (GPT-2), zero norm weights."""
+        generator = torch.Generator().manual_seed(seed)
+        shrink = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, p in self.named_parameters():
+            if p.ndim < 2:
+                nn.init.zeros_(p)
+            else:
+                nn.init.normal_(p, std=std * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0), generator=generator)

@@ -1,0 +1,73 @@
+"""From a model's name to its folder: "tiny", a folder, or a Hugging Face hub id that is downloaded once and cached."""
+
+import os
+import re
+from pathlib import Path
+
+TINY = Path(__file__).resolve().parent / "tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # an organisation or user, and a name
+EXAMPLE = "a hub id such as google/gemma-3-270m-it"
+FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.*",
+         "*.safetensors", "*.safetensors.index.json"]
+
+
+def resolve(name: str, revision: str = "main") -> Path:
+    """The folder that `name` means: the embedded model for "tiny", an existing folder itself, else a download of hub model `name` at `revision`.
+
+    Raises ValueError, in one line and with the remedy, where there is no such folder or model, access is refused, or the hub is out of reach.
+    """
+    if name == "tiny":
+        return TINY
+    folder = Path(os.path.expanduser(name))
+    if name and folder.is_dir():  # "" would be the current folder
+        return folder
+    if folder.is_file():
+        raise ValueError(f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and *.safetensors")
+    if not HUB_ID.fullmatch(name):
+        raise ValueError(f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the spelling")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except Exception as e:  # the HTTP library's errors come through, and which library that is changes between releases
+        if isinstance(e, OSError) and e.errno is not None:
+            raise  # the disk's own error: full, or not ours to write
+        raise ValueError(_explain(name, revision, e)) from e
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or a download was cut off and "
+                         "the hub is out of reach now; go online and run again, or take another model")
+    return folder
+
+
+def _explain(name: str, revision: str, error: Exception) -> str:
+    """One line: what the hub's answer means and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name}"
+    login = "then run `hf auth login` or set HF_TOKEN to a token of your account"
+    causes = _chain(error)
+    status = next((e.response.status_code for e in causes if getattr(e, "response", None) is not None), None)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}; check model.revision against the branches, tags and commits at {page}/tree/main"
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return f"{name} is gated: accept the licence at {page} in your browser, {login}"
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return f"{name} is neither a folder here nor a model {hub} shows you; check the id, or if gated accept the licence at {page}, {login}"
+    if any(isinstance(e, errors.OfflineModeIsEnabled) for e in causes):
+        return f"{name} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; set HF_HUB_OFFLINE=0 to download it, or give a folder"
+    if isinstance(error, errors.HFValidationError):
+        return f"{name!r} is neither a folder here nor {EXAMPLE}; check the spelling"
+    reason = f"{type(causes[-1]).__name__}: {causes[-1]}".splitlines()[0]
+    return f"{name} is not in the cache and {hub} did not serve it ({reason}); check the connection, HF_ENDPOINT and proxies, or give a folder"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what caused it, outermost first."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain

@@ -1,0 +1,260 @@
+"""A model folder's safetensors, in and out: every tensor is checked by name and shape before the first is read, and none waits for another in memory.
+
+A folder holds model.safetensors, or shards with model.safetensors.index.json = {"metadata": {"total_size": bytes}, "weight_map": {name: shard}}.
+A safetensors file: 8 bytes, the header's length (little endian); the header, JSON of {name: {"dtype", "shape", "data_offsets"}}; the tensors' bytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.config import Gemma3Config, read_config
+from model.gemma3 import Gemma3ForCausalLM
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # the multimodal wrapper's, new and old, and the text model's
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+SHOWN = 20
+HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a file
+
+
+def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu") -> Gemma3ForCausalLM:
+    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and one tensor in passing.
+
+    Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count), or names the file that is broken.
+    """
+    folder = Path(folder)
+    cfg = read_config(folder)
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(cfg)
+    found, problems = _find_tensors(folder, cfg)
+    problems += _compare(model, found, cfg)
+    if problems:
+        _refuse(folder, problems)
+    for name, _ in list(model.named_parameters()):
+        file, stored, _, _ = found[name]
+        module, _, leaf = name.rpartition(".")
+        # copy=True: a view of the mapped file would crash with SIGBUS once somebody truncates it.
+        weight = _read(file, stored).to(device=device, dtype=dtype, copy=True)
+        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
+    return model
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    more = len(problems) - SHOWN
+    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError(f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(lines) + "\ndownload the model again, or correct config.json")
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, in the index's order; raises ValueError where there are none, or a shard is missing."""
+    folder = Path(folder)
+    if (folder / SINGLE).is_file():  # looked for first, as transformers does
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
+    if pickles:
+        raise ValueError(
+            f"{folder}: holds {pickles[0]} but no {SINGLE}; a pickle can run any code when it is opened, so Loupe does not. Convert it where you "
+            "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
+        )
+    raise ValueError(f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and *.safetensors")
+
+
+def _shards(folder: Path) -> list[Path]:
+    path = folder / INDEX
+    try:
+        names = list(dict.fromkeys(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: not an index of shards ({type(e).__name__}: {e}); download the model again") from None
+    strange = [n for n in names if not isinstance(n, str) or Path(n).name != n or not n.endswith(".safetensors")]
+    if strange:
+        raise ValueError(f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the model again")
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:SHOWN])}; download the model again")
+    return [folder / n for n in names]
+
+
+def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
+    """{our name: (file, name in the file, shape, dtype)} of the text model's tensors, and what is wrong with the list itself."""
+    found, problems = {}, []
+    for file in weight_files(folder):
+        with _open(file) as f:
+            for stored in f.keys():
+                name = _text_name(stored)
+                if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
+                    continue  # vision, or a second copy of the embedding
+                if name in found:
+                    problems.append(f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in {file.name}")
+                piece = f.get_slice(stored)
+                found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype())
+    return found, problems
+
+
+def _text_name(stored: str) -> str | None:
+    """The name in Gemma3ForCausalLM of a tensor that may lie inside the multimodal wrapper; None for a tensor of the vision part."""
+    if NOT_TEXT.match(stored):
+        return None
+    if stored == "language_model.lm_head.weight":
+        return "lm_head.weight"
+    for prefix in PREFIXES:
+        if stored.startswith(prefix):
+            return "model." + stored[len(prefix) :]
+    return stored
+
+
+def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
+    """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point numbers."""
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
+    problems += [f"unexpected: {stored} {shape}" for name, (_, stored, shape, _) in found.items() if name not in wanted]
+    for name in (n for n in wanted if n in found):
+        _, stored, shape, dtype = found[name]
+        if name == "model.embed_tokens.weight" and shape[0] != cfg.vocab_size:
+            problems.append(f"misshapen: {stored} has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}")
+        elif shape != wanted[name]:
+            problems.append(f"misshapen: {stored} is {shape}, but config.json makes it {wanted[name]}")
+        elif dtype not in FLOATS.values():
+            problems.append(f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take the unquantised model")
+    return problems
+
+
+def _open(file: Path):
+    """safe_open with the file's name in its errors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ValueError(f"{file}: not a whole safetensors file ({e}); download it again") from None
+
+
+def _read(file: Path, stored: str) -> torch.Tensor:
+    # Opened anew for each tensor: while a mapping lives, the pages that were read through it count as this process's memory.
+    with _open(file) as f:
+        return f.get_tensor(stored)
+
+
+def save_model(model: Gemma3ForCausalLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 5 * 10**9) -> None:
+    """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger tensor has its own), over what was there.
+
+    Everything is written under *.part, synced, and renamed at the end: a save that dies leaves what was there before.  The tied head is not written.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.device("meta"):
+        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), "merge the adapters first"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _cut(parameters, dtype, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = {name: _tensor_file(shard, dtype) for name, shard in zip(names, shards, strict=True)}  # generators: nothing is cast yet
+    if len(shards) > 1:
+        size = sum(p.numel() for p in parameters.values()) * dtype.itemsize
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        files[INDEX] = _json_file({"metadata": {"total_size": size}, "weight_map": weight_map})
+    files["config.json"] = _json_file(model.config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
+    _write_all(folder, files)
+    for old in folder.glob("model*.safetensors*"):  # of a save with other shards: a reader would mix the two
+        if old.name not in files:
+            old.unlink()
+
+
+def _write_all(folder: Path, files: dict) -> None:
+    """Writes {name: pieces of bytes}; no name changes its content before every file is on the disk whole."""
+    parts = {name: folder / f"{name}.part" for name in files}
+    try:
+        for name, pieces in files.items():
+            with open(parts[name], "wb") as f:
+                for piece in pieces:
+                    f.write(piece)
+                f.flush()
+                os.fsync(f.fileno())
+        for name, part in parts.items():
+            os.replace(part, folder / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _cut(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
+    """The parameters in order, cut into dicts of at most `limit` bytes, but at least one tensor."""
+    shards, size = [{}], 0
+    for name, p in parameters.items():
+        bytes_ = p.numel() * dtype.itemsize
+        if shards[-1] and size + bytes_ > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = p
+        size += bytes_
+    return shards
+
+
+def _tensor_file(shard: dict, dtype: torch.dtype):
+    """The bytes of a safetensors file, one tensor cast at a time; the library's save_file wants all of them cast first."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, p in shard.items():
+        start, end = end, end + p.numel() * dtype.itemsize
+        header[name] = {"dtype": FLOATS[dtype], "shape": list(p.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    yield len(text).to_bytes(8, "little") + text
+    for p in shard.values():
+        yield p.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy()
+
+
+def _json_file(content: dict) -> list[bytes]:
+    return [(json.dumps(content, indent=2) + "\n").encode()]
+
+
+def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
+    """Copies what a model folder holds beside config and weights: tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.*."""
+    src, dst = Path(src), Path(dst)
+    for pattern in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.*"):
+        for file in src.glob(pattern):
+            if not (dst / file.name).exists() or not file.samefile(dst / file.name):
+                shutil.copyfile(file, dst / file.name)
+
+
+def hash_file(path: str | Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def hash_model(folder: str | Path) -> str:
+    """sha256 over the weight files' bytes, one behind the other: what `cat *.safetensors | sha256sum` prints.
+
+    Past 1 GiB it is "sampled-" and the sha256 over each file's size, its header and 64 blocks of 1 MiB spread evenly: that tells models and training
+    steps apart in a second, but says nothing of a bit that fell over between two blocks.
+    """
+    files, digest = weight_files(folder), hashlib.sha256()
+    sampled = sum(file.stat().st_size for file in files) > HASH_WHOLE
+    for file in files:
+        (_hash_sample if sampled else _hash_whole)(file, digest)
+    return ("sampled-" if sampled else "") + digest.hexdigest()
+
+
+def _hash_whole(file: Path, digest) -> None:
+    with open(file, "rb") as f:
+        while block := f.read(HASH_BLOCK):
+            digest.update(block)
+
+
+def _hash_sample(file: Path, digest) -> None:
+    size = file.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with open(file, "rb") as f:
+        header = f.read(8)
+        digest.update(header + f.read(min(int.from_bytes(header, "little"), size)))
+        for i in range(HASH_BLOCKS):
+            f.seek(i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1))  # the first block begins the file, the last ends it
+            digest.update(f.read(HASH_BLOCK))

@@ -1,0 +1,203 @@
+"""model/config.py: the configs as published, old style and new, mean what transformers makes of them; impossible ones are refused in one error."""
+
+import json
+
+import pytest
+
+from model.config import FULL, SLIDING, Gemma3Config, parse_config, read_config
+
+COMMON = {"attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2, "final_logit_softcapping": None,
+          "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.02, "max_position_embeddings": 32768,
+          "model_type": "gemma3_text", "num_attention_heads": 4, "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+          "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
+          "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 262144, "architectures": ["Gemma3ForCausalLM"]}
+KINDS_270M = ([SLIDING] * 5 + [FULL]) * 3
+LINEAR_8 = {"factor": 8.0, "rope_type": "linear"}
+
+
+def multimodal(**text) -> dict:
+    """The published form: the text config holds only what differs from the class's defaults."""
+    text = {"model_type": "gemma3_text", "rope_scaling": LINEAR_8, "sliding_window": 1024} | text
+    return {"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000, "eos_token_id": [1, 106],
+            "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3", "text_config": text,
+            "torch_dtype": "bfloat16", "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 896,
+            "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}}
+
+
+PUBLISHED = {
+    "270m": COMMON | {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "eos_token_id": 1, "_sliding_window_pattern": 6,
+                      "layer_types": KINDS_270M, "use_bidirectional_attention": False},
+    "1b": COMMON | {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "eos_token_id": [1, 106], "sliding_window_pattern": 6,
+                    "cache_implementation": "hybrid", "rope_theta": 1000000, "rope_local_base_freq": 10000},
+    "4b": multimodal(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34),
+    "12b": multimodal(hidden_size=3840, intermediate_size=15360, num_hidden_layers=48, num_attention_heads=16, num_key_value_heads=8),
+    "27b": multimodal(hidden_size=5376, intermediate_size=21504, num_hidden_layers=62, num_attention_heads=32, num_key_value_heads=16, head_dim=128,
+                      query_pre_attn_scalar=168),
+}
+SMALL = {"model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7}
+
+
+def write(folder, raw):
+    (folder / "config.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
+    return folder
+
+
+def reference_config(raw: dict):
+    """transformers' Gemma3TextConfig of a config.json."""
+    from transformers import Gemma3Config as Wrapper
+    from transformers import Gemma3TextConfig
+
+    raw = json.loads(json.dumps(raw))  # transformers changes what it is given
+    return Wrapper(**raw).text_config if raw["model_type"] == "gemma3" else Gemma3TextConfig(**raw)
+
+
+def assert_same_architecture(ours: Gemma3Config, reference):
+    elsewhere = {"rope_theta", "rope_local_base_freq", "rope_linear_factor", "eos_token_id"}
+    for name in Gemma3Config.__dataclass_fields__.keys() - elsewhere:
+        assert getattr(ours, name) == getattr(reference, name), name
+    full, local = reference.rope_parameters[FULL], reference.rope_parameters[SLIDING]
+    assert (ours.rope_theta, ours.rope_local_base_freq) == (full["rope_theta"], local["rope_theta"])
+    assert ours.rope_linear_factor == (full["factor"] if full["rope_type"] == "linear" else 1.0)
+    assert local["rope_type"] == "default"
+
+
+# the same as transformers
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_a_published_old_style_config_means_what_transformers_makes_of_it(tmp_path, size):
+    assert_same_architecture(read_config(write(tmp_path, PUBLISHED[size])), reference_config(PUBLISHED[size]))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_old_style_and_new_style_of_one_config_are_equal(tmp_path, size):
+    old = read_config(write(tmp_path, PUBLISHED[size]))
+    reference = reference_config(PUBLISHED[size])
+    reference.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in raw and "rope_theta" not in raw, "this is the new style"
+    new = read_config(tmp_path)
+    new.eos_token_id = old.eos_token_id  # the multimodal wrapper's own, which the text part alone does not hold
+    assert new == old
+
+
+@pytest.mark.parametrize("size", ["4b", "12b", "27b"])
+def test_a_new_style_multimodal_config_equals_its_old_style(tmp_path, size):
+    from transformers import Gemma3Config as Wrapper
+
+    old = read_config(write(tmp_path, PUBLISHED[size]))
+    Wrapper(**json.loads(json.dumps(PUBLISHED[size]))).save_pretrained(tmp_path)
+    new = read_config(tmp_path)
+    assert_same_architecture(new, reference_config(PUBLISHED[size]))
+    assert {**vars(new), "eos_token_id": 0} == {**vars(old), "eos_token_id": 0}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_what_we_write_is_read_back_equal_by_us_and_by_transformers(tmp_path, size):
+    ours = read_config(write(tmp_path, PUBLISHED[size]))
+    assert read_config(write(tmp_path, ours.to_json())) == ours
+    assert_same_architecture(ours, reference_config(ours.to_json()))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_the_meta_model_of_a_published_config_has_transformers_parameters(tmp_path, size):
+    import torch
+    from transformers import Gemma3ForCausalLM as Reference
+
+    from model.gemma3 import Gemma3ForCausalLM
+
+    with torch.device("meta"):
+        ours = Gemma3ForCausalLM(read_config(write(tmp_path, PUBLISHED[size])))
+        reference = Reference(reference_config(PUBLISHED[size]))
+    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in reference.named_parameters()}
+
+
+# by hand
+
+
+def test_the_sparse_4b_config_takes_its_missing_values_from_the_class(tmp_path):
+    cfg = read_config(write(tmp_path, PUBLISHED["4b"]))
+    assert (cfg.vocab_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim) == (262208, 8, 4, 256)
+    assert (cfg.rope_theta, cfg.rope_local_base_freq, cfg.rope_linear_factor) == (1e6, 1e4, 8.0)
+    assert (cfg.max_position_embeddings, cfg.sliding_window, cfg.eos_token_id) == (131072, 1024, [1, 106])
+    assert cfg.layer_types == ([SLIDING] * 5 + [FULL]) * 5 + [SLIDING] * 4
+
+
+def test_the_query_scale_of_27b_comes_from_its_own_key(tmp_path):
+    assert read_config(write(tmp_path, PUBLISHED["27b"])).attention_scale == 168**-0.5
+    assert read_config(write(tmp_path, PUBLISHED["270m"])).attention_scale == 1 / 16
+
+
+@pytest.mark.parametrize("key", ["sliding_window_pattern", "_sliding_window_pattern"])
+def test_every_nth_layer_is_global_where_only_the_pattern_is_given(key):
+    assert parse_config(SMALL | {key: 3}).layer_types == [SLIDING, SLIDING, FULL] * 2 + [SLIDING]
+    assert parse_config(SMALL).layer_types == [SLIDING] * 5 + [FULL, SLIDING]
+
+
+def test_layer_types_win_over_the_pattern():
+    kinds = [FULL, SLIDING] * 3 + [FULL]
+    assert parse_config(SMALL | {"layer_types": kinds, "sliding_window_pattern": 6}).layer_types == kinds
+
+
+def test_the_old_key_type_of_rope_scaling_is_read_too():
+    assert parse_config(SMALL | {"rope_scaling": {"type": "linear", "factor": 4}}).rope_linear_factor == 4.0
+
+
+def test_unknown_keys_are_left_alone():
+    assert parse_config(SMALL | {"a_key_of_tomorrow": 1}) == parse_config(SMALL)
+
+
+# refused
+
+
+def error_of(folder) -> str:
+    with pytest.raises(ValueError) as caught:
+        read_config(folder)
+    assert str(folder / "config.json") in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_config_says_what_a_model_folder_holds(tmp_path):
+    assert "no such file; a model folder holds config.json" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("raw", ["", "{", '{"model_type": "gemma3_text"', "\x00"])
+def test_a_config_that_is_no_json_is_refused(tmp_path, raw):
+    assert "not valid JSON" in error_of(write(tmp_path, raw))
+
+
+@pytest.mark.parametrize("raw", [{}, [], 3, "null", {"model_type": "llama"}, {"model_type": "gemma2"}, {"model_type": "gemma3n"}])
+def test_another_architecture_is_refused_by_name(tmp_path, raw):
+    message = error_of(write(tmp_path, raw))
+    assert "Loupe knows Gemma 3 only" in message
+    assert not isinstance(raw, dict) or repr(raw.get("model_type")) in message
+
+
+def test_all_missing_and_impossible_sizes_are_in_one_error(tmp_path):
+    message = error_of(write(tmp_path, {"model_type": "gemma3_text", "hidden_size": 0, "head_dim": "256", "vocab_size": True}))
+    for problem in ("intermediate_size is missing", "num_hidden_layers is missing", "hidden_size is 0", "head_dim is '256'", "vocab_size is True"):
+        assert problem in message
+
+
+def test_a_multimodal_config_without_its_text_part_lists_what_is_missing(tmp_path):
+    message = error_of(write(tmp_path, {"model_type": "gemma3", "vision_config": {}}))
+    assert "hidden_size is missing" in message and "num_hidden_layers is missing" in message
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"layer_types": [FULL]}, "layer_types must list 7 times"),
+    ({"layer_types": ["chunked_attention"] * 7}, "layer_types must list 7 times"),
+    ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+    ({"head_dim": 15}, "head_dim 15 is odd"),
+    ({"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+    ({"use_bidirectional_attention": True}, "EmbeddingGemma"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 8}}, "rope_scaling has the type 'yarn'"),
+    ({"rope_parameters": {FULL: {"rope_type": "dynamic"}}}, "rope_parameters has the type 'dynamic'"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_an_impossible_architecture_is_refused_by_key_and_value(tmp_path, change, problem):
+    assert problem in error_of(write(tmp_path, SMALL | change))
+
+
+def test_all_impossible_values_are_in_one_error(tmp_path):
+    message = error_of(write(tmp_path, SMALL | {"head_dim": 15, "hidden_activation": "silu", "rope_scaling": {"rope_type": "yarn"}}))
+    assert "head_dim 15" in message and "'silu'" in message and "'yarn'" in message
