@@ -1,0 +1,182 @@
+"""lora/inject.py: which layers are found, what is frozen, and what switching off and loading state leave behind."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
+from torch import nn
+
+from lora.dora import DoRALinear
+from lora.inject import adapter_state, adapters, disabled, find_targets, inject, load_adapter_state, set_enabled, unwrap
+from lora.layer import LoRALinear
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.v_proj, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x):
+        return x + torch.tanh(self.v_proj(torch.tanh(self.q_proj(self.norm(x)))))
+
+
+class Toy(nn.Module):
+    """Twelve blocks, so that layer 1 must not be taken for layer 11, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(12))
+        self.lm_head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
+def toy(**settings) -> Toy:
+    """A Toy with adapters whose lora_B is not zero."""
+    torch.manual_seed(0)
+    model = Toy()
+    inject(model, **{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "seed": 1} | settings)
+    for layer in adapters(model).values():
+        nn.init.normal_(layer.lora_B)
+    return model
+
+
+X = torch.linspace(-1, 1, 8).view(2, 4)
+
+
+def test_all_linear_is_every_linear_layer_but_the_head():
+    names = inject(Toy(), r=2, lora_alpha=4, target_modules="all-linear", seed=1)
+    assert names == [f"layers.{i}.{name}" for i in range(12) for name in ("q_proj", "v_proj")]
+
+
+@pytest.mark.parametrize("target_modules", [["q_proj"], ["q_proj", "v_proj"], ["1.q_proj"], ["layers.1.q_proj", "2.v_proj"], r".*\.[35]\.v_proj",
+                                            r"layers\.1.*q_proj"])
+def test_the_same_layers_are_targeted_as_by_peft(target_modules):
+    theirs = get_peft_model(Toy(), LoraConfig(target_modules=target_modules)).base_model.model
+    expected = [name for name, module in theirs.named_modules() if isinstance(module, PeftLinear)]
+    assert find_targets(Toy(), target_modules) == expected != []
+
+
+def test_unknown_names_are_listed_at_once_with_those_that_exist():
+    with pytest.raises(ValueError) as error:
+        inject(Toy(), r=2, lora_alpha=4, target_modules=["q_porj", "norm", "lm_head", "v_proj"], seed=1)
+    assert "'q_porj', 'norm', 'lm_head'" in str(error.value) and "q_proj, v_proj" in str(error.value)
+
+
+@pytest.mark.parametrize("target_modules", [[], "q_proj", "("])
+def test_targets_that_mean_nothing_are_refused(target_modules):
+    with pytest.raises(ValueError, match="target_modules"):
+        inject(Toy(), r=2, lora_alpha=4, target_modules=target_modules, seed=1)
+
+
+def test_every_bad_setting_is_in_one_error_and_the_model_is_untouched():
+    model = Toy()
+    with pytest.raises(ValueError) as error:
+        inject(model, type="lokr", r=0, lora_alpha=-1, lora_dropout=1.0, target_modules=["nope"], seed=1, rank_pattern={"(": 2})
+    for field in ("type", "r:", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern"):
+        assert field in str(error.value)
+    assert not adapters(model) and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("key", ["v_proj", "layers.2", "proj"])
+def test_a_pattern_that_fits_no_target_is_refused(key):
+    with pytest.raises(ValueError, match=f"rank_pattern: '{key}' fits none"):
+        inject(Toy(), r=2, lora_alpha=4, target_modules=["q_proj"], seed=1, rank_pattern={key: 8})
+
+
+def test_patterns_give_a_layer_its_own_rank_and_alpha_as_in_peft():
+    patterns = {"rank_pattern": {"layers.1.q_proj": 3, "v_proj": 1}, "alpha_pattern": {"1.v_proj": 5, r"1\d\..*": 7}}
+    model = toy(target_modules=["q_proj", "v_proj"], **patterns)
+    theirs = get_peft_model(Toy(), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], **patterns)).base_model.model
+    for name, layer in adapters(model).items():
+        peft = theirs.get_submodule(name)
+        assert (layer.r, layer.lora_alpha, layer.scaling) == (peft.r["default"], peft.lora_alpha["default"], peft.scaling["default"])
+    assert model.layers[1].q_proj.r == 3 and model.layers[11].q_proj.r == 2 and model.layers[11].q_proj.lora_alpha == 7
+
+
+@pytest.mark.parametrize("type, kind", [("lora", LoRALinear), ("dora", DoRALinear)])
+def test_only_adapters_are_trainable(type, kind):
+    model = toy(type=type)
+    assert {layer.__class__ for layer in adapters(model).values()} == {kind}
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} <= {"lora_A", "lora_B", "lora_magnitude_vector"}
+    assert sum(p.requires_grad for p in model.parameters()) == len(adapter_state(model)) == 12 * (2 if type == "lora" else 3)
+
+
+def test_a_layers_first_weights_do_not_depend_on_what_else_is_targeted():
+    few, many, other = Toy(), Toy(), Toy()
+    inject(few, r=2, lora_alpha=4, target_modules=["3.v_proj"], seed=1)
+    inject(many, r=2, lora_alpha=4, target_modules="all-linear", seed=1)
+    inject(other, r=2, lora_alpha=4, target_modules="all-linear", seed=2)
+    assert torch.equal(few.layers[3].v_proj.lora_A, many.layers[3].v_proj.lora_A)
+    assert not torch.equal(many.layers[2].v_proj.lora_A, many.layers[3].v_proj.lora_A)
+    assert not torch.equal(other.layers[3].v_proj.lora_A, many.layers[3].v_proj.lora_A)
+
+
+@pytest.mark.parametrize("type", ["lora", "dora"])
+def test_a_freshly_injected_model_is_its_base(type):
+    model = Toy()
+    before = model(X)
+    inject(model, type=type, r=2, lora_alpha=4, target_modules="all-linear", seed=1)
+    assert torch.equal(model(X), before)
+
+
+def test_a_model_in_evaluation_stays_so_with_its_adapters():
+    model = Toy().eval()
+    inject(model, r=2, lora_alpha=4, lora_dropout=0.5, target_modules="all-linear", seed=1)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_second_injection_is_refused():
+    with pytest.raises(ValueError, match="adapters already"):
+        inject(toy(), r=2, lora_alpha=4, target_modules=["v_proj"], seed=1)
+
+
+def test_unwrap_gives_the_base_back():
+    model = toy()
+    with disabled(model):
+        expected = model(X)
+    unwrap(model)
+    assert type(model.layers[0].q_proj) is nn.Linear
+    assert torch.equal(model(X), expected)
+
+
+def test_disabled_is_the_base_inside_and_the_adapted_model_again_after_an_exception():
+    model = toy()
+    adapted = model(X)
+    with pytest.raises(KeyboardInterrupt), disabled(model):
+        assert not torch.equal(model(X), adapted)
+        raise KeyboardInterrupt
+    assert torch.equal(model(X), adapted)
+
+
+def test_disabled_leaves_an_adapter_off_that_was_off_before():
+    model = toy()
+    set_enabled(model, False)
+    model.layers[0].q_proj.enabled = True
+    with disabled(model):
+        pass
+    assert [layer.enabled for layer in adapters(model).values()] == [True] + [False] * 11
+
+
+def test_adapter_state_put_back_gives_the_same_model():
+    model, other = toy(type="dora"), toy(type="dora", seed=5)
+    load_adapter_state(other, adapter_state(model))
+    assert torch.equal(other(X), model(X))
+
+
+def test_state_that_does_not_fit_is_reported_whole_and_changes_nothing():
+    model = toy()
+    state = {key: tensor + 1 for key, tensor in adapter_state(model).items()}
+    before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
+    del state["layers.3.q_proj.lora_A"]
+    state["layers.4.q_proj.lora_B"] = torch.zeros(4, 9)
+    state["layers.5.k_proj.lora_B"] = torch.zeros(4, 2)
+    with pytest.raises(ValueError) as error:
+        load_adapter_state(model, state)
+    for text in ("missing: layers.3.q_proj.lora_A", "layers.4.q_proj.lora_B: shape (4, 9), the model's is (4, 2)",
+                 "unexpected: layers.5.k_proj.lora_B"):
+        assert text in str(error.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in adapter_state(model).items())
