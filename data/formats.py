@@ -1,0 +1,228 @@
+"""Training files in, `Sample`s out; whatever is wrong in a file is collected first and told once.
+
+A file is a JSON array or JSONL, in UTF-8. A row is one of
+
+    {"prompt", "response"}
+    {"instruction", "input", "output"}                     the prompt is instruction, blank line, input; input may be left out
+    {"messages": [{"role", "content"}, ...]}               [system,] user, assistant, user, assistant, ...
+    {"text"}                                               raw text, for pretraining
+
+and may have other keys, which are ignored.
+"""
+
+import json
+from dataclasses import dataclass
+from json.decoder import WHITESPACE
+from pathlib import Path
+
+SHOWN = 20  # problems written out in one error; the rest are counted
+ROW_SHAPES = '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"} or {"text"}'
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: a conversation that ends with the assistant, or raw text; the other of the two is None."""
+
+    id: str  # "train.jsonl:12" is a line, "train.json:[11]" an array's element
+    messages: tuple[tuple[str, str], ...] | None = None  # (role, content), role one of system, user, assistant
+    text: str | None = None
+
+
+def read_samples(paths, format="auto", on_bad="error"):
+    """Read the samples of one or several files, in order.
+
+    Args:
+        paths: a path or a list of paths.
+        format: "json" (one array), "jsonl" (a row a line), or "auto": an array if the first character is "[".
+        on_bad: what a bad row does: "error" stops, "skip" leaves the row out and counts it.
+
+    Returns:
+        (samples, problems): problems has one line of text a skipped row; it is empty under "error".
+
+    Raises:
+        ValueError: with every problem of every file; a file that is missing or unreadable as a whole, and a set with no
+        sample left, are errors under "skip" too.
+    """
+    _check_choice("data.format", format, ("auto", "json", "jsonl"))
+    _check_choice("data.on_bad", on_bad, ("error", "skip"))
+    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    names = [p.name for p in paths]
+    samples, problems, unreadable = [], [], []
+    for path, name in zip(paths, names, strict=True):
+        label = name if names.count(name) == 1 else str(path)  # ids stay unique when two folders hold a train.jsonl
+        try:
+            _read_file(path, label, format, samples, problems)
+        except _UnreadableFile as error:
+            unreadable.append(f"{label}:{error}")
+    if unreadable or (problems and on_bad == "error"):
+        raise ValueError(_summary(unreadable + problems, remedy=not unreadable))
+    if not samples:
+        raise ValueError(_summary([f"no sample in {', '.join(names) or 'an empty list of files'}"] + problems, remedy=False))
+    return samples, problems
+
+
+class _UnreadableFile(Exception):
+    """The file as a whole is of no use; the text starts with the line number."""
+
+
+def _read_file(path, label, format, samples, problems):
+    """Append the file's samples and problems to the two lists."""
+    text = _read_text(path)
+    if not text.strip():
+        problems.append(f"{label}:1: the file is empty")
+        return
+    is_array = format == "json" or (format == "auto" and text.lstrip()[0] == "[")
+    for row_id, line, row, error in (_array_rows if is_array else _jsonl_rows)(text, label):
+        sample, faults = (None, [error]) if error else _sample(row_id, row)
+        if faults:
+            element = f"element {row_id.removeprefix(label + ':')}: " if is_array else ""
+            problems.append(f"{label}:{line}: {element}{'; '.join(faults)}")
+        else:
+            samples.append(sample)
+
+
+def _read_text(path):
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise _UnreadableFile(f" cannot be read: {error.strerror} ({path})") from None
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise _UnreadableFile("1: the file is UTF-16; save it as UTF-8")
+    # surrogateescape keeps a bad byte as a lone surrogate, so that it spoils one row and not the whole file
+    return raw.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _jsonl_rows(text, label):
+    """Yield (id, line number, parsed row, error text or None) for each line that is not blank."""
+    # not str.splitlines: it also splits at U+2028 and U+0085, which JSON allows inside a string
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip("\r\ufeff \t")  # files joined with `cat` carry a BOM in the middle
+        if not line:
+            continue
+        error = row = None
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as fault:
+            error = f"not JSON: {getattr(fault, 'msg', 'nested too deeply')} at column {getattr(fault, 'colno', 1)}"
+        yield f"{label}:{number}", number, row, _bad_bytes(line) or error
+
+
+def _array_rows(text, label):
+    """Yield as _jsonl_rows does, element by element, since json.loads would not say at which line an element stands."""
+    decode = json.JSONDecoder().raw_decode
+    line, counted, index = 1, 0, 0
+    try:
+        separator, position = _separator(text, 0, "[")
+        if text[position : position + 1] == "]":
+            separator, position = _separator(text, position, "]")
+        while separator != "]":
+            row, end = decode(text, position)
+            line, counted = line + text.count("\n", counted, position), position
+            yield f"{label}:[{index}]", line, row, _bad_bytes(text[position:end])
+            index += 1
+            separator, position = _separator(text, end, ",]")
+        if position != len(text):
+            raise json.JSONDecodeError("Extra data after the array", text, position)
+    except (json.JSONDecodeError, RecursionError) as fault:
+        where, what = getattr(fault, "lineno", line), getattr(fault, "msg", "nested too deeply")
+        raise _UnreadableFile(f"{where}: not JSON: {what}, after {index} whole element(s); repair the file or write it as JSONL") from None
+
+
+def _separator(text, position, allowed):
+    """Return the separator at `position`, past blanks, and where the next thing begins."""
+    position = WHITESPACE.match(text, position).end()
+    found = text[position : position + 1]
+    if not found or found not in allowed:
+        raise json.JSONDecodeError(f"Expecting {' or '.join(allowed)}", text, position)
+    return found, WHITESPACE.match(text, position + 1).end()
+
+
+def _bad_bytes(raw):
+    """Say where text that was decoded with surrogateescape holds a byte that is not UTF-8; None where it does not."""
+    try:
+        raw.encode("utf-8")
+    except UnicodeEncodeError as fault:
+        return f"not UTF-8: byte 0x{ord(raw[fault.start]) - 0xDC00:02x} at character {fault.start + 1}"
+    return None
+
+
+def _sample(row_id, row):
+    """Return (Sample, []) or (None, what is wrong with the row)."""
+    if not isinstance(row, dict):
+        return None, [f"a row must be an object, not {_kind(row)}"]
+    if "messages" in row:
+        messages, faults = _from_messages(row["messages"])
+    elif "prompt" in row or "response" in row:
+        messages, faults = _from_pair(row, "prompt", "response")
+    elif "instruction" in row or "output" in row:
+        messages, faults = _from_pair(row, "instruction", "output")
+        if row.get("input") and not faults:
+            faults = _string_faults(row, "input")
+            messages = faults or (("user", f"{row['instruction']}\n\n{row['input']}"), messages[1])
+    elif "text" in row:
+        faults = _string_faults(row, "text", empty="empty text")
+        return (None, faults) if faults else (Sample(row_id, text=row["text"]), [])
+    else:
+        keys = ", ".join(f'"{key}"' for key in list(row)[:8]) or "none"
+        return None, [f"unknown row, its keys are: {keys}; expected {ROW_SHAPES}"]
+    return (None, faults) if faults else (Sample(row_id, messages=messages), [])
+
+
+def _from_pair(row, prompt, response):
+    faults = _string_faults(row, prompt) + _string_faults(row, response, empty="empty response")
+    return faults or (("user", row[prompt]), ("assistant", row[response])), faults
+
+
+def _from_messages(turns):
+    if not isinstance(turns, list) or not turns:
+        return None, [f'"messages" must be a list of turns, not {_kind(turns)}']
+    faults = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            faults.append(f"messages[{number}] must be an object, not {_kind(turn)}")
+            continue
+        empty = "empty response" if turn.get("role") == "assistant" else None
+        faults += [f"messages[{number}]: {fault}" for fault in _string_faults(turn, "role") + _string_faults(turn, "content", empty)]
+    if faults:
+        return None, faults
+    roles = [turn["role"] for turn in turns]
+    spoken = roles[1:] if roles[0] == "system" else roles
+    expected = ["user", "assistant"] * (len(spoken) // 2)
+    if not spoken or spoken != expected:
+        return None, [f"roles must be an optional system, then user and assistant in turn, ending with assistant; got {', '.join(roles)}"]
+    return tuple((turn["role"], turn["content"]) for turn in turns), []
+
+
+def _string_faults(row, key, empty=None):
+    """What is wrong with row[key] as text; `empty` is the complaint about a blank one, None lets it pass."""
+    if key not in row:
+        return [f'missing key "{key}"']
+    value = row[key]
+    if not isinstance(value, str):
+        return [f'"{key}" must be a string, not {_kind(value)}']
+    if empty and not value.strip():  # the chat template strips a turn, so blanks alone are empty
+        return [f'{empty} ("{key}")']
+    if _bad_bytes(value):
+        return [f'"{key}" has half a surrogate pair (\\ud800 to \\udfff), which is no character']
+    return []
+
+
+def _kind(value):
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    if isinstance(value, (list, str, dict)) and not value:
+        return f"an empty {names[type(value)].split()[1]}"
+    return "null" if value is None else f"{names[type(value)]} ({json.dumps(value)[:40]})"
+
+
+def _summary(problems, remedy):
+    lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data:"] + [f"  {p}" for p in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  ... and {len(problems) - SHOWN} more")
+    if remedy:
+        lines.append('Repair these rows, or leave them out with data.on_bad = "skip".')
+    return "\n".join(lines)
+
+
+def _check_choice(key, value, choices):
+    if value not in choices:
+        raise ValueError(f"{key} = {value!r} is not one of {', '.join(map(repr, choices))}")

@@ -1,0 +1,104 @@
+"""data/packing.py: one packed stream by hand, unpacking, and parity with transformers' flattening collator."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.packing import pack
+from data.render import IGNORE_INDEX, Document
+
+__ = IGNORE_INDEX
+
+
+def make_document(tokens, supervised, id="d"):
+    """A document whose token i is supervised where supervised[i]."""
+    labels = [tokens[i + 1] if i + 1 < len(tokens) and supervised[i + 1] else __ for i in range(len(tokens))]
+    return Document(tokens, labels, id)
+
+
+documents = st.lists(
+    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=9).map(
+        lambda pairs: make_document(*map(list, zip(*pairs, strict=True)))
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def test_two_documents_make_the_stream_written_here():
+    batch = pack([Document([2, 5, 6, 7], [__, 6, 7, __], "a:1"), Document([2, 8, 9], [8, 9, __], "a:2")])
+    assert batch.tokens.tolist() == [2, 5, 6, 7, 2, 8, 9]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 4, 7]
+    assert batch.target_positions.tolist() == [1, 2, 4, 5]
+    assert batch.targets.tolist() == [6, 7, 8, 9]
+    assert batch.ids == ["a:1", "a:2"]
+    assert (batch.num_tokens, batch.num_targets, batch.max_seqlen) == (7, 4, 4)
+    assert [t.dtype for t in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets)] == [torch.int64] * 4
+    assert batch.cu_seqlens.dtype == torch.int32
+
+
+@given(documents)
+def test_cutting_the_stream_at_cu_seqlens_gives_the_documents_back(documents):
+    batch = pack(documents)
+    labels = torch.full_like(batch.tokens, IGNORE_INDEX).scatter(0, batch.target_positions, batch.targets)
+    bounds = batch.cu_seqlens.tolist()
+    for document, start, end in zip(documents, bounds[:-1], bounds[1:], strict=True):
+        assert batch.tokens[start:end].tolist() == document.input_ids
+        assert labels[start:end].tolist() == document.labels
+        assert batch.position_ids[start:end].tolist() == list(range(end - start))
+    assert batch.max_seqlen == max(len(document.input_ids) for document in documents)
+
+
+@given(documents)
+def test_no_target_crosses_into_the_next_document(documents):
+    batch = pack(documents)
+    last = batch.cu_seqlens[1:].long() - 1
+    assert not torch.isin(batch.target_positions, last).any()
+    assert torch.equal(batch.targets, batch.tokens[batch.target_positions + 1])
+
+
+def test_stream_equals_that_of_transformers_flattening_collator():
+    transformers = pytest.importorskip("transformers")
+    collate = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    tokens, supervised = [[2, 5, 6, 7], [2, 8], [2, 4, 4, 4, 1]], [[0, 0, 1, 1], [0, 1], [0, 1, 1, 1, 1]]
+    ours = pack([make_document(t, s) for t, s in zip(tokens, supervised, strict=True)])
+    labels = [[token if on else __ for token, on in zip(t, s, strict=True)] for t, s in zip(tokens, supervised, strict=True)]
+    theirs = collate([{"input_ids": t, "labels": row} for t, row in zip(tokens, labels, strict=True)])
+    assert torch.equal(ours.tokens, theirs["input_ids"][0])
+    assert torch.equal(ours.position_ids, theirs["position_ids"][0])
+    assert torch.equal(ours.cu_seqlens, theirs["cu_seq_lens_q"])
+    assert ours.max_seqlen == theirs["max_length_q"]
+    shifted = theirs["labels"][0, 1:]  # transformers shifts in its loss, render does so once and for all
+    assert torch.equal(ours.target_positions, (shifted != __).nonzero().squeeze(1))
+    assert torch.equal(ours.targets, shifted[shifted != __])
+
+
+def test_a_batch_without_targets_has_empty_tensors_and_not_a_crash():
+    batch = pack([Document([2, 3], [__, __], "d")])
+    assert batch.num_targets == 0
+    assert (batch.targets.shape, batch.targets.dtype) == ((0,), torch.int64)
+
+
+def test_to_moves_every_tensor_and_keeps_the_rest():
+    batch = pack([Document([2, 5], [5, __], "d")])
+    moved = batch.to("meta", non_blocking=True)
+    for name in ("tokens", "position_ids", "cu_seqlens", "target_positions", "targets"):
+        assert getattr(moved, name).device.type == "meta"
+        assert getattr(batch, name).device.type == "cpu"
+    assert (moved.ids, moved.max_seqlen, moved.num_tokens) == (["d"], 2, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU's driver")
+def test_pinned_batch_is_pinned_and_equal():
+    batch = pack([Document([2, 5], [5, __], "d")])
+    assert batch.pin_memory().tokens.is_pinned()
+    assert torch.equal(batch.pin_memory().tokens, batch.tokens)
+
+
+def test_packing_nothing_is_a_fault_of_ours():
+    with pytest.raises(AssertionError):
+        pack([])
+    with pytest.raises(AssertionError):
+        pack([Document([], [], "d")])

@@ -1,0 +1,174 @@
+"""data/render.py: what is supervised, where the shift is, and what happens to samples that do not fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.formats import Sample
+from data.render import IGNORE_INDEX, SHOWN, Counts, render, render_all
+
+BOS, EOS, START_USER, START_MODEL, END, NEWLINE, SPACE = 2, 1, 10, 11, 12, 13, 300
+
+
+class CharacterTokenizer:
+    """One id a character, from 20 up; control ids below 20, which no text reaches."""
+
+    bos_id, eos_id, vocab_size = BOS, EOS, SPACE
+
+    def encode(self, text):
+        return [20 + ord(character) for character in text]
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def render_turns(self, messages):
+        pieces = []
+        for role, content in messages:
+            if role == "assistant":
+                pieces += [([START_MODEL], False), ([*self.encode(content), END], True), ([NEWLINE], False)]
+            else:
+                pieces += [([START_USER, *self.encode(content), END, NEWLINE], False)]
+        return pieces
+
+
+TOKENIZER = CharacterTokenizer()
+A, B, C, D = (20 + ord(character) for character in "abcd")
+__ = IGNORE_INDEX
+CHAT = Sample("t:1", (("user", "ab"), ("assistant", "cd")))
+TWO_TURNS = Sample("t:2", (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+TEXT = Sample("t:3", text="abc")
+
+
+def test_loss_on_response_supervises_the_response_and_the_end_of_its_turn():
+    document = render(CHAT, TOKENIZER, "response")
+    assert document.input_ids == [BOS, START_USER, A, B, END, NEWLINE, START_MODEL, C, D, END, NEWLINE]
+    assert document.labels == [__, __, __, __, __, __, C, D, END, __, __]
+    assert document.id == "t:1"
+
+
+def test_every_response_of_a_conversation_is_supervised():
+    document = render(TWO_TURNS, TOKENIZER, "response")
+    first = [START_USER, A, END, NEWLINE, START_MODEL, B, END, NEWLINE]
+    assert document.input_ids == [BOS, *first, START_USER, C, END, NEWLINE, START_MODEL, D, END, NEWLINE]
+    assert document.labels == [__, __, __, __, __, B, END, __, __, __, __, __, __, D, END, __, __]
+
+
+def test_loss_on_all_supervises_every_token_but_the_first():
+    document = render(CHAT, TOKENIZER, "all")
+    assert document.labels == [START_USER, A, B, END, NEWLINE, START_MODEL, C, D, END, NEWLINE, __]
+
+
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_raw_text_is_bos_text_eos_and_all_supervised(loss_on):
+    document = render(TEXT, TOKENIZER, loss_on)
+    assert document.input_ids == [BOS, A, B, C, EOS]
+    assert document.labels == [A, B, C, EOS, __]
+
+
+conversations = st.lists(st.tuples(st.text("abc<>"), st.text("abc<>", min_size=1)), min_size=1, max_size=4).map(
+    lambda pairs: Sample("h", tuple(turn for user, model in pairs for turn in (("user", user), ("assistant", model))))
+)
+texts = st.text("abc<>", min_size=1).map(lambda text: Sample("h", text=text))
+
+
+@given(st.one_of(conversations, texts), st.sampled_from(["response", "all"]), st.integers(1, 40))
+def test_a_label_is_the_next_token_or_ignored_and_bos_stands_once_at_the_front(sample, loss_on, max_length):
+    whole = render(sample, TOKENIZER, loss_on)
+    try:
+        (cut,), _ = render_all([sample], TOKENIZER, loss_on, max_length, on_long="truncate")
+    except ValueError:  # nothing of the response is left
+        cut = whole
+    for document in (whole, cut):
+        assert document.input_ids.count(BOS) == 1
+        assert document.input_ids[0] == BOS
+        assert len(document.input_ids) == len(document.labels)
+        for i, label in enumerate(document.labels):
+            assert label == IGNORE_INDEX or label == document.input_ids[i + 1]
+    assert cut is whole or len(cut.input_ids) <= max_length
+
+
+@given(st.lists(st.one_of(conversations, texts), min_size=1, max_size=8), st.sampled_from(["response", "all"]))
+def test_samples_rendered_together_equal_samples_rendered_alone(samples, loss_on):
+    documents, counts = render_all(samples, TOKENIZER, loss_on)
+    assert documents == [render(sample, TOKENIZER, loss_on) for sample in samples]
+    assert counts.tokens == sum(len(document.input_ids) for document in documents)
+    assert counts.supervised_tokens == sum(label != IGNORE_INDEX for document in documents for label in document.labels)
+
+
+def test_control_token_text_in_user_data_never_becomes_a_control_id():
+    sample = Sample("t:4", (("user", "<end_of_turn><bos>"), ("assistant", "<eos>")))
+    document = render(sample, TOKENIZER)
+    control = [i for i in document.input_ids if i < 20]
+    assert control == [BOS, START_USER, END, NEWLINE, START_MODEL, END, NEWLINE]
+
+
+def test_too_long_is_an_error_with_every_id_and_its_length():
+    with pytest.raises(ValueError) as error:
+        render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=10)
+    message = str(error.value)
+    assert "2 samples are longer than data.max_length = 10 tokens" in message
+    assert "t:1 (11 tokens)" in message
+    assert "t:2 (17 tokens)" in message
+    assert "t:3" not in message
+    assert "data.max_length = 17" in message
+    assert 'data.on_long = "drop"' in message
+
+
+def test_a_long_list_of_too_long_samples_is_cut_and_counted():
+    with pytest.raises(ValueError, match=r"\.\.\. and 5 more") as error:
+        render_all([CHAT] * (SHOWN + 5), TOKENIZER, max_length=10)
+    assert str(error.value).count("t:1 (11 tokens)") == SHOWN
+
+
+def test_drop_leaves_long_samples_out_and_counts_them():
+    documents, counts = render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=11, on_long="drop")
+    assert [document.id for document in documents] == ["t:1", "t:3"]
+    assert counts == Counts(kept=2, dropped=1, tokens=16, supervised_tokens=7, longest=17)
+
+
+def test_truncate_cuts_the_tail_and_drops_what_has_no_response_left():
+    # at 8 tokens TWO_TURNS keeps its first response; CHAT keeps one token of it; the long prompt keeps nothing to learn
+    no_response = Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))
+    documents, counts = render_all([CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate")
+    assert documents[0].input_ids == [BOS, START_USER, A, B, END, NEWLINE, START_MODEL, C]
+    assert documents[0].labels == [__, __, __, __, __, __, C, __]
+    assert documents[1].labels == [__, __, __, __, __, B, END, __]
+    assert counts == Counts(kept=2, truncated=2, unsupervised=1, tokens=16, supervised_tokens=3, longest=15 + 2)
+
+
+def test_a_sample_of_exactly_max_length_is_whole():
+    _, counts = render_all([CHAT], TOKENIZER, max_length=11)
+    assert (counts.kept, counts.longest, counts.truncated) == (1, 11, 0)
+
+
+@pytest.mark.parametrize("on_long", ["drop", "truncate"])
+def test_no_document_left_is_an_error(on_long):
+    with pytest.raises(ValueError, match="none of the 2 samples is left.*longest has 17 tokens"):
+        render_all([CHAT, TWO_TURNS], TOKENIZER, max_length=5, on_long=on_long)
+
+
+def test_an_id_past_the_vocabulary_is_an_error_before_training():
+    sample = Sample("t:9", (("user", chr(SPACE - 20)), ("assistant", "a")))  # its id is 300, the first that does not exist
+    with pytest.raises(ValueError, match=r"t:9: token id 300 is outside the model's vocabulary of 300"):
+        render_all([sample], TOKENIZER)
+    with pytest.raises(ValueError, match="vocabulary of 100"):
+        render_all([CHAT], TOKENIZER, vocab_size=100)  # the model's embedding is smaller than its tokenizer
+    assert len(render_all([sample], TOKENIZER, vocab_size=301)[0]) == 1
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(ValueError, match="data.loss_on = 'answer'"):
+        render_all([CHAT], TOKENIZER, loss_on="answer")
+    with pytest.raises(ValueError, match="data.on_long = 'cut'"):
+        render_all([CHAT], TOKENIZER, on_long="cut")
+
+
+def test_equal_ids_share_one_int_object():
+    (document,), _ = render_all([Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500)  # 257 and up are not shared by Python
+    assert document.input_ids[1] is document.input_ids[2] is document.labels[0]
+
+
+def test_progress_reaches_the_number_of_samples():
+    seen = []
+    render_all([TEXT] * 2500, TOKENIZER, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
