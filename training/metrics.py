@@ -1,0 +1,150 @@
+"""metrics.jsonl, one JSON object a line, and the same figures as plain text for the terminal."""
+
+import json
+import math
+import os
+import textwrap
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Metric(NamedTuple):
+    """How a figure of an evaluation is named and read."""
+
+    key: str
+    label: str
+    percent: bool
+    lower_is_better: bool
+
+
+METRICS = (
+    Metric("loss", "loss", percent=False, lower_is_better=True),
+    Metric("exact_match", "exact match", percent=True, lower_is_better=False),
+    Metric("leak_rate", "leak rate", percent=True, lower_is_better=True),
+    Metric("entity_f1", "entity F1", percent=True, lower_is_better=False),
+    Metric("preserved", "preserved", percent=True, lower_is_better=False),
+)
+
+
+class MetricsLog:
+    """Appends one JSON object a line to `path`; each line is flushed, so a killed run tears the last line at most."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._file = open(self.path, "a", encoding="utf-8")
+
+    def write(self, record: dict) -> None:
+        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of later steps and a torn last line, so that a resumed run repeats no step."""
+        kept = [line for line, record in _records(self.path) if record["step"] <= step]
+        self._file.close()
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_metrics(path) -> tuple[list[dict], list[dict]]:
+    """The lines of metrics.jsonl as (steps, evaluations), "nan" and "inf" as floats again; ValueError for bad lines."""
+    records = [_restored(record) for _, record in _records(path)]
+    return [r for r in records if "eval" not in r], [r for r in records if "eval" in r]
+
+
+def number(value) -> float | None:
+    """The finite float that `value` stands for; None for what cannot be drawn or compared: absent, NaN, infinite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def figure(metric: Metric, value) -> str:
+    """A figure as text: a fraction as per cent, a loss to four digits, an absent one as "-"."""
+    known = number(value)
+    if known is None:
+        return "-" if value is None else str(value)
+    return f"{100 * known:.1f}%" if metric.percent else f"{known:#.4g}"
+
+
+def present_metrics(*evaluations: dict) -> list[Metric]:
+    """The metrics that at least one of the evaluations holds, in the order of METRICS."""
+    return [m for m in METRICS if any(figures.get(m.key) is not None for figures in evaluations)]
+
+
+def before_after_table(before: dict, after: dict) -> str:
+    """An aligned table of {set: {metric: value}} before and after; metrics that no set holds have no row."""
+    shown = present_metrics(*before.values(), *after.values())
+    lines = [f"{'':20}{'before':>10}{'after':>10}"]
+    for name in dict.fromkeys([*before, *after]):
+        was, now = before.get(name, {}), after.get(name, {})
+        rows = [(m.label, figure(m, was.get(m.key)), figure(m, now.get(m.key))) for m in shown]
+        lines += [name, *(f"  {label:18}{old:>10}{new:>10}" for label, old, new in rows)]
+    return "\n".join(lines)
+
+
+def side_by_side(source: str, before: str, after: str, gold: str, width: int = 100, max_lines: int = 12) -> str:
+    """Source and gold across the terminal, the answers before and after in two columns between them."""
+    half = (width - 3) // 2
+    left, right = _wrapped(before, half, max_lines), _wrapped(after, half, max_lines)
+    verdict = "after (equals the gold)" if after == gold else "after (differs from the gold)"
+    pairs = zip_longest(["before", "-" * half, *left], [verdict, "-" * half, *right], fillvalue="")
+    columns = [f"{a:{half}} | {b}".rstrip() for a, b in pairs]
+    top, bottom = _wrapped(source, width, max_lines), _wrapped(gold, width, max_lines)
+    return "\n".join(["source", *top, "", *columns, "", "gold", *bottom])
+
+
+def _wrapped(text: str, width: int, max_lines: int) -> list[str]:
+    """Lines of at most `width` columns, control characters spelled out: an answer may hold terminal commands."""
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    lines = [part for line in safe.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    rest = len(lines) - max_lines
+    return lines if rest <= 0 else [*lines[:max_lines - 1], f"... {rest + 1} more lines"]
+
+
+def _records(path) -> list[tuple[str, dict]]:
+    """(line, object) of each whole line; a last line without its newline was torn by a kill and is left out."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    found, problems = [], []
+    for at, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+            found.append((line, record))
+        except (ValueError, TypeError, KeyError):
+            problems.append(f'{path}:{at}: not a JSON object with a number "step": {line[:80]!r}')
+    if problems:
+        raise ValueError("\n".join([*problems, "Remove these lines, or start the run in a new folder."]))
+    return found
+
+
+def _plain(value):
+    """`value` with 0-d tensors as numbers and non-finite floats as "nan", "inf", "-inf", which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restored(value):
+    """The inverse of `_plain` for non-finite floats."""
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,15 @@
+"""Supervised fine-tuning: cross-entropy at the supervised positions of a packed stream."""
+
+from model.loss import linear_cross_entropy
+
+
+def prepare(model, batch):
+    """Nothing to do: the batch holds all that a step needs."""
+    return batch
+
+
+def loss(model, batch):
+    """sum over supervised positions of -log p(target), their number, and further metrics; batch is a data.packing.Batch on the model's device."""
+    hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)  # (T, D)
+    total, _ = linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets, model.config.final_logit_softcapping)
+    return total, batch.num_targets, {}

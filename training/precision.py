@@ -1,0 +1,57 @@
+"""Which device, which numbers: the only place that decides on dtypes, autocast and loss scaling."""
+
+import contextlib
+import logging
+
+import torch
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one; raises ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"train.device = {name!r} cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """"auto" is bf16 where the device multiplies it faster than float32: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "fp32"
+
+
+class Precision:
+    """Autocast and loss scaling of one run: `with precision.autocast(): ...`, and a scaler that does nothing outside fp16."""
+
+    def __init__(self, name: str, device: torch.device):
+        self.name, self.device, self.dtype = name, device, TYPES[name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self):
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
+        """The dtype that the base's weights are kept in: float32 where they train (their updates are smaller than bfloat16's step)."""
+        if trains_all or wanted == "float32":
+            return torch.float32
+        return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32
+
+
+def full_precision_note(precision: Precision) -> None:
+    if precision.name == "fp16":
+        logging.getLogger(__name__).warning("fp16 was forced: Gemma 3's activations may overflow it; steps with infinite gradients are skipped")

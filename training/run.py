@@ -1,0 +1,103 @@
+"""The run's folder: who holds it, what it was made from, and what a resume must find unchanged."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from training import checkpoint
+from training.config import Config
+from training.metrics import MetricsLog
+from training.progress import say
+
+VERSION = "0.1.0"
+# Keys that may change between a run and its resume: they do not touch what is computed
+FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_samples", "generate.prompts"}
+
+
+class RunFolder:
+    """runs/<name>, held by a lock as long as the process lives."""
+
+    def __init__(self, cfg: Config, resume: bool):
+        """Makes the folder, or opens it to resume; an old run of the same name is moved aside, never overwritten.
+
+        Raises ValueError where another process holds it, where --resume finds no run, or where it cannot be written.
+        """
+        self.path = Path(cfg.run.dir)
+        if resume and not (self.path / "config.toml").is_file():
+            raise ValueError(f"{self.path}: no run to resume here; start it without --resume")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            if not resume and (self.path / "config.toml").exists():
+                self._move_aside()
+            (self.path / "config.toml").write_text(cfg.to_toml(), encoding="utf-8")
+        except OSError as e:
+            raise ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can") from None
+        checkpoint.clean(self.checkpoints)
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _lock(self) -> None:
+        self.lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path}: another process is training here; wait for it, or choose another run.name") from None
+
+    def _move_aside(self) -> None:
+        number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}~{n}").exists())
+        old = self.path.with_name(f"{self.path.name}~{number}")
+        os.replace(self.path, old)
+        say(f"{self.path} held an earlier run; it is now {old}")
+        self.path.mkdir()
+        self.lock.close()
+        self._lock()
+
+    def write_json(self, name: str, value: dict) -> None:
+        """Writes a small JSON file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+    def read_json(self, name: str) -> dict | None:
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str, str]:
+    """What a resume must find as it was: every config key that matters, and hashes of data and base."""
+    keys = {f"{s}.{k}": str(v) for s, section in asdict(cfg).items() for k, v in section.items() if f"{s}.{k}" not in FREE}
+    return keys | {f"file {f}": checkpoint.file_hash(Path(f)) for f in data_files} | {"base model": base_hash}
+
+
+def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
+    """Raises ValueError that lists every difference between the checkpoint's run and this one."""
+    changed = [f"  {k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    if changed:
+        raise ValueError("the checkpoint was made by another run; what differs:\n" + "\n".join(changed) + "\nPut it back, or start a new run without --resume")
+
+
+def environment() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    import torch
+
+    return {"loupe": VERSION, "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(), "system": platform.system()}
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises ValueError before training where `needed` bytes will not fit beside the run."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; free some, or set run.dir elsewhere")

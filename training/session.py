@@ -1,0 +1,248 @@
+"""What train.py does, verb by verb, with what the user sees on the way."""
+
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from lora.inject import unwrap
+from lora.peft_io import load_adapter, save_adapter
+from model.weights import copy_tokenizer, load_model, save_model
+from data import pii
+from data.formats import Sample
+from training import checkpoint, evaluation, loop, setup
+from training.config import Config
+from training.metrics import before_after_table, read_metrics, side_by_side
+from training.optim import make_optimizers
+from training.precision import Precision, pick_device, pick_precision
+from training.progress import bar, say, warn
+from training.report import write_report
+from training.run import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
+
+
+@dataclass
+class Run:
+    """One run: its config, folder and numbers; the trained size is filled in when the adapters are made."""
+
+    cfg: Config
+    folder: RunFolder
+    precision: Precision
+    resume: bool
+    trained: int = 0
+    fit_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+
+
+def open_run(cfg: Config, resume: bool) -> Run:
+    """Takes the run's folder and decides on device and numbers."""
+    device = pick_device(cfg.train.device)
+    precision = Precision(pick_precision(cfg.train.precision, device), device)
+    torch.manual_seed(cfg.run.seed)
+    return Run(cfg, RunFolder(cfg, resume), precision, resume)
+
+
+def load_base(run: Run) -> setup.Base:
+    """The base model with the run's adapters in it."""
+    base = setup.build_base(run.cfg, run.precision)
+    run.trained = setup.add_adapters(base.model, run.cfg)
+    if run.cfg.train.compile:
+        base.model.compile_layers()
+    total = sum(p.numel() for p in base.model.parameters())
+    share = f"{run.trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters train ({run.cfg.adapter.type})"
+    say(f"model      {run.cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
+    return base
+
+
+def load_data(run: Run, base: setup.Base) -> setup.TrainingData:
+    """The run's documents; the folder is checked for room for the checkpoints."""
+    data = setup.build_data(run.cfg, base)
+    check_disk(run.folder.path, (run.cfg.train.keep_checkpoints + 1) * 14 * run.trained)  # weights and two moments in float32, adapters twice
+    return data
+
+
+def measure(run: Run, base: setup.Base, data: setup.TrainingData, what: str) -> dict:
+    """{validation set: {"loss", "tokens", measures...}} and the answers that the report shows."""
+    objective, out, texts = setup.OBJECTIVES[run.cfg.train.objective], {}, {}
+    for v in data.validation:
+        out[v.name] = evaluation.mean_loss(base.model, objective, v.documents, run.precision)
+        answers = evaluation.answer(base.model, base.tokenizer, v.samples[: run.cfg.train.eval_samples], run.cfg.generate, run.precision,
+                                    run.cfg.run.seed, f"{what}: {v.name}")
+        out[v.name] |= evaluation.measures(answers)
+        texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
+    prompts = [Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(run.cfg.generate.prompts, 1)]
+    shown = evaluation.answer(base.model, base.tokenizer, prompts, run.cfg.generate, run.precision, run.cfg.run.seed, what, quiet=True)
+    return {"measures": out, "answers": texts, "prompts": shown.texts}
+
+
+def measure_before(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+    """What the untrained model does; kept in before.json, so that a resume need not ask again."""
+    if run.resume and (before := run.folder.read_json("before.json")):
+        return before
+    before = measure(run, base, data, "before training")
+    run.folder.write_json("before.json", before)
+    return before
+
+
+def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: str) -> int:
+    """Trains; 0, or the exit code where the run was stopped (130) or diverged (1), with what to do on stderr."""
+    cfg, model = run.cfg, base.model
+    loader = setup.build_loader(cfg, data.documents)
+    plan = setup.build_plan(cfg, loader)
+    optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+    print_ = fingerprint(cfg, data.files, base.hash)
+    state = _restore(run, model, optimizers, print_)
+    progress = bar(plan.total_steps, "training", "step", initial=state.step)
+    hooks = _hooks(run, base, data, optimizers, print_, plan, progress)
+    started = time.perf_counter()
+    try:
+        loop.fit(model, setup.OBJECTIVES[cfg.train.objective], loader, optimizers, run.precision, plan, state, hooks)
+        hooks.save(state)
+    except loop.Stopped:
+        say(f"\nstopped after step {state.step} of {plan.total_steps}; continue with:\n    {resume_command}")
+        return 130
+    except loop.Diverged as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as e:
+        print(f"error: out of memory ({str(e).splitlines()[0]}); halve train.batch_size (now {cfg.train.batch_size}) and double "
+              f"train.gradient_accumulation_steps (now {cfg.train.gradient_accumulation_steps}): the result is the same", file=sys.stderr)
+        return 1
+    finally:
+        progress.close()
+    run.fit_seconds, run.tokens_per_second = time.perf_counter() - started, state.tokens / max(state.seconds, 1e-9)
+    say(f"trained    {state.step} steps, {state.tokens:,} tokens in {run.fit_seconds:.0f} s ({run.tokens_per_second:,.0f} tokens/s); "
+        f"best at step {state.best_step}")
+    _load_best(run, model)
+    return 0
+
+
+def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
+    """The state to start from: a fresh one, or the newest whole checkpoint's where the run resumes."""
+    found = checkpoint.load_newest(run.folder.checkpoints, warn) if run.resume else None
+    if found is None:
+        run.folder.metrics.truncate_after(-1)
+        return loop.State()
+    tensors, saved = found
+    refuse_if_changed(saved["fingerprint"], print_)
+    checkpoint.restore(tensors, saved, setup.trained_weights(model), optimizers, run.precision.scaler)
+    state = loop.state_from(saved["loop"])
+    run.folder.metrics.truncate_after(state.step)
+    say(f"resumed    from the checkpoint of step {state.step}")
+    return state
+
+
+def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, print_: dict, plan: loop.Plan, progress) -> loop.Hooks:
+    cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
+
+    def on_step(record: dict) -> None:
+        run.folder.metrics.write(record)
+        progress.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
+        progress.update()
+        if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):
+            left = (plan.total_steps - record["step"]) * record["seconds"]
+            say(f"step {record['step']:>5} of {plan.total_steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:>7,.0f} tokens/s  about {left:,.0f} s left")
+
+    def evaluate() -> float | None:
+        if not data.validation:
+            return None
+        losses = {v.name: evaluation.mean_loss(base.model, objective, v.documents, run.precision) for v in data.validation}
+        step = max(1, progress.n)
+        for name, values in losses.items():
+            run.folder.metrics.write({"step": step, "eval": {"set": name, **values}})
+        if progress.disable:
+            say("          evaluation  " + ", ".join(f"{name} loss {v['loss']:.4f}" for name, v in losses.items()))
+        return next(iter(losses.values()))["loss"]
+
+    def save(state: loop.State) -> None:
+        tensors, extra = checkpoint.capture(setup.trained_weights(base.model), optimizers, run.precision.scaler)
+        try:
+            checkpoint.save(run.folder.checkpoints, state.step, tensors, {**extra, "loop": loop.state_dict(state), "fingerprint": print_},
+                            cfg.train.keep_checkpoints)
+        except OSError as e:
+            warn(f"the checkpoint of step {state.step} could not be written ({e.strerror or e}); the one before it is kept, training goes on")
+
+    def on_skip(record: dict) -> None:
+        run.folder.metrics.write(record)
+        warn(f"step {record['step']} was not applied: not finite; first bad place: {record['layer']}; samples: {', '.join(record['samples'][:4])} ...")
+
+    return loop.Hooks(on_step, evaluate, lambda: save_trained(run, base), save, on_skip)
+
+
+def save_trained(run: Run, base: setup.Base) -> None:
+    """The trained weights under their final names: adapter/ in PEFT's format, or model/ where everything trained."""
+    if run.cfg.adapter.type != "full":
+        save_adapter(base.model, run.folder.path / "adapter", base_model_name=run.cfg.model.name)
+        return
+    dtype = torch.float32 if run.cfg.model.dtype == "float32" else torch.bfloat16
+    save_model(base.model, run.folder.path / "model", dtype)
+    copy_tokenizer(base.folder, run.folder.path / "model")
+
+
+def _load_best(run: Run, model) -> None:
+    """Puts the weights that were best by validation into the model, for the evaluation after training."""
+    if run.cfg.adapter.type != "full":
+        unwrap(model)
+        load_adapter(model, run.folder.path / "adapter")
+        return
+    best = load_model(run.folder.path / "model", torch.float32)
+    model.load_state_dict(best.state_dict())
+
+
+def measure_after(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+    return measure(run, base, data, "after training")
+
+
+def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, after: dict, seconds: float) -> None:
+    """manifest.json, report.html, and the figures on the terminal."""
+    cfg, path = run.cfg, run.folder.path
+    steps, evals = read_metrics(path / "metrics.jsonl")
+    facts = {
+        "name": cfg.run.name, "base": cfg.model.name, "adapter": _adapter_text(cfg), "trained parameters": f"{run.trained:,}",
+        "training samples": f"{len(data.documents):,}", "steps": f"{len(steps):,}", "training time": f"{run.fit_seconds:.0f} s",
+        "whole run": f"{seconds:.0f} s", "tokens per second": f"{run.tokens_per_second:,.0f}", "device": device_name(run.precision.device),
+        "precision": run.precision.name, "peak memory": f"{peak_memory(run.precision.device) / 2**20:,.0f} MiB",
+    }
+    run.folder.write_json("manifest.json", {
+        "run": facts, "environment": environment(), "base_sha256": base.hash, "data_sha256": {f: checkpoint.file_hash(Path(f)) for f in data.files},
+        "before": before["measures"], "after": after["measures"]})
+    write_report(path / "report.html", run=facts, steps=steps, evals=evals, before=before["measures"], after=after["measures"],
+                 examples=_examples(run, before, after))
+    if data.validation:
+        say("\n" + before_after_table(before["measures"], after["measures"]))
+    for i, prompt in enumerate(cfg.generate.prompts):
+        say("\n" + side_by_side(pii.source_text(prompt), before["prompts"][i], after["prompts"][i], None))
+    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {path / ('model' if cfg.adapter.type == 'full' else 'adapter')}")
+
+
+def _examples(run: Run, before: dict, after: dict) -> list[dict]:
+    """The config's prompts and the first rows of each validation set, as the report shows them."""
+    prompts = run.cfg.generate.prompts
+    out = [{"set": "prompt", "source": pii.source_text(p), "gold": "", "before": b, "after": a}
+           for p, b, a in zip(prompts, before["prompts"], after["prompts"], strict=True)]
+    for name, then in before["answers"].items():
+        now = after["answers"][name]
+        rows = zip(now["prompts"], now["golds"], then["texts"], now["texts"], strict=True)
+        out += [{"set": name, "source": pii.source_text(p), "gold": g, "before": b, "after": a} for p, g, b, a in islice(rows, 12)]
+    return out
+
+
+def _adapter_text(cfg: Config) -> str:
+    a = cfg.adapter
+    return "all weights" if a.type == "full" else f"{a.type}, r = {a.r}, alpha = {a.lora_alpha:g}" + (", rsLoRA" if a.use_rslora else "")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator on CUDA, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

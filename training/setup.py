@@ -1,0 +1,117 @@
+"""From the config to the parts of a run: model with its adapters, documents, loader, the loop's numbers."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.doctor import brief, examine
+from data.formats import read_samples
+from data.loader import Loader, split_validation
+from data.render import Document, render_all
+from lora.inject import inject
+from lora.peft_io import load_adapter
+from model.gemma3 import Gemma3ForCausalLM
+from model.tokenizer import Tokenizer
+from model.config import read_config
+from model.hub import resolve
+from model.weights import hash_model, load_model
+from training.config import Config
+from training.loop import Plan
+from training.objectives import pretrain, sft
+from training.precision import Precision
+from training.progress import say, warn
+
+OBJECTIVES = {"sft": sft, "pretrain": pretrain}
+
+
+@dataclass
+class Base:
+    """The base model and where it came from."""
+
+    model: Gemma3ForCausalLM
+    tokenizer: Tokenizer
+    folder: Path
+    hash: str
+
+
+@dataclass
+class ValidationSet:
+    name: str
+    samples: list
+    documents: list[Document]
+
+
+@dataclass
+class TrainingData:
+    documents: list[Document]
+    validation: list[ValidationSet]
+    files: list[str]
+    facts: dict
+
+
+def build_base(cfg: Config, precision: Precision) -> Base:
+    """The base in the dtype that the run wants, on its device, with nothing trainable yet."""
+    folder = resolve(cfg.model.name, cfg.model.revision)
+    tokenizer = Tokenizer(folder)
+    dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
+    if cfg.model.init == "random":
+        model = Gemma3ForCausalLM(read_config(folder)).to(dtype)
+        model.reset_parameters(cfg.run.seed)
+        return Base(model.to(precision.device), tokenizer, folder, f"random weights of seed {cfg.run.seed}")
+    return Base(load_model(folder, dtype, precision.device), tokenizer, folder, hash_model(folder))
+
+
+def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
+    """Makes the config's adapters, or all of the model, trainable; returns how many numbers train."""
+    a = cfg.adapter
+    if a.type == "full":
+        model.requires_grad_(True)
+    elif a.init_from:
+        load_adapter(model, a.init_from)
+    else:
+        inject(model, type=a.type, r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, use_rslora=a.use_rslora,
+               target_modules=a.target_modules, seed=cfg.run.seed)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def build_data(cfg: Config, base: Base) -> TrainingData:
+    """Reads, checks, renders and splits the run's files; raises ValueError with all that is wrong in them."""
+    train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
+    sets = []
+    for file in cfg.data.validation:
+        samples, bad = read_samples([file], cfg.data.format, cfg.data.on_bad)
+        sets.append((Path(file).stem, samples))
+        problems += bad
+    if not sets and cfg.data.validation_fraction:
+        train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
+        sets.append(("validation", held_out))
+    documents, counts = _render(cfg, base, train)
+    validation = [ValidationSet(name, samples, _render(cfg, base, samples)[0]) for name, samples in sets]
+    report = examine(train, documents, [s for v in validation for s in v.samples], cfg.data.max_length, problems, counts)
+    say(brief(report))
+    if problems:
+        warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
+    return TrainingData(documents, validation, [*cfg.data.train, *cfg.data.validation], report)
+
+
+def _render(cfg: Config, base: Base, samples):
+    loss_on = "all" if cfg.train.objective == "pretrain" else cfg.data.loss_on
+    return render_all(samples, base.tokenizer, loss_on, cfg.data.max_length, cfg.data.on_long, base.model.config.vocab_size)
+
+
+def build_loader(cfg: Config, documents: list[Document]) -> Loader:
+    t = cfg.train
+    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, fill=t.compile and t.max_tokens > 0)
+
+
+def build_plan(cfg: Config, loader: Loader) -> Plan:
+    t = cfg.train
+    per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
+    return Plan(t.max_steps or math.ceil(t.epochs * per_epoch), len(loader), t.gradient_accumulation_steps, t.learning_rate, t.lr_scheduler,
+                t.warmup_steps, t.max_grad_norm, t.eval_every, t.save_every, t.early_stopping_patience)
+
+
+def trained_weights(model) -> dict[str, torch.Tensor]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
