@@ -1,0 +1,186 @@
+"""ARCHITECTURE in tests: imports run down only, and each kind of line stands where it is at home."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("train.py", "evaluate.py", "generate.py", "export.py")
+MAY_IMPORT = {"model": set(), "lora": set(), "data": set(), "training": {"lora", "data", "model"}, "formats": {"lora", "model"}}
+REFERENCES = {"transformers", "peft", "xllamacpp"}  # what tests compare with; nothing that a user runs needs them
+SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
+OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
+
+
+def sources():
+    """{path from the root: text} of all Python of ours that is neither test nor benchmark."""
+    files = [ROOT / script for script in SCRIPTS] + [file for room in MAY_IMPORT for file in sorted((ROOT / room).rglob("*.py"))]
+    return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
+
+
+def imports(tree, top_level_only=False):
+    """The modules that a tree imports, as (line, "a.b.c"); `from a import b` counts as a.b, which may be a name or a module."""
+    found, nodes = [], [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+        if not (top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def against_the_arrows(path, text):
+    """The imports of the file that the arrows forbid, as "file:line imports module"."""
+    room = path.split("/")[0] if "/" in path else None
+    upstairs = {Path(script).stem for script in SCRIPTS} | {"tests", "benchmarks"}
+    forbidden = (upstairs | REFERENCES | set(MAY_IMPORT)) - {room} - MAY_IMPORT[room] if room else REFERENCES | {"tests", "benchmarks"}
+    return [f"{path}:{line} imports {module}" for line, module in imports(ast.parse(text)) if module.split(".")[0] in forbidden]
+
+
+def docstrings(tree):
+    """The nodes of docstrings and other bare strings: they may talk about anything."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+
+
+def strings(tree):
+    """(line, text) of every string that is no docstring, the fixed parts of f-strings included."""
+    skipped = docstrings(tree)
+    return [(n.lineno, n.value) for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skipped]
+
+
+def names(tree):
+    """(line, dotted name) of every variable and attribute: cfg.train.epochs gives cfg, cfg.train and cfg.train.epochs."""
+    return [(n.lineno, ast.unparse(n)) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
+
+
+def run_config(tree):
+    """cfg.<section>: model/ may call a Gemma3Config cfg, which has no such sections."""
+    parts = [(line, name.split(".")) for line, name in names(tree)]
+    return [line for line, part in parts if len(part) > 1 and part[0] == "cfg" and part[1] in SECTIONS]
+
+
+def distributed(tree):
+    found = [line for line, name in names(tree) if name.startswith(("dist.", "torch.distributed"))]
+    found += [line for line, module in imports(tree) if module.startswith("torch.distributed")]
+    return found + [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Compare) and ast.unparse(n).split(".")[-1] in ("rank == 0", "rank() == 0")]
+
+
+def grad_scaler(tree):
+    return [line for line, name in names(tree) if name.split(".")[-1] == "GradScaler"]
+
+
+def optimizer_made(tree):
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    return [n.lineno for n in calls if ast.unparse(n.func).split(".")[-1] in OPTIMIZERS]
+
+
+def turn_marks(tree):
+    return [line for line, text in strings(tree) if "<start_of_turn>" in text]
+
+
+def minus_hundred(tree):
+    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) and ast.unparse(n.operand) == "100"]
+
+
+def peft_prefix(tree):
+    return [line for line, text in strings(tree) if "base_model.model." in text]
+
+
+def gguf_names(tree):
+    return [line for line, text in strings(tree) if "blk." in text]
+
+
+# rule, where it is at home (files, or folders that end with /), a line that breaks it, a line that does not
+HOMES = {
+    "cfg.": (run_config, (*SCRIPTS, "training/"), "r = cfg.adapter.r", "n = cfg.hidden_size"),
+    "dist.": (distributed, ("training/distributed.py",), "from torch import distributed as dist", "distance.sum()"),
+    "rank == 0": (distributed, ("training/distributed.py",), "if self.rank == 0: save()", "if rank == 1: pass"),
+    "GradScaler": (grad_scaler, ("training/precision.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
+    "<start_of_turn>": (turn_marks, ("model/tokenizer.py", "model/tiny/recipe/"), "s = f'<start_of_turn>{r}'", '"""<start_of_turn> opens a turn."""'),
+    "-100": (minus_hundred, ("data/render.py",), "labels = [-100] * n", "x = y - 100"),
+    "base_model.model.": (peft_prefix, ("lora/peft_io.py",), "name = 'base_model.model.' + name", "# base_model.model. is PEFT's"),
+    "blk.": (gguf_names, ("formats/",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
+    "optimisers": (optimizer_made, ("training/optim.py",), "o = torch.optim.AdamW(p)", "o: torch.optim.Optimizer"),
+}
+
+
+def strays(find, home):
+    """Where the rule finds a line outside its home, as "file:line"."""
+    abroad = {path: text for path, text in sources().items() if not any(path == h or (h.endswith("/") and path.startswith(h)) for h in home)}
+    return [f"{path}:{line}" for path, text in abroad.items() for line in find(ast.parse(text))]
+
+
+def test_imports_run_down_only():
+    found = [line for path, text in sources().items() for line in against_the_arrows(path, text)]
+    assert not found, "imports against the arrows of CONTRIBUTING.md:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("model/gemma3.py", "from lora.layer import LoRALinear"),
+        ("model/weights.py", "def f():\n    import training.config"),
+        ("lora/inject.py", "import model.gemma3"),
+        ("data/render.py", "from model.tokenizer import Tokenizer"),
+        ("formats/gguf.py", "import numpy, data.formats"),
+        ("training/loop.py", "from train import main"),
+        ("training/loop.py", "import formats.gguf"),
+        ("model/weights.py", "from transformers import AutoModel"),
+        ("export.py", "import peft"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(path, line):
+    assert against_the_arrows(path, line)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("training/loop.py", "from model.loss import linear_cross_entropy\nfrom data.packing import pack"),
+        ("formats/gemma3_gguf.py", "from lora.merge import merged\nimport model.weights"),
+        ("data/loader.py", "from data.packing import pack"),
+        ("train.py", "from training import session\nfrom formats import gguf"),
+    ],
+)
+def test_an_import_along_the_arrows_passes(path, line):
+    assert not against_the_arrows(path, line)
+
+
+@pytest.mark.parametrize("rule", HOMES)
+def test_a_line_stands_only_where_it_is_at_home(rule):
+    find, home, _, _ = HOMES[rule]
+    assert not strays(find, home), f"{rule} belongs in {', '.join(home)}"
+
+
+@pytest.mark.parametrize("rule", HOMES)
+def test_each_rule_sees_what_breaks_it_and_nothing_else(rule):
+    find, _, wrong, right = HOMES[rule]
+    assert find(ast.parse(wrong)) and not find(ast.parse(right))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_torch(script):
+    """Neither the script nor a module that it imports at its top may import torch there: --help answers at once."""
+    done = subprocess.run([sys.executable, "-X", "importtime", script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr[-500:]
+    assert not loaded & {"torch", "numpy", "tokenizers", "huggingface_hub", *REFERENCES}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_nothing_that_help_touches_imports_torch_at_its_top(script):
+    """The same from the source, which names the file and the line."""
+    texts, found, queue = sources(), [], [script]
+    for path in queue:
+        for line, module in imports(ast.parse(texts[path]), top_level_only=True):
+            if module.split(".")[0] == "torch":
+                found.append(f"{path}:{line}")
+            stem = module.replace(".", "/")
+            queue += [p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts and p not in queue]
+    assert not found

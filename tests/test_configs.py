@@ -1,0 +1,218 @@
+import json
+import re
+import tomllib
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.formats import read_samples
+from data.loader import prompt_of
+from data.pii import INSTRUCTION
+from data.samples.make_small import make_all, to_jsonl
+from training.config import Adapter, Config, Data, Generate, Model, Run, Train, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = [ROOT / "small.toml", *sorted((ROOT / "configs").glob("*.toml"))]
+BRING_YOUR_OWN = ("lab-pii-270m.toml", "tiny-base.toml")  # their data is not in the checkout
+SAMPLES = ROOT / "data" / "samples"
+
+
+def config_file(folder, text):
+    path = folder / "some.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n' + text, encoding="utf-8")
+    return path
+
+
+def message_of(path, overrides=()):
+    with pytest.raises(ValueError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+# --- the recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_recipe_loads(path):
+    cfg = load_config(path)
+    assert cfg.run.dir == f"runs/{cfg.run.name}" and cfg.data.train
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_recipe_says_in_its_header_what_it_costs_and_how_to_run_it(path):
+    header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header and f"train.py --config {path.relative_to(ROOT).as_posix()}" in header[0]
+    assert "measured" in header[0]
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.name not in BRING_YOUR_OWN], ids=lambda p: p.name)
+def test_the_data_of_a_recipe_is_in_the_checkout_and_validation_is_not_trained_on(path):
+    cfg = load_config(path)
+    trained, problems = read_samples([ROOT / file for file in cfg.data.train])
+    held_out = read_samples([ROOT / file for file in cfg.data.validation])[0] if cfg.data.validation else []
+    assert not problems and not {prompt_of(s) for s in trained} & {prompt_of(s) for s in held_out}
+
+
+def test_the_labs_recipe_is_the_labs():
+    cfg = load_config(ROOT / "configs" / "lab-pii-270m.toml")
+    assert cfg.adapter == Adapter(
+        type="lora", r=128, lora_alpha=128.0, lora_dropout=0.0,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )  # fmt: skip
+    t = cfg.train
+    assert (t.batch_size, t.gradient_accumulation_steps, t.epochs, t.learning_rate) == (8, 1, 1, 5e-5)
+    assert (t.lr_scheduler, t.warmup_steps, t.weight_decay, cfg.run.seed, cfg.data.max_length) == ("linear", 5, 0.01, 3407, 2048)
+    assert cfg.data.loss_on == "response" and cfg.data.validation_fraction > 0
+    assert cfg.generate.prompts[0].startswith(INSTRUCTION + "\n\nText:\n")
+
+
+def test_the_small_samples_are_what_their_script_writes():
+    for name, rows in make_all().items():
+        assert (SAMPLES / name).read_text(encoding="utf-8") == to_jsonl(rows), f"{name}: run data/samples/make_small.py"
+
+
+def test_no_review_of_validation_shares_a_clause_with_training():
+    clauses = {}
+    for name in ("classification", "classification-val"):
+        rows = [json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert {label: sum(r["output"] == label for r in rows) for label in ("positive", "negative", "neutral")} == dict.fromkeys(
+            ("positive", "negative", "neutral"), len(rows) // 3
+        )
+        clauses[name] = {clause for row in rows for clause in re.split(r"(?<=[.!])\s(?!!)", row["input"])}
+    assert not clauses["classification"] & clauses["classification-val"]
+
+
+# --- what a user gets wrong
+
+
+def test_a_misspelt_key_is_an_error_that_names_the_right_one(tmp_path):
+    assert "no key train.learning_rat; did you mean 'learning_rate'?" in message_of(config_file(tmp_path, "[train]\nlearning_rat = 1e-4\n"))
+
+
+def test_an_unknown_section_is_an_error_that_names_the_right_one(tmp_path):
+    assert "no section [trian]; did you mean 'train'?" in message_of(config_file(tmp_path, "[trian]\nepochs = 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("[train]\nbatch_size = 2.5", "train.batch_size = 2.5 must be a whole number"),
+        ("[train]\nbatch_size = true", "train.batch_size = True must be a whole number"),
+        ("[train]\nlearning_rate = '1e-4'", "train.learning_rate = '1e-4' must be a number"),
+        ("[train]\nshuffle = 1", "train.shuffle = 1 must be true or false"),
+        ("[run]\nname = 5", "run.name = 5 must be a string"),
+        ("[adapter]\ntarget_modules = [1]", "adapter.target_modules = [1] must be a string or a list of strings"),
+        ("[train]\nobjective = 'stf'", "train.objective = 'stf' is not one of 'sft', 'pretrain'"),
+    ],
+)
+def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, expected):
+    assert expected in message_of(config_file(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("[adapter]\nr = 0", "adapter.r = 0 must be at least 1"),
+        ("[adapter]\nlora_dropout = 1.0", "adapter.lora_dropout = 1.0 must be below 1"),
+        ("[train]\nlearning_rate = nan", "train.learning_rate = nan must be at least 0"),
+        ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
+        ("[train]\nprecision = 'fp16'", "train.force_fp16"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expected):
+    assert expected in message_of(config_file(tmp_path, line))
+
+
+def test_all_problems_stand_in_one_message(tmp_path):
+    text = message_of(config_file(tmp_path, "[train]\nepoch = 1\nbatch_size = 'x'\n[nowhere]\na = 1\n"), ["adapter.rank=8", "nonsense"])
+    assert len(text.splitlines()) == 5
+    for part in ("train.epoch;", "train.batch_size", "[nowhere]", "adapter.rank", "--set nonsense"):
+        assert part in text
+
+
+def test_a_key_outside_a_section_is_an_error(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text("epochs = 1\n")
+    assert "epochs stands outside a section" in message_of(path)
+
+
+def test_training_data_must_be_named(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text("[train]\nepochs = 1\n")
+    assert "data.train is missing" in message_of(path)
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
+    assert "nowhere.toml: no such file" in message_of(tmp_path / "nowhere.toml")
+    assert "some.toml: not valid TOML" in message_of(config_file(tmp_path, "[train\n"))
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.learning_rate=1e-3", "train", "learning_rate", 1e-3),
+        ("train.learning_rate=1", "train", "learning_rate", 1.0),
+        ("model.name=some/folder", "model", "name", "some/folder"),
+        ('model.name="tiny"', "model", "name", "tiny"),
+        ("data.train=a.jsonl", "data", "train", ["a.jsonl"]),
+        ('data.train=["a.jsonl", "b.jsonl"]', "data", "train", ["a.jsonl", "b.jsonl"]),
+        ("train.shuffle=false", "train", "shuffle", False),
+        ("run.name=a=b", "run", "name", "a=b"),
+    ],
+)
+def test_set_overrides_the_file(tmp_path, override, section, key, value):
+    found = getattr(getattr(load_config(config_file(tmp_path, "[train]\nlearning_rate = 5e-5\n"), [override]), section), key)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_override_wins(tmp_path):
+    assert load_config(config_file(tmp_path, ""), ["train.epochs=2", "train.epochs=3"]).train.epochs == 3
+
+
+def test_name_and_folder_of_a_run_come_from_the_file_name(tmp_path):
+    cfg = load_config(config_file(tmp_path, ""))
+    assert (cfg.run.name, cfg.run.dir) == ("some", "runs/some")
+
+
+def test_every_key_has_a_docstring():
+    text = (ROOT / "training" / "config.py").read_text(encoding="utf-8")
+    for part in (Run, Model, Adapter, Data, Train, Generate):
+        body = text.split(f"class {part.__name__}:")[1]
+        for f in fields(part):
+            assert re.search(rf'^    {f.name}: .*\n    """', body, re.M), f"{part.__name__}.{f.name} has no docstring"
+
+
+# --- the resolved config that a run writes
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+words = texts.filter(bool)
+rates = st.floats(min_value=0, max_value=1e6, allow_nan=False)
+counts = st.integers(min_value=1, max_value=2**40)
+configs = st.builds(
+    Config,
+    run=st.builds(Run, name=words, dir=words, seed=st.integers(-(2**40), 2**40)),
+    model=st.builds(Model, name=texts, dtype=st.sampled_from(["auto", "float32", "bfloat16"])),
+    adapter=st.builds(Adapter, r=counts, lora_alpha=rates, use_rslora=st.booleans(), target_modules=st.lists(texts, max_size=3)),
+    data=st.builds(Data, train=st.lists(texts, min_size=1, max_size=3), validation=st.lists(texts, max_size=3), max_length=st.integers(2, 2**40)),
+    train=st.builds(Train, max_steps=counts, learning_rate=rates, weight_decay=rates, shuffle=st.booleans(), device=texts),
+    generate=st.builds(Generate, temperature=rates, prompts=st.lists(texts, max_size=3)),
+)
+
+
+@given(cfg=configs)
+def test_a_config_survives_the_way_through_toml(cfg, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    path.write_text(cfg.to_toml(), encoding="utf-8", newline="")
+    assert load_config(path) == cfg
+
+
+def test_a_config_is_written_as_one_would_write_it():
+    text = replace(Config(), run=Run(name='a "b" \\ c\n', seed=1)).to_toml()
+    assert text.startswith('[run]\nname = "a \\"b\\" \\\\ c\\n"\ndir = ""\nseed = 1\n')
+    assert tomllib.loads(text) == asdict(Config()) | {"run": {"name": 'a "b" \\ c\n', "dir": "", "seed": 1}}
