@@ -2,30 +2,25 @@
 
 import argparse
 import json
-import os
 import sys
+
+from training.cli import Loaded, add_model_arguments, load, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """model -> adapter -> one answer, or a chat until Ctrl-D.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
     args = parse_arguments(argv)
-    try:
-        bot = load(args)
-        return answer(bot, args) if args.prompt is not None else chat(bot, args)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    except (ValueError, FileNotFoundError) as e:
-        if os.environ.get("LOUPE_TRACEBACK"):
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    return run(lambda: speak(args))
+
+
+def speak(args: argparse.Namespace) -> int:
+    bot = Bot(load(args), args)
+    return answer(bot, args) if args.prompt is not None else chat(bot, args)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="generate.py", description="Prompt a Gemma 3 model; without --prompt, chat with it (Ctrl-D ends).")
-    parser.add_argument("--model", required=True, metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
+    add_model_arguments(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="what the user says")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (default); 1: as the model has it")
@@ -34,9 +29,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default %(default)s)")
     parser.add_argument("--raw", action="store_true", help="no chat turns: the model continues <bos> and the prompt")
     parser.add_argument("--json", action="store_true", help='print one object: {"text", "token_ids", "stop_reason"}')
-    parser.add_argument("--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...')
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
-                        help="type of the weights and sums (default: by device)")
     args = parser.parse_args(argv)
     if args.prompt is None and (args.raw or args.json):
         parser.error("--raw and --json go with --prompt")
@@ -46,8 +38,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 class Bot:
     """A model, its tokenizer, and how its tokens are chosen."""
 
-    def __init__(self, model, tokenizer, stop_ids, precision, args):
-        self.model, self.tokenizer, self.stop_ids, self.precision = model, tokenizer, stop_ids, precision
+    def __init__(self, loaded: Loaded, args: argparse.Namespace):
+        from model.tokenizer import read_generation_stops
+
+        self.model, self.tokenizer, self.precision = loaded.model, loaded.tokenizer, loaded.precision
+        self.stop_ids = loaded.tokenizer.stop_ids | read_generation_stops(loaded.folder)
         self.settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
     def complete(self, prompt: list[int], seed: int, show: bool):
@@ -65,25 +60,6 @@ class Bot:
         if show:
             print(stream.flush(), end="")
         return done
-
-
-def load(args: argparse.Namespace) -> Bot:
-    """Torch and the weights are loaded here, after the command line was found good."""
-    from model.hub import resolve
-    from model.tokenizer import Tokenizer, read_generation_stops
-    from model.weights import load_model
-    from training.precision import Precision, pick_device, pick_precision
-
-    device = pick_device(args.device)
-    precision = Precision(pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device)
-    folder = resolve(args.model)
-    tokenizer = Tokenizer(folder)
-    model = load_model(folder, precision.dtype, device)
-    if args.adapter:
-        from lora.peft_io import load_adapter
-
-        load_adapter(model, args.adapter)
-    return Bot(model, tokenizer, tokenizer.stop_ids | read_generation_stops(folder), precision, args)
 
 
 def answer(bot: Bot, args: argparse.Namespace) -> int:

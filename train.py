@@ -1,10 +1,10 @@
 """Fine-tune a Gemma 3: python train.py --config small.toml [--set section.key=value ...] [--resume]"""
 
 import argparse
-import os
-import signal
 import sys
 import time
+
+from training.cli import DONE, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,26 +14,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one key; may be repeated")
     parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
     args = parser.parse_args(argv)
+    return run(lambda: train(args), stopped=f"stopped; continue with:\n    {resume_command(args)}")
+
+
+def train(args) -> int:
+    """The whole run; torch is loaded here, after the config was found good."""
     from training.config import load_config
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to stop; the loop takes both over while it runs
-    stopped = "stopped"
-    try:
-        cfg = load_config(args.config, args.overrides)
-        stopped += "; nothing was trained yet"
-        return train(cfg, args)
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except ValueError as e:
-        if os.environ.get("LOUPE_TRACEBACK"):
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-
-
-def train(cfg, args) -> int:
-    """The whole run; torch is loaded here, after the config was found good."""
+    cfg = load_config(args.config, args.overrides)
     from training import session
 
     started = time.perf_counter()
@@ -42,11 +30,11 @@ def train(cfg, args) -> int:
     data = session.load_data(run, base)
     before = session.measure_before(run, base, data)
     code = session.fit(run, base, data, resume_command(args))
-    if code:
-        return code
-    after = session.measure_after(run, base, data)
-    session.report(run, base, data, before, after, time.perf_counter() - started)
-    return 0
+    if code == DONE:
+        after = session.measure_after(run, base, data)
+        before = before or session.measure_without_adapter(run, base, data)
+        session.report(run, base, data, before, after, time.perf_counter() - started)
+    return code
 
 
 def resume_command(args) -> str:

@@ -50,19 +50,18 @@ class Tokenizer:
         """A conversation as pieces (ids, is a response) in order, without <bos>; the response's <end_of_turn> belongs to the response.
 
         `messages` are (role, content) pairs: a system turn, if any, first (it is put before the first user's text), then user and
-        assistant in turn.  Content is stripped, as in Gemma's published template.
+        assistant in turn.  User's and assistant's content is stripped and the system's is not, as in Gemma's published template.
         """
         pieces, system = [], ""
         for role, content in messages:
-            content = content.strip()
             if role == "system":
                 system = content + "\n\n"
             elif role == "user":
-                pieces.append((self._open_turn(role, system + content) + [self.end_of_turn_id] + self.encode("\n"), False))
+                pieces.append((self._open_turn(role, system + content.strip()) + [self.end_of_turn_id] + self.encode("\n"), False))
                 system = ""
             else:
                 pieces.append((self._open_turn(role), False))
-                pieces.append((self.encode(content) + [self.end_of_turn_id], True))
+                pieces.append((self.encode(content.strip()) + [self.end_of_turn_id], True))
                 pieces.append((self.encode("\n"), False))
         return pieces
 

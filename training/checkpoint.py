@@ -2,7 +2,8 @@
 
     checkpoints/step-00000120/
         tensors.safetensors    trained weights, optimiser and RNG states
-        state.json             counters, optimiser settings, scaler, fingerprint of config, data and base; SHA-256 of tensors.safetensors
+        state.json             counters, optimiser settings, scaler, fingerprint of config, data and base
+        SHA256SUMS             of these two, for us and for `sha256sum -c`
 
 A checkpoint is written under a temporary name, flushed to the disk, and renamed: after a crash at any moment the last whole one is there.
 """
@@ -15,8 +16,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-TEMPORARY = ".partial-"
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+TEMPORARY, REPLACED = ".partial-", ".replaced-"
 
 
 def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[str, torch.Tensor], dict]:
@@ -57,29 +61,37 @@ def restore(tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, to
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int) -> Path:
     """Writes folder/step-N whole or not at all, then removes all but the `keep` newest; an OSError (a full disk) leaves the old ones as they are."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    final, partial = folder / f"step-{step:08d}", folder / f"{TEMPORARY}step-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    clean(folder)
+    final = folder / f"step-{step:08d}"
+    partial, replaced = folder / f"{TEMPORARY}{final.name}", folder / f"{REPLACED}{final.name}"
     partial.mkdir()
     try:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial / "tensors.safetensors")
-        _sync(partial / "tensors.safetensors")
-        state = {**state, "step": step, "sha256": file_hash(partial / "tensors.safetensors")}
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        _sync(partial / "state.json")
-        _sync(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        _write(partial, tensors, {**state, "step": step})
+        if final.exists():  # saved at this step before; a folder cannot be replaced in one go, and clean() puts it back after a kill in between
+            os.replace(final, replaced)
         os.replace(partial, final)
         _sync(folder)
+    except SafetensorError as e:  # what the library makes of a full disk
+        clean(folder)
+        raise OSError(str(e)) from e
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        clean(folder)
         raise
-    for old in checkpoints(folder)[:-keep]:
+    kept = [p for p in checkpoints(folder) if p <= final][-keep:]  # later ones were damaged: the run went back behind them
+    for old in set(checkpoints(folder)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
+    clean(folder)
     return final
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """The three files, flushed to the disk."""
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    (folder / SUMS).write_text("".join(f"{file_hash(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8")
+    for path in (folder / TENSORS, folder / STATE, folder / SUMS, folder):
+        _sync(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -88,7 +100,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed saves left."""
+    """Removes what killed saves left, and puts back a checkpoint whose replacement did not arrive."""
+    for p in folder.glob(f"{REPLACED}*"):
+        final = folder / p.name.removeprefix(REPLACED)
+        if final.exists():
+            shutil.rmtree(p, ignore_errors=True)
+        else:
+            os.replace(p, final)
     for p in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(p, ignore_errors=True)
 
@@ -98,13 +116,11 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
 
     Raises ValueError where checkpoints exist and all are damaged: starting anew without a word would hide the loss.
     """
-    from safetensors.torch import load_file
-
     found = checkpoints(folder)
     for path in reversed(found):
         problem = _damage(path)
         if problem is None:
-            return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
         warn(f"{problem}; trying the checkpoint before it")
     if found:
         raise ValueError(f"{folder}: all {len(found)} checkpoints are damaged; remove the folder to start anew")
@@ -112,15 +128,17 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
 
 
 def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, the first of them named; None where each has the SHA-256 that was noted."""
+    file = path / SUMS
     try:
-        wanted = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        return f"{path / 'state.json'} is damaged ({e})"
-    try:
-        found = file_hash(path / "tensors.safetensors")
-    except OSError as e:
-        return f"{path / 'tensors.safetensors'} cannot be read ({e})"
-    return None if found == wanted else f"{path / 'tensors.safetensors'} is damaged (its SHA-256 is not the one noted)"
+        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines())}
+        for name in (TENSORS, STATE):
+            file = path / name
+            if file_hash(file) != wanted.get(name):
+                return f"{file} is damaged: its SHA-256 is not the one noted in {SUMS}"
+    except (OSError, UnicodeDecodeError) as e:
+        return f"{file} cannot be read ({e})"
+    return None
 
 
 def file_hash(path: Path) -> str:

@@ -53,7 +53,7 @@ class Data:
     train: list[str] = field(default_factory=list)
     """Training file or files (JSON array or JSONL)."""
     validation: list[str] = field(default_factory=list)
-    """Validation file or files; each is measured on its own, the first one decides which adapter is best."""
+    """Validation file or files; each is measured before and after, the first one's loss also on the way: it decides which adapter is best."""
     validation_fraction: float = 0.05
     """Share of the training rows held out where no validation file is named; 0: none."""
     format: Literal["auto", "json", "jsonl"] = "auto"
@@ -109,7 +109,7 @@ class Train:
     eval_every: int = 0
     """Steps between evaluations; 0: at the end only."""
     eval_samples: int = 100
-    """Rows of each validation set that are generated before and after; all rows count for the loss."""
+    """Rows of each validation set that are measured; 0: all."""
     save_every: int = 0
     """Steps between checkpoints; 0: none but when stopped."""
     keep_checkpoints: int = 2
@@ -268,7 +268,7 @@ def _toml(value) -> str:
     if isinstance(value, str):
         import json
 
-        return json.dumps(value, ensure_ascii=False)  # a TOML basic string has JSON's escapes
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a TOML basic string has JSON's escapes, and refuses a raw DEL
     if isinstance(value, list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return repr(value)

@@ -29,6 +29,7 @@ class State:
     best_loss: float = math.inf
     best_step: int = -1
     stale: int = 0  # evaluations since the best one
+    evaluated: int = -1  # step of the last evaluation
     tokens: int = 0
     seconds: float = 0.0
 
@@ -62,20 +63,21 @@ class Hooks:
     """What the loop calls: each is a plain function."""
 
     on_step: callable
-    evaluate: callable  # () -> the validation loss that decides
+    evaluate: callable  # (step) -> the validation loss that decides, None without validation data
     keep_best: callable
-    save: callable
+    save: callable  # writes a checkpoint of the state
     on_skip: callable = field(default=lambda message: None)
 
 
 def fit(model, objective, loader, optimizers, precision, plan: Plan, state: State, hooks: Hooks) -> None:
-    """Trains until plan.total_steps or early stopping; raises Stopped after SIGINT or SIGTERM, Diverged after MAX_BAD_STEPS bad steps in a row."""
+    """Trains until plan.total_steps or early stopping, evaluates and saves; raises Stopped after SIGINT or SIGTERM, Diverged after MAX_BAD_STEPS
+    bad steps in a row."""
     trained = [p for p in model.parameters() if p.requires_grad]
     device = precision.device
     with _StopSignal() as stop:
-        while state.step < plan.total_steps:
+        while not _done(state, plan):
             batches = iter(loader.batches(state.epoch, state.batch))
-            while state.step < plan.total_steps and (window := list(islice(batches, plan.accumulate))):
+            while not _done(state, plan) and (window := list(islice(batches, plan.accumulate))):
                 start = time.perf_counter()
                 rate = plan.learning_rate * lr_factor(state.step, plan.total_steps, plan.warmup_steps, plan.lr_scheduler)
                 record = train_step(model, objective, window, trained, optimizers, precision, rate, plan.max_grad_norm)
@@ -86,18 +88,25 @@ def fit(model, objective, loader, optimizers, precision, plan: Plan, state: Stat
                 epoch = state.epoch + state.batch / plan.batches_per_epoch
                 hooks.on_step({"step": state.step, "epoch": round(epoch, 4), **record,
                                "tokens_per_second": round(record["tokens"] / seconds, 1), "seconds": round(seconds, 4)})
-                due = plan.eval_every and state.step % plan.eval_every == 0
-                if due and state.step < plan.total_steps and _stale(hooks, state, plan.patience):
-                    return
+                if plan.eval_every and state.step % plan.eval_every == 0 and state.step < plan.total_steps:
+                    _evaluate(hooks, state)
                 if stop.asked or (plan.save_every and state.step % plan.save_every == 0):
-                    hooks.save(state)
+                    hooks.save()
                 if stop.asked:
                     raise Stopped
-            if state.step < plan.total_steps:
+            if not _done(state, plan):
                 state.epoch, state.batch = state.epoch + 1, 0
         if device.type == "cuda":
             torch.cuda.synchronize()
-        _stale(hooks, state, 0)
+        if state.evaluated < state.step:
+            _evaluate(hooks, state)
+        hooks.save()
+        if stop.asked:
+            raise Stopped
+
+
+def _done(state: State, plan: Plan) -> bool:
+    return state.step >= plan.total_steps or 0 < plan.patience <= state.stale
 
 
 def train_step(model, objective, window, trained, optimizers, precision, rate: float, max_grad_norm: float) -> dict:
@@ -171,7 +180,7 @@ def first_bad_layer(model, objective, window, precision) -> str | None:
                 found.append(f"the output of {name}")
         return hook
 
-    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n and not list(m.children())]
+    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
     try:
         for batch in window:
             with precision.autocast():
@@ -182,15 +191,15 @@ def first_bad_layer(model, objective, window, precision) -> str | None:
     return found[0] if found else None
 
 
-def _stale(hooks: Hooks, state: State, patience: int) -> bool:
-    """Evaluates and keeps the best; True where `patience` evaluations in a row were no better."""
-    loss = hooks.evaluate()
-    if loss is None or loss < state.best_loss:
-        state.best_loss, state.best_step, state.stale = math.inf if loss is None else loss, state.step, 0
+def _evaluate(hooks: Hooks, state: State) -> None:
+    """Evaluates and keeps the best; without validation data the latest counts as the best, and the first is kept even where its loss is NaN."""
+    loss = hooks.evaluate(state.step)
+    state.evaluated = state.step
+    if loss is None or loss < state.best_loss or state.best_step < 0:
+        state.best_loss, state.best_step, state.stale = loss if loss is not None and math.isfinite(loss) else math.inf, state.step, 0
         hooks.keep_best()
-        return False
-    state.stale += 1
-    return bool(patience) and state.stale >= patience
+    else:
+        state.stale += 1
 
 
 def _move(batch, device):

@@ -33,17 +33,26 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            if not resume and (self.path / "config.toml").exists():
+            if not resume and self._holds_a_run():
                 self._move_aside()
-            (self.path / "config.toml").write_text(cfg.to_toml(), encoding="utf-8")
+            if not resume:  # a resume writes it once it has proved to be of the same run
+                self.write_config(cfg)
+            checkpoint.clean(self.checkpoints)
+            self.metrics = MetricsLog(self.path / "metrics.jsonl")
         except OSError as e:
             raise ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can") from None
-        checkpoint.clean(self.checkpoints)
-        self.metrics = MetricsLog(self.path / "metrics.jsonl")
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def write_config(self, cfg: Config) -> None:
+        (self.path / "config.toml").write_text(cfg.to_toml(), encoding="utf-8")
+
+    def _holds_a_run(self) -> bool:
+        """Whether a step was done here; a start that failed on its input leaves nothing worth keeping."""
+        log = self.path / "metrics.jsonl"
+        return (log.is_file() and log.stat().st_size > 0) or any((self.path / n).exists() for n in ("adapter", "model", "checkpoints"))
 
     def _lock(self) -> None:
         self.lock = open(self.path / ".lock", "w")

@@ -7,15 +7,16 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from lora.inject import unwrap
-from lora.peft_io import load_adapter, save_adapter
-from model.weights import copy_tokenizer, load_model, save_model
 from data import pii
 from data.formats import Sample
+from lora.inject import disabled, unwrap
+from lora.peft_io import load_adapter, save_adapter
+from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, setup
 from training.config import Config
-from training.metrics import before_after_table, read_metrics, side_by_side
+from training.metrics import before_after_table, read_metrics
 from training.optim import make_optimizers
 from training.precision import Precision, pick_device, pick_precision
 from training.progress import bar, say, warn
@@ -64,26 +65,37 @@ def load_data(run: Run, base: setup.Base) -> setup.TrainingData:
 
 
 def measure(run: Run, base: setup.Base, data: setup.TrainingData, what: str) -> dict:
-    """{validation set: {"loss", "tokens", measures...}} and the answers that the report shows."""
-    objective, out, texts = setup.OBJECTIVES[run.cfg.train.objective], {}, {}
+    """{validation set: {"loss", "tokens", measures...}} and the answers that the report shows, on eval_samples rows of each set."""
+    cfg, objective, out, texts = run.cfg, setup.OBJECTIVES[run.cfg.train.objective], {}, {}
     for v in data.validation:
         out[v.name] = evaluation.mean_loss(base.model, objective, v.documents, run.precision)
-        answers = evaluation.answer(base.model, base.tokenizer, v.samples[: run.cfg.train.eval_samples], run.cfg.generate, run.precision,
-                                    run.cfg.run.seed, f"{what}: {v.name}")
+        answers = evaluation.answer(base.model, base.tokenizer, v.samples, cfg.generate, run.precision, cfg.run.seed, f"{what}: {v.name}")
         out[v.name] |= evaluation.measures(answers)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
-    prompts = [Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(run.cfg.generate.prompts, 1)]
-    shown = evaluation.answer(base.model, base.tokenizer, prompts, run.cfg.generate, run.precision, run.cfg.run.seed, what, quiet=True)
+    prompts = [Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)]
+    shown = evaluation.answer(base.model, base.tokenizer, prompts, cfg.generate, run.precision, cfg.run.seed, what, quiet=True)
     return {"measures": out, "answers": texts, "prompts": shown.texts}
 
 
-def measure_before(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
-    """What the untrained model does; kept in before.json, so that a resume need not ask again."""
-    if run.resume and (before := run.folder.read_json("before.json")):
-        return before
-    before = measure(run, base, data, "before training")
+def measure_before(run: Run, base: setup.Base, data: setup.TrainingData) -> dict | None:
+    """What the model does before training; None where new adapters train, for they can be switched off afterwards: then nobody waits
+    for the first step.  Kept in before.json, for after a resume the model is no longer what it was."""
+    if run.cfg.adapter.type != "full" and not run.cfg.adapter.init_from:
+        return None
+    before = (run.folder.read_json("before.json") if run.resume else None) or measure(run, base, data, "before training")
     run.folder.write_json("before.json", before)
     return before
+
+
+def measure_after(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+    """What the model does with the weights that were best by validation."""
+    return measure(run, base, data, "after training")
+
+
+def measure_without_adapter(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+    """What the base did: its weights are frozen, so switching the adapters off gives it back exactly."""
+    with disabled(base.model):
+        return measure(run, base, data, "the base, to compare")
 
 
 def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: str) -> int:
@@ -92,17 +104,20 @@ def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: st
     loader = setup.build_loader(cfg, data.documents)
     plan = setup.build_plan(cfg, loader)
     optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
-    print_ = fingerprint(cfg, data.files, base.hash)
+    print_ = fingerprint(cfg, data.files, base.hash) | {f"base {n}": checkpoint.file_hash(base.folder / n) for n in ("config.json", "tokenizer.json")}
     state = _restore(run, model, optimizers, print_)
     progress = bar(plan.total_steps, "training", "step", initial=state.step)
-    hooks = _hooks(run, base, data, optimizers, print_, plan, progress)
+    hooks = _hooks(run, base, data, optimizers, print_, plan, state, progress)
     started = time.perf_counter()
     try:
         loop.fit(model, setup.OBJECTIVES[cfg.train.objective], loader, optimizers, run.precision, plan, state, hooks)
-        hooks.save(state)
     except loop.Stopped:
         say(f"\nstopped after step {state.step} of {plan.total_steps}; continue with:\n    {resume_command}")
         return 130
+    except (OSError, SafetensorError) as e:
+        print(f"error: step {state.step}: {run.folder.path} could not be written ({e}); the last checkpoint is kept. Free some space, then continue "
+              f"with:\n    {resume_command}", file=sys.stderr)
+        return 1
     except loop.Diverged as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -124,17 +139,20 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
     found = checkpoint.load_newest(run.folder.checkpoints, warn) if run.resume else None
     if found is None:
         run.folder.metrics.truncate_after(-1)
+        run.folder.write_config(run.cfg)
+        torch.manual_seed(run.cfg.run.seed)  # whatever the evaluation before drew: a resumed run may not have run it
         return loop.State()
     tensors, saved = found
     refuse_if_changed(saved["fingerprint"], print_)
     checkpoint.restore(tensors, saved, setup.trained_weights(model), optimizers, run.precision.scaler)
     state = loop.state_from(saved["loop"])
     run.folder.metrics.truncate_after(state.step)
+    run.folder.write_config(run.cfg)
     say(f"resumed    from the checkpoint of step {state.step}")
     return state
 
 
-def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, print_: dict, plan: loop.Plan, progress) -> loop.Hooks:
+def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, print_: dict, plan: loop.Plan, state: loop.State, progress) -> loop.Hooks:
     cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
 
     def on_step(record: dict) -> None:
@@ -143,30 +161,31 @@ def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, pri
         progress.update()
         if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):
             left = (plan.total_steps - record["step"]) * record["seconds"]
-            say(f"step {record['step']:>5} of {plan.total_steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:>7,.0f} tokens/s  about {left:,.0f} s left")
+            say(f"step {record['step']:>5} of {plan.total_steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:>7,.0f} tokens/s  "
+                f"about {left:,.0f} s left")
 
-    def evaluate() -> float | None:
+    def evaluate(step: int) -> float | None:
         if not data.validation:
             return None
         losses = {v.name: evaluation.mean_loss(base.model, objective, v.documents, run.precision) for v in data.validation}
-        step = max(1, progress.n)
         for name, values in losses.items():
             run.folder.metrics.write({"step": step, "eval": {"set": name, **values}})
         if progress.disable:
             say("          evaluation  " + ", ".join(f"{name} loss {v['loss']:.4f}" for name, v in losses.items()))
         return next(iter(losses.values()))["loss"]
 
-    def save(state: loop.State) -> None:
+    def save() -> None:
         tensors, extra = checkpoint.capture(setup.trained_weights(base.model), optimizers, run.precision.scaler)
         try:
             checkpoint.save(run.folder.checkpoints, state.step, tensors, {**extra, "loop": loop.state_dict(state), "fingerprint": print_},
                             cfg.train.keep_checkpoints)
         except OSError as e:
-            warn(f"the checkpoint of step {state.step} could not be written ({e.strerror or e}); the one before it is kept, training goes on")
+            warn(f"the checkpoint of step {state.step} could not be written ({e.strerror or e}); the one before it is kept")
 
     def on_skip(record: dict) -> None:
         run.folder.metrics.write(record)
-        warn(f"step {record['step']} was not applied: not finite; first bad place: {record['layer']}; samples: {', '.join(record['samples'][:4])} ...")
+        samples = ", ".join(record["samples"][:4])
+        warn(f"step {record['step']} was not applied: not finite; first bad place: {record['layer']}; samples: {samples} ...")
 
     return loop.Hooks(on_step, evaluate, lambda: save_trained(run, base), save, on_skip)
 
@@ -191,10 +210,6 @@ def _load_best(run: Run, model) -> None:
     model.load_state_dict(best.state_dict())
 
 
-def measure_after(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
-    return measure(run, base, data, "after training")
-
-
 def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, after: dict, seconds: float) -> None:
     """manifest.json, report.html, and the figures on the terminal."""
     cfg, path = run.cfg, run.folder.path
@@ -213,7 +228,7 @@ def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, a
     if data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
     for i, prompt in enumerate(cfg.generate.prompts):
-        say("\n" + side_by_side(pii.source_text(prompt), before["prompts"][i], after["prompts"][i], None))
+        say(f"\nprompt     {pii.source_text(prompt)}\nbefore     {before['prompts'][i]}\nafter      {after['prompts'][i]}")
     say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {path / ('model' if cfg.adapter.type == 'full' else 'adapter')}")
 
 

@@ -12,10 +12,10 @@ from data.loader import Loader, split_validation
 from data.render import Document, render_all
 from lora.inject import inject
 from lora.peft_io import load_adapter
-from model.gemma3 import Gemma3ForCausalLM
-from model.tokenizer import Tokenizer
 from model.config import read_config
+from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
+from model.tokenizer import Tokenizer
 from model.weights import hash_model, load_model
 from training.config import Config
 from training.loop import Plan
@@ -87,6 +87,8 @@ def build_data(cfg: Config, base: Base) -> TrainingData:
     if not sets and cfg.data.validation_fraction:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
         sets.append(("validation", held_out))
+    if cfg.train.eval_samples:
+        sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _render(cfg, base, train)
     validation = [ValidationSet(name, samples, _render(cfg, base, samples)[0]) for name, samples in sets]
     report = examine(train, documents, [s for v in validation for s in v.samples], cfg.data.max_length, problems, counts)
@@ -109,7 +111,8 @@ def build_loader(cfg: Config, documents: list[Document]) -> Loader:
 def build_plan(cfg: Config, loader: Loader) -> Plan:
     t = cfg.train
     per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
-    return Plan(t.max_steps or math.ceil(t.epochs * per_epoch), len(loader), t.gradient_accumulation_steps, t.learning_rate, t.lr_scheduler,
+    steps = math.ceil(round(t.epochs * per_epoch, 6))  # 1.1 * 10 is 11.000000000000002
+    return Plan(t.max_steps or steps, len(loader), t.gradient_accumulation_steps, t.learning_rate, t.lr_scheduler,
                 t.warmup_steps, t.max_grad_norm, t.eval_every, t.save_every, t.early_stopping_patience)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("faker", reason="pip install -e .[data]")
 
-from data.pii import CLASSES, INSTRUCTION, score, source_text, spans  # noqa: E402
-from data.samples import make_pairs  # noqa: E402
-from data.samples.make_pairs import Part, aligns, make_set, read_clauses, to_pair, to_row  # noqa: E402
-from data.samples.values import LANGUAGES, SPLIT_CLASSES, side_of  # noqa: E402
+from data.pii import CLASSES, INSTRUCTION, score, source_text, spans
+from data.samples import make_pairs
+from data.samples.make_pairs import Part, aligns, make_set, read_clauses, to_pair, to_row
+from data.samples.values import LANGUAGES, SPLIT_CLASSES, side_of
 
 SAMPLES = Path(make_pairs.__file__).resolve().parent
 CLAUSES = """== train

@@ -83,12 +83,13 @@ def test_prompts_longer_than_one_stream_are_read_in_several(monkeypatch):
     assert generate(model, prompts, max_new_tokens=12, stop_ids=()) == expected
 
 
+@pytest.mark.parametrize("own", [[[], [3], [5, 6, 7], [8] * 15, [3]], [[3] * 6, [4] * 9, [3, 5] * 7]])
 @pytest.mark.parametrize("stream", [4096, 40])
-def test_prompts_with_one_instruction_get_the_answers_that_each_gets_alone(monkeypatch, stream):
+def test_prompts_with_one_instruction_get_the_answers_that_each_gets_alone(monkeypatch, stream, own):
     monkeypatch.setattr("model.generate.PREFILL_TOKENS", stream)
     model = small_model()
     (instruction,) = texts([20])
-    prompts = [instruction + own for own in ([], [3], [5, 6, 7], [8] * 15, [3])]
+    prompts = [instruction + rest for rest in own]
     assert ids(generate(model, prompts, max_new_tokens=12, stop_ids=())) == [greedy_without_cache(model, p, 12) for p in prompts]
 
 
@@ -138,8 +139,9 @@ def test_inverse_cdf_takes_the_first_id_whose_cumulative_probability_exceeds_u()
     logits = PROBABILITIES.log().expand(6, 4)
     uniform = torch.tensor([0.0, 0.05, 0.15, 0.6, 0.85, 1 - 2**-24])
     assert choose(logits, Sampling(temperature=1.0), uniform).tolist() == [0, 0, 1, 2, 3, 3]
-    # With top_k = 2 the cumulative masses are 4/7 for id 1 and 1 for id 2: the cut is made whole again by scaling u.
+    # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1.  top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 stands for 0.54, in id 2; 0.85 for 0.765, in id 3.
     assert choose(logits, Sampling(temperature=1.0, top_k=2), uniform).tolist() == [1, 1, 1, 2, 2, 2]
+    assert choose(logits, Sampling(temperature=1.0, top_p=0.75), uniform).tolist() == [1, 1, 1, 2, 3, 3]
 
 
 def test_a_token_of_probability_zero_is_never_sampled():

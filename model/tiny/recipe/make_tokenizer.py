@@ -23,7 +23,7 @@ DAMPING = 0.6
 WORDS = rf"{SPACE}{{2,}}|\n+|\t+|{SPACE}?[\p{{L}}\p{{M}}]+|\p{{N}}|{SPACE}?[^\s\p{{L}}\p{{M}}\p{{N}}{SPACE}]|{SPACE}|\s"
 CHAT_TEMPLATE = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
-    {%- set lead = messages[0]['content'] | trim + '\\n\\n' -%}
+    {%- set lead = messages[0]['content'] + '\\n\\n' -%}
     {%- set turns = messages[1:] -%}
 {%- else -%}
     {%- set lead = '' -%}

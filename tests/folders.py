@@ -1,0 +1,106 @@
+"""Small folders for the tests of the entry scripts: a model with random weights, its adapters, rows to evaluate, and adapters that are broken."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora.inject import inject
+from lora.peft_io import save_adapter
+from model.config import FULL, SLIDING, Gemma3Config
+from model.gemma3 import Gemma3ForCausalLM
+from model.hub import TINY
+from model.tokenizer import Tokenizer
+from model.weights import copy_tokenizer, load_model, save_model
+
+LAYERS = 7  # Gemma's pattern of five local layers and a global one, and a local one behind it
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ROWS = [
+    {"prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nWrite to Anna Muster, 8001 Zürich.",
+     "response": "Write to [GIVENNAME_1] [SURNAME_1], [ZIPCODE_1] [CITY_1]."},
+    {"prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nIl señor Gómez llamó al 0171 555 123.",
+     "response": "Il señor [SURNAME_1] llamó al [TELEPHONENUM_1]."},
+]
+CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."},
+                     {"role": "user", "content": " Et en français ? "}, {"role": "assistant", "content": "Quatre.\nC'est tout. "}]}
+
+
+def make_model(folder: Path, seed: int = 0, **changes) -> str:
+    """Writes a model of random float32 weights with the embedded model's tokenizer; its window is shorter than any of the prompts."""
+    sizes = {"vocab_size": Tokenizer(TINY).vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+             "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "max_position_embeddings": 256}
+    sizes |= changes
+    kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(sizes["num_hidden_layers"])]
+    model = Gemma3ForCausalLM(Gemma3Config(**sizes, layer_types=kinds))
+    model.reset_parameters(seed, std=0.2)
+    save_model(model, folder, torch.float32)
+    copy_tokenizer(TINY, folder)
+    return str(folder)
+
+
+def make_adapter(folder: Path, base: str, scale: float = 0.1, **settings) -> str:
+    """Writes an adapter for the model in `base` whose every weight is off its start by up to `scale`."""
+    model = load_model(base, torch.float32)
+    inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 1} | settings)
+    shake(model, scale)
+    save_adapter(model, folder, base_model_name=base)
+    return str(folder)
+
+
+def shake(model: torch.nn.Module, scale: float) -> None:
+    """Moves every adapter weight, ours or PEFT's, by a random number of up to `scale` times its tensor's mean size, at least `scale`."""
+    generator = torch.Generator().manual_seed(2)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data += scale * max(1.0, p.abs().mean().item()) * (2 * torch.rand(p.shape, generator=generator) - 1)
+
+
+def write_rows(path: Path, rows: list) -> str:
+    """A JSONL file."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+# ways to break an adapter, {what: (how, what the message must say)}
+
+
+def _make_pickle(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({}, folder / "adapter_model.bin")
+
+
+def _cut_rank(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = {name: t.clone() for name, t in load_file(path).items()}
+    first = next(name for name in tensors if "lora_A" in name)
+    save_file(tensors | {first: tensors[first][:2].clone()}, path)
+
+
+def _cut_file(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+BROKEN = {
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json does not exist"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors does not exist"),
+    "a pickle": (_make_pickle, "is a pickle, which can run any program"),
+    "wrong shapes": (_cut_rank, "shape (2, 32), the model's is (4, 32)"),
+    "half a file": (_cut_file, "is not a whole safetensors file"),
+    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
+}
+
+
+def make_broken_adapter(folder: Path, base: str, what: str) -> tuple[str, str]:
+    """Writes an adapter, breaks it, and returns its folder and what its error message must say."""
+    make_adapter(folder, base, target_modules=["q_proj"])
+    how, message = BROKEN[what]
+    how(folder)
+    return str(folder), message
+
+
+def logits(model: Gemma3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    """(T,) ids of one document -> (T, V) logits."""
+    with torch.no_grad():
+        return model.logits(model(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)], dtype=torch.int32)))

@@ -1,0 +1,73 @@
+"""What the entry scripts share on the command line: exit codes, and the model, adapter, device and dtype that three of them ask for."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+
+def run(work: Callable[[], int], stopped: str = "stopped") -> int:
+    """Calls work() and returns its exit code, or 2 for a ValueError (the user's input), 130 for Ctrl-C or SIGTERM, 1 for whatever else goes wrong.
+
+    Each is told in one message on stderr, without a traceback; LOUPE_TRACEBACK=1 in the environment lets the exception through.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to stop; the training loop takes both over while it runs
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return STOPPED
+    except Exception as e:
+        if os.environ.get("LOUPE_TRACEBACK"):
+            raise
+        if isinstance(e, ValueError):
+            print(f"error: {e}", file=sys.stderr)
+            return WRONG_INPUT
+        print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
+        return FAILED
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --adapter, --device, --dtype, as `load` reads them."""
+    parser.add_argument("--model", required=True, metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
+    parser.add_argument("--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...')
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
+                        help="type of the weights and sums (default: by device)")
+
+
+@dataclass
+class Loaded:
+    """A model with its adapter in it, on its device, its tokenizer, the folder of the base, and how numbers are kept."""
+
+    model: object
+    tokenizer: object
+    folder: Path
+    precision: object
+
+
+def load(args: argparse.Namespace) -> Loaded:
+    """Torch and the weights are loaded here, after the command line was found good."""
+    from lora.peft_io import load_adapter
+    from model.hub import resolve
+    from model.tokenizer import Tokenizer
+    from model.weights import load_model
+    from training.precision import Precision, pick_device, pick_precision
+
+    device = pick_device(args.device)
+    precision = Precision(pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device)
+    folder = resolve(args.model)
+    tokenizer = Tokenizer(folder)
+    model = load_model(folder, precision.dtype, device)
+    if args.adapter:
+        load_adapter(model, args.adapter)
+    return Loaded(model, tokenizer, folder, precision)
