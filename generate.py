@@ -79,7 +79,7 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 def chat(bot: Bot, args: argparse.Namespace) -> int:
     """Reads lines until Ctrl-D; the model sees the whole conversation each time."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (input() then knows the arrow keys)
+        import readline
     messages: list[tuple[str, str]] = []
     while True:
         try:

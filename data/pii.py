@@ -14,6 +14,7 @@ An empty prediction therefore leaks nothing and a senseless one next to nothing 
 fail `preserved`, the entity scores and `exact_match`.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ CLASSES = (
 ).split()
 
 _TEXT_MARK = "\n\nText:\n"
-_KNOWN_LABEL = re.compile(r"\[(?:%s|MASKED)(?:_\d+)?\]" % "|".join(CLASSES))
+_KNOWN_LABEL = re.compile(r"\[(?:{}|MASKED)(?:_\d+)?\]".format("|".join(CLASSES)))
 _ANY_LABEL = re.compile(r"(\[[A-Z]+(?:_[A-Z]+)*(?:_\d+)?\])")  # a model may invent a class
 _TOKEN = re.compile(r" ?\w+|\s|[^\w\s]")
 _WORD = re.compile(r"\s*\S+")
@@ -123,16 +124,16 @@ def _prf(found: int, predicted: int, expected: int) -> tuple[float, float, float
 
 
 def _label_scores(found: int, predicted: int, expected: int) -> dict:
-    return dict(zip(("precision", "recall", "f1"), _prf(found, predicted, expected))) | {"support": expected}
+    return dict(zip(("precision", "recall", "f1"), _prf(found, predicted, expected), strict=False)) | {"support": expected}
 
 
 def _row_counts(source: str, truth: _Alignment, guess: _Alignment) -> dict[str, int]:
     """The counts that one row adds to the measures of `score`."""
     inside, covered = _flags(len(source), truth.spans), _flags(len(source), guess.spans)
-    kept = all(ours for ours, gold in zip(guess.copied, truth.copied) if gold)
+    kept = all(ours for ours, gold in zip(guess.copied, truth.copied, strict=False) if gold)
     added = any(not (0 < at < len(source) and _within(at, truth.spans)) for at in guess.inserted)
     return {"rows": 1, "entity": sum(inside), "outside": len(source) - sum(inside), "leaked": _leaked(source, truth, guess),
-            "overmasked": sum(c for c, i in zip(covered, inside) if not i), "preserved": kept and not added}
+            "overmasked": sum(c for c, i in zip(covered, inside, strict=False) if not i), "preserved": kept and not added}
 
 
 def _flags(size: int, marked: list[Span]) -> bytearray:
@@ -200,7 +201,7 @@ def _pieces(redacted: str, is_label) -> list[_Piece]:
 
 def _record(source: str, pieces: list[_Piece], bounds: list[tuple[int, int]], offset: int, result: _Alignment) -> None:
     """Enter pieces placed at `bounds` of a text that begins at `offset` of the source."""
-    for piece, (start, end) in zip(pieces, bounds):
+    for piece, (start, end) in zip(pieces, bounds, strict=False):
         start, end = start + offset, end + offset
         text = source[start:end]
         if piece.label is None or text == piece.text:  # a source may hold a label of its own
@@ -266,13 +267,13 @@ def _bounds(pieces: list[_Piece], literals: list[str], starts: list[int]) -> lis
 def _cheapest(source: str, literals: list[str], labels: list[str], left: list[int], right: list[int]) -> list[int]:
     """Starts of the inner literals, within [left, right], with the least sum of `_strain` over the labels' texts."""
     places = [[0]]
-    for text, low, high in zip(literals[1:-1], left, right):
+    for text, low, high in zip(literals[1:-1], left, right, strict=False):
         places.append([p for p in range(low, high + 1) if source.startswith(text, p)])
     places.append([len(source) - len(literals[-1])])
-    if sum(len(a) * len(b) for a, b in zip(places, places[1:])) > _SEARCH_LIMIT:
+    if sum(len(a) * len(b) for a, b in itertools.pairwise(places)) > _SEARCH_LIMIT:
         return left
     best = {0: (0.0, [])}
-    for label, text, ends in zip(labels, literals, places[1:]):
+    for label, text, ends in zip(labels, literals, places[1:], strict=False):
         following = {}
         for end in ends:
             ways = [(cost + _strain(label, source[start + len(text):end]) + _cut(source, end), path)
@@ -336,7 +337,7 @@ def _fill_gap(source: str, start: int, end: int, theirs: list, result: _Alignmen
     if len(ours) != len(words) or len(words) < 2:
         _fill_letters(source, start, end, pieces, result)
         return
-    for match, word in zip(ours, words):
+    for match, word in zip(ours, words, strict=False):
         part = _pieces(word, {p.text for p in pieces if p.label}.__contains__)
         if not _fits(source, *match.span(), part, result):
             _fill_letters(source, *match.span(), part, result)

@@ -1,13 +1,12 @@
 """Gemma3Config: the keys of a checkpoint's config.json, old style or new, text-only or inside the multimodal wrapper."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-TEXT_KEYS_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-         "max_position_embeddings")
+REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
 
 
 @dataclass
@@ -66,66 +65,125 @@ def read_config(folder: str | Path) -> Gemma3Config:
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in ("gemma3", "gemma3_text"):
         raise ValueError(f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')")
-    return parse_config(_text_part(raw), str(path))
+    return parse_config(_text_part(raw, str(path)), str(path))
 
 
-def _text_part(raw: dict) -> dict:
+def _text_part(raw: dict, where: str) -> dict:
     """The text model's keys; ids that the multimodal wrapper keeps at its top level are brought along."""
     if raw["model_type"] == "gemma3_text":
         return raw
-    text = dict(raw.get("text_config") or {})
-    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        if raw.get(key) is not None:
-            text.setdefault(key, raw[key])
-    return text
+    text = raw.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise ValueError(f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the model again")
+    ids = {key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if raw.get(key) is not None}
+    return ids | text
 
 
 def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
     """Turns config.json's keys into a Gemma3Config; raises ValueError that lists every missing or impossible value."""
-    known = {k: raw[k] for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
-    problems = [f"{k} is missing" for k in TEXT_KEYS_REQUIRED if k not in known]
-    problems += [f"{k} is {known[k]!r}; it must be a whole number of 1 or more" for k in SIZES if k in known and not _is_size(known[k])]
+    found = {k: (k, raw[k]) for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
+    problems = [f"{k} is missing" for k in REQUIRED if k not in found]
+    found |= _read_rope(raw, problems)
+    if "layer_types" not in found:
+        found |= _read_pattern(raw, problems)
+    good = {}
+    for key, (place, value) in found.items():
+        fits, wanted = CHECKS[key]
+        if fits(value):
+            good[key] = float(value) if key.startswith("rope_") else value
+        else:
+            problems.append(f"{place} is {value!r}; it must be {wanted}")
+    problems += _impossible(good, raw)
     if problems:
         raise ValueError(f"{where}: " + "; ".join(problems))
-    cfg = Gemma3Config(**known)
-    _read_rope(raw, cfg, problems)
-    if not cfg.layer_types:
-        pattern = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
-        cfg.layer_types = [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(cfg.num_hidden_layers)]
-    problems += _impossible(cfg, raw)
-    if problems:
-        raise ValueError(f"{where}: " + "; ".join(problems))
-    return cfg
+    return Gemma3Config(**good)
 
 
 def _is_size(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _read_rope(raw: dict, cfg: Gemma3Config, problems: list[str]) -> None:
-    """Both styles: flat rope_theta, rope_local_base_freq, rope_scaling; or rope_parameters by layer type (transformers 5)."""
-    new = raw.get("rope_parameters") or {}
-    full, local = new.get(FULL) or {}, new.get(SLIDING) or {}
-    cfg.rope_theta = float(full.get("rope_theta", cfg.rope_theta))
-    cfg.rope_local_base_freq = float(local.get("rope_theta", cfg.rope_local_base_freq))
-    for key, scaling in (("rope_scaling", raw.get("rope_scaling") or {}), ("rope_parameters", full)):
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind == "linear":
-            cfg.rope_linear_factor = float(scaling["factor"])
+def _is_positive(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_id(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_flag(value) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_id_or_ids(value) -> bool:
+    return _is_id(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_id, value)))
+
+
+def _are_kinds(value) -> bool:
+    return isinstance(value, list) and all(kind in (SLIDING, FULL) for kind in value)
+
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "max_position_embeddings", "sliding_window")
+POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_linear_factor", "final_logit_softcapping",
+            "attn_logit_softcapping")
+CHECKS = {  # what a value must be: the test, and its words
+    **dict.fromkeys(SIZES, (_is_size, "a whole number of 1 or more")),
+    **dict.fromkeys(POSITIVE, (_is_positive, "a number above 0")),
+    **dict.fromkeys(("attention_bias", "tie_word_embeddings"), (_is_flag, "true or false")),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), (_is_id, "a token id, a whole number of 0 or more")),
+    "eos_token_id": (_is_id_or_ids, "a token id or a list of them"),
+    "hidden_activation": (lambda value: value == "gelu_pytorch_tanh", "Gemma 3's 'gelu_pytorch_tanh'"),
+    "layer_types": (_are_kinds, f"a list of '{SLIDING}' and '{FULL}'"),
+}
+
+
+def _read_rope(raw: dict, problems: list[str]) -> dict:
+    """{field: (where it stands, value)} of both styles: a flat rope_scaling (rope_theta and rope_local_base_freq are fields), or
+    rope_parameters by layer type (transformers 5)."""
+    new, found = raw.get("rope_parameters") or {}, {}
+    if new and not (isinstance(new, dict) and new.keys() & {FULL, SLIDING}):
+        problems.append(f"rope_parameters is {new!r}; it must be an object with the keys '{FULL}' and '{SLIDING}'")
+        new = {}
+    parts = [("rope_scaling", raw.get("rope_scaling"), "rope_theta")]
+    parts += [(f"{kind} of rope_parameters", new.get(kind), theta) for kind, theta in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq"))]
+    for place, part, theta in parts:
+        if part is None:
+            continue
+        if not isinstance(part, dict):
+            problems.append(f"{place} is {part!r}; it must be an object such as {{\"rope_type\": \"linear\", \"factor\": 8}}")
+            continue
+        if "rope_theta" in part:
+            found[theta] = (f"rope_theta of {place}", part["rope_theta"])
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind == "linear" and theta == "rope_theta":  # local layers never look further than the window: Gemma 3 stretches global ones only
+            found["rope_linear_factor"] = (f"factor of {place}", part.get("factor"))
         elif kind != "default":
-            problems.append(f"{key} has the type {kind!r}; Gemma 3 uses 'linear' or none")
-
-
-def _impossible(cfg: Gemma3Config, raw: dict) -> list[str]:
-    found = []
-    if len(cfg.layer_types) != cfg.num_hidden_layers or not set(cfg.layer_types) <= {SLIDING, FULL}:
-        found.append(f"layer_types must list {cfg.num_hidden_layers} times '{SLIDING}' or '{FULL}'")
-    if cfg.num_attention_heads % cfg.num_key_value_heads:
-        found.append(f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads {cfg.num_key_value_heads}")
-    if cfg.head_dim % 2:
-        found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings turn pairs")
-    if cfg.hidden_activation != "gelu_pytorch_tanh":
-        found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
-    if raw.get("use_bidirectional_attention"):
-        found.append("use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate")
+            problems.append(f"{place} has the type {kind!r}; Gemma 3 uses 'linear' on {FULL} or none")
     return found
+
+
+def _read_pattern(raw: dict, problems: list[str]) -> dict:
+    """layer_types where only "every n-th layer is global" is given, or nothing, which means every sixth."""
+    key = next((k for k in ("sliding_window_pattern", "_sliding_window_pattern") if raw.get(k) is not None), None)
+    pattern, layers = raw.get(key, 6), raw.get("num_hidden_layers")
+    if not _is_size(pattern):
+        problems.append(f"{key} is {pattern!r}; it must be a whole number of 1 or more")
+    elif _is_size(layers):
+        return {"layer_types": ("layer_types", [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)])}
+    return {}
+
+
+def _impossible(good: dict, raw: dict) -> list[str]:
+    """What is wrong between values that are each possible."""
+    problems, kinds, layers = [], good.get("layer_types", []), good.get("num_hidden_layers")
+    if kinds and layers and len(kinds) != layers:
+        problems.append(f"layer_types must list {layers} times '{SLIDING}' or '{FULL}', but lists {len(kinds)}")
+    sizes = asdict(Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good))
+    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
+        problems.append("num_attention_heads {num_attention_heads} is no multiple of num_key_value_heads {num_key_value_heads}".format(**sizes))
+    if sizes["head_dim"] % 2:
+        problems.append(f"head_dim {sizes['head_dim']} is odd; rotary embeddings turn pairs")
+    if raw.get("use_bidirectional_attention"):
+        problems.append("use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate")
+    return problems

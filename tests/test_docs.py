@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
-from training.config import Config  # noqa: E402
+import itertools
+
+from training.config import Config
 
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
 FOLDERS = {"model", "lora", "data", "training", "formats", "tests", "docs", "configs"}
@@ -232,10 +234,10 @@ def command_faults(text):
         if script and not (ROOT / script).is_file():
             bad.append(f"{script}: no such script")
         elif script:
-            source = (ROOT / script).read_text(encoding="utf-8")
+            source = "".join((ROOT / file).read_text(encoding="utf-8") for file in (script, "training/cli.py"))
             bad += [f"{script} has no {w}" for w in words if re.fullmatch(r"--[a-z-]+", w) and f'"{w}"' not in source]
         bad += [f"{w}: no such config" for w in words if re.fullmatch(r"[\w/-]+\.toml", w) and not w.startswith("my") and not (ROOT / w).is_file()]
-        keys = [w.partition("=")[0] for before, w in zip(words, words[1:], strict=False) if before == "--set"]
+        keys = [w.partition("=")[0] for before, w in itertools.pairwise(words) if before == "--set"]
         bad += [f"--set {key}: no such key" for key in keys if key not in config_keys()]
     return bad
 
@@ -261,10 +263,10 @@ def config_table():
     for section in fields(Config):
         part = getattr(Config(), section.name)
         body = classes[type(part).__name__].body
-        for declared, doc in zip(body, body[1:], strict=False):
+        for declared, doc in itertools.pairwise(body):
             if isinstance(declared, ast.AnnAssign):
                 key, default = declared.target.id, json.dumps(getattr(part, declared.target.id))
-                meaning = doc.value.value.replace("|", "\\|")
+                meaning = doc.value.value.replace("|", "\\|").replace("<", "&lt;")
                 rows.append(f"| `{section.name}.{key}` | `{default}` | {values_of(declared.annotation)} | {meaning} |")
     return "\n".join(rows)
 

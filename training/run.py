@@ -109,4 +109,5 @@ def check_disk(folder: Path, needed: int) -> None:
     """Raises ValueError before training where `needed` bytes will not fit beside the run."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; free some, or set run.dir elsewhere")
+        raise ValueError(f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; "
+                         "free some, or set run.dir elsewhere")

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script, Python looks in data/samples only
     sys.path.insert(0, str(ROOT))
 
-from data.pii import CLASSES, INSTRUCTION, Span, spans  # noqa: E402
-from data.samples.values import LANGUAGES, SPLIT_CLASSES, Values, load_fakers  # noqa: E402
+from data.pii import CLASSES, INSTRUCTION, Span, spans
+from data.samples.values import LANGUAGES, SPLIT_CLASSES, Values, load_fakers
 
 CLAUSES = Path(__file__).resolve().parent / "clauses"
 DISTRACTORS = ("date", "time", "number", "price", "year", "percent", "code")
@@ -199,7 +199,7 @@ class Composer:
             return _around("<ul>\n", _join([_around("<li>", b, "</li>") for b in blocks], "\n"), "\n</ul>")
         if way < 0.22 and not one:
             marks = rng.choice((["- "] * 20, ["* "] * 20, ["• "] * 20, [f"{i}. " for i in range(1, 20)], [f"{i}) " for i in range(1, 20)]))
-            return _join([_around(mark, b, "") for mark, b in zip(marks, blocks)], "\n")
+            return _join([_around(mark, b, "") for mark, b in zip(marks, blocks, strict=False)], "\n")
         if way < 0.24:
             return _join([_around("> ", b, "") for b in blocks], "\n")
         if way < 0.27 and not any(set(part.text) & set('"„“«»') for part in blocks[0]):
@@ -298,7 +298,7 @@ def aligns(pair: Pair) -> bool:
     found = spans(pair.source, pair.redacted)
     return len(found) == len(pair.entities) and all(
         ours.label in (true.label, "MASKED") and ours.start < true.end and true.start < ours.end
-        for ours, true in zip(found, pair.entities))
+        for ours, true in zip(found, pair.entities, strict=False))
 
 
 def make_set(name: str, count: int, seed: int, clauses: dict, style: str = "indexed", seen: set[str] | None = None) -> list[Pair]:

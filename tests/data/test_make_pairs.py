@@ -88,7 +88,7 @@ def test_numbers_start_at_1_and_follow_first_appearance(sets):
         labels = re.findall(r"\[([A-Z]+)_(\d+)\]", pair.redacted)
         assert [label for label, _ in labels] == [e.label for e in pair.entities]
         values = {}
-        for (label, number), entity in zip(labels, pair.entities):
+        for (label, number), entity in zip(labels, pair.entities, strict=False):
             known = values.setdefault(label, [])
             value = pair.source[entity.start:entity.end]
             if value not in known:

@@ -11,10 +11,10 @@ import pytest
 TINY = Path(__file__).parents[2] / "model" / "tiny"
 sys.path.insert(0, str(TINY / "recipe"))
 
-import make_corpus  # noqa: E402
-import make_tokenizer  # noqa: E402
-import tasks  # noqa: E402
-import values  # noqa: E402
+import make_corpus
+import make_tokenizer
+import tasks
+import values
 
 TEXT = [
     ("Dear ", None), ("Ann", "first"), (" ", None), ("Lee", "last"), (" of ", None), ("York", "city"),
@@ -151,7 +151,7 @@ def test_digits_stand_alone_and_capitals_go_three_at_most(shipped):
 
 
 def test_a_word_is_spelled_alike_in_every_sentence(shipped):
-    spell = lambda text: shipped.encode(text, add_special_tokens=False).tokens  # noqa: E731
+    spell = lambda text: shipped.encode(text, add_special_tokens=False).tokens
     word = spell(" Glambor")
     for text in ("ask Glambor, now", "(x) Glambor.", "a\n Glambor</p>", "3 Glambor\n"):
         tokens = spell(text)

@@ -122,7 +122,7 @@ def stray_word(lang, known, rng):
 
 def distorted(item, lang, rng):
     """The item with a third of its longer words replaced by others, so that a copy takes reading."""
-    swap = lambda match: word_of(lang, rng) if rng.random() < 0.33 else match.group()  # noqa: E731
+    swap = lambda match: word_of(lang, rng) if rng.random() < 0.33 else match.group()
     return [(part if slot else re.sub(r"[^\W\d]{4,}", swap, part), slot) for part, slot in item]
 
 
@@ -322,7 +322,7 @@ def make_block(job):
     return "".join(json.dumps(sample(load(), rng, name_tasks), ensure_ascii=False) + "\n" for _ in range(count))
 
 
-def load(_cache={}):  # noqa: B006  one reading a process
+def load(_cache={}):
     """The languages of the recipe by code. Raises ValueError with all that is wrong in their files."""
     if not _cache:
         _cache.update({code: read_language(HERE / f"{code}.txt") for code in WEIGHTS})
