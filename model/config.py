@@ -88,11 +88,11 @@ def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
         found |= _read_pattern(raw, problems)
     good = {}
     for key, (place, value) in found.items():
-        fits, wanted = CHECKS[key]
-        if fits(value):
-            good[key] = float(value) if key.startswith("rope_") else value
-        else:
+        fits, wanted = CHECKS.get(key, (None, ""))
+        if fits and not fits(value):
             problems.append(f"{place} is {value!r}; it must be {wanted}")
+        else:
+            good[key] = float(value) if key.startswith("rope_") else value
     problems += _impossible(good, raw)
     if problems:
         raise ValueError(f"{where}: " + "; ".join(problems))
@@ -119,10 +119,6 @@ def _is_id_or_ids(value) -> bool:
     return _is_id(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_id, value)))
 
 
-def _are_kinds(value) -> bool:
-    return isinstance(value, list) and all(kind in (SLIDING, FULL) for kind in value)
-
-
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
          "max_position_embeddings", "sliding_window")
 POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_linear_factor", "final_logit_softcapping",
@@ -133,8 +129,6 @@ CHECKS = {  # what a value must be: the test, and its words
     **dict.fromkeys(("attention_bias", "tie_word_embeddings"), (_is_flag, "true or false")),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), (_is_id, "a token id, a whole number of 0 or more")),
     "eos_token_id": (_is_id_or_ids, "a token id or a list of them"),
-    "hidden_activation": (lambda value: value == "gelu_pytorch_tanh", "Gemma 3's 'gelu_pytorch_tanh'"),
-    "layer_types": (_are_kinds, f"a list of '{SLIDING}' and '{FULL}'"),
 }
 
 
@@ -166,7 +160,7 @@ def _read_rope(raw: dict, problems: list[str]) -> dict:
 def _read_pattern(raw: dict, problems: list[str]) -> dict:
     """layer_types where only "every n-th layer is global" is given, or nothing, which means every sixth."""
     key = next((k for k in ("sliding_window_pattern", "_sliding_window_pattern") if raw.get(k) is not None), None)
-    pattern, layers = raw.get(key, 6), raw.get("num_hidden_layers")
+    pattern, layers = raw[key] if key else 6, raw.get("num_hidden_layers")
     if not _is_size(pattern):
         problems.append(f"{key} is {pattern!r}; it must be a whole number of 1 or more")
     elif _is_size(layers):
@@ -175,15 +169,17 @@ def _read_pattern(raw: dict, problems: list[str]) -> dict:
 
 
 def _impossible(good: dict, raw: dict) -> list[str]:
-    """What is wrong between values that are each possible."""
-    problems, kinds, layers = [], good.get("layer_types", []), good.get("num_hidden_layers")
-    if kinds and layers and len(kinds) != layers:
-        problems.append(f"layer_types must list {layers} times '{SLIDING}' or '{FULL}', but lists {len(kinds)}")
-    sizes = asdict(Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good))
-    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
-        problems.append("num_attention_heads {num_attention_heads} is no multiple of num_key_value_heads {num_key_value_heads}".format(**sizes))
-    if sizes["head_dim"] % 2:
-        problems.append(f"head_dim {sizes['head_dim']} is odd; rotary embeddings turn pairs")
+    """What is wrong with lists and names, and between values that are each possible."""
+    cfg, found = Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good), []
+    layers, kinds = good.get("num_hidden_layers"), good.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind not in (SLIDING, FULL) for kind in kinds) or ("layer_types" in good and layers not in (None, len(kinds))):
+        found.append(f"layer_types must list {layers or 'num_hidden_layers'} times '{SLIDING}' or '{FULL}'")
+    if cfg.num_attention_heads % cfg.num_key_value_heads:
+        found.append(f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads {cfg.num_key_value_heads}")
+    if cfg.head_dim % 2:
+        found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings turn pairs")
+    if cfg.hidden_activation != "gelu_pytorch_tanh":
+        found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):
-        problems.append("use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate")
-    return problems
+        found.append("use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate")
+    return found

@@ -12,7 +12,8 @@ CHUNK_BYTES = 64 * 2**20  # float32 logits of one chunk: large enough for full-s
 
 def slow_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
     """sum over s of -log softmax(hidden_s W^T)[target_s]; hidden (S, D), weight (V, D), targets (S,) -> a scalar, in nats.  All logits at once."""
-    logits = F.linear(hidden, weight).float()  # (S, V); float32: the sum of V exponentials loses digits in bfloat16
+    logits = F.linear(hidden, weight)  # (S, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the sum of V exponentials loses digits in bfloat16
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="sum")
@@ -26,7 +27,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, softcap, chunk):
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         w = weight.to(hidden.dtype)
-        losses = torch.empty(len(targets), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device)
+        losses = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         dh = torch.empty_like(hidden) if wants_h else None
         dw = torch.zeros_like(weight) if wants_w else None
         for s in range(0, len(targets), chunk):
@@ -59,6 +60,8 @@ def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, 
     """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those)."""
     chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     device = hidden.device.type
+    if not torch.is_grad_enabled():  # an autograd function's forward is not told, and would work out gradients that nobody asks for
+        hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):  # the types inside are chosen line by line

@@ -1,6 +1,10 @@
 """Small folders for the tests of the entry scripts: a model with random weights, its adapters, rows to evaluate, and adapters that are broken."""
 
 import json
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +18,7 @@ from model.hub import TINY
 from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, load_model, save_model
 
+ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 7  # Gemma's pattern of five local layers and a global one, and a local one behind it
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = [
@@ -104,3 +109,18 @@ def logits(model: Gemma3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
     """(T,) ids of one document -> (T, V) logits."""
     with torch.no_grad():
         return model.logits(model(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)], dtype=torch.int32)))
+
+
+def run_script(*words: str) -> subprocess.CompletedProcess:
+    """A script with its arguments in a process of its own, as a user starts it; offline, whatever the model is called."""
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def help_seconds(script: str) -> float:
+    """What `script --help` costs in seconds of processor time, which does not hang on what else the machine is doing."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_script(script, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "--model" in done.stdout, done.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -14,6 +14,7 @@ How a page is read here:
 import ast
 import contextlib
 import io
+import itertools
 import json
 import re
 import sys
@@ -28,9 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
-import itertools
-
-from training.config import Config
+from training.config import Config  # noqa: E402
 
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
 FOLDERS = {"model", "lora", "data", "training", "formats", "tests", "docs", "configs"}

@@ -18,7 +18,8 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
     groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
     # eps and betas are PyTorch's; fused runs one kernel over all tensors, on the CPU too
-    out = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)]
+    groups = [g for g in groups if g["params"]]
+    out = [torch.optim.AdamW(groups, lr=learning_rate, fused=True)] if groups else []  # none is left where Muon takes all of an adapter
     if muon:
         out.append(torch.optim.Muon(muon, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return out

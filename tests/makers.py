@@ -1,0 +1,113 @@
+"""What several tests need: a tiny model folder with a tokenizer of characters, rows, documents, and a run's config."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from torch import nn
+
+from data.render import IGNORE_INDEX, Document
+from lora.inject import adapters, inject
+from model.config import FULL, SLIDING, Gemma3Config
+from model.gemma3 import Gemma3ForCausalLM
+from model.weights import save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
+
+
+def tiny_config(**changes) -> Gemma3Config:
+    """Six layers, local and global ones, and a window of 16 tokens that the documents here outgrow."""
+    return Gemma3Config(**{
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "vocab_size": len(VOCABULARY), "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "max_position_embeddings": 512,
+        "layer_types": [SLIDING, SLIDING, FULL] * 2} | changes)
+
+
+def tiny_model(seed: int = 0, adapted: bool = True, dtype: torch.dtype = torch.float32, **settings) -> Gemma3ForCausalLM:
+    """A random model; with adapters whose lora_B is not zero, so that every adapter weight has a gradient."""
+    model = Gemma3ForCausalLM(tiny_config())
+    model.reset_parameters(seed, std=0.1)
+    if adapted:
+        inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "seed": seed} | settings)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in adapters(model).values():
+            nn.init.normal_(layer.lora_B, std=0.1, generator=generator)
+    return model.to(dtype)
+
+
+def documents(count: int, seed: int = 0, shortest: int = 3, longest: int = 40) -> list[Document]:
+    """Random documents of unequal lengths, of which an unequal share is supervised."""
+    rng, out = random.Random(seed), []
+    for n in range(count):
+        ids = [rng.randrange(len(SPECIAL), len(VOCABULARY)) for _ in range(rng.randint(shortest, longest))]
+        prompt = rng.randrange(len(ids) - 1)
+        labels = [IGNORE_INDEX] * prompt + ids[prompt + 1 :] + [IGNORE_INDEX]
+        out.append(Document(ids, labels, f"rows.jsonl:{n + 1}"))
+    return out
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer.json with Gemma's control tokens, one token a character, and bytes for the rest."""
+    model = models.BPE(vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[], unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """A model folder in float32."""
+    save_model(tiny_model(seed, adapted=False), folder, torch.float32)
+    write_tokenizer(folder)
+    return folder
+
+
+def rows(count: int, seed: int = 0) -> list[dict]:
+    """Prompts with one number each and responses of unequal lengths."""
+    rng = random.Random(seed)
+    return [{"prompt": f"Count to {n} from {rng.randrange(100)}.", "response": " ".join(map(str, range(rng.randint(1, 12))))} for n in range(count)]
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+CONFIG = """
+[model]
+name = "base"
+dtype = "float32"
+[adapter]
+r = 4
+lora_alpha = 8
+lora_dropout = 0.1
+[data]
+train = "train.jsonl"
+validation = "val.jsonl"
+[train]
+epochs = 4
+batch_size = 2
+gradient_accumulation_steps = 2
+learning_rate = 1e-2
+precision = "fp32"
+device = "cpu"
+log_every = 1
+eval_samples = 1
+save_every = 2
+[generate]
+max_new_tokens = 2
+"""
+
+
+def write_run(folder: Path, train: int = 13, val: int = 3) -> Path:
+    """base/, train.jsonl, val.jsonl and tiny.toml in `folder`; train.py runs there.  13 rows: 4 steps an epoch, the last one of a single row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "base")
+    write_jsonl(folder / "train.jsonl", rows(train))
+    write_jsonl(folder / "val.jsonl", rows(val, seed=1))
+    (folder / "tiny.toml").write_text(CONFIG, encoding="utf-8")
+    return folder

@@ -1,0 +1,257 @@
+"""training/checkpoint.py: a checkpoint is whole or not there, whatever happens while it is written or later on the disk."""
+
+import errno
+import os
+import random
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.loader import Loader
+from tests.makers import documents, tiny_model
+from training import checkpoint
+from training.loop import train_step
+from training.objectives import sft
+from training.optim import make_optimizers
+from training.precision import Precision
+
+FILES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
+
+
+def numbers(step: int) -> dict[str, torch.Tensor]:
+    return {"weights/a": torch.full((300,), float(step)), "rng/cpu": torch.get_rng_state()}
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save(folder, step, numbers(step), {"loop": {"step": step}}, keep)
+
+
+def newest(folder: Path) -> tuple[int, list[str]]:
+    """(step of the checkpoint that a resume takes, its complaints); the step is read from both files."""
+    said = []
+    tensors, state = checkpoint.load_newest(folder, said.append)
+    assert tensors["weights/a"][0] == state["step"] == state["loop"]["step"]
+    return state["step"], said
+
+
+# --- what is captured comes back
+
+
+def one_step(model, optimizers, precision, window):
+    record = train_step(model, sft, window, [p for p in model.parameters() if p.requires_grad], optimizers, precision, 1e-2, 1.0)
+    model.zero_grad()
+    return record
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
+    """With dropout, so that the state of the random numbers counts; Muon over the layers and AdamW over the embedding."""
+    window = list(Loader(documents(4), 2, seed=1).batches(0))
+    precision = Precision("fp32", torch.device("cpu"))
+
+    def fresh():
+        model = tiny_model(lora_dropout=0.2)
+        model.model.embed_tokens.weight.requires_grad_(True)
+        weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        return model, weights, make_optimizers(model, name, 1e-2, 0.1)
+
+    torch.manual_seed(1)
+    random.seed(1)
+    model, weights, optimizers = fresh()
+    one_step(model, optimizers, precision, window)
+    tensors, state = checkpoint.capture(weights, optimizers, precision.scaler)
+    checkpoint.save(tmp_path, 1, tensors, state, keep=1)
+    expected = one_step(model, optimizers, precision, window), random.random(), {n: p.detach().clone() for n, p in weights.items()}
+
+    torch.manual_seed(2)
+    random.seed(2)
+    model, weights, optimizers = fresh()
+    tensors, state = checkpoint.load_newest(tmp_path, pytest.fail)
+    checkpoint.restore(tensors, state, weights, optimizers, precision.scaler)
+    record, number = one_step(model, optimizers, precision, window), random.random()
+    assert (record, number) == expected[:2]
+    assert all(torch.equal(p, expected[2][n]) for n, p in weights.items())
+
+
+def test_the_scaler_of_fp16_comes_back(tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=True)
+    tensors, state = checkpoint.capture({}, [], scaler)
+    checkpoint.save(tmp_path, 1, tensors, state, keep=1)
+    other = torch.amp.GradScaler("cpu", enabled=True)
+    checkpoint.restore(*checkpoint.load_newest(tmp_path, pytest.fail), {}, [], other)
+    assert other.state_dict() == scaler.state_dict() and other.get_scale() == 128.0
+
+
+# --- a kill at any moment of a save
+
+
+class Killed(BaseException):
+    """The process is dead: nothing that it would do afterwards happens."""
+
+
+def kill_at(monkeypatch, moment: int, half_done: bool):
+    """Everything in checkpoint.py that touches the disk dies at the `moment`-th touch and ever after, as under SIGKILL; returns the touches so far."""
+    touches = []
+
+    def dying(name, work, write=False):
+        def touch(*args, **kwargs):
+            touches.append(name)
+            if len(touches) == moment and half_done and write:
+                work(*args, **kwargs)
+                path = Path(args[1] if name == "save_file" else args[0])
+                os.truncate(path, path.stat().st_size // 2)
+            if len(touches) >= moment:
+                raise Killed
+            return work(*args, **kwargs)
+        return touch
+
+    monkeypatch.setattr(checkpoint, "save_file", dying("save_file", checkpoint.save_file, write=True))
+    monkeypatch.setattr(Path, "write_text", dying("write_text", Path.write_text, write=True))
+    monkeypatch.setattr(Path, "mkdir", dying("mkdir", Path.mkdir))
+    monkeypatch.setattr(os, "fsync", dying("fsync", os.fsync))
+    monkeypatch.setattr(os, "replace", dying("replace", os.replace))
+    monkeypatch.setattr(shutil, "rmtree", dying("rmtree", shutil.rmtree))
+    return touches
+
+
+def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check):
+    """Saves `step` over and over beside checkpoints 1 and 2, dies a touch later each time, and calls check(folder, saved whole); the touches."""
+    for half_done in (False, True):
+        for moment in range(1, 100):
+            folder = tmp_path / f"{half_done}-{moment}"
+            save(folder, 1), save(folder, 2)
+            with monkeypatch.context() as patch:
+                touches = kill_at(patch, moment, half_done)
+                try:
+                    save(folder, step, keep)
+                except Killed:
+                    pass
+                if len(touches) < moment:
+                    return touches
+            check(folder)
+    raise AssertionError("a save has more touches than that")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothing_else_is_left(monkeypatch, tmp_path, keep):
+    def check(folder):
+        assert newest(folder)[1] == []  # leftovers are no checkpoints
+        checkpoint.clean(folder)  # what a resume does first
+        step, said = newest(folder)
+        assert step in (2, 3) and said == []
+        assert all(p.name.startswith("step-") for p in folder.iterdir())
+        save(folder, 3)
+        assert newest(folder) == (3, [])
+
+    touches = kill_everywhere(monkeypatch, tmp_path, 3, keep, check)
+    assert touches.count("replace") == 1 and touches.count("fsync") == 5 and "rmtree" in touches
+
+
+def test_a_kill_while_a_step_is_saved_a_second_time_keeps_the_first_or_has_the_second(monkeypatch, tmp_path):
+    """With one checkpoint kept, the one that is being replaced is all there is."""
+    def check(folder):
+        checkpoint.clean(folder)
+        assert newest(folder) == (2, [])
+
+    touches = kill_everywhere(monkeypatch, tmp_path, 2, 1, check)
+    assert touches.count("replace") == 2
+
+
+# --- damage on the disk
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, name, damage):
+    save(tmp_path, 1), save(tmp_path, 2)
+    file = tmp_path / "step-00000002" / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 3] ^= 1
+        file.write_bytes(content)
+    step, (said,) = newest(tmp_path)
+    assert step == 1 and "step-00000002" in said and (name in said or name == "SHA256SUMS") and "before it" in said
+
+
+def test_every_single_bit_of_the_state_counts(tmp_path):
+    """A digit may become another digit, and the file is JSON all the same."""
+    file = save(tmp_path, 7) / "state.json"
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoint.load_newest(tmp_path, lambda text: None)
+
+
+def test_where_all_checkpoints_are_damaged_the_run_stops_and_does_not_start_anew(tmp_path):
+    for path in (save(tmp_path, 1), save(tmp_path, 2)):
+        (path / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="all 2 checkpoints are damaged; remove the folder to start anew"):
+        checkpoint.load_newest(tmp_path, lambda text: None)
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert checkpoint.load_newest(tmp_path / "checkpoints", pytest.fail) is None
+
+
+def test_behind_a_damaged_checkpoint_new_ones_are_kept_and_the_damaged_one_goes(tmp_path):
+    """Pruned by name alone, the damaged one would outlive what the run saves after it went back."""
+    for step in (2, 4, 9):
+        save(tmp_path, step)
+    (tmp_path / "step-00000009" / "state.json").write_bytes(b"{}")
+    assert newest(tmp_path)[0] == 4
+    save(tmp_path, 5)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (9, 10, 11, 100):
+        save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", "step-00000100"]
+
+
+def test_the_sums_are_those_of_sha256sum(tmp_path):
+    path = save(tmp_path, 1)
+    assert sorted(p.name for p in path.iterdir()) == FILES
+    lines = (path / "SHA256SUMS").read_text().splitlines()
+    assert lines == [f"{checkpoint.file_hash(path / name)}  {name}" for name in ("tensors.safetensors", "state.json")]
+    (path / "abc").write_bytes(b"abc")
+    assert checkpoint.file_hash(path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- a full disk
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(monkeypatch, tmp_path, call):
+    save(tmp_path, 1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert newest(tmp_path) == (1, [])
+
+
+def test_a_write_that_the_system_refuses_is_an_oserror_from_safetensors_too(tmp_path):
+    """The library has an exception of its own; a limit on file sizes stands in for the full disk."""
+    save(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(OSError):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"] and newest(tmp_path) == (1, [])

@@ -1,0 +1,59 @@
+"""training/cli.py: an exit code and one message for every way to end."""
+
+import os
+import signal
+
+import pytest
+
+from training import cli
+
+
+def fail(error):
+    def work():
+        raise error
+    return work
+
+
+def test_what_went_well_is_exit_code_0(capsys):
+    assert cli.run(lambda: cli.DONE) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_users_mistake_is_exit_code_2_and_the_message_whole(capsys):
+    assert cli.run(fail(ValueError("data.train: no such file\nname a file"))) == 2
+    assert capsys.readouterr() == ("", "error: data.train: no such file\nname a file\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nand more"), AssertionError("shapes differ"), OSError("shapes differ")])
+def test_whatever_else_fails_is_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, error):
+    assert cli.run(fail(error)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert f"{type(error).__name__}: shapes differ" in err and "LOUPE_TRACEBACK=1" in err
+
+
+def test_an_error_without_a_message_has_its_line_too(capsys):
+    assert cli.run(fail(AssertionError())) == 1
+    assert "AssertionError: no message" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), RuntimeError("broken")])
+def test_the_traceback_is_shown_on_request(monkeypatch, error):
+    monkeypatch.setenv("LOUPE_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        cli.run(fail(error))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, number):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.run(lambda: os.kill(os.getpid(), number), stopped="stopped; go on with --resume") == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
+
+
+def test_an_exit_that_argparse_asked_for_passes():
+    with pytest.raises(SystemExit):
+        cli.run(fail(SystemExit(2)))

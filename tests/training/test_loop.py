@@ -1,0 +1,296 @@
+"""training/loop.py: what a step adds up, when it is not applied, and when the loop evaluates, saves and stops."""
+
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.loader import Loader
+from data.packing import pack
+from model.loss import slow_linear_cross_entropy
+from tests.makers import documents, tiny_model
+from training import loop
+from training.objectives import sft
+from training.optim import make_optimizers
+from training.precision import Precision
+
+CPU = Precision("fp32", torch.device("cpu"))
+CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-batches in a step
+
+
+def plan(**changes) -> loop.Plan:
+    return loop.Plan(**{"total_steps": 4, "batches_per_epoch": 4, "accumulate": 1, "learning_rate": 1e-2, "lr_scheduler": "linear", "warmup_steps": 0,
+                        "max_grad_norm": 1.0, "eval_every": 0, "save_every": 0, "patience": 0} | changes)
+
+
+class Watch:
+    """Hooks that write down what the loop asks for; `losses` are what its evaluations return."""
+
+    def __init__(self, losses=()):
+        self.losses, self.steps, self.evaluations, self.best, self.saves, self.skips = list(losses), [], [], 0, [], []
+
+    def hooks(self, state, on_step=None) -> loop.Hooks:
+        return loop.Hooks(on_step or self.steps.append, self.evaluate, self.keep_best, lambda: self.saves.append(loop.state_dict(state)),
+                          self.skips.append)
+
+    def evaluate(self, step):
+        self.evaluations.append(step)
+        return self.losses.pop(0) if self.losses else None
+
+    def keep_best(self):
+        self.best += 1
+
+
+def trained(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def fit(model, docs, watch=None, state=None, batch_size=1, objective=sft, on_step=None, **changes):
+    """Runs the loop over `docs` in their order and returns its hooks' records."""
+    watch, state = watch or Watch(), state or loop.State()
+    loader = Loader(docs, batch_size, seed=0, shuffle=False)
+    optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
+    settings = plan(**{"batches_per_epoch": len(loader)} | changes)
+    loop.fit(model, objective, loader, optimizers, CPU, settings, state, watch.hooks(state, on_step))
+    return watch
+
+
+# --- every token weighs the same however the batch is cut
+
+
+def full_batch_gradients(model, docs):
+    """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its gradients."""
+    batch = pack(docs)
+    hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
+    loss = slow_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets) / batch.num_targets
+    return loss.item(), dict(zip(trained(model), torch.autograd.grad(loss, list(trained(model).values())), strict=True))
+
+
+def worst(gradients, expected) -> float:
+    """The largest relative error of a tensor's gradient, relative to the tensor's largest entry."""
+    return max(((gradients[n] - e).abs().max() / e.abs().max()).item() for n, e in expected.items())
+
+
+@pytest.mark.parametrize("batch_size, accumulate", CUTS)
+def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accumulate):
+    docs = documents(8, seed=3)
+    assert len({len(d.input_ids) for d in docs}) > 4 and max(len(d.input_ids) for d in docs) > 16
+    model = tiny_model(dtype=torch.float64)
+    loss, expected = full_batch_gradients(model, docs)
+    window = list(Loader(docs, batch_size, seed=0, shuffle=False).batches(0))
+    assert len(window) == accumulate
+    record = loop.train_step(model, sft, window, list(trained(model).values()), [], CPU, 1e-2, 0.0)
+    assert record["loss"] == pytest.approx(loss, abs=1e-5)
+    assert worst({n: p.grad for n, p in trained(model).items()}, expected) < 1e-10
+
+
+def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
+    docs = documents(20, seed=4)  # 8, 8 and 4 documents
+    runs = [[r["loss"] for r in fit(tiny_model(), docs, batch_size=b, accumulate=a, total_steps=6).steps] for b, a in CUTS]
+    for losses in runs[1:]:
+        assert losses == pytest.approx(runs[0], abs=1e-5)
+    assert runs[0][3] < runs[0][0]
+
+
+def test_the_short_window_at_the_end_of_an_epoch_is_stepped_and_weighs_its_own_tokens():
+    docs = documents(5, seed=5)
+    model = tiny_model(dtype=torch.float64)
+    loss, expected = full_batch_gradients(model, docs[4:])
+    at = loop.State(step=2, batch=4)  # as after two windows of two, with nothing learnt
+    seen = {}
+
+    def on_step(record):
+        seen.update(record)
+
+    step, loop.train_step = loop.train_step, lambda *args: step(*args) | {"gradients": {n: p.grad.clone() for n, p in trained(model).items()}}
+    try:
+        fit(model, docs, state=at, on_step=on_step, accumulate=2, total_steps=3, max_grad_norm=0.0)
+    finally:
+        loop.train_step = step
+    assert seen["loss"] == pytest.approx(loss, abs=1e-5)
+    assert seen["supervised_tokens"] == pack(docs[4:]).num_targets and seen["tokens"] == len(docs[4].input_ids)
+    assert worst(seen["gradients"], expected) < 1e-10
+
+
+def test_an_epoch_takes_each_document_once_and_the_next_one_follows():
+    docs = documents(5, seed=6)
+    watch = fit(tiny_model(), docs, batch_size=2, accumulate=2, total_steps=4)
+    tokens = [len(d.input_ids) for d in docs]
+    assert [r["tokens"] for r in watch.steps] == [sum(tokens[:4]), tokens[4]] * 2
+    assert [r["epoch"] for r in watch.steps] == [round(2 / 3, 4), 1, round(5 / 3, 4), 2]
+    assert [r["learning_rate"] for r in watch.steps] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_the_norm_is_recorded_before_clipping_and_the_step_is_taken_after():
+    window, models = [pack(documents(3))], [tiny_model(), tiny_model()]
+    for model, limit in zip(models, (0.0, 1e-3), strict=True):
+        record = loop.train_step(model, sft, window, list(trained(model).values()), [], CPU, 1e-2, limit)
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained(model).values()]))
+        assert record["grad_norm"] > 1e-2 and norm.item() == pytest.approx(limit or record["grad_norm"], rel=1e-2)
+
+
+# --- a step that is not finite
+
+
+def overflow(model):
+    """Weights that are finite, and a product with them that is not."""
+    model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(3e38)
+
+
+def poisoned(bad):
+    """sft, whose loss is NaN for the documents whose names end in one of `bad`."""
+    def loss(model, batch):
+        total, count, more = sft.loss(model, batch)
+        return (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total), count, more
+
+    return SimpleNamespace(prepare=sft.prepare, loss=loss)
+
+
+class BadGradient(torch.autograd.Function):
+    """Forward nothing, backward NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_samples():
+    model = tiny_model()
+    overflow(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    watch = fit(model, documents(4), batch_size=2, accumulate=2, total_steps=1)
+    (skip,), (record,) = watch.skips, watch.steps
+    assert skip == {"step": 1, "skipped": True, "layer": "the output of model.layers.3.mlp.up_proj.base_layer",
+                    "samples": [f"rows.jsonl:{n}" for n in (1, 2, 3, 4)]}
+    assert not math.isfinite(record["loss"])
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
+
+
+def test_a_step_that_was_not_applied_leaves_no_trace_in_what_follows():
+    """Neither in the weights nor in the optimiser's moments: step 1 with its rate would not, so the rate is constant here."""
+    docs = documents(3, seed=7)
+    with_it, without = tiny_model(), tiny_model()
+    watch = fit(with_it, docs, objective=poisoned({"1"}), total_steps=3, lr_scheduler="constant")
+    fit(without, docs[1:], total_steps=2, lr_scheduler="constant")
+    assert [s["step"] for s in watch.skips] == [1] and watch.skips[0]["samples"] == ["rows.jsonl:1"]
+    assert all(torch.equal(p, dict(without.named_parameters())[n]) for n, p in with_it.named_parameters())
+
+
+def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_named():
+    model = tiny_model()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.model.layers[2].mlp.register_forward_hook(lambda module, args, output: BadGradient.apply(output))
+    watch = fit(model, documents(2), batch_size=2, total_steps=1)
+    assert math.isfinite(watch.steps[0]["loss"]) and math.isnan(watch.steps[0]["grad_norm"])
+    assert watch.skips[0]["layer"].startswith("the gradient of model.layers.2.mlp.down_proj.lora_")
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_weight_that_is_not_finite_is_named():
+    model = tiny_model()
+    model.model.layers[1].self_attn.k_norm.weight.data[3] = math.inf
+    assert fit(model, documents(1), total_steps=1).skips[0]["layer"] == "the weight model.layers.1.self_attn.k_norm.weight"
+
+
+def test_three_bad_steps_in_a_row_stop_the_run():
+    model, watch = tiny_model(), Watch()
+    overflow(model)
+    with pytest.raises(loop.Diverged, match=r"3 steps in a row.*up_proj.*rows.jsonl:3.*Lower train.learning_rate"):
+        fit(model, documents(8), watch, total_steps=8)
+    assert len(watch.skips) == 3 and watch.saves == []
+
+
+def test_two_bad_steps_and_a_good_one_do_not():
+    watch = fit(tiny_model(), documents(6), objective=poisoned({"1", "2", "4", "5"}), total_steps=6)
+    assert [s["step"] for s in watch.skips] == [1, 2, 4, 5] and len(watch.steps) == 6
+
+
+# --- evaluations
+
+
+def test_evaluations_are_told_their_step_and_the_last_step_has_one_too():
+    watch = fit(tiny_model(), documents(4), Watch([3.0, 2.0, 1.0]), total_steps=5, eval_every=2)
+    assert watch.evaluations == [2, 4, 5] and watch.best == 3
+
+
+def test_the_last_step_is_evaluated_once():
+    assert fit(tiny_model(), documents(4), Watch([3.0, 2.0]), total_steps=4, eval_every=2).evaluations == [2, 4]
+
+
+def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
+    state = loop.State()
+    watch = fit(tiny_model(), documents(4), Watch([3.0, 2.0, 2.5, 2.0, 1.0]), state, total_steps=9, eval_every=1, patience=2)
+    assert watch.evaluations == [1, 2, 3, 4] and watch.best == 2
+    assert (state.step, state.best_step, state.best_loss) == (4, 2, 2.0)
+    again = fit(tiny_model(), documents(4), Watch([1.0]), loop.state_from(watch.saves[-1]), total_steps=9, eval_every=1, patience=2)
+    assert again.steps == again.evaluations == []  # stopped is stopped, on a resume too
+
+
+def test_a_first_evaluation_without_a_finite_loss_is_kept_until_there_is_a_better_one():
+    state = loop.State()
+    watch = fit(tiny_model(), documents(4), Watch([math.nan, math.nan, 5.0]), state, total_steps=3, eval_every=1)
+    assert watch.best == 2 and state.best_step == 3
+
+
+def test_without_validation_the_latest_weights_are_the_best():
+    state = loop.State()
+    assert fit(tiny_model(), documents(4), Watch(), state, total_steps=4, eval_every=2).best == 2 and state.best_step == 4
+
+
+# --- saving and stopping
+
+
+def test_checkpoints_are_saved_when_due_and_at_the_end():
+    saves = fit(tiny_model(), documents(4), batch_size=2, total_steps=5, save_every=2).saves
+    assert [(s["step"], s["epoch"], s["batch"]) for s in saves] == [(2, 0, 2), (4, 1, 2), (5, 2, 1)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number):
+    watch = Watch()
+
+    def on_step(record):
+        watch.steps.append(record)
+        if record["step"] == 2:
+            os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(loop.Stopped):
+        fit(tiny_model(), documents(4), watch, on_step=on_step)
+    assert len(watch.steps) == 2 and [s["step"] for s in watch.saves] == [2]
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    watch = Watch()
+
+    def on_step(record):
+        watch.steps.append(record)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model(), documents(4), watch, on_step=on_step)
+    assert len(watch.steps) == 1 and watch.saves == []
+
+
+def test_a_signal_during_the_last_evaluation_is_not_lost():
+    watch = Watch()
+    watch.keep_best = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(loop.Stopped):
+        fit(tiny_model(), documents(4), watch)
+    assert [s["step"] for s in watch.saves] == [4]
+
+
+def test_the_state_survives_json():
+    import json
+
+    for state in (loop.State(), loop.State(3, 1, 2, 1, 2.5, 3, 1, 3, 99, 1.25)):
+        assert loop.state_from(json.loads(json.dumps(loop.state_dict(state), allow_nan=False))) == state
