@@ -1,6 +1,8 @@
 """Prompt a Gemma 3, or chat with it: python generate.py --model DIR|hub-id|tiny [--adapter DIR] [--prompt TEXT]"""
 
 import argparse
+import contextlib
+import importlib
 import json
 import sys
 
@@ -79,7 +81,8 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 def chat(bot: Bot, args: argparse.Namespace) -> int:
     """Reads lines until Ctrl-D; the model sees the whole conversation each time."""
     if sys.stdin.isatty():
-        import readline
+        with contextlib.suppress(ImportError):  # Windows has none
+            importlib.import_module("readline")  # being loaded is all that it takes: input() then knows the arrow keys
     messages: list[tuple[str, str]] = []
     while True:
         try:

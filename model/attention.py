@@ -11,6 +11,8 @@ from torch import nn
 from model.norm import Gemma3RMSNorm
 from model.rope import rotate
 
+SHORT = 640  # keys
+
 
 def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
     """(T,) the number of the document that each token belongs to."""
@@ -40,10 +42,34 @@ def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None,
     return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)
 
 
+def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(q k^T * scale) v of N independent pieces, where hidden (N or 1, I, J) says which keys a query does not see.
+
+    q (N, I, H, D), k and v (N, J, K, D) -> (N, I, H, D), with N H I J scores kept for the backward pass.
+    """
+    queries, groups = q.shape[1], q.shape[2] // k.shape[2]
+    q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (N, K, H/K * I, D): one matrix for all heads that share a key head
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (N, K, J, D)
+    scores = ((q * scale) @ k.transpose(-1, -2)).unflatten(2, (groups, queries))  # (N, K, H/K, I, J)
+    weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1)
+    y = (weights.flatten(2, 3) @ v).unflatten(2, (groups, queries))  # (N, K, H/K, I, D)
+    return y.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
+    """Whether masked_attention beats PyTorch's fused kernel: in bfloat16 on a CPU, whose fused backward is slow, up to SHORT keys
+    (benchmarks/attention.py measures it)."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
+
+
 def document_attention(q, k, v, lengths: list[int], scale: float) -> torch.Tensor:
-    """Causal attention, one document after the other, through PyTorch's fused kernel: no mask is ever built.  Shapes as in slow_attention."""
+    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention."""
     out = []
     for qd, kd, vd in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        if plain_is_faster(q, len(qd)):
+            later = torch.ones(1, len(qd), len(qd), dtype=torch.bool).triu_(1)  # (1, L, L)
+            out.append(masked_attention(qd[None], kd[None], vd[None], later, scale)[0])
+            continue
         qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, L, D)
         y = F.scaled_dot_product_attention(qd, kd, vd, is_causal=True, scale=scale, enable_gqa=True)
         out.append(y[0].transpose(0, 1))  # (L, H, D)
@@ -68,6 +94,8 @@ def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> to
     total, blocks = q.shape[0], mask.shape[0]
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, blocks * window - total)).view(blocks, window, *x.shape[1:]) for x in (q, k, v))  # (N, W, H or K, D)
     k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x), dim=1) for x in (k, v))  # (N, 2W, K, D)
+    if plain_is_faster(q, 2 * window):
+        return masked_attention(q, k, v, ~mask[:, 0], scale).flatten(0, 1)[:total]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, H or K, W or 2W, D)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     return y.transpose(1, 2).flatten(0, 1)[:total]  # (T, H, D)

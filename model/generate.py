@@ -135,8 +135,8 @@ def _inference(model):
     finally:
         for module, mode in modes:
             module.training = mode
-        # Autocast keeps the bfloat16 copies that it made of trainable weights.  Made under no_grad they carry no gradient; in a training step
-        # under the same autocast they would be used again, and the adapters silently stop learning.
+        # Autocast keeps the bfloat16 copies that it made of trainable weights.  Before torch 2.11 (pytorch pull request 165068) copies made
+        # under no_grad carry no gradient, a training step under the same autocast uses them again, and the adapters silently stop learning.
         torch.clear_autocast_cache()
 
 

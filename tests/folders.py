@@ -38,7 +38,7 @@ def make_model(folder: Path, seed: int = 0, **changes) -> str:
     sizes |= changes
     kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(sizes["num_hidden_layers"])]
     model = Gemma3ForCausalLM(Gemma3Config(**sizes, layer_types=kinds))
-    model.reset_parameters(seed, std=0.2)
+    model.reset_parameters(seed, std=0.1)
     save_model(model, folder, torch.float32)
     copy_tokenizer(TINY, folder)
     return str(folder)

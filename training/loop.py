@@ -149,7 +149,7 @@ def _judge(model, objective, window, record: dict, state: State, precision, hook
         model.zero_grad(set_to_none=True)
         return
     state.bad_steps += 1
-    culprit = _first_bad_gradient(model)
+    culprit = _first_bad_gradient(model) if math.isfinite(record["loss"]) else "the loss"
     model.zero_grad(set_to_none=True)
     culprit = first_bad_layer(model, objective, window, precision) or culprit
     ids = [i for batch in window for i in batch.ids]
@@ -163,7 +163,7 @@ def _first_bad_gradient(model) -> str:
     for name, p in reversed(list(model.named_parameters())):  # backward runs from the last layer to the first
         if p.grad is not None and not torch.isfinite(p.grad).all():
             return f"the gradient of {name}"
-    return "the loss"
+    return "the gradients' norm"  # each of them is finite, the sum of their squares is not
 
 
 @torch.no_grad()

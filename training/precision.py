@@ -1,7 +1,6 @@
 """Which device, which numbers: the only place that decides on dtypes, autocast and loss scaling."""
 
 import contextlib
-import logging
 
 import torch
 
@@ -50,8 +49,3 @@ class Precision:
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32
-
-
-def full_precision_note(precision: Precision) -> None:
-    if precision.name == "fp16":
-        logging.getLogger(__name__).warning("fp16 was forced: Gemma 3's activations may overflow it; steps with infinite gradients are skipped")

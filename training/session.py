@@ -122,8 +122,7 @@ def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: st
         print(f"error: {e}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as e:
-        print(f"error: out of memory ({str(e).splitlines()[0]}); halve train.batch_size (now {cfg.train.batch_size}) and double "
-              f"train.gradient_accumulation_steps (now {cfg.train.gradient_accumulation_steps}): the result is the same", file=sys.stderr)
+        print(f"error: out of memory ({str(e).splitlines()[0]}); {_smaller(cfg)}", file=sys.stderr)
         return 1
     finally:
         progress.close()
@@ -132,6 +131,16 @@ def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: st
         f"best at step {state.best_step}")
     _load_best(run, model)
     return 0
+
+
+def _smaller(cfg: Config) -> str:
+    """What takes less memory: smaller micro-batches while there are any, then shorter samples."""
+    t = cfg.train
+    size, name, smallest = (t.max_tokens, "max_tokens", cfg.data.max_length) if t.max_tokens else (t.batch_size, "batch_size", 1)
+    if size // 2 < smallest:
+        return f"lower data.max_length (now {cfg.data.max_length})"
+    return (f"halve train.{name} (now {size}) and double train.gradient_accumulation_steps (now {t.gradient_accumulation_steps}): "
+            "a step has as many samples as before")
 
 
 def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
@@ -216,7 +225,7 @@ def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, a
     steps, evals = read_metrics(path / "metrics.jsonl")
     facts = {
         "name": cfg.run.name, "base": cfg.model.name, "adapter": _adapter_text(cfg), "trained parameters": f"{run.trained:,}",
-        "training samples": f"{len(data.documents):,}", "steps": f"{len(steps):,}", "training time": f"{run.fit_seconds:.0f} s",
+        "training samples": f"{len(data.documents):,}", "steps": f"{sum('loss' in r for r in steps):,}", "training time": f"{run.fit_seconds:.0f} s",
         "whole run": f"{seconds:.0f} s", "tokens per second": f"{run.tokens_per_second:,.0f}", "device": device_name(run.precision.device),
         "precision": run.precision.name, "peak memory": f"{peak_memory(run.precision.device) / 2**20:,.0f} MiB",
     }

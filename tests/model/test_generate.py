@@ -139,7 +139,7 @@ def test_inverse_cdf_takes_the_first_id_whose_cumulative_probability_exceeds_u()
     logits = PROBABILITIES.log().expand(6, 4)
     uniform = torch.tensor([0.0, 0.05, 0.15, 0.6, 0.85, 1 - 2**-24])
     assert choose(logits, Sampling(temperature=1.0), uniform).tolist() == [0, 0, 1, 2, 3, 3]
-    # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1.  top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 stands for 0.54, in id 2; 0.85 for 0.765, in id 3.
+    # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1.  top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 means 0.54, in id 2; 0.85 means 0.765, in id 3.
     assert choose(logits, Sampling(temperature=1.0, top_k=2), uniform).tolist() == [1, 1, 1, 2, 2, 2]
     assert choose(logits, Sampling(temperature=1.0, top_p=0.75), uniform).tolist() == [1, 1, 1, 2, 3, 3]
 

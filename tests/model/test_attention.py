@@ -1,0 +1,229 @@
+"""model/attention.py: masks written out, the fast kernels against the slow one at every edge of the window, transformers' module, and memory.
+
+T tokens, H query heads, K key/value heads, D head_dim, W window.
+"""
+
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.attention import Gemma3Attention, PackedAttention, band_attention, band_mask, document_attention, document_index, slow_attention
+from model.config import FULL, SLIDING
+from model.rope import rope_angles
+
+W = 8
+LENGTHS = [[1], [W - 1], [W], [W + 1], [2 * W], [2 * W + 1], [40], [3, W, W + 1, 1], [W, W], [1, W - 1, W + 2], [5, 23, 8, 2, 17], [16, 1, 16]]
+
+
+class Largest(TorchDispatchMode):
+    """Records the most elements that any tensor has which is made inside the `with`, by the backward pass too."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not any(r.alias_info for r in func._schema.returns):  # neither a view nor written in place
+            made = [x.numel() for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor)]
+            self.elements = max([self.elements, *made])
+        return out
+
+
+def bounds(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def random_qkv(total: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 8):
+    """q (T, H, D), k and v (T, K, D), with scores of about 4 so that every token's place in a mask is felt."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(2 * torch.randn(total, n, head_dim, generator=generator).requires_grad_() for n in (heads, kv_heads, kv_heads))
+
+
+def band(q, k, v, lengths: list[int], scale: float, window: int = W):
+    return band_attention(q, k, v, band_mask(bounds(lengths), sum(lengths), window), window, scale)
+
+
+def who_sees_whom(attend, total: int) -> list[list[int]]:
+    """The mask that attend(q, k, v) acts by: scores are all 0 and token j's value is the j-th unit vector, so row i is spread over what i sees."""
+    zeros, units = torch.zeros(total, 1, total), torch.eye(total)[:, None]
+    return (attend(zeros, zeros, units)[:, 0] > 0).int().tolist()
+
+
+# by hand
+
+
+def test_the_number_of_each_tokens_document():
+    assert document_index(torch.tensor([0, 2, 3, 6]), 6).tolist() == [0, 0, 1, 2, 2, 2]
+    assert document_index(torch.tensor([0, 3]), 3).tolist() == [0, 0, 0]
+
+
+def test_two_tokens_written_here_by_hand():
+    # scores of token 1: 2 * 0 * 0.5 = 0 and 2 * ln 3 * 0.5 = ln 3, so its weights are 1/4 and 3/4; token 0 sees itself only
+    q, k = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
+    v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
+    y = slow_attention(q, k, v, torch.tensor([0, 2]), scale=0.5)
+    torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
+
+
+def test_a_softcap_of_two_by_hand():
+    # 2 tanh(1.234774 / 2) = ln 3: the same weights, 1/4 and 3/4
+    q, k = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[1.234774, 0.0]]])
+    v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
+    y = slow_attention(q, k, v, torch.tensor([0, 2]), scale=0.5, softcap=2.0)
+    torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
+
+
+CAUSAL_IN_TWO_DOCUMENTS = [[1, 0, 0, 0, 0, 0, 0],
+                           [1, 1, 0, 0, 0, 0, 0],
+                           [0, 0, 1, 0, 0, 0, 0],
+                           [0, 0, 1, 1, 0, 0, 0],
+                           [0, 0, 1, 1, 1, 0, 0],
+                           [0, 0, 1, 1, 1, 1, 0],
+                           [0, 0, 1, 1, 1, 1, 1]]
+WINDOW_OF_3_IN_TWO_DOCUMENTS = [[1, 0, 0, 0, 0, 0, 0],
+                                [1, 1, 0, 0, 0, 0, 0],
+                                [0, 0, 1, 0, 0, 0, 0],
+                                [0, 0, 1, 1, 0, 0, 0],
+                                [0, 0, 1, 1, 1, 0, 0],
+                                [0, 0, 0, 1, 1, 1, 0],
+                                [0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens():
+    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
+    assert who_sees_whom(lambda q, k, v: document_attention(q, k, v, [2, 5], 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
+
+
+def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_5_tokens():
+    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
+    assert who_sees_whom(lambda q, k, v: band(q, k, v, [2, 5], 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
+
+
+def test_the_band_of_a_document_of_3_tokens_and_a_window_of_2():
+    # two blocks of two queries; each looks at the two keys before its block and at its own two.  The fourth token is filling and sees itself.
+    assert band_mask(torch.tensor([0, 3]), 3, 2)[:, 0].int().tolist() == [[[0, 0, 1, 0],
+                                                                          [0, 0, 1, 1]],
+                                                                         [[0, 1, 1, 0],
+                                                                          [0, 0, 0, 1]]]
+
+
+@pytest.mark.parametrize("attend", [lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0), lambda q, k, v: document_attention(q, k, v, [1], 1.0),
+                                    lambda q, k, v: band(q, k, v, [1], 1.0)], ids=["slow", "document", "band"])
+def test_neighbouring_query_heads_share_a_key_head(attend):
+    q, k, v = torch.zeros(1, 4, 8), torch.zeros(1, 2, 8), torch.tensor([10.0, 20.0])[None, :, None].expand(1, 2, 8)
+    assert attend(q, k, v)[0, :, 0].tolist() == [10, 10, 20, 20]
+
+
+# the fast ones equal the slow one
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, W, 13, 100])
+@pytest.mark.parametrize("lengths", [[29], [3, 13, 14, 1], [12, 2]], ids=str)
+def test_the_band_holds_the_window_and_not_one_token_more(lengths, window):
+    number = [d for d, n in enumerate(lengths) for _ in range(n)]
+    total = len(number)
+    expected = [[int(number[i] == number[j] and 0 <= i - j < window) for j in range(total)] for i in range(total)]
+    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 1.0, window), total) == expected
+    assert who_sees_whom(lambda q, k, v: band(q, k, v, lengths, 1.0, window), total) == expected
+
+
+def assert_equal_with_gradients(fast, slow, qkv):
+    y, expected = fast(*qkv), slow(*qkv)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    for got, wanted in zip(torch.autograd.grad(y, qkv, upstream), torch.autograd.grad(expected, qkv, upstream), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_document_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads):
+    assert_equal_with_gradients(lambda q, k, v: document_attention(q, k, v, lengths, 0.3),
+                                lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3), random_qkv(sum(lengths), heads, kv_heads))
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_band_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads):
+    assert_equal_with_gradients(lambda q, k, v: band(q, k, v, lengths, 0.3),
+                                lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3, W), random_qkv(sum(lengths), heads, kv_heads))
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_packed_attention_equals_slow_attention_whichever_kernel_it_chooses(lengths, sliding):
+    qkv = random_qkv(sum(lengths))
+    attend = PackedAttention(bounds(lengths), sum(lengths), W, 0.3)
+    assert (attend.band is None) == (max(lengths) <= W), "no document that outgrows the window: the causal kernel is right for every layer"
+    expected = slow_attention(*qkv, bounds(lengths), 0.3, W if sliding else None)
+    torch.testing.assert_close(attend(0, *qkv, sliding), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_packed_attention_with_a_softcap_or_asked_to_be_slow_is_the_slow_one(sliding):
+    qkv, window = random_qkv(20), W if sliding else None
+    capped = PackedAttention(bounds([20]), 20, W, 0.3, softcap=1.5)
+    assert torch.equal(capped(0, *qkv, sliding), slow_attention(*qkv, bounds([20]), 0.3, window, 1.5))
+    slow = PackedAttention(bounds([20]), 20, W, 0.3, slow=True)
+    assert torch.equal(slow(0, *qkv, sliding), slow_attention(*qkv, bounds([20]), 0.3, window))
+
+
+# transformers' module
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [FULL, SLIDING])
+def test_the_module_equals_transformers_with_gradients(kind, bias):
+    from transformers import Gemma3TextConfig
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention as Reference
+
+    total, sizes = 3 * W + 3, {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    cfg = Gemma3TextConfig(**sizes, num_hidden_layers=1, layer_types=[kind], sliding_window=W, query_pre_attn_scalar=12, attention_bias=bias,
+                           attn_implementation="eager")
+    torch.manual_seed(0)
+    theirs, ours = Reference(cfg, 0), Gemma3Attention(24, 4, 2, 8, cfg.rms_norm_eps, bias)
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.5)  # norm weights and biases too, which are zero at first
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(total, 24)
+    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    cos, sin = rope_angles(torch.arange(total), 8, 1e4)
+    distance = torch.arange(total)[:, None] - torch.arange(total)[None, :]
+    hidden = (distance < 0) | (distance >= (W if kind == SLIDING else total))
+    mask = torch.zeros(total, total).masked_fill(hidden, float("-inf"))
+    expected = theirs(x_theirs[None], (cos[None], sin[None]), mask[None, None])[0][0]
+    y = ours.output(PackedAttention(bounds([total]), total, W, 12**-0.5)(0, *ours.project(x_ours, cos, sin), kind == SLIDING))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x_ours.grad, x_theirs.grad, atol=1e-4, rtol=1e-4)
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# memory
+
+LONG, NARROW = 2048, 16
+
+
+def test_document_attention_makes_nothing_larger_than_its_input():
+    q, k, v = random_qkv(LONG)
+    with Largest() as largest:
+        document_attention(q, k, v, [LONG], 0.3).sum().backward()
+    assert largest.elements == q.numel() < LONG * LONG
+
+
+def test_band_attention_makes_nothing_larger_than_two_windows_a_token_and_head():
+    q, k, v = random_qkv(LONG)
+    with Largest() as largest:
+        band(q, k, v, [LONG], 0.3, NARROW).sum().backward()
+    assert largest.elements <= LONG * 2 * NARROW * 4 < LONG * LONG
+
+
+def test_slow_attention_makes_the_square():
+    q, k, v = random_qkv(256)
+    with Largest() as largest:
+        slow_attention(q, k, v, bounds([256]), 0.3, NARROW).sum().backward()
+    assert largest.elements >= 4 * 256 * 256

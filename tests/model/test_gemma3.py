@@ -1,0 +1,206 @@
+"""model/gemma3.py: a layer by hand, transformers' layer, and what packing must not change.  The whole model against transformers is in parity/."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+
+from model.attention import PackedAttention
+from model.config import FULL, SLIDING, Gemma3Config
+from model.gemma3 import Gemma3DecoderLayer, Gemma3ForCausalLM
+from model.loss import linear_cross_entropy
+from model.rope import rope_angles
+from tests.makers import tiny_config
+from tests.model.test_attention import Largest
+
+WINDOW = tiny_config().sliding_window  # 16 tokens; six layers, of which two see further
+LENGTHS = [40, 5, WINDOW, WINDOW + 1, 1, 35]
+
+
+def small_model(**changes) -> Gemma3ForCausalLM:
+    """Random norm weights too, which a fresh model has at zero."""
+    model = Gemma3ForCausalLM(tiny_config(vocab_size=61, **changes))
+    model.reset_parameters(seed=0, std=0.3)
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.ndim == 1:
+            torch.nn.init.normal_(p, std=0.3, generator=generator)
+    return model
+
+
+def stream(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """tokens (T,), position_ids (T,) and cu_seqlens of random documents."""
+    tokens = torch.randint(0, 61, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    return tokens, torch.cat([torch.arange(n) for n in lengths]), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def documents(hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> list[torch.Tensor]:
+    return list(hidden.split(lengths))
+
+
+# by hand
+
+
+def test_a_layer_of_one_token_written_here_by_hand():
+    # One token attends to itself, so with identities for v_proj and o_proj attention is its input: x = [1, 7], of root mean square 5, is
+    # normed to [0.2, 1.4], of root mean square 1; post_attention_layernorm doubles it, and x + [0.4, 2.8] = [1.4, 9.8].
+    cfg = Gemma3Config(2, 3, 1, num_attention_heads=1, num_key_value_heads=1, head_dim=2, layer_types=[FULL], rms_norm_eps=0.0)
+    layer = Gemma3DecoderLayer(cfg, 0)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.zero_()
+        layer.self_attn.v_proj.weight.copy_(torch.eye(2))
+        layer.self_attn.o_proj.weight.copy_(torch.eye(2))
+        layer.post_attention_layernorm.weight.fill_(1.0)
+    layer.self_attn.q_norm.eps = layer.self_attn.k_norm.eps = layer.post_feedforward_layernorm.eps = 1e-6  # their input is zero here
+    x = layer(torch.tensor([[1.0, 7.0]]), *rope_angles(torch.tensor([0]), 2, 1e4), PackedAttention(torch.tensor([0, 1]), 1, 4, 1.0))
+    torch.testing.assert_close(x, torch.tensor([[1.4, 9.8]]))
+
+
+@pytest.mark.parametrize("dtype, expected", [(torch.float32, 1.25 * 640**0.5), (torch.bfloat16, 31.5)])
+def test_the_embeddings_scale_is_rounded_before_it_multiplies(dtype, expected):
+    # sqrt(640) = 25.298 is 25.25 in bfloat16; 1.25 * 25.25 = 31.5625 rounds to 31.5, but 1.25 * 25.298 = 31.62 to 31.625
+    model = Gemma3ForCausalLM(Gemma3Config(640, 1, 0, vocab_size=3)).to(dtype)
+    torch.nn.init.constant_(model.model.embed_tokens.weight, 1.25)
+    seen = []
+    model.model.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(torch.tensor([2]), torch.tensor([0]), torch.tensor([0, 1]))
+    torch.testing.assert_close(seen[0], torch.full((1, 640), expected, dtype=dtype))
+
+
+def test_logits_are_products_with_the_embedding_and_softcapped_by_hand():
+    model = Gemma3ForCausalLM(Gemma3Config(2, 1, 0, vocab_size=2, final_logit_softcapping=2.0))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+    # hidden W^T = [2, 3]; 2 tanh(2 / 2) = 1.523188 and 2 tanh(3 / 2) = 1.810297
+    torch.testing.assert_close(model.logits(torch.tensor([[2.0, 1.0]])), torch.tensor([[1.523188, 1.810297]]), atol=1e-6, rtol=0)
+
+
+def test_an_untied_head_has_its_own_weight():
+    tied, untied = small_model(), small_model(tie_word_embeddings=False)
+    assert tied.head_weight is tied.model.embed_tokens.weight and untied.head_weight is untied.lm_head.weight
+    assert untied.state_dict().keys() - tied.state_dict().keys() == {"lm_head.weight"}
+
+
+# transformers' layer
+
+
+@pytest.mark.parametrize("kind", [FULL, SLIDING])
+def test_a_layer_equals_transformers_with_gradients(kind):
+    from transformers import Gemma3TextConfig
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer as Reference
+
+    cfg, total = tiny_config(num_hidden_layers=1, layer_types=[kind]), 40
+    torch.manual_seed(0)
+    theirs, ours = Reference(Gemma3TextConfig(**cfg.to_json(), attn_implementation="eager"), 0), Gemma3DecoderLayer(cfg, 0)
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(total, cfg.hidden_size)
+    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    cos, sin = rope_angles(torch.arange(total), cfg.head_dim, 1e4)
+    distance = torch.arange(total)[:, None] - torch.arange(total)[None, :]
+    mask = torch.zeros(total, total).masked_fill((distance < 0) | (distance >= (WINDOW if kind == SLIDING else total)), float("-inf"))
+    y = ours(x_ours, cos, sin, PackedAttention(torch.tensor([0, total]), total, WINDOW, cfg.attention_scale))
+    expected = theirs(x_theirs[None], (cos[None], sin[None]), mask[None, None])[0]
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x_ours.grad, x_theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+# packing
+
+
+@torch.no_grad()
+def test_packed_documents_equal_each_alone():
+    model, (tokens, position_ids, cu_seqlens) = small_model(), stream(LENGTHS)
+    packed = documents(model(tokens, position_ids, cu_seqlens))
+    for got, text in zip(packed, tokens.split(LENGTHS), strict=True):
+        n = len(text)
+        torch.testing.assert_close(got, model(text, torch.arange(n), torch.tensor([0, n])), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [LENGTHS, [3, WINDOW, 9]], ids=["longer than the window", "within the window"])
+def test_the_fast_pass_equals_the_slow_one(lengths):
+    model, batch = small_model(), stream(lengths)
+    torch.testing.assert_close(model(*batch), model(*batch, slow=True), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("edited", range(len(LENGTHS)))
+def test_editing_one_document_leaves_the_others_the_same_to_the_last_bit(edited):
+    model, (tokens, position_ids, cu_seqlens) = small_model(), stream(LENGTHS)
+    other = tokens.clone()
+    start, end = cu_seqlens[edited : edited + 2].tolist()
+    other[start:end] = (other[start:end] + 7) % 61
+    before, after = (documents(model(t, position_ids, cu_seqlens)) for t in (tokens, other))
+    assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [d != edited for d in range(len(LENGTHS))]
+
+
+@torch.no_grad()
+def test_editing_a_token_leaves_what_stands_before_it_the_same_to_the_last_bit():
+    model, (tokens, position_ids, cu_seqlens) = small_model(), stream([50])
+    other = tokens.clone()
+    other[33] = (other[33] + 7) % 61
+    before, after = (model(t, position_ids, cu_seqlens) for t in (tokens, other))
+    assert torch.equal(before[:33], after[:33]) and not (before[33:] == after[33:]).all(-1).any()
+
+
+@torch.no_grad()
+def test_local_layers_alone_see_a_window_further_back_with_each_layer_and_not_one_token_more():
+    window, layers, total = 4, 6, 40
+    model = small_model(layer_types=[SLIDING] * layers, sliding_window=window)
+    tokens, position_ids, cu_seqlens = stream([total])
+    other = tokens.clone()
+    other[10] = (other[10] + 7) % 61
+    changed = (model(tokens, position_ids, cu_seqlens) != model(other, position_ids, cu_seqlens)).any(-1).nonzero()[:, 0]
+    assert changed.tolist() == list(range(10, 10 + layers * (window - 1) + 1))
+
+
+@pytest.mark.parametrize("filling", [1, 10, 3 * WINDOW])
+def test_a_filling_document_at_the_end_changes_neither_hidden_states_nor_gradients(filling):
+    model, targets = small_model(), torch.tensor([3, 1, 4])
+    runs = []
+    for lengths in (LENGTHS, [*LENGTHS, filling]):
+        tokens, position_ids, cu_seqlens = stream(lengths)
+        tokens = torch.cat([stream(LENGTHS)[0], torch.zeros_like(tokens[sum(LENGTHS) :])])  # what pack(total=...) appends: id 0
+        hidden = model(tokens, position_ids, cu_seqlens)[: sum(LENGTHS)]
+        loss, _ = linear_cross_entropy(hidden[[5, 39, 60]], model.head_weight, targets)
+        runs.append((hidden.detach(), loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
+    for plain, filled in zip(*runs, strict=True):
+        torch.testing.assert_close(filled, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_stream_of_2048_tokens_makes_no_square():
+    model, total = small_model(), 2048
+    with Largest() as largest:
+        model(*stream([total])).sum().backward()
+    assert largest.elements <= total * 2 * WINDOW * model.config.num_attention_heads < total * total
+
+
+# fresh weights and compilation
+
+
+def test_fresh_weights_come_from_the_seed_and_out_projections_are_smaller():
+    weights = []
+    for seed in (0, 0, 1):
+        model = Gemma3ForCausalLM(tiny_config())
+        model.reset_parameters(seed, std=0.02)
+        weights.append(dict(model.named_parameters()))
+    first, again, other = weights
+    for name, p in first.items():
+        assert torch.equal(p, again[name]) and (p.ndim == 1 or not torch.equal(p, other[name])), name
+        expected = 0 if p.ndim == 1 else 0.02 / 12**0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+        assert abs(p.std().item() - expected) <= 0.1 * expected, name
+
+
+def test_compiled_halves_run_in_training_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda half, dynamic: lambda *args: calls.append(half.__name__) or half(*args))
+    model, batch = small_model(), stream([20])
+    expected = model(*batch)
+    model.compile_layers()
+    assert torch.equal(model.train()(*batch), expected) and calls == ["before_attention", "after_attention"] * 6
+    assert torch.equal(model.eval()(*batch), expected) and len(calls) == 12

@@ -1,0 +1,90 @@
+"""Twenty steps beside a plain transformers + PEFT loop, from the same base, adapter and rows."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Gemma3ForCausalLM as Reference
+from transformers import get_linear_schedule_with_warmup
+
+from data.loader import Loader
+from data.render import IGNORE_INDEX
+from lora.inject import inject
+from lora.peft_io import save_adapter
+from model.weights import load_model
+from tests.makers import documents, write_model
+from training import loop
+from training.objectives import sft
+from training.optim import make_optimizers
+from training.precision import Precision
+
+STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
+
+
+def padded(docs):
+    """A rectangle: ids with <pad> (0), its mask, and Hugging Face's unshifted labels with -100 at the prompt and the padding."""
+    width = max(len(d.input_ids) for d in docs)
+    ids, mask, labels = torch.zeros(len(docs), width, dtype=torch.long), torch.zeros(len(docs), width, dtype=torch.long), []
+    labels = torch.full((len(docs), width), IGNORE_INDEX)
+    for row, d in enumerate(docs):
+        n = len(d.input_ids)
+        ids[row, :n], mask[row, :n] = torch.tensor(d.input_ids), 1
+        labels[row, 1:n] = torch.tensor(d.labels[:-1])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def file_name(name):
+    """PEFT's parameter as its files call it."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def their_loop(base, adapter, docs):
+    """[(loss, gradient's norm)] of each step, and the trained adapter's tensors by PEFT's names."""
+    model = Reference.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
+    out, per_step = [], BATCH * ACCUMULATE
+    for step in range(STEPS):
+        at = step * per_step % len(docs)
+        window = [padded(docs[at + i * BATCH : at + (i + 1) * BATCH]) for i in range(ACCUMULATE)]
+        supervised = sum((b["labels"] != IGNORE_INDEX).sum() for b in window)
+        total = 0.0
+        for batch in window:
+            loss = model(**batch, num_items_in_batch=supervised).loss  # a sum over this batch's tokens / the step's tokens
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        out.append((total, norm.item()))
+    return out, {file_name(n): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def our_loop(model, docs):
+    """The same figures from our loop."""
+    loader, records = Loader(docs, BATCH, seed=0, shuffle=False), []
+    plan = loop.Plan(STEPS, len(loader), ACCUMULATE, RATE, "linear", 0, CLIP, 0, 0, 0)
+    hooks = loop.Hooks(records.append, lambda step: None, lambda: None, lambda: None)
+    loop.fit(model, sft, loader, make_optimizers(model, "adamw", RATE, DECAY), Precision("fp32", torch.device("cpu")), plan, loop.State(), hooks)
+    return [(r["loss"], r["grad_norm"]) for r in records]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_twenty_steps_are_those_of_transformers_and_peft(tmp_path, kind):
+    base, docs = write_model(tmp_path / "base"), documents(4 * BATCH * ACCUMULATE, seed=11)
+    assert max(len(d.input_ids) for d in docs) > 16  # longer than the window
+    ours = load_model(base, torch.float32)
+    inject(ours, type=kind, r=4, lora_alpha=8, target_modules="all-linear", seed=1)
+    save_adapter(ours, tmp_path / "start", base_model_name=str(base))
+    theirs, their_adapter = their_loop(base, tmp_path / "start", docs)
+    mine = our_loop(ours, docs)
+    assert len(mine) == STEPS and mine[-1][0] < mine[0][0] - 0.2  # it learns
+    assert any(norm > CLIP for _, norm in mine)  # and clipping is put to use
+    assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], abs=1e-3)
+    assert [norm for _, norm in mine] == pytest.approx([norm for _, norm in theirs], rel=1e-2)
+    save_adapter(ours, tmp_path / "end", base_model_name=str(base))
+    for name, tensor in load_file(tmp_path / "end" / "adapter_model.safetensors").items():
+        assert (tensor - their_adapter[name]).abs().max() < 2e-3, name

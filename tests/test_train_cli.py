@@ -1,0 +1,240 @@
+"""train.py's command line: what a user gets who mistypes, brings the wrong files, or very few rows."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from model.hub import TINY
+from tests.makers import ROOT, rows, write_jsonl, write_run
+from training.metrics import read_metrics
+
+
+def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "train.py"), *args], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def place(template, tmp_path, monkeypatch) -> Path:
+    """A copy of a folder in which train.py works, as the current one, and small steps: two an epoch, no checkpoint between."""
+    folder = shutil.copytree(template, tmp_path / "place")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(capsys, *settings: str, config: str = "tiny.toml") -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of train.py with --set for each of the settings; one epoch unless they say more."""
+    words = [word for s in ("train.epochs=1", *settings) for word in ("--set", s)]
+    code = train.main(["--config", config, *words])
+    return code, *capsys.readouterr()
+
+
+def refused(capsys, *settings: str, config: str = "tiny.toml") -> str:
+    """The message of a run that must end with exit code 2, and leave neither a traceback nor a step behind."""
+    code, _, error = run(capsys, *settings, config=config)
+    assert code == 2, error
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert not list(Path().glob("runs/*/adapter")) and not any(p.stat().st_size for p in Path().glob("runs/*/metrics.jsonl"))
+    return error
+
+
+# --- help, and the exit codes of a real process
+
+
+def test_help_comes_in_under_a_second_and_without_torch():
+    """The best of three: the machine may be at something else."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = script("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0 and "--config" in done.stdout and "--set" in done.stdout and "--resume" in done.stdout
+    assert min(seconds) < 1
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, training.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_process_with_a_bad_config_ends_with_2_and_every_mistake_on_stderr(place):
+    (place / "bad.toml").write_text('[data]\ntrain = "train.jsonl"\n[train]\nlearning_rat = 1e-4\nbatch_size = "8"\n[trian]\nepochs = 2\n')
+    done = script("--config", "bad.toml", "--set", "train.epochs", "--set", "adapter.type=lore", cwd=place)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "error: bad.toml: no key train.learning_rat; did you mean 'learning_rate'?",
+        "bad.toml: train.batch_size = '8' must be a whole number",
+        "bad.toml: no section [trian]; did you mean 'train'?",
+        "--set train.epochs: write it as section.key=value, e.g. --set train.learning_rate=1e-4",
+        "--set: adapter.type = 'lore' is not one of 'lora', 'dora', 'full'",
+    ]
+    assert not (place / "runs").exists()
+
+
+def test_a_process_without_a_config_is_told_its_usage():
+    done = script()
+    assert done.returncode == 2 and "--config" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the config
+
+
+def test_a_config_that_is_not_there_has_a_remedy(place, capsys):
+    assert "no-such.toml: no such file; start from small.toml or one of configs/" in refused(capsys, config="no-such.toml")
+
+
+def test_toml_that_cannot_be_read_names_its_line(place, capsys):
+    Path("bad.toml").write_text("[train]\nepochs = 1\nbatch_size = = 2\n")
+    error = refused(capsys, config="bad.toml")
+    assert "bad.toml: not valid TOML" in error and "line 3" in error
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("train.precision=fp16", "train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16'"),
+    ("train.objective=dpo", "train.objective = 'dpo' is not built yet; use 'sft' or 'pretrain'"),
+    ("train.batch_size=0", "train.batch_size = 0 must be at least 1"),
+    ("adapter.lora_dropout=1", "adapter.lora_dropout = 1.0 must be below 1"),
+    ("train.device=gpu", "train.device = 'gpu' cannot be used"),
+    ("model.name=nowhere", "'nowhere' is neither a folder"),
+    ("adapter.target_modules=['q_proj', 'q_prj']", "target_modules: no linear layer is called 'q_prj'; there are down_proj, gate_proj, k_proj"),
+    ("data.train=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
+    ("data.validation=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
+    ("data.max_length=20", "samples are longer than data.max_length = 20 tokens"),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused_with_the_remedy(place, capsys, setting, message):
+    assert message in refused(capsys, setting)
+
+
+def test_a_config_without_rows_says_so(place, capsys):
+    Path("bad.toml").write_text("[train]\nepochs = 1\n")
+    assert "data.train is missing; name a JSON or JSONL file" in refused(capsys, config="bad.toml")
+
+
+# --- the rows
+
+
+BAD_ROWS = [
+    ('{"prompt": "a", "response": "b"', "train.jsonl:2: not JSON: "),
+    ('{"prompt": "a"}', 'train.jsonl:3: missing key "response"'),
+    ('{"prompt": "a", "response": "  "}', 'train.jsonl:4: empty response ("response")'),
+    ('{"prompt": "a", "response": 7}', 'train.jsonl:5: "response" must be a string, not a number (7)'),
+    ('{"question": "a"}', 'train.jsonl:6: unknown row, its keys are: "question"'),
+]
+
+
+def test_every_bad_row_is_named_in_one_error_with_its_line(place, capsys):
+    good = json.dumps(rows(1)[0])
+    Path("train.jsonl").write_text("\n".join([good, *(line for line, _ in BAD_ROWS)]) + "\n")
+    error = refused(capsys)
+    assert "5 problems in the data" in error and 'data.on_bad = "skip"' in error
+    for _, message in BAD_ROWS:
+        assert f"\n  {message}" in error
+
+
+def test_bad_rows_are_left_out_and_counted_where_the_config_says_so(place, capsys):
+    Path("train.jsonl").write_text("\n".join([json.dumps(r) for r in rows(4)] + [line for line, _ in BAD_ROWS]) + "\n")
+    code, out, error = run(capsys, "data.on_bad=skip")
+    assert code == 0 and "data: 4 samples" in out
+    assert "5 bad rows skipped (data.on_bad = 'skip'); the first: train.jsonl:5: not JSON" in error
+
+
+def test_fewer_rows_than_a_batch_are_one_step_an_epoch(place, capsys):
+    write_jsonl(Path("train.jsonl"), rows(3))
+    assert run(capsys, "train.batch_size=8", "train.gradient_accumulation_steps=4", "train.epochs=2")[0] == 0
+    steps, _ = read_metrics("runs/tiny/metrics.jsonl")
+    assert [r["step"] for r in steps] == [1, 2] and steps[0]["tokens"] == steps[1]["tokens"]
+
+
+@pytest.mark.parametrize("records, what", [(rows(1), r"1 sample(s) with 1 distinct prompt(s)"), (rows(1) * 5, r"5 sample(s) with 1 distinct prompt(s)")])
+def test_one_row_and_copies_of_one_row_cannot_be_split_but_can_be_trained_on(place, capsys, records, what):
+    write_jsonl(Path("train.jsonl"), records)
+    error = refused(capsys, "data.validation=[]")
+    assert what in error and "name a file in data.validation, or set the fraction to 0" in error
+    code, out, _ = run(capsys, "data.validation=[]", "data.validation_fraction=0")
+    assert code == 0 and Path("runs/tiny/adapter/adapter_model.safetensors").is_file() and Path("runs/tiny/report.html").is_file()
+    assert ("exact copies of an earlier sample" in out) == (len(records) > 1)
+
+
+def test_rows_that_are_too_few_for_a_tenth_still_leave_one_for_validation(place, capsys):
+    write_jsonl(Path("train.jsonl"), rows(2))
+    code, out, _ = run(capsys, "data.validation=[]", "data.validation_fraction=0.1")
+    assert code == 0 and "data: 1 samples, 1 held out" in out
+
+
+# --- the model folder
+
+
+def damage_weights(base: Path) -> str:
+    with open(base / "model.safetensors", "r+b") as f:
+        f.truncate(5000)
+    return "base/model.safetensors: not a whole safetensors file"
+
+
+def pickle_only(base: Path) -> str:
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch run-by-the-pickle'\ntR.")
+    return "base: holds pytorch_model.bin but no model.safetensors; a pickle can run any code"
+
+
+def other_architecture(base: Path) -> str:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return "base/config.json: model_type is 'llama'; Loupe knows Gemma 3 only"
+
+
+def other_sizes(base: Path) -> str:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    return "misshapen: model.layers.0.mlp.gate_proj.weight is (48, 32), but config.json makes it (64, 32)"
+
+
+def larger_tokenizer(base: Path) -> str:
+    shutil.copyfile(TINY / "tokenizer.json", base / "tokenizer.json")
+    return "is outside the model's vocabulary of 357; tokenizer.json does not belong to this model: take both from one folder"
+
+
+def tokenizer_without_turns(base: Path) -> str:
+    text = (base / "tokenizer.json").read_text().replace("start_of_turn", "im_start")
+    (base / "tokenizer.json").write_text(text)
+    return "base/tokenizer.json: has no <start_of_turn>; Loupe needs the tokenizer of a Gemma 3 model"
+
+
+def no_tokenizer(base: Path) -> str:
+    (base / "tokenizer.json").unlink()
+    return "base/tokenizer.json: no such file"
+
+
+@pytest.mark.parametrize("harm", [damage_weights, pickle_only, other_architecture, other_sizes, larger_tokenizer, tokenizer_without_turns, no_tokenizer])
+def test_a_model_folder_that_does_not_fit_is_refused_and_named(place, capsys, harm):
+    message = harm(place / "base")
+    assert message in refused(capsys)
+    assert not Path("run-by-the-pickle").exists()
+
+
+def test_an_error_of_the_program_has_its_traceback_on_request(place, monkeypatch):
+    monkeypatch.setenv("LOUPE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="batch_size"):
+        train.main(["--config", "tiny.toml", "--set", "train.batch_size=0"])
+
+
+# --- a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_on_cuda_learns_and_reports_its_peak_memory(place, capsys, precision):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    code, out, error = run(capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4")
+    assert code == 0, error
+    manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
+    assert float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0 and manifest["run"]["device"] == torch.cuda.get_device_name()
+    assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]

@@ -1,0 +1,355 @@
+"""A whole run, stopped, killed, resumed and refused: train.py on a model of six layers."""
+
+import errno
+import gc
+import hashlib
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import train
+from tests.makers import ROOT, rows, write_jsonl, write_model, write_run
+from training import checkpoint, loop, session
+from training.metrics import read_metrics
+from training.objectives import sft
+
+EVALUATED = ["--set", "train.eval_every=3"]
+
+# train.py that sends itself a signal in the middle of a given micro-batch, or dies in a save once the files are written but not yet renamed
+DRIVER = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from training import checkpoint
+from training.objectives import sft
+
+what, at = sys.argv[1].split("@")
+loss, write, calls = sft.loss, checkpoint._write, 0
+
+def count():
+    global calls
+    calls += 1
+    if calls == int(at):
+        os.kill(os.getpid(), getattr(signal, "SIGKILL" if what == "SAVE" else what))
+
+def counted_loss(model, batch):
+    if model.training and what != "SAVE":
+        count()
+    return loss(model, batch)
+
+def counted_write(*args):
+    write(*args)
+    if what == "SAVE":
+        count()
+
+sft.loss, checkpoint._write = counted_loss, counted_write
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def run_script(folder: Path, *args: str, stop: str | None = None) -> subprocess.CompletedProcess:
+    """train.py in `folder`, in a process of its own; `stop` is "SIGNAL@micro-batch" or "SAVE@number"."""
+    start = ["-c", DRIVER, stop] if stop else [str(ROOT / "train.py")]
+    done = subprocess.run([sys.executable, *start, *args], cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def stream(folder: Path) -> list[dict]:
+    """What metrics.jsonl says of the computation: all but the clock."""
+    steps, evals = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in [*steps, *evals]]
+
+
+def adapter_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """runs/tiny, which nothing stopped, in a folder with its config, base and rows: 16 steps in 4 epochs, with dropout, shuffling and accumulation."""
+    folder = write_run(tmp_path_factory.mktemp("whole"))
+    done = run_script(folder, "--config", "tiny.toml", *EVALUATED)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny"
+
+
+# --- stopped and killed: in processes of their own, by real signals
+
+
+def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_not(whole):
+    """SIGKILL in a micro-batch, SIGTERM, Ctrl-C, SIGKILL in a save; each time resumed with the command that the run printed."""
+    rng = random.Random(os.urandom(8))
+    stops = [f"SIGKILL@{rng.randint(4, 9)}", f"SIGTERM@{rng.randint(1, 5)}", f"SIGINT@{rng.randint(1, 5)}", "SAVE@1"]
+    folder, args, said = whole.parents[1], ["--config", "tiny.toml", *EVALUATED, "--set", "run.dir=runs/stopped"], []
+    for stop in stops:
+        done = run_script(folder, *args, stop=stop)
+        said.append((stop, done.returncode, done.stdout[-500:], done.stderr))
+        if stop.startswith(("SIGTERM", "SIGINT")):
+            assert done.returncode == 130, said
+            command = re.search(r"stopped after step \d+ of 16; continue with:\n    python train.py (.*)\n", done.stdout)
+            assert shlex.split(command[1]) == [*args[:6], "--resume"], said
+        else:
+            assert done.returncode == -9, said
+        args = [*args[:6], "--resume"]
+    run = folder / "runs" / "stopped"
+    assert any(p.name.startswith(".partial-") for p in (run / "checkpoints").iterdir()), said
+    done = run_script(folder, *args)
+    assert done.returncode == 0 and "resumed    from the checkpoint of step" in done.stdout, said
+    assert adapter_hash(run) == adapter_hash(whole), said
+    assert stream(run) == stream(whole), said
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000014", "step-00000016"]
+
+
+def test_the_uninterrupted_run_leaves_what_it_promises(whole):
+    assert {p.name for p in whole.iterdir()} >= {"config.toml", "metrics.jsonl", "manifest.json", "adapter", "checkpoints", "report.html"}
+    steps, evals = read_metrics(whole / "metrics.jsonl")
+    assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [3, 6, 9, 12, 15, 16]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "seconds"} == set(steps[0])
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert int(manifest["run"]["peak memory"].removesuffix(" MiB").replace(",", "")) > 0
+    assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]
+
+
+# --- the rest in this process, where things can be made to fail
+
+
+class Killed(BaseException):
+    """Like SIGKILL: nothing catches it."""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A fresh folder to run in, as the current one."""
+    monkeypatch.chdir(write_run(tmp_path))
+    return tmp_path
+
+
+def run(*args: str) -> int:
+    """train.main in the current folder; whatever still held the run's lock is collected."""
+    try:
+        return train.main(["--config", "tiny.toml", *args])
+    finally:
+        gc.collect()
+
+
+def sets(**changes) -> list[str]:
+    return [word for key, value in changes.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+SHORT = sets(train__epochs=1, train__save_every=1)  # four steps
+
+
+def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):
+    """The number-th training loss raises."""
+    calls, loss = [], sft.loss
+
+    def counted(model, batch):
+        if model.training:
+            calls.append(batch)
+            if len(calls) == number:
+                raise error
+        return loss(model, batch)
+
+    monkeypatch.setattr(sft, "loss", counted)
+
+
+VARIANTS = {
+    "dora, by tokens": sets(adapter__type="dora", train__max_tokens=160, data__max_length=160),
+    "muon": sets(train__optimizer="muon", train__lr_scheduler="cosine"),
+    "all weights, muon": sets(adapter__type="full", train__optimizer="muon", train__learning_rate=1e-3),
+    "fp16": sets(train__precision="fp16", train__force_fp16="true"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_run_resumes_to_the_same_bytes(place, monkeypatch, variant):
+    args = [*VARIANTS[variant], *sets(train__epochs=2, train__save_every=2, generate__temperature=0.7)]
+    assert run(*args) == 0
+    whole = Path("runs/tiny").rename("whole")
+    with monkeypatch.context() as patch:
+        kill_in_micro_batch(patch, 10, Killed())
+        with pytest.raises(Killed):
+            train.main(["--config", "tiny.toml", *args])
+    gc.collect()
+    torch.manual_seed(99)
+    assert run(*args, "--resume") == 0
+    assert stream(Path("runs/tiny")) == stream(whole)
+    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+        assert not (whole / file).exists() or (whole / file).read_bytes() == Path("runs/tiny", file).read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place, monkeypatch):
+    assert run(*SHORT) == 0
+    whole = Path("runs/tiny").rename("whole")
+    with monkeypatch.context() as patch:
+        kill_in_micro_batch(patch, 2, Killed())
+        with pytest.raises(Killed):
+            train.main(["--config", "tiny.toml", *SHORT])
+    gc.collect()
+    assert run(*SHORT, "--resume") == 0
+    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
+
+
+def test_a_finished_run_that_is_resumed_trains_no_more(place, capsys):
+    assert run(*SHORT) == 0
+    before = adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))
+    assert run(*SHORT, "--resume") == 0
+    assert (adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))) == before
+    assert "resumed    from the checkpoint of step 4" in capsys.readouterr().out
+
+
+def test_ctrl_c_outside_of_the_training_loop_prints_the_resume_command_too(place, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "measure_after", interrupted)
+    assert run(*SHORT) == 130
+    command = f"python train.py --config tiny.toml {shlex.join(SHORT)} --resume"
+    assert command in "".join(capsys.readouterr())
+
+
+def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, capsys):
+    assert run(*SHORT) == 0
+    config, metrics = Path("runs/tiny/config.toml").read_text(), Path("runs/tiny/metrics.jsonl").read_text()
+    write_jsonl(place / "train.jsonl", rows(12))
+    write_model(place / "base", seed=1)
+    tokenizer = json.loads((place / "base" / "tokenizer.json").read_text())
+    (place / "base" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    capsys.readouterr()
+    assert run(*SHORT, *sets(adapter__r=2, train__learning_rate=0.5), "--resume") == 2
+    error = capsys.readouterr().err
+    for line in ("adapter.r: 4 -> 2", "train.learning_rate: 0.01 -> 0.5", "file train.jsonl: ", "base model: ", "base tokenizer.json: "):
+        assert f"\n  {line}" in error
+    assert "val.jsonl" not in error and "start a new run without --resume" in error
+    assert Path("runs/tiny/config.toml").read_text() == config and Path("runs/tiny/metrics.jsonl").read_text() == metrics
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(place, capsys):
+    assert run(*SHORT) == 0
+    before = adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))
+    file = place / "runs" / "tiny" / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(content)
+    assert run(*SHORT, "--resume") == 0
+    said = capsys.readouterr()
+    assert "step-00000004/tensors.safetensors is damaged" in said.err and "resumed    from the checkpoint of step 3" in said.out
+    assert (adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))) == before
+
+
+def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(place, capsys):
+    from training.config import load_config
+    from training.run import RunFolder
+
+    held = RunFolder(load_config("tiny.toml"), resume=False)
+    assert run() == 2 and run("--resume") == 2
+    assert capsys.readouterr().err.count("error: runs/tiny: another process is training here") == 2
+    held.lock.close()
+
+
+# --- the disk
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_the_one_before_is_kept(place, monkeypatch, capsys, error):
+    save, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) > 2:
+            raise error
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert run(*SHORT) == 0
+    assert "the checkpoint of step 3 could not be written" in (said := capsys.readouterr().err) and "No space left" in said
+    assert sorted(p.name for p in Path("runs/tiny/checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
+def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_resumed(place, monkeypatch, capsys, error):
+    args = [*SHORT, *sets(train__eval_every=2)]
+    assert run(*args) == 0
+    whole = Path("runs/tiny").rename("whole")
+    with monkeypatch.context() as patch:
+        save, calls = session.save_adapter, []
+
+        def full(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == 2:
+                raise type(error)(*error.args)  # a fresh one, whose traceback does not keep the run and its lock alive
+            save(*args, **kwargs)
+
+        patch.setattr(session, "save_adapter", full)
+        assert run(*args) == 1
+    said = capsys.readouterr().err
+    assert "No space left" in said and "the last checkpoint is kept" in said and shlex.join(args) + " --resume" in said
+    assert run(*args, "--resume") == 0
+    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole)
+
+
+def test_too_little_room_for_the_checkpoints_is_told_before_training(place, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000}))
+    assert run() == 2
+    assert "0 MiB free" in capsys.readouterr().err and Path("runs/tiny/metrics.jsonl").read_text() == ""
+
+
+def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
+    assert run("--set", "run.dir=train.jsonl/a") == 2
+    assert "error: train.jsonl/a: cannot be written (Not a directory); set run.dir to a folder that can" in capsys.readouterr().err
+
+
+# --- steps that go wrong
+
+
+def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, monkeypatch, capsys):
+    loss = sft.loss
+
+    def explode(model, batch):
+        total, *rest = loss(model, batch)
+        return total * (float("nan") if model.training and any(i in ("train.jsonl:3", "train.jsonl:4") for i in batch.ids) else 1), *rest
+
+    monkeypatch.setattr(sft, "loss", explode)
+    monkeypatch.setattr(loop, "MAX_BAD_STEPS", 1)
+    assert run(*SHORT, *sets(train__shuffle="false")) == 1
+    said = capsys.readouterr().err
+    assert "step 1 was not applied: not finite; first bad place: the loss; samples: train.jsonl:1" in said
+    assert "Samples of the last step: train.jsonl:1, train.jsonl:2, train.jsonl:3, train.jsonl:4." in said
+    steps, _ = read_metrics("runs/tiny/metrics.jsonl")
+    assert steps == [{"step": 1, "skipped": True, "layer": steps[0]["layer"], "samples": [f"train.jsonl:{n}" for n in (1, 2, 3, 4)]}]
+
+
+def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(place, monkeypatch, capsys):
+    loss = sft.loss
+    monkeypatch.setattr(sft, "loss", lambda model, batch: (loss(model, batch)[0] * (float("nan") if "train.jsonl:5" in batch.ids else 1),
+                                                           *loss(model, batch)[1:]))
+    assert run(*SHORT, *sets(train__shuffle="false")) == 0
+    records = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
+    assert [r["loss"] for r in records if r["step"] == 2 and "loss" in r] == ["nan"]
+    assert [r["samples"] for r in records if r.get("skipped")] == [[f"train.jsonl:{n}" for n in (5, 6, 7, 8)]]
+    assert json.loads(Path("runs/tiny/manifest.json").read_text())["run"]["steps"] == "4"
+    assert Path("runs/tiny/report.html").is_file()
+
+
+@pytest.mark.parametrize("changes, remedy", [
+    ({}, "halve train.batch_size (now 2) and double train.gradient_accumulation_steps (now 2)"),
+    ({"train__batch_size": 1}, "lower data.max_length (now 2048)"),
+    ({"train__max_tokens": 400, "data__max_length": 180}, "halve train.max_tokens (now 400) and double train.gradient_accumulation_steps (now 2)"),
+    ({"train__max_tokens": 300, "data__max_length": 180}, "lower data.max_length (now 180)"),
+])  # fmt: skip
+def test_out_of_memory_ends_with_one_concrete_remedy(place, monkeypatch, capsys, changes, remedy):
+    kill_in_micro_batch(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore"))
+    assert run(*SHORT, *sets(**changes)) == 1
+    error = capsys.readouterr().err
+    assert f"error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB); {remedy}" in error and "more" not in error
