@@ -233,7 +233,7 @@ def test_an_error_of_the_program_has_its_traceback_on_request(place, monkeypatch
 def test_a_run_on_cuda_learns_and_reports_its_peak_memory(place, capsys, precision):
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    code, out, error = run(capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4")
+    code, _, error = run(capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4")
     assert code == 0, error
     manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
     assert float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0 and manifest["run"]["device"] == torch.cuda.get_device_name()

@@ -16,7 +16,7 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
 
     Each is told in one message on stderr, without a traceback; LOUPE_TRACEBACK=1 in the environment lets the exception through.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # one way to stop; the training loop takes both over while it runs
+    signal.signal(signal.SIGTERM, interrupt)  # one way to stop; the training loop takes both signals over while it runs
     try:
         return work()
     except KeyboardInterrupt:
@@ -30,6 +30,10 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
             return WRONG_INPUT
         print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
         return FAILED
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt  # not by sending SIGINT, which a shell makes its background jobs ignore
 
 
 def first_line(error: Exception) -> str:

@@ -37,7 +37,8 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device):
         self.name, self.device, self.dtype = name, device, TYPES[name]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        # PyTorch begins at 2^16, for means; our losses are sums over some hundreds of tokens, and each halving costs a step
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=name == "fp16")
 
     def autocast(self):
         if self.name == "fp32":

@@ -16,7 +16,7 @@ from training.progress import say
 
 VERSION = "0.1.0"
 # Keys that may change between a run and its resume: they do not touch what is computed
-FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.keep_checkpoints", "generate.prompts"}
+FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 
 
 class RunFolder:

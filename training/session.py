@@ -176,12 +176,12 @@ def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, pri
     def evaluate(step: int) -> float | None:
         if not data.validation:
             return None
-        losses = {v.name: evaluation.mean_loss(base.model, objective, v.documents, run.precision) for v in data.validation}
-        for name, values in losses.items():
-            run.folder.metrics.write({"step": step, "eval": {"set": name, **values}})
+        first = data.validation[0]
+        measured = evaluation.mean_loss(base.model, objective, first.documents, run.precision)
+        run.folder.metrics.write({"step": step, "eval": {"set": first.name, **measured}})
         if progress.disable:
-            say("          evaluation  " + ", ".join(f"{name} loss {v['loss']:.4f}" for name, v in losses.items()))
-        return next(iter(losses.values()))["loss"]
+            say(f"          evaluation: {first.name} loss {measured['loss']:.4f}")
+        return measured["loss"]
 
     def save() -> None:
         tensors, extra = checkpoint.capture(setup.trained_weights(base.model), optimizers, run.precision.scaler)

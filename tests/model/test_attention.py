@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention import Gemma3Attention, PackedAttention, band_attention, band_mask, document_attention, document_index, slow_attention
+from model.attention import (
+    SHORT,
+    Gemma3Attention,
+    PackedAttention,
+    band_attention,
+    band_mask,
+    document_attention,
+    document_index,
+    masked_attention,
+    plain_is_faster,
+    slow_attention,
+)
 from model.config import FULL, SLIDING
 from model.rope import rope_angles
 
@@ -51,6 +62,12 @@ def who_sees_whom(attend, total: int) -> list[list[int]]:
     return (attend(zeros, zeros, units)[:, 0] > 0).int().tolist()
 
 
+@pytest.fixture(params=["fused", "plain"])
+def kernel(request, monkeypatch):
+    """Both ways to multiply, whichever this device and type of numbers would choose."""
+    monkeypatch.setattr("model.attention.plain_is_faster", lambda q, keys: request.param == "plain")
+
+
 # by hand
 
 
@@ -65,6 +82,8 @@ def test_two_tokens_written_here_by_hand():
     v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
     y = slow_attention(q, k, v, torch.tensor([0, 2]), scale=0.5)
     torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
+    later = torch.tensor([[[False, True], [False, False]]])
+    torch.testing.assert_close(masked_attention(q[None], k[None], v[None], later, scale=0.5)[0], y)
 
 
 def test_a_softcap_of_two_by_hand():
@@ -91,12 +110,12 @@ WINDOW_OF_3_IN_TWO_DOCUMENTS = [[1, 0, 0, 0, 0, 0, 0],
                                 [0, 0, 0, 0, 1, 1, 1]]
 
 
-def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens():
+def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens(kernel):
     assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
     assert who_sees_whom(lambda q, k, v: document_attention(q, k, v, [2, 5], 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
 
 
-def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_5_tokens():
+def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_5_tokens(kernel):
     assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
     assert who_sees_whom(lambda q, k, v: band(q, k, v, [2, 5], 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
 
@@ -111,7 +130,7 @@ def test_the_band_of_a_document_of_3_tokens_and_a_window_of_2():
 
 @pytest.mark.parametrize("attend", [lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0), lambda q, k, v: document_attention(q, k, v, [1], 1.0),
                                     lambda q, k, v: band(q, k, v, [1], 1.0)], ids=["slow", "document", "band"])
-def test_neighbouring_query_heads_share_a_key_head(attend):
+def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
     q, k, v = torch.zeros(1, 4, 8), torch.zeros(1, 2, 8), torch.tensor([10.0, 20.0])[None, :, None].expand(1, 2, 8)
     assert attend(q, k, v)[0, :, 0].tolist() == [10, 10, 20, 20]
 
@@ -121,7 +140,7 @@ def test_neighbouring_query_heads_share_a_key_head(attend):
 
 @pytest.mark.parametrize("window", [1, 2, 3, W, 13, 100])
 @pytest.mark.parametrize("lengths", [[29], [3, 13, 14, 1], [12, 2]], ids=str)
-def test_the_band_holds_the_window_and_not_one_token_more(lengths, window):
+def test_the_band_holds_the_window_and_not_one_token_more(lengths, window, kernel):
     number = [d for d, n in enumerate(lengths) for _ in range(n)]
     total = len(number)
     expected = [[int(number[i] == number[j] and 0 <= i - j < window) for j in range(total)] for i in range(total)]
@@ -139,14 +158,14 @@ def assert_equal_with_gradients(fast, slow, qkv):
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_document_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads):
+def test_document_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
     assert_equal_with_gradients(lambda q, k, v: document_attention(q, k, v, lengths, 0.3),
                                 lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3), random_qkv(sum(lengths), heads, kv_heads))
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_band_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads):
+def test_band_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
     assert_equal_with_gradients(lambda q, k, v: band(q, k, v, lengths, 0.3),
                                 lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3, W), random_qkv(sum(lengths), heads, kv_heads))
 
@@ -175,7 +194,7 @@ def test_packed_attention_with_a_softcap_or_asked_to_be_slow_is_the_slow_one(sli
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", [FULL, SLIDING])
-def test_the_module_equals_transformers_with_gradients(kind, bias):
+def test_the_module_equals_transformers_with_gradients(kind, bias, kernel):
     from transformers import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention as Reference
 
@@ -208,14 +227,21 @@ def test_the_module_equals_transformers_with_gradients(kind, bias):
 LONG, NARROW = 2048, 16
 
 
-def test_document_attention_makes_nothing_larger_than_its_input():
-    q, k, v = random_qkv(LONG)
+def test_plain_products_are_for_bfloat16_on_a_cpu_and_for_few_keys():
+    q = torch.zeros(3, 1, 8)
+    assert plain_is_faster(q.bfloat16(), SHORT) and not plain_is_faster(q.bfloat16(), SHORT + 1)
+    assert not plain_is_faster(q, 1) and not plain_is_faster(q.to("meta", torch.bfloat16), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_document_attention_makes_nothing_larger_than_its_input(dtype):
+    q, k, v = (x.to(dtype) for x in random_qkv(LONG))
     with Largest() as largest:
         document_attention(q, k, v, [LONG], 0.3).sum().backward()
     assert largest.elements == q.numel() < LONG * LONG
 
 
-def test_band_attention_makes_nothing_larger_than_two_windows_a_token_and_head():
+def test_band_attention_makes_nothing_larger_than_two_windows_a_token_and_head(kernel):
     q, k, v = random_qkv(LONG)
     with Largest() as largest:
         band(q, k, v, [LONG], 0.3, NARROW).sum().backward()

@@ -129,9 +129,10 @@ def test_the_fast_pass_equals_the_slow_one(lengths):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("edited", range(len(LENGTHS)))
-def test_editing_one_document_leaves_the_others_the_same_to_the_last_bit(edited):
-    model, (tokens, position_ids, cu_seqlens) = small_model(), stream(LENGTHS)
+def test_editing_one_document_leaves_the_others_the_same_to_the_last_bit(edited, dtype):
+    model, (tokens, position_ids, cu_seqlens) = small_model().to(dtype), stream(LENGTHS)
     other = tokens.clone()
     start, end = cu_seqlens[edited : edited + 2].tolist()
     other[start:end] = (other[start:end] + 7) % 61

@@ -44,13 +44,23 @@ def test_the_traceback_is_shown_on_request(monkeypatch, error):
         cli.run(fail(error))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, number):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert cli.run(lambda: os.kill(os.getpid(), number), stopped="stopped; go on with --resume") == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.fixture
+def handlers():
+    """Puts both signals' handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "on_ctrl_c"), [
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_IGN),  # as in a background job
+])
+def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    assert cli.run(lambda: os.kill(os.getpid(), number), stopped="stopped; go on with --resume") == 130
     assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
 
 

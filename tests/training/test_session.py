@@ -18,10 +18,12 @@ import torch
 from safetensors import SafetensorError
 
 import train
-from tests.makers import ROOT, rows, write_jsonl, write_model, write_run
-from training import checkpoint, loop, session
+from tests.makers import ROOT, documents, rows, write_jsonl, write_model, write_run
+from training import checkpoint, loop, session, setup
+from training.config import Config, Train, load_config
 from training.metrics import read_metrics
 from training.objectives import sft
+from training.run import RunFolder
 
 EVALUATED = ["--set", "train.eval_every=3"]
 
@@ -82,6 +84,12 @@ def whole(tmp_path_factory) -> Path:
     done = run_script(folder, "--config", "tiny.toml", *EVALUATED)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "tiny"
+
+
+@pytest.mark.parametrize("epochs, accumulate, steps", [(1, 1, 10), (1.1, 1, 11), (0.05, 1, 1), (2, 4, 6), (2.5, 4, 8)])
+def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_not(epochs, accumulate, steps):
+    cfg = Config(train=Train(epochs=epochs, gradient_accumulation_steps=accumulate, batch_size=1))
+    assert setup.build_plan(cfg, setup.build_loader(cfg, documents(10))).total_steps == steps
 
 
 # --- stopped and killed: in processes of their own, by real signals
@@ -249,9 +257,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_e
 
 
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(place, capsys):
-    from training.config import load_config
-    from training.run import RunFolder
-
     held = RunFolder(load_config("tiny.toml"), resume=False)
     assert run() == 2 and run("--resume") == 2
     assert capsys.readouterr().err.count("error: runs/tiny: another process is training here") == 2
