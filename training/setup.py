@@ -111,7 +111,7 @@ def build_loader(cfg: Config, documents: list[Document]) -> Loader:
 def build_plan(cfg: Config, loader: Loader) -> Plan:
     t = cfg.train
     per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
-    steps = math.ceil(round(t.epochs * per_epoch, 6))  # 1.1 * 10 is 11.000000000000002
+    steps = math.ceil(round(t.epochs * per_epoch, 6))  # 1.1 * 50 is 55.00000000000001
     return Plan(t.max_steps or steps, len(loader), t.gradient_accumulation_steps, t.learning_rate, t.lr_scheduler,
                 t.warmup_steps, t.max_grad_norm, t.eval_every, t.save_every, t.early_stopping_patience)
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("faker", reason="pip install -e .[data]")
-
 from data.pii import CLASSES, INSTRUCTION, score, source_text, spans
 from data.samples import make_pairs
 from data.samples.make_pairs import Part, aligns, make_set, read_clauses, to_pair, to_row

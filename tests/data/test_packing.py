@@ -60,7 +60,8 @@ def test_no_target_crosses_into_the_next_document(documents):
 
 
 def test_stream_equals_that_of_transformers_flattening_collator():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     collate = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     tokens, supervised = [[2, 5, 6, 7], [2, 8], [2, 4, 4, 4, 1]], [[0, 0, 1, 1], [0, 1], [0, 1, 1, 1, 1]]
     ours = pack([make_document(t, s) for t, s in zip(tokens, supervised, strict=True)])

@@ -201,3 +201,41 @@ def test_an_impossible_architecture_is_refused_by_key_and_value(tmp_path, change
 def test_all_impossible_values_are_in_one_error(tmp_path):
     message = error_of(write(tmp_path, SMALL | {"head_dim": 15, "hidden_activation": "silu", "rope_scaling": {"rope_type": "yarn"}}))
     assert "head_dim 15" in message and "'silu'" in message and "'yarn'" in message
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"rope_scaling": {"rope_type": "linear"}}, "factor of rope_scaling is None; it must be a number above 0"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -8}}, "factor of rope_scaling is -8"),
+    ({"rope_scaling": [1]}, "rope_scaling is [1]; it must be an object"),
+    ({"rope_theta": "x"}, "rope_theta is 'x'; it must be a number above 0"),
+    ({"rope_parameters": {FULL: {"rope_theta": "x"}}}, "rope_theta of full_attention of rope_parameters is 'x'"),
+    ({"rope_parameters": {SLIDING: {"rope_theta": 0}}}, "rope_theta of sliding_attention of rope_parameters is 0"),
+    ({"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 8}}}, "sliding_attention of rope_parameters has the type 'linear'"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6}}, "it must be an object with the keys 'full_attention' and"),
+    ({"rope_parameters": 3}, "rope_parameters is 3"),
+    ({"rope_parameters": {FULL: "linear"}}, "full_attention of rope_parameters is 'linear'"),
+    ({"layer_types": 5}, "layer_types must list 7 times"),
+    ({"layer_types": [[FULL]] * 7}, "layer_types must list 7 times"),
+    ({"sliding_window_pattern": "6"}, "sliding_window_pattern is '6'"),
+    ({"rms_norm_eps": "a"}, "rms_norm_eps is 'a'"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
+    ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+    ({"eos_token_id": [1, "<end_of_turn>"]}, "eos_token_id is [1, '<end_of_turn>']"),
+], ids=str)
+def test_a_value_of_the_wrong_kind_is_refused_by_key_and_value(tmp_path, change, problem):
+    assert problem in error_of(write(tmp_path, SMALL | change))
+
+
+def test_values_of_the_wrong_kind_and_missing_keys_are_in_one_error(tmp_path):
+    wrong = {"num_hidden_layers": "7", "rope_scaling": {"rope_type": "linear"}, "layer_types": 5, "rope_theta": "x", "rms_norm_eps": "a", "head_dim": 15}
+    message = error_of(write(tmp_path, {"model_type": "gemma3_text", **wrong}))
+    for problem in ("hidden_size is missing", "num_hidden_layers is '7'", "factor of rope_scaling", "layer_types", "rope_theta is 'x'", "rms_norm_eps", "15"):
+        assert problem in message
+
+
+@pytest.mark.parametrize("text", [[1], "x", 3])
+def test_a_text_config_that_is_no_object_is_refused(tmp_path, text):
+    assert "text_config is" in error_of(write(tmp_path, {"model_type": "gemma3", "text_config": text}))

@@ -124,9 +124,8 @@ def test_a_language_file_reports_all_its_bad_lines(tmp_path):
 
 @pytest.fixture(scope="module")
 def shipped():
-    tokenizers = pytest.importorskip("tokenizers")
-    if not (TINY / "tokenizer.json").exists():
-        pytest.skip("model/tiny/tokenizer.json is not made yet")
+    import tokenizers
+
     return tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
 
 
@@ -159,14 +158,13 @@ def test_a_word_is_spelled_alike_in_every_sentence(shipped):
 
 
 def test_chat_template_is_gemmas():
-    transformers = pytest.importorskip("transformers")
-    if not (TINY / "config.json").exists() or not (TINY / "tokenizer.json").exists():
-        pytest.skip("model/tiny is not made yet")
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
     said = (("system", " S "), ("user", " hi\n"), ("assistant", "yo"), ("user", "go"))
     turns = [{"role": role, "content": content} for role, content in said]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
-        "<bos><start_of_turn>user\nS\n\nhi<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n<start_of_turn>user\ngo<end_of_turn>\n<start_of_turn>model\n"
+        "<bos><start_of_turn>user\n S \n\nhi<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n<start_of_turn>user\ngo<end_of_turn>\n<start_of_turn>model\n"
     )
     with pytest.raises(Exception, match="turns must go"):
         tokenizer.apply_chat_template(turns[1:2] * 2, tokenize=False)

@@ -105,6 +105,14 @@ def test_a_step_in_half_the_bits_agrees_with_float32(name, error):
     assert_same_step(applied_step(name, CPU), applied_step("fp32", CPU), error)
 
 
+def test_the_first_step_of_fp16_is_not_lost_to_a_scale_made_for_mean_losses():
+    model, precision = tiny_model(), Precision("fp16", CPU)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    window = [pack(documents(8, seed=2, shortest=30, longest=60))]
+    assert window[0].num_targets > 100
+    assert loop.train_step(model, sft, window, trained, make_optimizers(model, "adamw", 1e-2, 0.0), precision, 1e-2, 1.0)["applied"]
+
+
 def test_the_scaler_of_fp16_halves_after_an_overflow_and_leaves_the_weights():
     model, precision = tiny_model(), Precision("fp16", CPU)
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)

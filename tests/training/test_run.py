@@ -100,13 +100,6 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_change(tmp_path):
         RunFolder(config(tmp_path / "file" / "a"), resume=False)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_the_users_to_change(tmp_path):
-    (tmp_path / "a").mkdir(mode=0o555)
-    with pytest.raises(ValueError, match=r"cannot be written \(Permission denied\)"):
-        RunFolder(config(tmp_path / "a"), resume=False)
-
-
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", ".lock"])
 def test_a_file_that_cannot_be_opened_is_told_like_a_folder(monkeypatch, tmp_path, name):
     """What a read-only file system answers; root, who runs many a container, is refused nothing else."""

@@ -86,10 +86,10 @@ def whole(tmp_path_factory) -> Path:
     return folder / "runs" / "tiny"
 
 
-@pytest.mark.parametrize("epochs, accumulate, steps", [(1, 1, 10), (1.1, 1, 11), (0.05, 1, 1), (2, 4, 6), (2.5, 4, 8)])
+@pytest.mark.parametrize("epochs, accumulate, steps", [(1, 1, 50), (1.1, 1, 55), (0.01, 1, 1), (2, 4, 26), (2.5, 4, 33)])
 def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_not(epochs, accumulate, steps):
     cfg = Config(train=Train(epochs=epochs, gradient_accumulation_steps=accumulate, batch_size=1))
-    assert setup.build_plan(cfg, setup.build_loader(cfg, documents(10))).total_steps == steps
+    assert setup.build_plan(cfg, setup.build_loader(cfg, documents(50))).total_steps == steps
 
 
 # --- stopped and killed: in processes of their own, by real signals
@@ -198,14 +198,16 @@ def test_every_kind_of_run_resumes_to_the_same_bytes(place, monkeypatch, variant
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place, monkeypatch):
-    assert run(*SHORT) == 0
+    args = [*SHORT, *sets(train__save_every=0)]
+    assert run(*args) == 0
     whole = Path("runs/tiny").rename("whole")
     with monkeypatch.context() as patch:
-        kill_in_micro_batch(patch, 2, Killed())
+        kill_in_micro_batch(patch, 6, Killed())
         with pytest.raises(Killed):
-            train.main(["--config", "tiny.toml", *SHORT])
+            train.main(["--config", "tiny.toml", *args])
     gc.collect()
-    assert run(*SHORT, "--resume") == 0
+    assert [r["step"] for r in stream(Path("runs/tiny"))] == [1, 2]
+    assert run(*args, "--resume") == 0
     assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
 
 
