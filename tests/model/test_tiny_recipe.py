@@ -150,7 +150,8 @@ def test_digits_stand_alone_and_capitals_go_three_at_most(shipped):
 
 
 def test_a_word_is_spelled_alike_in_every_sentence(shipped):
-    spell = lambda text: shipped.encode(text, add_special_tokens=False).tokens
+    def spell(text):
+        return shipped.encode(text, add_special_tokens=False).tokens
     word = spell(" Glambor")
     for text in ("ask Glambor, now", "(x) Glambor.", "a\n Glambor</p>", "3 Glambor\n"):
         tokens = spell(text)

@@ -7,6 +7,7 @@ values in values.py, the tasks in tasks.py. The same seed gives the same bytes, 
 """
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -122,7 +123,8 @@ def stray_word(lang, known, rng):
 
 def distorted(item, lang, rng):
     """The item with a third of its longer words replaced by others, so that a copy takes reading."""
-    swap = lambda match: word_of(lang, rng) if rng.random() < 0.33 else match.group()
+    def swap(match):
+        return word_of(lang, rng) if rng.random() < 0.33 else match.group()
     return [(part if slot else re.sub(r"[^\W\d]{4,}", swap, part), slot) for part, slot in item]
 
 
@@ -322,11 +324,10 @@ def make_block(job):
     return "".join(json.dumps(sample(load(), rng, name_tasks), ensure_ascii=False) + "\n" for _ in range(count))
 
 
-def load(_cache={}):
+@functools.cache
+def load():
     """The languages of the recipe by code. Raises ValueError with all that is wrong in their files."""
-    if not _cache:
-        _cache.update({code: read_language(HERE / f"{code}.txt") for code in WEIGHTS})
-    return _cache
+    return {code: read_language(HERE / f"{code}.txt") for code in WEIGHTS}
 
 
 def write(path, seed, count, jobs, name_tasks=False):

@@ -201,7 +201,8 @@ def copy(text, lang, rng):
     """Repeat the text; a part of the orders are unknown ones, which change nothing."""
     line = rng.choice(lang.tasks["copy"])
     if rng.random() < 0.2:
-        thing = lambda: values.syllables(rng).lower() + rng.choice(("", "s", "en", "i"))
+        def thing():
+            return values.syllables(rng).lower() + rng.choice(("", "s", "en", "i"))
         if rng.random() < 0.5:
             line = rng.choice(NONSENSE[lang.code])
             line = line.replace("{v}", values.syllables(rng)).replace("{k}", thing()).replace("{s}", symbols(rng, lang.nouns))
