@@ -15,4 +15,4 @@ def rope_angles(position_ids: torch.Tensor, head_dim: int, theta: float, linear_
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns the pairs (x_i, x_{i+D/2}) of x (T, H, D) by their angles: x cos + (-x2, x1) sin."""
     x1, x2 = x.chunk(2, dim=-1)
-    return x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]
+    return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(x)  # the angles may be finer than x
