@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import textwrap
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,23 +96,9 @@ def before_after_table(before: dict, after: dict) -> str:
     return "\n".join(lines)
 
 
-def side_by_side(source: str, before: str, after: str, gold: str, width: int = 100, max_lines: int = 12) -> str:
-    """Source and gold across the terminal, the answers before and after in two columns between them."""
-    half = (width - 3) // 2
-    left, right = _wrapped(before, half, max_lines), _wrapped(after, half, max_lines)
-    verdict = "after (equals the gold)" if after == gold else "after (differs from the gold)"
-    pairs = zip_longest(["before", "-" * half, *left], [verdict, "-" * half, *right], fillvalue="")
-    columns = [f"{a:{half}} | {b}".rstrip() for a, b in pairs]
-    top, bottom = _wrapped(source, width, max_lines), _wrapped(gold, width, max_lines)
-    return "\n".join(["source", *top, "", *columns, "", "gold", *bottom])
-
-
-def _wrapped(text: str, width: int, max_lines: int) -> list[str]:
-    """Lines of at most `width` columns, control characters spelled out: an answer may hold terminal commands."""
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    lines = [part for line in safe.split("\n") for part in textwrap.wrap(line, width) or [""]]
-    rest = len(lines) - max_lines
-    return lines if rest <= 0 else [*lines[:max_lines - 1], f"... {rest + 1} more lines"]
+def printable(text: str) -> str:
+    """The text with control characters spelled out: a model's answer may hold terminal commands."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _records(path) -> list[tuple[str, dict]]:

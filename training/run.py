@@ -1,7 +1,6 @@
 """The run's folder: who holds it, what it was made from, and what a resume must find unchanged."""
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -99,10 +98,6 @@ def environment() -> dict[str, str]:
     import torch
 
     return {"loupe": VERSION, "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(), "system": platform.system()}
-
-
-def text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_disk(folder: Path, needed: int) -> None:

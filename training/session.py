@@ -16,7 +16,7 @@ from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, setup
 from training.config import Config
-from training.metrics import before_after_table, read_metrics
+from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
 from training.precision import Precision, pick_device, pick_precision
 from training.progress import bar, say, warn
@@ -237,7 +237,7 @@ def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, a
     if data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
     for i, prompt in enumerate(cfg.generate.prompts):
-        say(f"\nprompt     {pii.source_text(prompt)}\nbefore     {before['prompts'][i]}\nafter      {after['prompts'][i]}")
+        say(f"\nprompt     {pii.source_text(prompt)}\nbefore     {printable(before['prompts'][i])}\nafter      {printable(after['prompts'][i])}")
     say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {path / ('model' if cfg.adapter.type == 'full' else 'adapter')}")
 
 
