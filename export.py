@@ -24,6 +24,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="a folder that train.py wrote")
     source.add_argument("--model", metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
+    parser.add_argument("--revision", default="main", metavar="R", help="with --model: branch, tag or commit on the hub (default %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ folder or PEFT's")
     parser.add_argument("--to", required=True, choices=["peft", "safetensors"],
                         help="peft: the adapter, for PEFT; safetensors: one model with the adapter merged in, for transformers and others")
@@ -38,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> int:
     out = Path(args.out).resolve()
     refuse_existing(out, args.force)
-    source = of_run(Path(args.run)) if args.run else of_model(args.model, args.adapter)
+    source = of_run(Path(args.run)) if args.run else of_model(args.model, args.adapter, args.revision)
     if out in (source.folder.resolve(), source.adapter and source.adapter.resolve()):
         raise ValueError(f"{out} is what is exported; give another --out")
     (write_peft if args.to == "peft" else write_safetensors)(source, out)
@@ -56,12 +57,12 @@ class Source:
     manifest: dict = field(default_factory=dict)
 
 
-def of_model(name: str, adapter: str | None) -> Source:
+def of_model(name: str, adapter: str | None, revision: str = "main") -> Source:
     from model.hub import resolve
 
-    folder = resolve(name)
+    folder = resolve(name, revision)
     # PEFT looks the name up: "tiny" would be a model on the hub to it
-    return Source(str(folder) if name == "tiny" else name, "main", folder, Path(adapter) if adapter else None)
+    return Source(str(folder) if name == "tiny" else name, revision, folder, Path(adapter) if adapter else None)
 
 
 def of_run(path: Path) -> Source:
@@ -78,11 +79,11 @@ def of_run(path: Path) -> Source:
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8")) if (path / "manifest.json").is_file() else {}
     if trained.name == "model":
         return Source(str(trained), "main", trained, None, manifest)
-    source = of_model(cfg.model.name, str(trained))
-    source.revision, source.manifest = cfg.model.revision, manifest
+    source = of_model(cfg.model.name, str(trained), cfg.model.revision)
+    source.manifest = manifest
     if manifest and manifest["base_sha256"] != hash_model(source.folder):
         raise ValueError(f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
-                         f"with --model {cfg.model.name} --adapter {trained}")
+                         f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}")
     return source
 
 

@@ -41,10 +41,8 @@ class Bot:
     """A model, its tokenizer, and how its tokens are chosen."""
 
     def __init__(self, loaded: Loaded, args: argparse.Namespace):
-        from model.tokenizer import read_generation_stops
-
         self.model, self.tokenizer, self.precision = loaded.model, loaded.tokenizer, loaded.precision
-        self.stop_ids = loaded.tokenizer.stop_ids | read_generation_stops(loaded.folder)
+        self.stop_ids = loaded.tokenizer.stop_ids
         self.settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
     def complete(self, prompt: list[int], seed: int, show: bool):

@@ -102,8 +102,8 @@ def _jsonl_rows(text, label):
         error = row = None
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as fault:
-            error = f"not JSON: {getattr(fault, 'msg', 'nested too deeply')} at column {getattr(fault, 'colno', 1)}"
+        except (ValueError, RecursionError) as fault:  # a plain ValueError: a number of over 4,300 digits
+            error = f"not JSON: {getattr(fault, 'msg', 'nested too deeply, or an endless number')} at column {getattr(fault, 'colno', 1)}"
         yield f"{label}:{number}", number, row, _bad_bytes(line) or error
 
 
@@ -219,7 +219,7 @@ def _summary(problems, remedy):
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
     if remedy:
-        lines.append('Repair these rows, or leave them out with data.on_bad = "skip".')
+        lines.append('Repair these rows, or let training leave them out with data.on_bad = "skip".')
     return "\n".join(lines)
 
 

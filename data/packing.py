@@ -27,13 +27,14 @@ class Batch:
     cu_seqlens: torch.Tensor  # (D+1,) int32, the type that flash and flex attention take
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
-    ids: list[str]  # (D,) the documents' names, for error messages
+    ids: list[str]  # the documents' names, for error messages
     max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
+    filling: int = 0  # tokens at the end that belong to no document
 
     @property
     def num_tokens(self):
-        """T, as a plain number."""
-        return self.tokens.shape[0]
+        """Tokens of the documents, as a plain number: T without the filling."""
+        return self.tokens.shape[0] - self.filling
 
     @property
     def num_targets(self):
@@ -70,7 +71,7 @@ def pack(documents, total=None):
     missing = 0 if total is None else total - sum(lengths)
     assert missing >= 0, f"{sum(lengths)} tokens do not fit into {total}"
     if missing:
-        documents, lengths = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "filling")], [*lengths, missing]
+        documents, lengths = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "")], [*lengths, missing]
     labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
@@ -79,6 +80,7 @@ def pack(documents, total=None):
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
-        ids=[document.id for document in documents],
+        ids=[document.id for document in documents if document.id],
         max_seqlen=max(lengths),
+        filling=missing,
     )

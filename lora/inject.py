@@ -88,7 +88,7 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
 
 def is_target(name: str, target_modules: list[str] | str) -> bool:
     """PEFT's rule: a list holds whole paths or ends of them after a dot; a string is "all-linear" or a regular expression for the whole path."""
-    if target_modules in (ALL_LINEAR, [ALL_LINEAR]):
+    if target_modules == ALL_LINEAR or (not isinstance(target_modules, str) and ALL_LINEAR in target_modules):
         return True
     if not isinstance(target_modules, str):
         return any(name == target or name.endswith("." + target) for target in target_modules)

@@ -23,7 +23,7 @@ READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"
         "alpha_pattern", "bias", "init_lora_weights"}
 HARMLESS = {"peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "megatron_core",
             "qalora_group_size"}
-PLAIN_STARTS = (True, False, "gaussian")  # other values of init_lora_weights (PiSSA, OLoRA, LoftQ, ...) alter the base weights as well
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal")  # other values of init_lora_weights (PiSSA, OLoRA, LoftQ, ...) alter the base weights as well
 
 
 def save_adapter(model: nn.Module, folder: str | Path, *, base_model_name: str, config: dict | None = None) -> None:

@@ -90,8 +90,7 @@ class KVCache:
     def slots(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The (B, K, S, D) buffers of a layer, made at first use with the type of `like`, its values (T, K, D).
 
-        Zeros, since a slot left of a row's start is multiplied with weight 0, and 0 * NaN is NaN.  Values give the type because under autocast
-        they are what attention computes in; keys come in float32 from their norm.
+        Zeros, since a slot left of a row's start is multiplied with weight 0, and 0 * NaN is NaN.
         """
         if layer not in self.keys:
             shape = (self.start.shape[0], like.shape[1], self.ring if sliding else self.room, like.shape[2])

@@ -32,7 +32,10 @@ class Tokenizer:
         if missing:
             raise ValueError(f"{file}: has no {', '.join(missing)}; Loupe needs the tokenizer of a Gemma 3 model")
         self.bos_id, self.eos_id, self.pad_id, self.start_of_turn_id, self.end_of_turn_id = map(self.backend.token_to_id, names.values())
-        self.stop_ids = frozenset((self.eos_id, self.end_of_turn_id))
+        typed = [name for name in names.values() if self.backend.token_to_id(name) in self.encode(name)]
+        if typed:
+            raise ValueError(f'{file}: {", ".join(typed)} typed by a user would become a control token; set "special": true for it in added_tokens')
+        self.stop_ids = frozenset((self.eos_id, self.end_of_turn_id)) | _generation_stops(file.with_name("generation_config.json"))
         self.vocab_size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -96,10 +99,14 @@ class TextStream:
         return new
 
 
-def read_generation_stops(folder: str | Path) -> set[int]:
+def _generation_stops(path: Path) -> set[int]:
     """The eos_token_id entries of generation_config.json, where there is one."""
-    path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return set()
-    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
-    return set(ids if isinstance(ids, list) else [ids])
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
+        ids = ids if isinstance(ids, list) else [ids]
+        assert all(isinstance(i, int) for i in ids)
+    except (OSError, ValueError, AttributeError, AssertionError):
+        raise ValueError(f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it') from None
+    return set(ids)

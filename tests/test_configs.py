@@ -120,6 +120,12 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan must be at least 0"),
         ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
         ("[train]\nprecision = 'fp16'", "train.force_fp16"),
+        ("[train]\nlearning_rate = inf", "train.learning_rate = inf must be a finite number"),
+        ("[train]\nepochs = inf", "train.epochs = inf must be a finite number"),
+        ("[generate]\ntop_p = 0.0", "generate.top_p = 0.0 must be above 0 and at most 1"),
+        ("[generate]\ntop_p = 1.5", "generate.top_p = 1.5 must be above 0 and at most 1"),
+        ("[train]\nearly_stopping_patience = 2", "train.early_stopping_patience = 2 needs evaluations"),
+        ("[adapter]\ntype = 'full'\ninit_from = 'a'", "adapter.init_from = 'a' goes with adapter.type 'lora' or 'dora'"),
     ],
 )
 def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expected):
@@ -148,6 +154,7 @@ def test_training_data_must_be_named(tmp_path):
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
     assert "nowhere.toml: no such file" in message_of(tmp_path / "nowhere.toml")
     assert "some.toml: not valid TOML" in message_of(config_file(tmp_path, "[train\n"))
+    assert f"{tmp_path}: cannot be read (Is a directory)" in message_of(tmp_path)
 
 
 # --- overrides

@@ -102,7 +102,7 @@ def test_toml_that_cannot_be_read_names_its_line(place, capsys):
     ("train.objective=dpo", "train.objective = 'dpo' is not built yet; use 'sft' or 'pretrain'"),
     ("train.batch_size=0", "train.batch_size = 0 must be at least 1"),
     ("adapter.lora_dropout=1", "adapter.lora_dropout = 1.0 must be below 1"),
-    ("train.device=gpu", "train.device = 'gpu' cannot be used"),
+    ("train.device=gpu", "device 'gpu' (train.device, --device) cannot be used"),
     ("model.name=nowhere", "'nowhere' is neither a folder"),
     ("adapter.target_modules=['q_proj', 'q_prj']", "target_modules: no linear layer is called 'q_prj'; there are down_proj, gate_proj, k_proj"),
     ("data.train=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),

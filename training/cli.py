@@ -28,6 +28,9 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
         if isinstance(e, ValueError):
             print(f"error: {e}", file=sys.stderr)
             return WRONG_INPUT
+        if type(e).__name__ == "OutOfMemoryError":  # torch's; torch may not be loaded here
+            print(f"error: out of memory ({first_line(e)}); take fewer or shorter rows at a time, bfloat16, or a smaller model", file=sys.stderr)
+            return FAILED
         print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
         return FAILED
 
@@ -43,6 +46,7 @@ def first_line(error: Exception) -> str:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --adapter, --device, --dtype, as `load` reads them."""
     parser.add_argument("--model", required=True, metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
+    parser.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit on the hub (default %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
     parser.add_argument("--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...')
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
@@ -69,7 +73,7 @@ def load(args: argparse.Namespace) -> Loaded:
 
     device = pick_device(args.device)
     precision = Precision(pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device)
-    folder = resolve(args.model)
+    folder = resolve(args.model, args.revision)
     tokenizer = Tokenizer(folder)
     model = load_model(folder, precision.dtype, device)
     if args.adapter:

@@ -1,6 +1,7 @@
 """The run's config: every key with its type, default and meaning; TOML in, `--set section.key=value` over it, all mistakes in one error."""
 
 import difflib
+import math
 import tomllib
 import types
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +26,7 @@ class Model:
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type that a frozen base is kept in; "auto": bfloat16 where training computes in it, else float32."""
+    """Type that a frozen base is kept in ("auto": bfloat16 where training computes in it, else float32) and a full run is written in ("auto": bfloat16)."""
     init: Literal["pretrained", "random"] = "pretrained"
     """"random" starts from fresh weights of the folder's config.json: pretraining."""
 
@@ -45,7 +46,7 @@ class Adapter:
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or "all-linear"."""
     init_from: str = ""
-    """A PEFT folder to start from."""
+    """A PEFT folder to start from; its type, rank, scale and modules count, not the ones here."""
 
 
 @dataclass
@@ -153,6 +154,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raw = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; start from small.toml or one of configs/") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror}); name a TOML file such as small.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not valid TOML: {e}") from None
     cfg, problems = Config(), []
@@ -222,7 +225,7 @@ AT_LEAST = {
     "train.max_steps": 0, "train.batch_size": 1, "train.max_tokens": 0, "train.gradient_accumulation_steps": 1, "train.learning_rate": 0,
     "train.warmup_steps": 0, "train.weight_decay": 0, "train.max_grad_norm": 0, "train.log_every": 1, "train.eval_every": 0, "train.eval_samples": 0,
     "train.save_every": 0, "train.keep_checkpoints": 1, "train.early_stopping_patience": 0, "generate.max_new_tokens": 1, "generate.temperature": 0,
-    "generate.top_k": 0, "generate.top_p": 0,
+    "generate.top_k": 0,
 }
 BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction")
 
@@ -235,8 +238,17 @@ def _check(cfg: Config, where: str) -> list[str]:
         value = getattr(getattr(cfg, section), key)
         if not value >= low:
             found.append(f"{where}: {name} = {value} must be at least {low}")
+        if value == math.inf:
+            found.append(f"{where}: {name} = {value} must be a finite number")
         if name in BELOW_ONE and value >= 1:
             found.append(f"{where}: {name} = {value} must be below 1")
+    if not 0 < cfg.generate.top_p <= 1:
+        found.append(f"{where}: generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1; 1 keeps every token")
+    if cfg.train.early_stopping_patience and not (cfg.train.eval_every and (cfg.data.validation or cfg.data.validation_fraction)):
+        found.append(f"{where}: train.early_stopping_patience = {cfg.train.early_stopping_patience} needs evaluations on the way; set train.eval_every, and "
+                     "data.validation or data.validation_fraction")
+    if cfg.adapter.type == "full" and cfg.adapter.init_from:
+        found.append(f"{where}: adapter.init_from = {cfg.adapter.init_from!r} goes with adapter.type 'lora' or 'dora'; a full run starts from model.name")
     if not cfg.data.train:
         found.append(f"{where}: data.train is missing; name a JSON or JSONL file of training rows")
     if not cfg.train.max_steps and not cfg.train.epochs:

@@ -99,6 +99,7 @@ def fit(model, objective, loader, optimizers, precision, plan: Plan, state: Stat
         if device.type == "cuda":
             torch.cuda.synchronize()
         if state.evaluated < state.step:
+            hooks.save()  # the training is safe before the evaluation writes the adapter
             _evaluate(hooks, state)
         hooks.save()
         if stop.asked:
@@ -155,8 +156,9 @@ def _judge(model, objective, window, record: dict, state: State, precision, hook
     ids = [i for batch in window for i in batch.ids]
     hooks.on_skip({"step": state.step, "skipped": True, "layer": culprit, "samples": ids})
     if state.bad_steps >= MAX_BAD_STEPS and not (precision.scaler.is_enabled() and precision.scaler.get_scale() > 1):
+        hooks.save()
         raise Diverged(f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is {culprit}; the weights are as "
-                       f"before those steps. Samples of the last step: {', '.join(ids[:8])}. Lower train.learning_rate, or look at these rows")
+                       f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. Lower train.learning_rate, or look at these rows")
 
 
 def _first_bad_gradient(model) -> str:

@@ -35,12 +35,12 @@ class MetricsLog:
         self._file = open(self.path, "a", encoding="utf-8")
 
     def write(self, record: dict) -> None:
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
         self._file.flush()
 
-    def truncate_after(self, step: int) -> None:
-        """Drops the lines of later steps and a torn last line, so that a resumed run repeats no step."""
-        kept = [line for line, record in _records(self.path) if record["step"] <= step]
+    def truncate_after(self, step: int, evaluated: int) -> None:
+        """Drops the lines of later steps, evaluations after step `evaluated` and a torn last line: a resumed run repeats no step and no evaluation."""
+        kept = [line for line, record in _records(self.path) if record["step"] <= (evaluated if "eval" in record else step)]
         self._file.close()
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -117,18 +117,18 @@ def _records(path) -> list[tuple[str, dict]]:
     return found
 
 
-def _plain(value):
+def plain(value):
     """`value` with 0-d tensors as numbers and non-finite floats as "nan", "inf", "-inf", which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _restored(value):
-    """The inverse of `_plain` for non-finite floats."""
+    """The inverse of `plain` for non-finite floats."""
     if isinstance(value, dict):
         return {key: _restored(item) for key, item in value.items()}
     return NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -15,7 +15,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"train.device = {name!r} cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
+        raise ValueError(f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     return device

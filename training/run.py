@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training import checkpoint
 from training.config import Config
-from training.metrics import MetricsLog
+from training.metrics import MetricsLog, plain
 from training.progress import say
 
 VERSION = "0.1.0"
@@ -72,7 +72,7 @@ class RunFolder:
     def write_json(self, name: str, value: dict) -> None:
         """Writes a small JSON file whole or not at all."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, self.path / name)
 
     def read_json(self, name: str) -> dict | None:

@@ -1,7 +1,6 @@
 """What train.py does, verb by verb, with what the user sees on the way."""
 
 import sys
-import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,8 @@ from safetensors import SafetensorError
 from data import pii
 from data.formats import Sample
 from lora.inject import disabled, unwrap
+from lora.peft_io import CONFIG as ADAPTER_CONFIG
+from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, setup
@@ -105,17 +106,18 @@ def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: st
     plan = setup.build_plan(cfg, loader)
     optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
     print_ = fingerprint(cfg, data.files, base.hash) | {f"base {n}": checkpoint.file_hash(base.folder / n) for n in ("config.json", "tokenizer.json")}
+    if cfg.adapter.init_from:
+        print_ |= {f"adapter.init_from/{n}": checkpoint.file_hash(Path(cfg.adapter.init_from) / n) for n in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     state = _restore(run, model, optimizers, print_)
     progress = bar(plan.total_steps, "training", "step", initial=state.step)
     hooks = _hooks(run, base, data, optimizers, print_, plan, state, progress)
-    started = time.perf_counter()
     try:
         loop.fit(model, setup.OBJECTIVES[cfg.train.objective], loader, optimizers, run.precision, plan, state, hooks)
     except loop.Stopped:
         say(f"\nstopped after step {state.step} of {plan.total_steps}; continue with:\n    {resume_command}")
         return 130
     except (OSError, SafetensorError) as e:
-        print(f"error: step {state.step}: {run.folder.path} could not be written ({e}); the last checkpoint is kept. Free some space, then continue "
+        print(f"error: step {state.step}: {run.folder.path} could not be written ({e}); earlier checkpoints are kept. Free some space, then continue "
               f"with:\n    {resume_command}", file=sys.stderr)
         return 1
     except loop.Diverged as e:
@@ -126,7 +128,7 @@ def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: st
         return 1
     finally:
         progress.close()
-    run.fit_seconds, run.tokens_per_second = time.perf_counter() - started, state.tokens / max(state.seconds, 1e-9)
+    run.fit_seconds, run.tokens_per_second = state.seconds, state.tokens / max(state.seconds, 1e-9)
     say(f"trained    {state.step} steps, {state.tokens:,} tokens in {run.fit_seconds:.0f} s ({run.tokens_per_second:,.0f} tokens/s); "
         f"best at step {state.best_step}")
     _load_best(run, model)
@@ -147,7 +149,7 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
     """The state to start from: a fresh one, or the newest whole checkpoint's where the run resumes."""
     found = checkpoint.load_newest(run.folder.checkpoints, warn) if run.resume else None
     if found is None:
-        run.folder.metrics.truncate_after(-1)
+        run.folder.metrics.truncate_after(-1, -1)
         run.folder.write_config(run.cfg)
         torch.manual_seed(run.cfg.run.seed)  # whatever the evaluation before drew: a resumed run may not have run it
         return loop.State()
@@ -155,7 +157,7 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
     refuse_if_changed(saved["fingerprint"], print_)
     checkpoint.restore(tensors, saved, setup.trained_weights(model), optimizers, run.precision.scaler)
     state = loop.state_from(saved["loop"])
-    run.folder.metrics.truncate_after(state.step)
+    run.folder.metrics.truncate_after(state.step, state.evaluated)
     run.folder.write_config(run.cfg)
     say(f"resumed    from the checkpoint of step {state.step}")
     return state
@@ -189,7 +191,7 @@ def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, pri
             checkpoint.save(run.folder.checkpoints, state.step, tensors, {**extra, "loop": loop.state_dict(state), "fingerprint": print_},
                             cfg.train.keep_checkpoints)
         except OSError as e:
-            warn(f"the checkpoint of step {state.step} could not be written ({e.strerror or e}); the one before it is kept")
+            warn(f"the checkpoint of step {state.step} could not be written ({e.strerror or e}); earlier ones are kept")
 
     def on_skip(record: dict) -> None:
         run.folder.metrics.write(record)

@@ -69,7 +69,9 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
     if a.type == "full":
         model.requires_grad_(True)
     elif a.init_from:
-        load_adapter(model, a.init_from)
+        loaded = load_adapter(model, a.init_from)
+        a.type, a.r, a.lora_alpha = "dora" if loaded.get("use_dora") else "lora", loaded["r"], loaded["lora_alpha"]
+        a.use_rslora, a.lora_dropout = loaded.get("use_rslora", False), loaded.get("lora_dropout", 0.0)
     else:
         inject(model, type=a.type, r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, use_rslora=a.use_rslora,
                target_modules=a.target_modules, seed=cfg.run.seed)
@@ -82,20 +84,44 @@ def build_data(cfg: Config, base: Base) -> TrainingData:
     sets = []
     for file in cfg.data.validation:
         samples, bad = read_samples([file], cfg.data.format, cfg.data.on_bad)
-        sets.append((Path(file).stem, samples))
+        alike = sum(Path(file).stem == Path(other).stem for other in cfg.data.validation) > 1
+        sets.append((file if alike else Path(file).stem, samples))
         problems += bad
     if not sets and cfg.data.validation_fraction:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
         sets.append(("validation", held_out))
+    held_out = [sample for _, samples in sets for sample in samples]
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _render(cfg, base, train)
-    validation = [ValidationSet(name, samples, _render(cfg, base, samples)[0]) for name, samples in sets]
-    report = examine(train, documents, [s for v in validation for s in v.samples], cfg.data.max_length, problems, counts)
+    validation = [_validation_set(cfg, base, *named) for named in sets]
+    _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
+    report = examine(train, documents, held_out, cfg.data.max_length, problems, counts)
     say(brief(report))
     if problems:
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     return TrainingData(documents, validation, [*cfg.data.train, *cfg.data.validation], report)
+
+
+def _validation_set(cfg: Config, base: Base, name: str, samples: list) -> ValidationSet:
+    """The samples that are measured, loss and answers alike: those that data.on_long leaves."""
+    documents, counts = _render(cfg, base, samples)
+    if counts.dropped:
+        warn(f"{name}: {counts.dropped} of {len(samples)} rows are longer than data.max_length and are not measured")
+    kept = {d.id for d in documents}
+    return ValidationSet(name, [s for s in samples if s.id in kept], documents)
+
+
+def _refuse_too_long(cfg: Config, base: Base, sets: list[list[Document]]) -> None:
+    """Raises ValueError before training for what the model has no positions for: a prompt needs one more for its answer."""
+    positions = base.model.config.max_position_embeddings
+    longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
+    problems = [f"the longest row has {longest} tokens; set data.max_length to {positions}"] if longest > positions else []
+    for i, prompt in enumerate(cfg.generate.prompts, 1):
+        length = len(base.tokenizer.render_prompt((("user", prompt),)))
+        problems += [f"prompt {i} of generate.prompts has {length} tokens; shorten it to {positions - 1}"] if length >= positions else []
+    if problems:
+        raise ValueError(f"{base.folder}: the model has {positions} positions:\n" + "\n".join(problems))
 
 
 def _render(cfg: Config, base: Base, samples):

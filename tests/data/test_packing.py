@@ -103,3 +103,11 @@ def test_packing_nothing_is_a_fault_of_ours():
         pack([])
     with pytest.raises(AssertionError):
         pack([Document([], [], "d")])
+
+
+def test_filling_ends_the_stream_with_tokens_that_belong_to_no_document():
+    plain, filled = (pack([Document([2, 5], [5, __], "a"), Document([2, 7, 8], [7, 8, __], "b")], total) for total in (None, 8))
+    assert filled.tokens.tolist() == [2, 5, 2, 7, 8, 0, 0, 0] and filled.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
+    assert filled.cu_seqlens.tolist() == [0, 2, 5, 8] and filled.target_positions.tolist() == plain.target_positions.tolist()
+    assert (filled.num_tokens, filled.num_targets, filled.ids, filled.filling) == (5, 3, ["a", "b"], 3)
+    assert (plain.num_tokens, plain.filling) == (5, 0)

@@ -57,6 +57,15 @@ def test_extract_lists_values_line_by_line_and_says_none_of_absent_ones(monkeypa
     assert answer(monkeypatch, tasks.extract, english, ["card"]) == english.tasks["none"][0]
 
 
+def test_marks_beside_and_in_the_place_of_values_number_by_value_within_a_kind(english):
+    answers = {tasks.mark(TEXT, english, random.Random(seed))[1] for seed in range(100)}
+    assert answers >= {
+        "Dear Ann (first name) Lee (last name) of York (city), ask Bo (first name) or Ann (first name).",
+        "Dear <first name_1> <last name_1> of <city_1>, ask <first name_2> or <first name_1>.",
+        "Dear <first name> <last name> of <city>, ask <first name> or <first name>.",
+    }
+
+
 def test_hiding_a_word_leaves_longer_words_alone(monkeypatch, english):
     monkeypatch.setattr(tasks, "pick_word", lambda *_: "Ann")
     monkeypatch.setattr(tasks, "symbol", lambda *_: "***")

@@ -1,12 +1,14 @@
 """model/tokenizer.py on a small tokenizer of Gemma's make: control tokens never come from text, the turns are the published template's."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import END_OF_TURN, START_OF_TURN, TextStream, Tokenizer, read_generation_stops
+from model.hub import TINY
+from model.tokenizer import END_OF_TURN, START_OF_TURN, TextStream, Tokenizer
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", START_OF_TURN, END_OF_TURN]
 PAD, EOS, BOS, UNK, START, END = range(6)
@@ -262,8 +264,25 @@ def test_a_tokenizer_without_gemmas_turns_is_refused_with_all_that_it_lacks(tmp_
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content, stops", [('{"eos_token_id": [1, 106]}', {1, 106}), ('{"eos_token_id": 1}', {1}), ("{}", set()), (None, set())])
+@pytest.mark.parametrize("content, stops", [('{"eos_token_id": [1, 300]}', {1, 300}), ('{"eos_token_id": 300}', {300}), ("{}", set()), (None, set())])
 def test_generation_stops_are_read_where_there_are_any(tmp_path, content, stops):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
     if content is not None:
         (tmp_path / "generation_config.json").write_text(content)
-    assert read_generation_stops(tmp_path) == stops
+    assert Tokenizer(tmp_path).stop_ids == {1, 106} | stops
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": [1', "[1]", '{"eos_token_id": "1"}'])
+def test_a_broken_generation_config_is_refused_by_its_name(tmp_path, content):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match="generation_config.json: not a generation_config.json.*repair it, or remove it"):
+        Tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_would_turn_typed_text_into_a_control_token_is_refused(tmp_path):
+    raw = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
+    next(t for t in raw["added_tokens"] if t["content"] == "<end_of_turn>")["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(ValueError, match='<end_of_turn> typed by a user would become a control token; set "special": true'):
+        Tokenizer(tmp_path)

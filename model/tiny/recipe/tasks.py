@@ -10,7 +10,7 @@ import re
 import values
 
 SHARES = {
-    "copy": 15, "hide_word": 4, "replace": 3, "remove": 3, "extract": 6, "hide_kind": 18, "hide_two": 11, "number_kind": 10, "ask_kind": 3, "mark": 20, "value": 4, "line": 3,
+    "copy": 15, "hide_word": 4, "replace": 3, "remove": 3, "extract": 4, "hide_kind": 14, "hide_two": 9, "number_kind": 9, "ask_kind": 3, "mark": 30, "value": 3, "line": 3,
 }  # fmt: skip
 WORD_TASKS = ("copy", "hide_word", "replace", "remove", "line")  # what a word salad serves for
 GROUPS = {
@@ -38,6 +38,11 @@ OTHER_SYMBOLS = (
     "█ ████ ■ ● ••• § §§ ~ ~~~ | <a> </> $X $NAME {{X}} {{name}} [[X]] ((X)) _X_ __X__ *X* **X** X Y Z"
 ).split()
 
+# {v} a value, {k} its kind, {i} its number among the values of the kind. Half of the forms put the kind in the place of the value.
+FORMS = (
+    ("{v} ({k})",) * 5 + ("<{k}>{v}</{k}>",) * 2 + ("[{v}: {k}]",) * 2 + ("{v} [{k}]",)
+    + ("<{k}>",) * 2 + ("<{k}_{i}>",) * 3 + ("<<{k}_{i}>>", "<{k} {i}>", "[{i} {k}]") + ("[{i}_{k}]",) * 2
+)
 # Marks in other forms than round brackets: the instruction shows the form.
 MARK_FORMS = {
     "en": ("Put each name, place, date and number between tags that say what it is: {form}.", "Tag names, places, dates and numbers like this: {form}.", "Rewrite the text. Every name, place, date and number is written as {form}."),
@@ -322,16 +327,21 @@ def ask_kind(text, lang, rng):
 
 
 def mark(text, lang, rng):
-    """The text with the kind of every value beside it, in one of four forms."""
+    """The text with the kind of every value beside it or in its place, in one of the FORMS; equal values of a kind share a number."""
     if not any(slot and slot not in UNMARKED for _, slot in text):
         return None
-    form = rng.choice(("{v} ({k})",) * 5 + ("<{k}>{v}</{k}>", "<{k}>{v}</{k}>", "[{v}: {k}]", "[{v}: {k}]", "{v} [{k}]"))
-    if form == "{v} ({k})":
+    form, numbers, answer = rng.choice(FORMS), {}, []
+    if form == FORMS[0]:
         line = rng.choice(lang.tasks["mark"])
     else:
         kind, value = FORM_WORDS[lang.code]
-        line = rng.choice(MARK_FORMS[lang.code]).format(form=form.format(k=kind, v=value))
-    return line, "".join(form.format(v=part, k=lang.kinds[slot][0]) if slot and slot not in UNMARKED else part for part, slot in text)
+        line = rng.choice(MARK_FORMS[lang.code]).format(form=form.format(k=kind, v=value, i=1))
+    for part, slot in text:
+        if slot and slot not in UNMARKED:
+            of_kind = numbers.setdefault(slot, {})
+            part = form.format(v=part, k=lang.kinds[slot][0], i=of_kind.setdefault(part, len(of_kind) + 1))
+        answer.append(part)
+    return line, "".join(answer)
 
 
 def value(text, lang, rng):

@@ -1,0 +1,60 @@
+"""training/setup.py: which rows are measured under which name, and what is refused before training."""
+
+from pathlib import Path
+
+import pytest
+
+from lora.inject import adapters
+from lora.peft_io import save_adapter
+from tests.makers import rows, tiny_model, write_jsonl, write_run
+from training import setup
+from training.config import load_config
+from training.precision import Precision, pick_device
+
+LONG = {"prompt": "Count to 1 from 1." + " 1" * 60, "response": "1"}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    return tmp_path
+
+
+def data_of(*overrides):
+    cfg = load_config("tiny.toml", list(overrides))
+    return setup.build_data(cfg, setup.build_base(cfg, Precision("fp32", pick_device("cpu"))))
+
+
+def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
+    write_jsonl(place / "val.jsonl", [LONG, *rows(3)])
+    (found,) = data_of("data.max_length=100", "data.on_long=drop", "train.eval_samples=0").validation
+    assert [s.id for s in found.samples] == [d.id for d in found.documents] == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
+    assert "val: 1 of 4 rows are longer than data.max_length and are not measured" in capsys.readouterr().err
+
+
+def test_validation_files_of_one_name_keep_their_folders_in_it(place):
+    for folder in ("de", "it"):
+        Path(folder).mkdir()
+        write_jsonl(place / folder / "val.jsonl", rows(2))
+    assert [v.name for v in data_of('data.validation=["de/val.jsonl", "it/val.jsonl", "val.jsonl"]').validation] == ["de/val.jsonl", "it/val.jsonl", "val.jsonl"]
+
+
+def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_reported_too(place):
+    write_jsonl(place / "val.jsonl", [*rows(3, seed=9), rows(13)[0]])
+    assert data_of("train.eval_samples=1").facts["overlap"] == ["val.jsonl:4"]
+
+
+def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_training(place):
+    write_jsonl(place / "train.jsonl", [*rows(5), {"prompt": "1 " * 3000, "response": "1"}])
+    with pytest.raises(ValueError, match=r"(?s)positions:.*the longest row has \d+ tokens; set data.max_length to.*prompt 2 of generate.prompts has"):
+        data_of("data.max_length=9000", f'generate.prompts=["1", "{"1 " * 3000}"]')
+
+
+def test_an_adapter_to_start_from_brings_its_own_settings(place):
+    save_adapter(tiny_model(type="dora", r=3, lora_alpha=6), place / "start", base_model_name="base")
+    cfg = load_config("tiny.toml", ["adapter.init_from=start"])
+    model = setup.build_base(cfg, Precision("fp32", pick_device("cpu"))).model
+    setup.add_adapters(model, cfg)
+    assert (cfg.adapter.type, cfg.adapter.r, cfg.adapter.lora_alpha, cfg.adapter.lora_dropout) == ("dora", 3, 6, 0.0)
+    assert {layer.r for layer in adapters(model).values()} == {3}
