@@ -169,7 +169,7 @@ def test_the_adapter_of_a_run_is_not_merged_into_other_weights_unless_asked(tmp_
     run = make_run(tmp_path / "run", str(tmp_path / "base"), "lora")
     make_model(tmp_path / "base", seed=3)
     err = refused(capsys, tmp_path / "out", "--run", run, "--to", "safetensors")
-    assert f"--model {tmp_path / 'base'} --adapter {run}/adapter" in err
+    assert f"--model {tmp_path / 'base'} --revision main --adapter {run}/adapter" in err
     assert export.main(["--model", str(tmp_path / "base"), "--adapter", f"{run}/adapter", "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
 
 

@@ -81,6 +81,7 @@ def test_bom_between_joined_files_is_no_problem(write):
 
 BAD_ROWS = {
     "bad JSON": (b'{"prompt": "p", "response": }', "not JSON: Expecting value at column 29"),
+    "endless number": (b'{"prompt": "p", "response": ' + b"1" * 5000 + b"}", "not JSON: nested too deeply, or an endless number"),
     "two rows on a line": (b'{"text": "a"}{"text": "b"}', "not JSON: Extra data at column 14"),
     "bad UTF-8": (b'{"prompt": "caf\xe9", "response": "r"}', "not UTF-8: byte 0xe9 at character 16"),
     "half a pair": (rb'{"prompt": "\ud83d", "response": "r"}', '"prompt" has half a surrogate pair'),

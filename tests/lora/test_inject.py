@@ -50,6 +50,7 @@ X = torch.linspace(-1, 1, 8).view(2, 4)
 def test_all_linear_is_every_linear_layer_but_the_head():
     names = inject(Toy(), r=2, lora_alpha=4, target_modules="all-linear", seed=1)
     assert names == [f"layers.{i}.{name}" for i in range(12) for name in ("q_proj", "v_proj")]
+    assert find_targets(Toy(), ["all-linear", "q_proj"]) == names
 
 
 @pytest.mark.parametrize("target_modules", [["q_proj"], ["q_proj", "v_proj"], ["1.q_proj"], ["layers.1.q_proj", "2.v_proj"], r".*\.[35]\.v_proj",
