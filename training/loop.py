@@ -158,7 +158,8 @@ def _judge(model, objective, window, record: dict, state: State, precision, hook
     if state.bad_steps >= MAX_BAD_STEPS and not (precision.scaler.is_enabled() and precision.scaler.get_scale() > 1):
         hooks.save()
         raise Diverged(f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is {culprit}; the weights are as "
-                       f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. Lower train.learning_rate, or look at these rows")
+                       f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. "
+                       "Lower train.learning_rate, or look at these rows")
 
 
 def _first_bad_gradient(model) -> str:

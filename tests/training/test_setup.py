@@ -37,7 +37,8 @@ def test_validation_files_of_one_name_keep_their_folders_in_it(place):
     for folder in ("de", "it"):
         Path(folder).mkdir()
         write_jsonl(place / folder / "val.jsonl", rows(2))
-    assert [v.name for v in data_of('data.validation=["de/val.jsonl", "it/val.jsonl", "val.jsonl"]').validation] == ["de/val.jsonl", "it/val.jsonl", "val.jsonl"]
+    sets = data_of('data.validation=["de/val.jsonl", "it/val.jsonl", "val.jsonl"]').validation
+    assert [v.name for v in sets] == ["de/val.jsonl", "it/val.jsonl", "val.jsonl"]
 
 
 def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_reported_too(place):
