@@ -27,7 +27,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # (D+1,) int32, the type that flash and flex attention take
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
-    ids: list[str]  # the documents' names, for error messages
+    ids: list[str]  # the documents' names, without the filling, for error messages
     max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
     filling: int = 0  # tokens at the end that belong to no document
 
@@ -70,6 +70,7 @@ def pack(documents, total=None):
     assert min(lengths) > 0, "an empty document has no place in a stream"
     missing = 0 if total is None else total - sum(lengths)
     assert missing >= 0, f"{sum(lengths)} tokens do not fit into {total}"
+    ids = [document.id for document in documents]
     if missing:
         documents, lengths = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "")], [*lengths, missing]
     labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
@@ -80,7 +81,7 @@ def pack(documents, total=None):
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
-        ids=[document.id for document in documents if document.id],
+        ids=ids,
         max_seqlen=max(lengths),
         filling=missing,
     )

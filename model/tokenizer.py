@@ -106,7 +106,8 @@ def _generation_stops(path: Path) -> set[int]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
         ids = ids if isinstance(ids, list) else [ids]
-        assert all(isinstance(i, int) for i in ids)
-    except (OSError, ValueError, AttributeError, AssertionError):
-        raise ValueError(f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it') from None
-    return set(ids)
+        if all(isinstance(i, int) for i in ids):
+            return set(ids)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise ValueError(f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it')

@@ -44,7 +44,7 @@ def first_line(error: Exception) -> str:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --adapter, --device, --dtype, as `load` reads them."""
+    """--model, --revision, --adapter, --device, --dtype, as `load` reads them."""
     parser.add_argument("--model", required=True, metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
     parser.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit on the hub (default %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
