@@ -24,22 +24,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="a folder that train.py wrote")
     source.add_argument("--model", metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
-    parser.add_argument("--revision", default="main", metavar="R", help="with --model: branch, tag or commit on the hub (default %(default)s)")
+    parser.add_argument("--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)")
     parser.add_argument("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ folder or PEFT's")
     parser.add_argument("--to", required=True, choices=["peft", "safetensors"],
                         help="peft: the adapter, for PEFT; safetensors: one model with the adapter merged in, for transformers and others")
     parser.add_argument("--out", required=True, metavar="PATH", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace an earlier export that is there")
     args = parser.parse_args(argv)
-    if args.run and args.adapter:
-        parser.error("--adapter goes with --model; a --run has its own")
+    for flag, value in (("--adapter", args.adapter), ("--revision", args.revision)):
+        if args.run and value:
+            parser.error(f"{flag} goes with --model; a --run has its own")
     return args
 
 
 def export(args: argparse.Namespace) -> int:
     out = Path(args.out).resolve()
     refuse_existing(out, args.force)
-    source = of_run(Path(args.run)) if args.run else of_model(args.model, args.adapter, args.revision)
+    source = of_run(Path(args.run)) if args.run else of_model(args.model, args.adapter, args.revision or "main")
     if out in (source.folder.resolve(), source.adapter and source.adapter.resolve()):
         raise ValueError(f"{out} is what is exported; give another --out")
     (write_peft if args.to == "peft" else write_safetensors)(source, out)

@@ -1,6 +1,6 @@
 """A look at the data before the model sees it: the page that explains most disappointing runs.
 
-`examine` counts, `format_report` writes a page, `brief` a few lines. Nothing here changes the data or stops a run.
+`examine` counts, `brief` writes a few lines. Nothing here changes the data or stops a run.
 """
 
 import re
@@ -10,7 +10,6 @@ from data.loader import prompt_of
 from data.render import IGNORE_INDEX
 
 EXAMPLES = 3  # ids shown for each finding
-QUANTILES = (0, 0.5, 0.9, 0.99, 1)
 # UTF-8 that was once read as Latin-1 or Windows-1252 (e acute becomes A tilde, copyright sign), and the replacement character.
 # A lead byte looks like A circumflex or tilde (accents), a circumflex (dashes, quotes, euro) or eth (emoji).
 _TAIL = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", errors="ignore")) + "\u0080-\u00bf"
@@ -22,37 +21,32 @@ FINDINGS = {
     "contradictions": "samples whose prompt also occurs with another response",
     "overlap": "validation samples whose prompt is also in training",
     "mojibake": "samples that look wrongly decoded (UTF-8 read as Latin-1)",
-    "too_long": "documents longer than data.max_length",
-    "unsupervised": "documents without a supervised token",
 }
 
 
-def examine(samples, documents=(), validation=(), max_length=None, problems=(), counts=None):
+def examine(samples, documents=(), validation=(), problems=(), counts=None):
     """Count what is worth knowing about a training set.
 
     Args:
         samples: list of Sample, as read.
         documents: list of Document, as rendered; () leaves the lengths out.
         validation: list of Sample held out.
-        max_length: tokens; documents above it are listed.
         problems: rows that read_samples skipped.
         counts: Counts of render_all, for what was dropped or cut.
 
     Returns:
-        dict: "samples", "validation", "skipped", "roles", "lengths" (quantile -> tokens), "tokens", "supervised_share",
+        dict: "samples", "validation", "skipped", "tokens", "longest" (tokens), "supervised_share",
         "dropped", "truncated", and for each of FINDINGS a list of sample ids.
     """
-    lengths = sorted(len(document.input_ids) for document in documents)
-    supervised = {d.id: len(d.labels) - d.labels.count(IGNORE_INDEX) for d in documents}
-    tokens = sum(lengths)
+    tokens = sum(len(d.input_ids) for d in documents)
+    supervised = sum(len(d.labels) - d.labels.count(IGNORE_INDEX) for d in documents)
     return {
         "samples": len(samples),
         "validation": len(validation),
         "skipped": len(problems),
-        "raw_texts": sum(sample.text is not None for sample in samples),
         "tokens": tokens,
-        "lengths": {q: lengths[round(q * (len(lengths) - 1))] for q in QUANTILES} if lengths else {},
-        "supervised_share": sum(supervised.values()) / tokens if tokens else 0.0,
+        "longest": max((len(d.input_ids) for d in documents), default=0),
+        "supervised_share": supervised / tokens if tokens else 0.0,
         "dropped": counts.dropped + counts.unsupervised if counts else 0,
         "truncated": counts.truncated if counts else 0,
         "duplicates": _duplicates(samples),
@@ -60,45 +54,21 @@ def examine(samples, documents=(), validation=(), max_length=None, problems=(), 
         "contradictions": _contradictions(samples),
         "overlap": _overlap(samples, validation),
         "mojibake": [s.id for s in [*samples, *validation] if MOJIBAKE.search(_all_text(s))],
-        "too_long": [d.id for d in documents if max_length and len(d.input_ids) > max_length],
-        "unsupervised": [id for id, count in supervised.items() if not count],
     }
-
-
-def format_report(report):
-    """The examination as a page of plain text."""
-    lines = [
-        f"samples           {report['samples']:,} for training, {report['validation']:,} for validation, {report['skipped']:,} bad rows skipped",
-        f"kinds             {report['samples'] - report['raw_texts']:,} conversations, {report['raw_texts']:,} raw texts",
-    ]
-    if report["lengths"]:
-        names = {0: "shortest", 0.5: "median", 0.9: "90%", 0.99: "99%", 1: "longest"}
-        lengths = ", ".join(f"{names[q]} {length:,}" for q, length in report["lengths"].items())
-        lines += [
-            f"tokens            {report['tokens']:,}, of which {report['supervised_share']:.1%} are supervised",
-            f"document lengths  {lengths}",
-            f"over-long         {report['dropped']:,} dropped, {report['truncated']:,} truncated",
-        ]
-    return "\n".join(lines + _findings(report) + ([] if _findings(report) else ["no finding"]))
 
 
 def brief(report):
     """The examination in the lines that a training run prints: sizes, and only what is suspicious."""
     head = f"data: {report['samples']:,} samples, {report['validation']:,} held out"
-    if report["lengths"]:
-        head += f", {report['tokens']:,} tokens ({report['supervised_share']:.0%} supervised), longest {report['lengths'][1]:,}"
+    if report["tokens"]:
+        head += f", {report['tokens']:,} tokens ({report['supervised_share']:.0%} supervised), longest {report['longest']:,}"
     left_out = {"skipped": "bad rows skipped", "dropped": "samples dropped", "truncated": "samples truncated"}
-    return "\n".join([head] + [f"  {report[key]:,} {text}" for key, text in left_out.items() if report[key]] + _findings(report, "  "))
-
-
-def _findings(report, indent=""):
-    lines = []
+    lines = [head] + [f"  {report[key]:,} {text}" for key, text in left_out.items() if report[key]]
     for key, text in FINDINGS.items():
         ids = report[key]
         if ids:
-            more = ", ..." if len(ids) > EXAMPLES else ""
-            lines.append(f"{indent}{len(ids):,} {text}: {', '.join(ids[:EXAMPLES])}{more}")
-    return lines
+            lines.append(f"  {len(ids):,} {text}: {', '.join(ids[:EXAMPLES])}{', ...' if len(ids) > EXAMPLES else ''}")
+    return "\n".join(lines)
 
 
 def _duplicates(samples):

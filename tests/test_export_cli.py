@@ -173,6 +173,13 @@ def test_the_adapter_of_a_run_is_not_merged_into_other_weights_unless_asked(tmp_
     assert export.main(["--model", str(tmp_path / "base"), "--adapter", f"{run}/adapter", "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
 
 
+def test_a_runs_own_adapter_and_revision_are_not_overruled(tmp_path, capsys):
+    for flag in ("--adapter", "--revision"):
+        with pytest.raises(SystemExit) as stop:
+            export.main(["--run", "r", flag, "x", "--to", "peft", "--out", str(tmp_path / "out")])
+        assert stop.value.code == 2 and f"{flag} goes with --model" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_and_a_run_that_has_saved_nothing_are_told_apart(tmp_path, base, capsys):
     assert "no run is here" in refused(capsys, tmp_path / "out", "--run", base, "--to", "peft")
     run = make_run(tmp_path / "run", base, "lora")

@@ -204,7 +204,8 @@ def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, pri
 def save_trained(run: Run, base: setup.Base) -> None:
     """The trained weights under their final names: adapter/ in PEFT's format, or model/ where everything trained."""
     if run.cfg.adapter.type != "full":
-        save_adapter(base.model, run.folder.path / "adapter", base_model_name=run.cfg.model.name)
+        revision = None if run.cfg.model.revision == "main" else run.cfg.model.revision
+        save_adapter(base.model, run.folder.path / "adapter", base_model_name=run.cfg.model.name, config={"revision": revision})
         return
     dtype = torch.float32 if run.cfg.model.dtype == "float32" else torch.bfloat16
     save_model(base.model, run.folder.path / "model", dtype)

@@ -96,7 +96,7 @@ def build_data(cfg: Config, base: Base) -> TrainingData:
     documents, counts = _render(cfg, base, train)
     validation = [_validation_set(cfg, base, *named) for named in sets]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
-    report = examine(train, documents, held_out, cfg.data.max_length, problems, counts)
+    report = examine(train, documents, held_out, problems, counts)
     say(brief(report))
     if problems:
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")

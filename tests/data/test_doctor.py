@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.doctor import FINDINGS, MOJIBAKE, brief, examine, format_report
+from data.doctor import FINDINGS, MOJIBAKE, brief, examine
 from data.formats import Sample
 from data.render import IGNORE_INDEX, Counts, Document
 
@@ -29,29 +29,24 @@ DOCUMENTS = [Document([2, 5, 6, 7], [__, 6, 7, __], "a:1"), Document([2, 5], [5,
 
 
 def test_every_fault_is_found_once_in_the_set_written_here():
-    report = examine(SICK, DOCUMENTS, HELD_OUT, max_length=5, problems=["a.jsonl:8: bad"], counts=Counts(dropped=2, unsupervised=1, truncated=4))
+    report = examine(SICK, DOCUMENTS, HELD_OUT, problems=["a.jsonl:8: bad"], counts=Counts(dropped=2, unsupervised=1, truncated=4))
     assert {key: report[key] for key in FINDINGS} == {
         "duplicates": ["a:2"],
         "empty_prompts": ["a:5"],
         "contradictions": ["a:3", "a:4"],
         "overlap": ["v:1"],
         "mojibake": ["a:6"],
-        "too_long": ["a:3"],
-        "unsupervised": ["a:3"],
     }
-    assert (report["samples"], report["validation"], report["skipped"], report["raw_texts"]) == (7, 2, 1, 1)
-    assert (report["tokens"], report["supervised_share"]) == (12, 3 / 12)
-    assert report["lengths"] == {0: 2, 0.5: 4, 0.9: 6, 0.99: 6, 1: 6}
+    assert (report["samples"], report["validation"], report["skipped"]) == (7, 2, 1)
+    assert (report["tokens"], report["longest"], report["supervised_share"]) == (12, 6, 3 / 12)
     assert (report["dropped"], report["truncated"]) == (3, 4)
 
 
-def test_report_names_each_finding_and_brief_only_what_is_suspicious():
-    report = examine(SICK, DOCUMENTS, HELD_OUT, max_length=5)
-    for text in (format_report(report), brief(report)):
-        for key, words in FINDINGS.items():
-            assert f"{len(report[key])} {words}: {report[key][0]}" in text
+def test_brief_names_each_finding_and_nothing_where_all_is_well():
+    report = examine(SICK, DOCUMENTS, HELD_OUT)
+    for key, words in FINDINGS.items():
+        assert f"{len(report[key])} {words}: {report[key][0]}" in brief(report)
     healthy = examine([chat("a:1", "p", "r")], DOCUMENTS[:1])
-    assert format_report(healthy).endswith("no finding")
     assert brief(healthy) == "data: 1 samples, 0 held out, 4 tokens (50% supervised), longest 4"
 
 
@@ -63,8 +58,8 @@ def test_long_lists_of_ids_are_cut_in_print_and_whole_in_the_report():
 
 def test_samples_without_documents_have_no_lengths_and_no_division_by_zero():
     report = examine(SICK)
-    assert (report["lengths"], report["supervised_share"]) == ({}, 0.0)
-    assert "tokens" not in format_report(report)
+    assert (report["longest"], report["supervised_share"]) == (0, 0.0)
+    assert "tokens" not in brief(report)
 
 
 @given(st.lists(st.tuples(st.sampled_from("pq "), st.sampled_from("rs")), max_size=12))
