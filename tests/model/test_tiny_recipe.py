@@ -28,9 +28,14 @@ def english():
 
 
 @pytest.fixture(scope="module")
-def rows():
+def stages():
     rng = random.Random(5)
-    return [make_corpus.sample(make_corpus.load(), rng, name_tasks=True) for _ in range(1500)]
+    return {stage: [make_corpus.sample(make_corpus.load(), rng, True, stage) for _ in range(1500)] for stage in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def rows(stages):
+    return stages[1] + stages[2]
 
 
 def answer(monkeypatch, maker, language, kinds):
@@ -66,6 +71,17 @@ def test_marks_beside_and_in_the_place_of_values_number_by_value_within_a_kind(e
     }
 
 
+def test_labels_stand_in_the_place_of_all_kinds_or_of_those_that_the_instruction_names(english):
+    made = [tasks.label(TEXT, english, random.Random(seed)) for seed in range(3000)]
+    assert {answer for _, answer in made} >= {
+        "Dear <first name_1> <last name_1> of <city_1>, ask <first name_2> or <first name_1>.",
+        "Dear [1_FIRST NAME] [1_LAST NAME] of [1_CITY], ask [2_FIRST NAME] or [1_FIRST NAME].",
+        "Dear Ann <Last Name> of York, ask Bo or Ann.",
+    }
+    named = [(order, answer) for order, answer in made if "York" in answer]
+    assert named and not any("cities" in order for order, _ in named)
+
+
 def test_hiding_a_word_leaves_longer_words_alone(monkeypatch, english):
     monkeypatch.setattr(tasks, "pick_word", lambda *_: "Ann")
     monkeypatch.setattr(tasks, "symbol", lambda *_: "***")
@@ -99,8 +115,9 @@ def test_copies_stand_in_their_prompts(rows):
     assert len(copies) > 150 and all(row["response"] in row["prompt"] for row in copies)
 
 
-def test_every_task_and_language_occurs_and_no_placeholder_is_left(rows):
-    assert {row["task"] for row in rows} == {"text", *tasks.SHARES} and {row["language"] for row in rows} == set(values.LANGUAGES)
+def test_every_task_and_language_occurs_and_no_placeholder_is_left(stages, rows):
+    for stage, drawn in stages.items():
+        assert {row["task"] for row in drawn} == {"text", *tasks.SHARES[stage]} and {row["language"] for row in drawn} == set(values.LANGUAGES)
     # symbols and passwords may look like <x>; the plural and counted placeholders cannot
     assert not [row for row in rows if re.search(r"<kinds2?>|<x2>|\{(first|last|city|word|rand)\}", row.get("prompt", ""))]
 

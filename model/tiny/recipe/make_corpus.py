@@ -31,6 +31,14 @@ BEFORE = (
     + [("\n{t}: ", ""), ("\n\n\"", "\""), (" \"", "\""), ("\n«", "»"), ("\n“", "”"), ("\n```\n", "\n```"), ("\n<text>\n", "\n</text>"), ("\n\n### {t}\n", ""), ("\n\n[{t}]\n", ""), ("\n\n{t}:\n\n", "")]
 )  # fmt: skip
 AFTER = [("", "\n\n"), ("", "\n\n"), ("", "\n"), ("\"", "\"\n"), ("\"", "\"\n\n"), ("«", "»\n"), ("{t}: ", "\n\n"), ("{t}:\n", "\n\n"), ("", "\n---\n"), ("---\n", "\n---\n"), ("<text>", "</text>\n"), ("```\n", "\n```\n")]
+HEADERS = {
+    "en": ("From", "To", "Subject", "Date"), "de": ("Von", "An", "Betreff", "Datum"), "nl": ("Van", "Aan", "Onderwerp", "Datum"),
+    "fr": ("De", "À", "Objet", "Date"), "es": ("De", "Para", "Asunto", "Fecha"), "it": ("Da", "A", "Oggetto", "Data"),
+}  # fmt: skip
+FAREWELLS = {
+    "en": ("Bye", "Cheers", "Yours", "Sincerely", "Thanks"), "de": ("Gruß", "Viele Grüße", "Tschüss", "Danke", "Hochachtungsvoll"), "nl": ("Groeten", "Dag", "Bedankt", "Hartelijks", "Tot gauw"),
+    "fr": ("Salut", "Bien à toi", "Merci", "Amitiés", "Respectueusement"), "es": ("Saludos", "Un saludo", "Gracias", "Hasta pronto", "Cordialmente"), "it": ("Saluti", "Ciao", "Grazie", "A presto", "Cordialmente"),
+}  # fmt: skip
 EMOJI = "😀 😊 👍 🎉 🚗 ❤️ 🙏 😅 📞 ✅ ⚠️ 🐶 ☕ ✈️ → • … € ½ °".split()
 
 
@@ -99,7 +107,7 @@ def read_language(path):
                 lang.tasks.setdefault(section, []).append(line)
             else:
                 problems.append(f"{path.name}:{number}: {line!r} in section {section!r}; remedy: the format of the section, slots {', '.join(values.SLOTS)}")
-    problems += [f"{path.name}: no section {name!r}; remedy: add it" for name in [*tasks.MAKERS, "none"] if name not in lang.tasks]
+    problems += [f"{path.name}: no section {name!r}; remedy: add it" for name in [*tasks.MAKERS, "none"] if name not in lang.tasks and name != "label"]
     problems += [f"{path.name}: no kind for {slot!r}; remedy: a line `{slot} | singular | plural`" for slot in [*values.SLOTS, *tasks.GROUPS] if slot not in lang.kinds]
     if problems:
         raise ValueError("\n".join(problems))
@@ -159,6 +167,22 @@ def form(lang, known, rng):
             item += [(label + sign, None), (text, slot)]
         item.append((end, None))
     return item[:-1]
+
+
+def mail(text, lang, known, rng):
+    """The text with the head of an e-mail before it, or a farewell, a name and an address behind it."""
+    def held(line):
+        return [(known.value(slot, lang.code, rng), slot) if slot else (part, None) for part, slot in segments(line)]
+    if rng.random() < 0.5:
+        origin, to, subject, date = HEADERS[lang.code]
+        lines = [f"{origin}: " + rng.choice(("{first} {last} <{email}>", "{email}", "{last}, {first} <{email}>")), f"{to}: " + rng.choice(("{email}", "{email}", "{first} {last} <{email}>", "{first} {last}"))]
+        lines += [f"{date}: {{date}}"] * (rng.random() < 0.3) + [f"{subject}: " + " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 4)))] * (rng.random() < 0.7)
+        return held(rng.choice(("\n", "\n", "\n", " ", "<br>", "; ")).join(lines)) + [(rng.choice(("\n\n", "\n", "\n---\n")), None), *text]
+    place = "{building} {street}" if lang.code in ("en", "fr") else "{street} {building}"
+    town = "{city} {zip}" if lang.code == "en" else "{zip} {city}"
+    lines = [rng.choice(FAREWELLS[lang.code]) + rng.choice((",", "", ",", "!")), rng.choice(("{first} {last}", "{first} {last}", "{first}", "{last}"))]
+    lines += rng.choice(([], [place, town], [f"{place}, {town}"], ["{phone}"], ["{email}"], ["{phone}", "{email}"], ["{city}"]))
+    return [*text, (rng.choice(("\n\n", "\n")), None), *held("\n".join(lines))]
 
 
 def salad(lang, count, known, rng):
@@ -264,14 +288,14 @@ def tidy(text):
 
 def compose(lang, rng, task):
     """A text for the task: list of (string, slot or None)."""
-    known = Known(lang.nouns, 0.5 if task == "number_kind" else 0.25)
+    known = Known(lang.nouns, 0.5 if task == "number_kind" else 0.35 if task == "label" else 0.25)
     goal = goal_length(rng)
     if task in tasks.WORD_TASKS and rng.random() < 0.2:
         return tidy(salad(lang, min(goal, 70), known, rng))
     if task in ("line", "hide_two"):
         goal = max(goal, 15)
     items = draw_items(lang, known, rng, goal, 0.2 if task in tasks.WORD_TASKS else 0.12)
-    if task in tasks.WORD_TASKS and rng.random() < 0.4:
+    if rng.random() < (0.4 if task in tasks.WORD_TASKS else 0.1 if task == "label" else 0):
         items = [distorted(item, lang, rng) for item in items]
     if rng.random() < 0.09:
         how = str.lower if rng.random() < 0.67 else str.upper
@@ -279,6 +303,8 @@ def compose(lang, rng, task):
     elif rng.random() < 0.05:
         items[0] = shout(items[0], str.upper)
     text = layout(items, lang, rng, task == "line")
+    if task != "line" and rng.random() < 0.1:
+        text = mail(tidy(text), lang, known, rng)
     return tidy(stretch(text, rng) if rng.random() < 0.08 and task != "line" else text)
 
 
@@ -296,21 +322,22 @@ def prompt_of(instruction, text, lang, rng):
     return left.replace("{t}", word) + text + between + instruction
 
 
-def sample(languages, rng, name_tasks=False):
+def sample(languages, rng, name_tasks=False, stage=1):
     """One row of the corpus."""
+    shares = tasks.SHARES[stage]
     while True:
         lang = languages[rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]]
         if rng.random() < 0.08:
             row, task = {"text": tasks.plain(compose(lang, rng, "text"))}, "text"
         else:
             asked = lang if rng.random() < 0.75 else languages["en"]
-            task = rng.choices(list(tasks.SHARES), list(tasks.SHARES.values()))[0]
+            task = rng.choices(list(shares), list(shares.values()))[0]
             text = compose(lang, rng, task)
             made = text and tasks.MAKERS[task](text, asked, rng)
             if not made:
                 continue
             instruction, response = made
-            if rng.random() < (0.4 if task == "copy" else 0.12):
+            if rng.random() < (0.4 if task == "copy" else 0.2 if task == "label" else 0.12):
                 instruction = tasks.lengthen(instruction, task, asked, rng)
             row = {"prompt": prompt_of(instruction, tasks.plain(text), asked, rng), "response": response}
         if all(row.values()) and not any(tasks.FORBIDDEN.search(part) for part in row.values()):
@@ -318,10 +345,10 @@ def sample(languages, rng, name_tasks=False):
 
 
 def make_block(job):
-    """The rows of one block as JSON lines; job = (seed text, number of samples, name_tasks)."""
-    seed, count, name_tasks = job
+    """The rows of one block as JSON lines; job = (seed text, number of samples, name_tasks, stage)."""
+    seed, count, *rest = job
     rng = random.Random(seed)
-    return "".join(json.dumps(sample(load(), rng, name_tasks), ensure_ascii=False) + "\n" for _ in range(count))
+    return "".join(json.dumps(sample(load(), rng, *rest), ensure_ascii=False) + "\n" for _ in range(count))
 
 
 @functools.cache
@@ -330,9 +357,9 @@ def load():
     return {code: read_language(HERE / f"{code}.txt") for code in WEIGHTS}
 
 
-def write(path, seed, count, jobs, name_tasks=False):
+def write(path, seed, count, jobs, name_tasks=False, stage=1):
     """Write count samples to path, drawn from the seed (a text)."""
-    blocks = [(f"{seed}/{start}", min(BLOCK, count - start), name_tasks) for start in range(0, count, BLOCK)]
+    blocks = [(f"{seed}/{start}", min(BLOCK, count - start), name_tasks, stage) for start in range(0, count, BLOCK)]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         if jobs < 2:
             file.writelines(map(make_block, blocks))
@@ -347,6 +374,7 @@ def main():
     parser.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and val.jsonl")
     parser.add_argument("--samples", type=int, default=300000)
     parser.add_argument("--val", type=int, default=500, help="samples in val.jsonl")
+    parser.add_argument("--stage", type=int, choices=tasks.SHARES, default=1, help="the shares of the tasks: 1 to begin with, 2 to go on with (tasks.SHARES)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shard", type=int, help="write train-N.jsonl only: other samples of the same kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -354,10 +382,10 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.shard is None:
-        write(args.out / "train.jsonl", f"{args.seed}/train", args.samples, args.jobs, args.name_tasks)
-        write(args.out / "val.jsonl", f"{args.seed}/val", args.val, 1, args.name_tasks)
+        write(args.out / "train.jsonl", f"{args.seed}.{args.stage}/train", args.samples, args.jobs, args.name_tasks, args.stage)
+        write(args.out / "val.jsonl", f"{args.seed}.{args.stage}/val", args.val, 1, args.name_tasks, args.stage)
     else:
-        write(args.out / f"train-{args.shard}.jsonl", f"{args.seed}/shard{args.shard}", args.samples, args.jobs, args.name_tasks)
+        write(args.out / f"train-{args.shard}.jsonl", f"{args.seed}.{args.stage}/shard{args.shard}", args.samples, args.jobs, args.name_tasks, args.stage)
 
 
 if __name__ == "__main__":

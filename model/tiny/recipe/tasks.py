@@ -9,8 +9,9 @@ import re
 
 import values
 
-SHARES = {
-    "copy": 15, "hide_word": 4, "replace": 3, "remove": 3, "extract": 4, "hide_kind": 14, "hide_two": 9, "number_kind": 9, "ask_kind": 3, "mark": 30, "value": 3, "line": 3,
+SHARES = {  # by stage: a base learns to read and to copy first, then mostly to tell kinds apart
+    1: {"copy": 15, "hide_word": 4, "replace": 3, "remove": 3, "extract": 4, "hide_kind": 14, "hide_two": 9, "number_kind": 9, "ask_kind": 3, "mark": 30, "value": 3, "line": 3},
+    2: {"copy": 16, "hide_word": 2, "replace": 2, "remove": 2, "extract": 3, "hide_kind": 6, "hide_two": 4, "number_kind": 6, "ask_kind": 2, "mark": 8, "label": 45, "value": 2, "line": 2},
 }  # fmt: skip
 WORD_TASKS = ("copy", "hide_word", "replace", "remove", "line")  # what a word salad serves for
 GROUPS = {
@@ -43,6 +44,8 @@ FORMS = (
     ("{v} ({k})",) * 5 + ("<{k}>{v}</{k}>",) * 2 + ("[{v}: {k}]",) * 2 + ("{v} [{k}]",)
     + ("<{k}>",) * 2 + ("<{k}_{i}>",) * 3 + ("<<{k}_{i}>>", "<{k} {i}>", "[{i} {k}]") + ("[{i}_{k}]",) * 2
 )
+# What stands in the place of a value in `label`: {p} one or two letters for the whole text.
+LABELS = ("<{k}_{i}>", "<{k}_{i}>", "<{k} {i}>", "<{k}>", "[{i}_{k}]", "[{i} {k}]", "[{p}-{k}_{i}]", "[{p}_{k}_{i}]", "[{p}{k}_{i}]", "[{p}-{k}_{i}]", "[{p}:{k}]", "{{{k}_{i}}}", "({k} {i})", "__{k}_{i}__", "<{i}:{k}>", "({k})")
 # Marks in other forms than round brackets: the instruction shows the form.
 MARK_FORMS = {
     "en": ("Put each name, place, date and number between tags that say what it is: {form}.", "Tag names, places, dates and numbers like this: {form}.", "Rewrite the text. Every name, place, date and number is written as {form}."),
@@ -344,6 +347,30 @@ def mark(text, lang, rng):
     return line, "".join(answer)
 
 
+def label(text, lang, rng):
+    """The kind of every value in its place, of all kinds or of those that are named; equal values of a kind share a number."""
+    present = sorted({slot for _, slot in text if slot} - UNMARKED)
+    if not present:
+        return None
+    case = rng.choice((str, str, str.upper, str.upper, lambda kind: kind.upper().replace(" ", ""), lambda kind: kind.replace(" ", "_"), str.title))
+    form, prefix, (kind, _) = rng.choice(LABELS), values.fill("@" * rng.randint(1, 2), rng), FORM_WORDS[lang.code]
+    example = form.format(k=case(kind), i=1, p=prefix)
+    if rng.random() < 0.6:
+        wanted, line = set(present), rng.choice(MARK_FORMS[lang.code]).format(form=example)
+    else:
+        absent = sorted(set(lang.kinds) - SELDOM_ABSENT - set(GROUPS) - set(present))
+        kinds = rng.sample(present, rng.randint(1, len(present))) + rng.sample(absent, rng.choice((0, 0, 1, 2, 4)))
+        wanted = set(kinds)
+        line = fill_line(rng.choice(lang.tasks["hide_kind"]), rng, kinds=phrase(rng.sample(kinds, len(kinds)), lang, rng), x=example)
+    numbers, answer = {}, []
+    for part, slot in text:
+        if slot in wanted:
+            of_kind = numbers.setdefault(slot, {})
+            part = form.format(k=case(lang.kinds[slot][0]), i=of_kind.setdefault(part, len(of_kind) + 1), p=prefix)
+        answer.append(part)
+    return line, "".join(answer)
+
+
 def value(text, lang, rng):
     """The one value of a kind."""
     held = [slot for _, slot in text if slot and slot not in UNASKED]
@@ -363,7 +390,7 @@ def line(text, lang, rng):
     return fill_line(rng.choice(lang.tasks["line"]), rng, n=str(n + 1)), lines[n]
 
 
-MAKERS = {maker.__name__: maker for maker in (copy, hide_word, replace, remove, extract, hide_kind, hide_two, number_kind, ask_kind, mark, value, line)}
+MAKERS = {maker.__name__: maker for maker in (copy, hide_word, replace, remove, extract, hide_kind, hide_two, number_kind, ask_kind, mark, label, value, line)}
 
 
 def lengthen(instruction, task, lang, rng):

@@ -296,12 +296,12 @@ STREET = {
 }
 # Towns that are nowhere: {s} is an invented stem.
 TOWN = {
-    "en": "{s}ton|{s}ham|{s}bury|{s}field|{s}ford|{s}wick|{s}ville|{s}burgh|{s} Falls|Port {s}|Fort {s}|{s} Springs|New {s}|East {s}|{s} Hill|Lake {s}|{s}mouth|{s}-on-Sea|St. {s}",
-    "de": "{s}burg|{s}dorf|{s}heim|{s}hausen|{s}ingen|{s}stadt|{s}bach|{s}berg|{s}feld|{s}brück|Bad {s}|Neu{t}|Ober{t}|Nieder{t}|Sankt {s}|{s}kirchen|{s}au|{s}itz|{s}ow|{s} am See",
-    "nl": "{s}dam|{s}drecht|{s}veen|{s}hoven|{s}huizen|{s}wijk|{s}burg|{s}broek|{s}stede|{s}kerk|{s}um|{s}loo|Nieuw-{s}|Oud {s}|Sint-{s}|{s} aan Zee|{s}recht|{s}voort|{s}lo",
-    "fr": "{s}ville|{s}-sur-Loire|{s}-en-Bresse|Saint-{s}|Sainte-{s}|Villeneuve-{s}|{s}court|{s}y|{s}ac|Mont{t}|La {s}|Le {s}|Château-{s}|{s}-les-Bains|{s}mont|Bourg-{s}|Pont-{s}|{s}igny",
-    "es": "San {s}|Santa {s}|Villa {s}|Villa{t}|{s} de la Sierra|Puerto {s}|Castillo de {s}|El {s}|La {s}|Los {s}es|{s} del Río|Torre{t}|Monte{t}|Alcalá de {s}|{s}ada|{s}eda|Aldea{t}|Fuente{t}",
-    "it": "San {s}|Santa {s}|Villa {s}|Monte{t}|Castel {s}|Borgo {s}|{s}ano|{s}ate|{s}ello|{s} Marittima|{s}asco|Rocca{t}|Torre {s}|{s} sul Mare|Campo{t}|Ponte {s}|{s}ona|{s}ara|Pieve di {s}",
+    "en": "{s}ton|{s}ham|{s}bury|{s}field|{s}ford|{s}wick|{s}ville|{s}burgh|{s} Falls|Port {s}|Fort {s}|{s} Springs|New {s}|East {s}|{s} Hill|Lake {s}|{s}mouth|{s}-on-Sea|St. {s}|{s} upon Avon|Great {s}|Little {s}|{s} on the Hill|Saint {s} Bay|North {s} City",
+    "de": "{s}burg|{s}dorf|{s}heim|{s}hausen|{s}ingen|{s}stadt|{s}bach|{s}berg|{s}feld|{s}brück|Bad {s}|Neu{t}|Ober{t}|Nieder{t}|Sankt {s}|{s}kirchen|{s}au|{s}itz|{s}ow|{s} am See|{s} an der Weser|{s} am Wald|Groß {s}|Klein {s}|Markt {s}|{s} im Tal",
+    "nl": "{s}dam|{s}drecht|{s}veen|{s}hoven|{s}huizen|{s}wijk|{s}burg|{s}broek|{s}stede|{s}kerk|{s}um|{s}loo|Nieuw-{s}|Oud {s}|Sint-{s}|{s} aan Zee|{s}recht|{s}voort|{s}lo|{s} aan de Maas|'s-{s}berg|Den {s}|{s} op de Heide|Klein {s}|Hoek van {s}",
+    "fr": "{s}ville|{s}-sur-Loire|{s}-en-Bresse|Saint-{s}|Sainte-{s}|Villeneuve-{s}|{s}court|{s}y|{s}ac|Mont{t}|La {s}|Le {s}|Château-{s}|{s}-les-Bains|{s}mont|Bourg-{s}|Pont-{s}|{s}igny|{s}-sur-Mer|{s}-le-Grand|{s} la Forêt|Saint {s} des Bois|Les {s}s|Vieux {s}",
+    "es": "San {s}|Santa {s}|Villa {s}|Villa{t}|{s} de la Sierra|Puerto {s}|Castillo de {s}|El {s}|La {s}|Los {s}es|{s} del Río|Torre{t}|Monte{t}|Alcalá de {s}|{s}ada|{s}eda|Aldea{t}|Fuente{t}|San {s} de los Valles|Nueva {s}|{s} el Grande|Vieja {s} los bajos|Santa {s} de las Torres|{s} de arriba|Los {s}|{s} los altos",
+    "it": "San {s}|Santa {s}|Villa {s}|Monte{t}|Castel {s}|Borgo {s}|{s}ano|{s}ate|{s}ello|{s} Marittima|{s}asco|Rocca{t}|Torre {s}|{s} sul Mare|Campo{t}|Ponte {s}|{s}ona|{s}ara|Pieve di {s}|{s} a Mare|Sant'{s}|{s} del Monte|San {s} in Valle|{s} Superiore|{s} sul Naviglio",
 }
 COMPANY = {
     "en": "{l} Ltd|{l} & Sons|{l} Inc.|{i} LLC|{i}|{l} and {k}|{i} Group|{l} Logistics|{i} Holdings plc|The {n} Company|{i} Systems|{l} Bros.|{n}works|Bank of {c}",
