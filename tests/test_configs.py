@@ -16,7 +16,7 @@ from training.config import Adapter, Config, Data, Generate, Model, Run, Train, 
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [ROOT / "small.toml", *sorted((ROOT / "configs").glob("*.toml"))]
-BRING_YOUR_OWN = ("lab-pii-270m.toml", "tiny-base.toml")  # their data is not in the checkout
+BRING_YOUR_OWN = ("lab-pii-270m.toml", "tiny-base.toml", "tiny-base-2.toml")  # their data is not in the checkout
 SAMPLES = ROOT / "data" / "samples"
 
 
