@@ -82,6 +82,14 @@ def test_labels_stand_in_the_place_of_all_kinds_or_of_those_that_the_instruction
     assert named and not any("cities" in order for order, _ in named)
 
 
+def test_echoed_words_are_the_instructions_own_and_values_stay(english):
+    item = [("Dear neighbour, the contract of ", None), ("Ann Contract", "first"), (" is here. ", None)] * 40
+    found = make_corpus.echoed(item, english.order_words, random.Random(0))
+    new = {w for part, slot in found if not slot for w in re.findall(r"\w{3,}", part)} - {"Dear", "neighbour", "the", "contract", "here"}
+    assert new and new <= set(english.order_words) and "text" in english.order_words and "kinds" not in english.order_words
+    assert all(part == "Ann Contract" for part, slot in found if slot)
+
+
 def test_hiding_a_word_leaves_longer_words_alone(monkeypatch, english):
     monkeypatch.setattr(tasks, "pick_word", lambda *_: "Ann")
     monkeypatch.setattr(tasks, "symbol", lambda *_: "***")

@@ -53,6 +53,7 @@ class Language:
     kinds: dict = field(default_factory=dict)
     tasks: dict = field(default_factory=dict)
     nouns: list = field(default_factory=list)
+    order_words: list = field(default_factory=list)  # what its instructions are made of, each as often as it stands there
     chain: dict = field(default_factory=dict)  # of the words of the language, to invent words that look like it
 
     def known(self):
@@ -115,6 +116,8 @@ def read_language(path):
     keep = str.istitle if path.stem == "de" else str.islower
     lang.nouns = sorted({word for word in words if len(word) > 3 and keep(word)})
     lang.chain = values.learn(lang.nouns)
+    orders = " ".join([*sum(lang.tasks.values(), []), *sum(tasks.REMARKS[lang.code], []), *TEXT_WORDS[lang.code] * 20])
+    lang.order_words = re.findall(r"(?<![<{])\b[^\W\d_]{3,}", orders)
     return lang
 
 
@@ -134,6 +137,13 @@ def distorted(item, lang, rng):
     def swap(match):
         return word_of(lang, rng) if rng.random() < 0.33 else match.group()
     return [(part if slot else re.sub(r"[^\W\d]{4,}", swap, part), slot) for part, slot in item]
+
+
+def echoed(item, words, rng):
+    """The item with some of its words replaced by such as instructions are made of, so that a copy of "text" does not end in the instruction."""
+    def swap(match):
+        return rng.choice(words) if rng.random() < 0.15 else match.group()
+    return [(part if slot else re.sub(r"[^\W\d]{3,}", swap, part), slot) for part, slot in item]
 
 
 def filled(template, lang, known, rng):
@@ -286,7 +296,7 @@ def tidy(text):
     return [(part, slot) for part, slot in joined if part]
 
 
-def compose(lang, rng, task):
+def compose(lang, rng, task, stage=1):
     """A text for the task: list of (string, slot or None)."""
     known = Known(lang.nouns, 0.5 if task == "number_kind" else 0.35 if task == "label" else 0.25)
     goal = goal_length(rng)
@@ -297,6 +307,9 @@ def compose(lang, rng, task):
     items = draw_items(lang, known, rng, goal, 0.2 if task in tasks.WORD_TASKS else 0.12)
     if rng.random() < (0.4 if task in tasks.WORD_TASKS else 0.1 if task == "label" else 0):
         items = [distorted(item, lang, rng) for item in items]
+    if stage == 2 and rng.random() < 0.4:
+        words = lang.order_words if rng.random() < 0.5 else load()["en"].order_words
+        items = [echoed(item, words, rng) for item in items]
     if rng.random() < 0.09:
         how = str.lower if rng.random() < 0.67 else str.upper
         items = [shout(item, how) for item in items]
@@ -328,11 +341,11 @@ def sample(languages, rng, name_tasks=False, stage=1):
     while True:
         lang = languages[rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]]
         if rng.random() < 0.08:
-            row, task = {"text": tasks.plain(compose(lang, rng, "text"))}, "text"
+            row, task = {"text": tasks.plain(compose(lang, rng, "text", stage))}, "text"
         else:
             asked = lang if rng.random() < 0.75 else languages["en"]
             task = rng.choices(list(shares), list(shares.values()))[0]
-            text = compose(lang, rng, task)
+            text = compose(lang, rng, task, stage)
             made = text and tasks.MAKERS[task](text, asked, rng)
             if not made:
                 continue
