@@ -8,6 +8,7 @@ values in values.py, the tasks in tasks.py. The same seed gives the same bytes, 
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -116,7 +117,7 @@ def read_language(path):
     keep = str.istitle if path.stem == "de" else str.islower
     lang.nouns = sorted({word for word in words if len(word) > 3 and keep(word)})
     lang.chain = values.learn(lang.nouns)
-    orders = " ".join([*sum(lang.tasks.values(), []), *sum(tasks.REMARKS[lang.code], []), *TEXT_WORDS[lang.code] * 20])
+    orders = " ".join(itertools.chain(*lang.tasks.values(), *tasks.REMARKS[lang.code], TEXT_WORDS[lang.code] * 20))
     lang.order_words = re.findall(r"(?<![<{])\b[^\W\d_]{3,}", orders)
     return lang
 
