@@ -49,7 +49,8 @@ class LoRALinear(nn.Module):
 
     def delta_weight(self) -> torch.Tensor:
         """(out, in) float32: scaling * B A."""
-        with torch.autocast(self.lora_A.device.type, enabled=False):
+        device = "cpu" if self.lora_A.is_meta else self.lora_A.device.type  # an export checks an adapter's shapes on the meta device
+        with torch.autocast(device, enabled=False):
             return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> torch.Tensor:

@@ -20,17 +20,22 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
     if not layers:
         raise ValueError("nothing to merge: the model has no adapters")
     norms = {name: change(layer.base_layer.weight, rounded(layer)) for name, layer in layers.items()}
-    broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
-    if broken:
-        raise ValueError("not merged, these weights would not be finite: " + ", ".join(broken))
-    if not any(norms.values()) and not allow_zero:
-        raise ValueError(f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is zero), or too small for "
-                         f"{next(iter(layers.values())).base_layer.weight.dtype}: load the base in float32")
+    refuse_empty(norms, allow_zero, next(iter(layers.values())).base_layer.weight.dtype)
     # Each merged weight is made a second time here: rank-r products are cheap, and a second copy of a large model in memory is not.
     for layer in layers.values():
         layer.base_layer.weight.copy_(rounded(layer))
     unwrap(model)
     return norms
+
+
+def refuse_empty(norms: dict[str, float], allow_zero: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    """ValueError for norms of which one is not finite, or, unless allow_zero, all are zero."""
+    broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    if broken:
+        raise ValueError("not merged, these weights would not be finite: " + ", ".join(broken))
+    if not any(norms.values()) and not allow_zero:
+        raise ValueError(f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is zero), or too small for "
+                         f"{dtype}: load the base in float32")
 
 
 def rounded(layer) -> torch.Tensor:

@@ -88,9 +88,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict:
     folder = Path(folder)
     config = read_config(folder)
     tensors = read_tensors(folder)
-    text_model = next((place for place in TEXT_MODEL if any(key.startswith(PREFIX + place) for key in tensors)), "model.")
-    # {path in the file: path in our model}; the two differ for adapters of the multimodal wrapper.
-    paths = {text_model + name.removeprefix("model.") if name.startswith("model.") else name: name for name in linear_names(model)}
+    paths = file_paths(tensors, linear_names(model))
     chosen = [path for path in paths if is_target(path, config["target_modules"]) and not is_target(path, config.get("exclude_modules") or [])]
     if not chosen:
         raise ValueError(f"{folder / CONFIG}: target_modules {config['target_modules']!r} fits no linear layer of this model")
@@ -104,6 +102,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict:
         unwrap(model)
         raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     return config
+
+
+def file_paths(tensors: dict, names: list[str]) -> dict[str, str]:
+    """{path in the file: path in our model}; the two differ for adapters of the multimodal wrapper."""
+    text_model = next((place for place in TEXT_MODEL if any(key.startswith(PREFIX + place) for key in tensors)), "model.")
+    return {text_model + name.removeprefix("model.") if name.startswith("model.") else name: name for name in names}
+
+
+def adapter_tensors(model: nn.Module, folder: str | Path) -> dict[str, torch.Tensor]:
+    """The file's tensors by adapter_state's keys, for a model whose adapters load_adapter has made."""
+    tensors = read_tensors(Path(folder))
+    paths = file_paths(tensors, list(adapters(model)))
+    return {our_key(key, paths): t for key, t in tensors.items()}
 
 
 def our_key(key: str, paths: dict[str, str]) -> str:

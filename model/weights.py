@@ -30,21 +30,39 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
 
     Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count), or names the file that is broken.
     """
-    folder = Path(folder)
-    cfg = read_config(folder)
-    with torch.device("meta"):
-        model = Gemma3ForCausalLM(cfg)
-    found, problems = _find_tensors(folder, cfg)
-    problems += _compare(model, found, cfg)
-    if problems:
-        _refuse(folder, problems)
-    for name, _ in list(model.named_parameters()):
-        file, stored, _, _ = found[name]
+    checkpoint = Checkpoint(folder)
+    for name, _ in list(checkpoint.model.named_parameters()):
         module, _, leaf = name.rpartition(".")
         # copy=True: a view of the mapped file would crash with SIGBUS once somebody truncates it.
-        weight = _read(file, stored).to(device=device, dtype=dtype, copy=True)
-        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
-    return model
+        weight = checkpoint.read(name).to(device=device, dtype=dtype, copy=True)
+        setattr(checkpoint.model.get_submodule(module), leaf, nn.Parameter(weight))
+    return checkpoint.model
+
+
+class Checkpoint:
+    """A folder's tensors, found to fit its config.json and read one at a time: `config`, `model` (shapes without numbers), `names` as the files order them."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ValueError as load_model does, before a tensor is read."""
+        folder = Path(folder)
+        self.config = read_config(folder)
+        with torch.device("meta"):
+            self.model = Gemma3ForCausalLM(self.config)
+        self._found, problems = _find_tensors(folder, self.config)
+        problems += _compare(self.model, self._found, self.config)
+        if problems:
+            _refuse(folder, problems)
+        self.names = list(self._found)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is stored, a view of the mapped file."""
+        return _read(*self._found[name][:2])
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start to stop of a matrix, as they are stored; no other page of the file is touched."""
+        file, stored = self._found[name][:2]
+        with _open(file) as f:
+            return f.get_slice(stored)[start:stop]
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
@@ -89,7 +107,7 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
     found, problems = {}, []
     for file in weight_files(folder):
         with _open(file) as f:
-            for stored in f.keys():
+            for stored in f.offset_keys():
                 name = _text_name(stored)
                 if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
                     continue  # vision, or a second copy of the embedding
@@ -150,18 +168,24 @@ def save_model(model: Gemma3ForCausalLM, folder: str | Path, dtype: torch.dtype 
     Everything is written under *.part, synced, and renamed at the end: a save that dies leaves what was there before.  The tied head is not written.
     """
     parameters = dict(model.named_parameters())
+    assert not any(".base_layer." in name for name in parameters), "merge the adapters first"
+    save_tensors(model.config, lambda name: [parameters[name].detach()], folder, dtype, shard_bytes)
+
+
+def save_tensors(config: Gemma3Config, read, folder: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 5 * 10**9) -> None:
+    """What save_model does, for tensors that come one at a time: read(name) gives a tensor in pieces, which are its rows in order."""
     with torch.device("meta"):
-        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), "merge the adapters first"
+        parameters = dict(Gemma3ForCausalLM(config).named_parameters())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _cut(parameters, dtype, shard_bytes)
     names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    files = {name: _tensor_file(shard, dtype) for name, shard in zip(names, shards, strict=True)}  # generators: nothing is cast yet
+    files = {name: _tensor_file(shard, read, dtype) for name, shard in zip(names, shards, strict=True)}  # generators: nothing is cast yet
     if len(shards) > 1:
         size = sum(p.numel() for p in parameters.values()) * dtype.itemsize
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         files[INDEX] = _json_file({"metadata": {"total_size": size}, "weight_map": weight_map})
-    files["config.json"] = _json_file(model.config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
+    files["config.json"] = _json_file(config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
     _write_all(folder, files)
     for old in folder.glob("model*.safetensors*"):  # of a save with other shards: a reader would mix the two
         if old.name not in files:
@@ -198,7 +222,7 @@ def _cut(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
     return shards
 
 
-def _tensor_file(shard: dict, dtype: torch.dtype):
+def _tensor_file(shard: dict, read, dtype: torch.dtype):
     """The bytes of a safetensors file, one tensor cast at a time; the library's save_file wants all of them cast first."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, p in shard.items():
@@ -207,8 +231,9 @@ def _tensor_file(shard: dict, dtype: torch.dtype):
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
     yield len(text).to_bytes(8, "little") + text
-    for p in shard.values():
-        yield p.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy()
+    for name in shard:
+        for piece in read(name):
+            yield piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy()
 
 
 def _json_file(content: dict) -> list[bytes]:

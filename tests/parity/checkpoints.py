@@ -30,11 +30,11 @@ SHAPES = {
 MULTIMODAL = ("4b", "12b", "27b")
 
 
-def reference_model(name: str):
+def reference_model(name: str, text_shape: dict | None = None):
     """Gemma3ForCausalLM, or for the multimodal sizes Gemma3ForConditionalGeneration, with eager attention and no weight of its text part at zero."""
     import transformers
 
-    text = transformers.Gemma3TextConfig(**SHAPES[name])
+    text = transformers.Gemma3TextConfig(**(text_shape or SHAPES[name]))
     torch.manual_seed(0)  # for the vision part
     if name in MULTIMODAL:
         config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=VISION, mm_tokens_per_image=1)
