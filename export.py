@@ -1,20 +1,20 @@
-"""A model or adapter for other programs: python export.py --run DIR | --model M [--adapter DIR] --to peft|safetensors --out PATH [--force]"""
+"""A model or adapter for other programs: python export.py --run DIR | --model M [--adapter DIR] --to gguf|gguf-lora|ollama|oci|hub|peft|... --out PATH"""
 
 import argparse
 import json
-import math
 import os
-import shutil
 import sys
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.cli import run
+from training.cli import FAILED, run
+
+QUANTS = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_0"]
+EXAMPLE = (("user", "Wie heißt die Hauptstadt von Österreich? Answer in one sentence, s'il vous plaît."),
+           ("assistant", "La capital de Austria es Viena; in inglese <Vienna>, 1 900 000 people (2021) and 23 districts."))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """source -> model -> adapter -> folder.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """source -> model and adapter -> file or folder -> checked -> its name.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
     args = parse_arguments(argv)
     return run(lambda: export(args))
 
@@ -26,50 +26,79 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--model", metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
     parser.add_argument("--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)")
     parser.add_argument("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ folder or PEFT's")
-    parser.add_argument("--to", required=True, choices=["peft", "safetensors"],
-                        help="peft: the adapter, for PEFT; safetensors: one model with the adapter merged in, for transformers and others")
-    parser.add_argument("--out", required=True, metavar="PATH", help="the folder to write")
+    parser.add_argument("--to", required=True, choices=list(WRITERS),
+                        help="gguf: one file for llama.cpp, the adapter merged in; gguf-lora: the adapter alone for llama.cpp's --lora; ollama: a GGUF and its "
+                        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the merged model for transformers; "
+                        "hub: that folder, uploaded")
+    parser.add_argument("--out", required=True, metavar="PATH", help="the file or folder to write; oci also: registry/name:tag; hub: user/name")
+    parser.add_argument("--quant", choices=QUANTS, metavar="TYPE", help=f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)")
+    parser.add_argument("--verify", choices=["loupe", "llama.cpp"], help="llama.cpp: after our own comparison, ask a GGUF in llama.cpp too (needs xllamacpp)")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare a GGUF with the model; the file says so")
     parser.add_argument("--force", action="store_true", help="replace an earlier export that is there")
     args = parser.parse_args(argv)
     for flag, value in (("--adapter", args.adapter), ("--revision", args.revision)):
         if args.run and value:
             parser.error(f"{flag} goes with --model; a --run has its own")
+    if args.verify and args.no_verify:
+        parser.error("--verify and --no-verify exclude each other")
+    for flag, value in (("--quant", args.quant), ("--no-verify", args.no_verify), ("--verify", args.verify)):
+        if args.to not in ("gguf", "ollama", "oci") and value:
+            parser.error(f"{flag} goes with --to gguf, ollama and oci")
     return args
 
 
 def export(args: argparse.Namespace) -> int:
-    out = Path(args.out).resolve()
-    refuse_existing(out, args.force)
-    source = of_run(Path(args.run)) if args.run else of_model(args.model, args.adapter, args.revision or "main")
+    from formats.files import new_path, refuse_existing, scratch
+    from formats.llama_cpp import require
+    from formats.verify import NotTheSame
+    from training.progress import say
+
+    away = args.to == "hub" or (args.to == "oci" and names_a_registry(args.out))
+    if args.verify == "llama.cpp":
+        require()
+    out = Path(args.out) if away else Path(args.out).resolve()
+    if not away:
+        refuse_existing(out, args.force, folder=not args.to.startswith("gguf"))
+    source, cfg = of_run(Path(args.run)) if args.run else (of_model(args.model, args.adapter, args.revision or "main"), None)
     if out in (source.folder.resolve(), source.adapter and source.adapter.resolve()):
         raise ValueError(f"{out} is what is exported; give another --out")
-    (write_peft if args.to == "peft" else write_safetensors)(source, out)
+    try:
+        with scratch() if away else new_path(out) as part:
+            words = WRITERS[args.to](args, source, cfg, part, out)
+    except NotTheSame as e:
+        print(f"error: {out} was not written, because it would not say what the model says: {e}", file=sys.stderr)
+        return FAILED
+    say(f"{args.out if away else out}: {words}")
     return 0
 
 
-@dataclass
-class Source:
-    """What is exported: a base (its name and folder), its adapter if there is one, and the run's manifest.json."""
-
-    name: str
-    revision: str
-    folder: Path
-    adapter: Path | None
-    manifest: dict = field(default_factory=dict)
+def names_a_registry(out: str) -> bool:
+    """Whether --out is registry/name[:tag] or name:tag and not a folder: docker's rule, a first part with a dot or a colon in it is a host."""
+    host, _, rest = out.partition("/")
+    is_host = host == "localhost" or ((":" in host or "." in host) and host.strip("."))
+    return not Path(out).exists() and bool((rest and is_host) or ":" in out.rpartition("/")[2])
 
 
-def of_model(name: str, adapter: str | None, revision: str = "main") -> Source:
+def of_model(name: str, adapter: str | None, revision: str = "main"):
+    """The Source of a model and an adapter."""
+    from formats.folders import Source
     from model.hub import resolve
+    from model.weights import hash_file, hash_model
+    from training.run import VERSION
 
     folder = resolve(name, revision)
+    local = name != "tiny" and Path(os.path.expanduser(name)).is_dir()  # then its folder's name will do: nobody's home folder is published
+    origin = {"version": VERSION, "base": folder.name if local else name, "base_sha256": hash_model(folder)}
+    if adapter and (Path(adapter) / "adapter_model.safetensors").is_file():
+        origin["adapter_sha256"] = hash_file(Path(adapter) / "adapter_model.safetensors")
     # PEFT looks the name up: "tiny" would be a model on the hub to it
-    return Source(str(folder) if name == "tiny" else name, revision, folder, Path(adapter) if adapter else None)
+    return Source(str(folder) if local or name == "tiny" else name, revision, folder, Path(adapter) if adapter else None, origin)
 
 
-def of_run(path: Path) -> Source:
-    """The base and adapter of a run, or the model of one that trained every weight; ValueError where there is neither, or the base has changed."""
-    from model.weights import hash_model
+def of_run(path: Path):
+    """(Source, config) of a run: its adapter, or the model where it trained every weight; ValueError where there is neither, or the base has changed."""
     from training.config import load_config
+    from training.metrics import before_after_table
 
     if not (path / "config.toml").is_file():
         raise ValueError(f"{path}: no run is here; give the folder that train.py wrote, which holds config.toml, such as runs/small")
@@ -78,120 +107,145 @@ def of_run(path: Path) -> Source:
     if not trained.is_dir():
         raise ValueError(f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end (train.py --resume)")
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8")) if (path / "manifest.json").is_file() else {}
-    if trained.name == "model":
-        return Source(str(trained), "main", trained, None, manifest)
-    source = of_model(cfg.model.name, str(trained), cfg.model.revision)
-    source.manifest = manifest
-    if manifest and manifest["base_sha256"] != hash_model(source.folder):
+    full = trained.name == "model"
+    source = of_model(str(trained), None) if full else of_model(cfg.model.name, str(trained), cfg.model.revision)
+    if full:
+        source.origin |= {"weights_sha256": source.origin["base_sha256"], "base": cfg.model.name, "base_sha256": manifest.get("base_sha256", "unknown")}
+    elif manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
         raise ValueError(f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
                          f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}")
-    return source
+    source.origin |= {"run": cfg.run.name, "config": (path / "config.toml").read_text(encoding="utf-8")}
+    if manifest:
+        hashes = " ".join(f"{Path(file).name}={digest}" for file, digest in manifest.get("data_sha256", {}).items())
+        source.origin |= {"data_sha256": hashes, "measures": before_after_table(manifest["before"], manifest["after"])}
+    return source, cfg
 
 
-def write_peft(source: Source, out: Path) -> None:
-    """adapter_model.safetensors, adapter_config.json, tokenizer and README.md: what PEFT loads and a hub shows."""
-    import torch
+def held_out_samples(cfg) -> list:
+    """The run's validation samples; none where there is no run, or its files have gone since."""
+    if cfg is None:
+        return []
+    from data.formats import read_samples
+    from data.loader import split_validation
+    from training.progress import warn
 
-    from lora.peft_io import load_adapter, save_adapter
-    from model.weights import copy_tokenizer, load_model
-    from training.progress import say
-
-    if source.adapter is None:
-        raise ValueError(f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model")
-    model = load_model(source.folder, torch.bfloat16)  # only its layers' names and shapes are wanted, to see that the adapter fits
-    config = load_adapter(model, source.adapter)
-    revision = None if source.revision == "main" else source.revision
-    with new_folder(out) as folder:
-        save_adapter(model, folder, base_model_name=source.name, config=config | {"revision": revision})
-        copy_tokenizer(source.folder, folder)
-        (folder / "README.md").write_text(model_card(source, out.name, config), encoding="utf-8")
-    say(f"{out}: {'DoRA' if config.get('use_dora') else 'LoRA'} adapter of {source.name}, r = {config['r']}, for PEFT")
-
-
-def write_safetensors(source: Source, out: Path) -> None:
-    """The model in float32 with its adapter merged in, config, generation settings and tokenizer: what transformers loads."""
-    import torch
-
-    from lora.merge import merge
-    from lora.peft_io import load_adapter
-    from model.tokenizer import Tokenizer
-    from model.weights import copy_tokenizer, load_model, save_model
-    from training.progress import say
-
-    tokenizer = Tokenizer(source.folder)
-    model = load_model(source.folder, torch.float32)  # a delta below half a bfloat16 step would vanish in the merge
-    norms = {}
-    if source.adapter:
-        load_adapter(model, source.adapter)
-        norms = merge(model)
-    with new_folder(out) as folder:
-        save_model(model, folder, torch.float32)
-        copy_tokenizer(source.folder, folder)
-        write_generation_config(folder, tokenizer)
-    if norms:
-        largest = max(norms, key=norms.get)
-        say(f"merged {len(norms)} layers: they changed by {math.hypot(*norms.values()):.4g} (Frobenius norm), most {largest} by {norms[largest]:.4g}")
-    say(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters in float32, {'merged' if norms else 'nothing to merge'}")
-
-
-def write_generation_config(folder: Path, tokenizer) -> None:
-    """generation_config.json, where the base has none: without it others do not stop at the end of the model's turn."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        settings = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def model_card(source: Source, title: str, config: dict) -> str:
-    """README.md of an adapter: what it is, how it is loaded and, after a run, what it measured."""
-    from training.metrics import before_after_table
-
-    on_hub = not Path(source.name).is_dir()
-    kind = "DoRA" if config.get("use_dora") else "LoRA"
-    lines = ["---", *([f"base_model: {source.name}"] if on_hub else []), "library_name: peft", "pipeline_tag: text-generation", "---", "", f"# {title}", "",
-             f"A {kind} adapter (r = {config['r']}, lora_alpha = {config['lora_alpha']:g}) for `{source.name if on_hub else source.folder.name}`, trained "
-             "with Loupe. The licence of the base model holds for what is made from it.", "", "```python", "from peft import AutoPeftModelForCausalLM",
-             "from transformers import AutoTokenizer", "", f'model = AutoPeftModelForCausalLM.from_pretrained("{title}")',
-             f'tokenizer = AutoTokenizer.from_pretrained("{title}")', "```", ""]
-    if source.manifest:
-        lines += ["Measured on held-out rows:", "", "```", before_after_table(source.manifest["before"], source.manifest["after"]), "```", ""]
-    return "\n".join(lines)
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    """ValueError for a path that is taken, and under --force too for anything that does not look like an export."""
-    if not out.exists():
-        return
-    if not force:
-        raise ValueError(f"{out} exists already; give another --out, or add --force to replace it")
-    names = {p.name for p in out.iterdir()} if out.is_dir() else {"a file"}
-    if names and (not names & {"config.json", "adapter_config.json"} or any(p.is_dir() for p in out.iterdir())):
-        raise ValueError(f"{out} is no earlier export, so --force does not replace it; give another --out")
-
-
-@contextmanager
-def new_folder(out: Path):
-    """A temporary folder beside `out` that takes its place when the block ends well; otherwise all is as it was."""
-    made = [p for p in out.parents if not p.exists()]
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            os.replace(out, old)
-        os.replace(partial, out)
-    except BaseException as e:
-        if old.exists() and not out.exists():
-            os.replace(old, out)
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            for parent in made:
-                parent.rmdir()
-        if isinstance(e, OSError):
-            raise ValueError(f"{out} cannot be written ({e.strerror}); make room there, or give another --out") from e
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if cfg.data.validation:
+            return read_samples(cfg.data.validation, cfg.data.format, "skip")[0]
+        return split_validation(read_samples(cfg.data.train, cfg.data.format, "skip")[0], cfg.data.validation_fraction, cfg.run.seed)[1]
+    except ValueError as e:
+        warn(f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({str(e).splitlines()[0]})")
+        return []
+
+
+def write_peft(args, source, cfg, part: Path, out: Path) -> str:
+    from formats import folders
+
+    part.mkdir()
+    return folders.write_peft(source, part, out.name)
+
+
+def write_safetensors(args, source, cfg, part: Path, out: Path) -> str:
+    from formats import folders
+
+    part.mkdir()
+    return folders.write_safetensors(source, part, out.name)
+
+
+def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
+    from formats.files import need_space
+    from formats.gemma3_gguf import plan, write_model
+    from formats.merged import Merged
+    from formats.verify import verify, verify_in_llama_cpp
+    from model.tokenizer import Tokenizer
+    from training.progress import bar, say
+
+    quant, model, tokenizer = args.quant or "q8_0", Merged(source.folder, source.adapter), Tokenizer(source.folder)
+    size = sum(tensor.nbytes for tensor in plan(model, quant))
+    need_space(part, size + 2**24)
+    progress = bar(size, f"writing {quant}", "B")
+    origin = source.origin | {"verified": "no" if args.no_verify else "yes"}
+    digests = write_model(part, model, quant, name=out.stem, origin=origin, progress=progress.update)
+    progress.close()
+    if not args.no_verify:
+        sample = judged(held_out_samples(cfg), tokenizer, model.config)
+        differences = verify(part, model, quant, sample, tokenizer.encode, digests)
+        if args.verify == "llama.cpp":
+            differences.append(verify_in_llama_cpp(part, model, quant, sample, tokenizer.encode("a")[0]))
+        for d in differences:
+            say(f"{d.name:25} max |delta log p| {d.max_delta:.2g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.2g} (bound {d.bound[1]:g}), "
+                f"same likeliest token {d.agreement:.1%}")
+    return f"{quant}, {part.stat().st_size / 2**20:,.1f} MiB{', not verified' if args.no_verify else ''}"
+
+
+def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
+    from formats.lora_gguf import write_lora
+    from formats.merged import Merged
+
+    layers = write_lora(part, Merged(source.folder, source.adapter), name=out.stem, origin=source.origin)
+    return f"LoRA of {layers} layers in float32, {part.stat().st_size / 2**20:,.1f} MiB, for a GGUF of {source.name}"
+
+
+def write_ollama(args, source, cfg, part: Path, out: Path) -> str:
+    from formats.ollama import write_modelfile
+
+    part.mkdir()
+    words = write_gguf(args, source, cfg, part / "model.gguf", out)
+    write_modelfile(part, "model.gguf")
+    return f"{words}; then: ollama create {out.name} -f {out / 'Modelfile'}"
+
+
+def write_oci(args, source, cfg, part: Path, out: Path) -> str:
+    """An image layout under `out`, or pushed there where it names a registry, a repository and a tag."""
+    import math
+
+    from formats.gguf import GGUFFile
+    from formats.oci import write_layout
+    from formats.registry import parse_reference, push
+    from training.progress import bar
+
+    away = part.exists()  # a scratch folder
+    if away:
+        parse_reference(args.out)
+    part.mkdir(exist_ok=True)
+    gguf, layout = part / "model.gguf", part / "layout" if away else part
+    words = write_gguf(args, source, cfg, gguf, out)
+    file = GGUFFile(gguf)
+    parameters = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    digest = write_layout(gguf, layout, metadata=file.metadata, parameters=parameters, tensor_bytes=file.size - file.data_start)
+    if away:
+        progress = bar(sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir()), "pushing", "B")
+        push(layout, args.out, progress=lambda sent: progress.update(sent - progress.n))
+        progress.close()
+    gguf.unlink()  # the layout has it under its digest
+    return f"{words}, digest {digest}"
+
+
+def write_hub(args, source, cfg, part: Path, out: Path) -> str:
+    from formats import folders, hub
+
+    hub.check_repo(args.out)
+    words = folders.write_safetensors(source, part, args.out)
+    return f"{words}; {hub.upload(part, args.out, 'Exported by Loupe')}"
+
+
+WRITERS = {"gguf": write_gguf, "gguf-lora": write_gguf_lora, "ollama": write_ollama, "oci": write_oci, "peft": write_peft,
+           "safetensors": write_safetensors, "hub": write_hub}
+
+
+def judged(samples: list, tokenizer, config):
+    """What the three models are asked: the first samples with something to judge, or a sentence of our own where the run has none."""
+    from data.formats import Sample
+    from data.render import IGNORE_INDEX, render
+    from formats.verify import held_out
+
+    for some in (samples[:200], [Sample("example", EXAMPLE)]):
+        documents = [(d.input_ids, d.labels) for d in (render(sample, tokenizer) for sample in some)]
+        texts = [content for sample in some for _, content in sample.messages or [("text", sample.text)]]
+        found = held_out(documents, IGNORE_INDEX, texts, config.max_position_embeddings)
+        if found:
+            return found
+    raise ValueError(f"the model has {config.max_position_embeddings} positions, too few for a sentence to compare on; --no-verify leaves it out")
 
 
 if __name__ == "__main__":

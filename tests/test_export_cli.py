@@ -85,7 +85,7 @@ def refused(capsys, out: Path, *words: str) -> str:
 def test_transformers_loads_the_merged_model_without_a_warning_and_gives_the_adapter_models_logits(tmp_path, base, capsys, type):
     adapter = make_adapter(tmp_path / "adapter", base, type=type)
     assert export.main(["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
-    assert files(tmp_path / "out") == {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files(tmp_path / "out") == {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
     said, handler = [], logging.Handler(logging.WARNING)
     handler.emit = said.append
     logger = logging.getLogger("transformers")
@@ -108,7 +108,7 @@ def test_the_norm_of_what_was_merged_is_reported(tmp_path, base, adapter, capsys
     was, now = load_file(Path(base) / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     norms = {name: (now[name] - was[name]).norm() for name in was if not torch.equal(was[name], now[name])}
     total, largest = torch.stack(list(norms.values())).norm(), max(norms, key=norms.get)
-    expected = f"merged {len(norms)} layers: they changed by {total:.4g} (Frobenius norm), most {largest.removesuffix('.weight')} by {norms[largest]:.4g}"
+    expected = f"merged {len(norms)} layers, which changed by {total:.4g} (Frobenius norm), most {largest.removesuffix('.weight')} by {norms[largest]:.4g}"
     assert expected in capsys.readouterr().out and len(norms) == 49
 
 

@@ -1,0 +1,123 @@
+"""export.py's files for llama.cpp, Ollama and Docker Model Runner as a user makes them: what is in them, where they come from, what is refused."""
+
+import json
+
+import pytest
+
+import export
+from formats.gguf import GGUFFile
+from formats.quants import FILE_TYPES
+from formats.verify import JUDGED
+from tests.folders import ROWS, make_adapter, make_model, write_rows
+from tests.formats.registry_server import PASSWORD, USER, registry
+from training.config import Config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return make_model(tmp_path_factory.mktemp("base"), max_position_embeddings=512)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base) -> str:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def make_run(folder, base) -> str:
+    """A finished run with validation rows, in the shape that train.py leaves it."""
+    from model.weights import hash_model
+
+    cfg = Config()
+    folder.mkdir()
+    cfg.model.name, cfg.run.name, cfg.data.train, cfg.data.validation = base, "my-run", ["rows.jsonl"], [write_rows(folder / "val.jsonl", ROWS)]
+    (folder / "config.toml").write_text(cfg.to_toml())
+    manifest = {"base_sha256": hash_model(base), "data_sha256": {"data/rows.jsonl": "ab12"}, "before": {"val": {"loss": 2.5}}, "after": {"val": {"loss": 0.25}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    make_adapter(folder / "adapter", base)
+    return str(folder)
+
+
+def test_the_types_offered_are_the_types_there_are():
+    assert set(export.QUANTS) == set(FILE_TYPES)
+
+
+def test_a_runs_file_carries_its_origin_and_is_compared_on_its_own_validation_data(tmp_path, base, capsys, monkeypatch):
+    seen = []
+    verify = __import__("formats.verify").verify.verify
+    monkeypatch.setattr("formats.verify.verify", lambda *args: seen.append(args[3]) or verify(*args))
+    assert export.main(["--run", make_run(tmp_path / "run", base), "--to", "gguf", "--quant", "q8_0", "--out", str(tmp_path / "x.gguf")]) == 0
+    keys = GGUFFile(tmp_path / "x.gguf").metadata
+    assert keys["loupe.run"] == "my-run" and keys["loupe.data_sha256"] == "rows.jsonl=ab12" and "loss" in keys["loupe.measures"]
+    assert {"loupe.version", "loupe.base_sha256", "loupe.adapter_sha256", "loupe.config"} <= keys.keys() and keys["loupe.verified"] == "yes"
+    assert ROWS[0]["response"] in seen[0].texts and 20 < len(seen[0].positions) <= JUDGED
+    assert "file against adapter" in capsys.readouterr().out
+
+
+def test_validation_data_that_has_gone_is_told_and_does_not_stop_the_export(tmp_path, base, capsys):
+    run = make_run(tmp_path / "run", base)
+    (tmp_path / "run" / "val.jsonl").unlink()
+    assert export.main(["--run", run, "--to", "gguf", "--out", str(tmp_path / "x.gguf")]) == 0
+    assert "compared on a sentence of Loupe's own" in capsys.readouterr().err
+
+
+def test_an_earlier_file_is_replaced_by_force_only(tmp_path, base, capsys):
+    words = ["--model", base, "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
+    assert export.main(words) == 0
+    before = (tmp_path / "x.gguf").stat().st_ino
+    assert export.main(words) == 2 and "--force" in capsys.readouterr().err and (tmp_path / "x.gguf").stat().st_ino == before
+    assert export.main([*words, "--force"]) == 0 and (tmp_path / "x.gguf").stat().st_ino != before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_ollama_gets_a_folder_with_both_files(tmp_path, base, adapter, capsys):
+    assert export.main(["--model", base, "--adapter", adapter, "--to", "ollama", "--quant", "q8_0", "--out", str(tmp_path / "pii")]) == 0
+    assert {p.name for p in (tmp_path / "pii").iterdir()} == {"model.gguf", "Modelfile"}
+    assert "FROM ./model.gguf" in (tmp_path / "pii" / "Modelfile").read_text() and "ollama create pii -f" in capsys.readouterr().out
+    GGUFFile(tmp_path / "pii" / "model.gguf")
+
+
+def test_an_image_layout_holds_the_gguf_under_its_digest(tmp_path, base, adapter, capsys):
+    words = ["--model", base, "--adapter", adapter, "--to", "oci", "--quant", "q8_0", "--out", str(tmp_path / "layout")]
+    assert export.main(words) == 0
+    digest = json.loads((tmp_path / "layout" / "index.json").read_text())["manifests"][0]["digest"]
+    assert digest in capsys.readouterr().out
+    blobs = tmp_path / "layout" / "blobs" / "sha256"
+    manifest = json.loads((blobs / digest[7:]).read_text())
+    config = json.loads((blobs / manifest["config"]["digest"][7:]).read_text())
+    assert config["config"]["quantization"] == "MOSTLY_Q8_0" and config["config"]["gguf"]["loupe.verified"] == "yes"
+    file = GGUFFile(blobs / manifest["layers"][0]["digest"][7:])
+    assert len(file.tensors) == 7 * 13 + 2 and {p.name for p in (tmp_path / "layout").iterdir()} == {"oci-layout", "index.json", "blobs"}
+    assert export.main([*words, "--force"]) == 0  # an earlier layout is replaced
+
+
+def test_a_tag_in_a_registry_is_pushed_to_and_nothing_is_left_here(tmp_path, base, capsys, monkeypatch):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("LOUPE_REGISTRY_USER", USER)
+    with registry(auth="basic") as state:
+        words = ["--model", base, "--to", "oci", "--quant", "q8_0", "--out", f"127.0.0.1:{state.port}/me/model:v1"]
+        monkeypatch.setenv("LOUPE_REGISTRY_PASSWORD", "wrong")
+        assert export.main(words) == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1 and not state.manifests
+        monkeypatch.setenv("LOUPE_REGISTRY_PASSWORD", PASSWORD)
+        assert export.main(words) == 0 and "digest sha256:" in capsys.readouterr().out
+        assert "v1" in state.manifests and any(raw[:4] == b"GGUF" for raw in state.blobs.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("out", "remote"), [("out/layout", False), ("./a:b/c", False), ("/tmp/x", False), ("..", False), ("localhost:5000/x", True),
+                                             ("ghcr.io/me/pii", True), ("me/pii:v1", True), ("localhost/me/x:1", True), ("tests", False)])
+def test_a_registry_is_told_from_a_folder_as_docker_does(out, remote):
+    assert export.names_a_registry(out) == remote
+
+
+@pytest.mark.parametrize("words", [["--to", "peft", "--quant", "q8_0"], ["--to", "gguf-lora", "--no-verify"], ["--to", "gguf", "--quant", "q3"],
+                                   ["--to", "gguf", "--no-verify", "--verify", "llama.cpp"]])
+def test_an_option_that_does_not_belong_is_exit_code_2(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        export.main(["--model", "tiny", "--out", "x", *words])
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_a_model_that_llama_cpp_cannot_hold_is_refused_with_the_remedy(tmp_path, capsys):
+    base = make_model(tmp_path / "base", query_pre_attn_scalar=64)
+    assert export.main(["--model", base, "--to", "gguf", "--out", str(tmp_path / "x.gguf")]) == 2
+    assert "--to safetensors" in capsys.readouterr().err and not (tmp_path / "x.gguf").exists()
