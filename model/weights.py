@@ -168,7 +168,8 @@ def save_model(model: Gemma3ForCausalLM, folder: str | Path, dtype: torch.dtype 
     Everything is written under *.part, synced, and renamed at the end: a save that dies leaves what was there before.  The tied head is not written.
     """
     parameters = dict(model.named_parameters())
-    assert not any(".base_layer." in name for name in parameters), "merge the adapters first"
+    with torch.device("meta"):
+        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), "merge the adapters first"
     save_tensors(model.config, lambda name: [parameters[name].detach()], folder, dtype, shard_bytes)
 
 
