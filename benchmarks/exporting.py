@@ -8,7 +8,8 @@ The 270M's weights are random, in bfloat16.  The 4 GB model's are a hole in the 
 import argparse
 import json
 import math
-import resource
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,11 @@ def make_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
 
 
+def make(name: str, folder: Path) -> None:
+    (make_random if name == "270M" else make_sparse)(folder, SHAPES[name])
+    make_tokenizer(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds and peak memory of an export to GGUF.")
     parser.add_argument("--quant", default="q4_k_m")
@@ -77,13 +83,18 @@ def main() -> None:
     for name in args.shape or SHAPES:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "model")
-            (make_random if name == "270M" else make_sparse)(folder, SHAPES[name])
-            make_tokenizer(folder)
+            # in a process of its own: a child's peak counts what its parent held when it was started
+            maker = multiprocessing.get_context("spawn").Process(target=make, args=(name, folder))
+            maker.start()
+            maker.join()
             size = (folder / "model.safetensors").stat().st_size
             words = [sys.executable, "export.py", "--model", str(folder), "--to", "gguf", "--quant", args.quant, "--out", str(Path(scratch, "x.gguf"))]
             start = time.perf_counter()
-            subprocess.run(words + ["--no-verify"] * args.no_verify, cwd=ROOT, check=True)
-            seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+            process = subprocess.Popen(words + ["--no-verify"] * args.no_verify, cwd=ROOT)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                sys.exit(f"the export of {name} failed")
+            seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
         print(f"{name}: {size / 1e9:.2f} GB to {args.quant} in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB")
 
 
