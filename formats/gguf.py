@@ -173,7 +173,6 @@ class GGUFFile:
         tensor = self.tensors[name]
         return np.memmap(self.path, np.uint8, "r", self.data_start + tensor.offset, (tensor.rows, row_bytes(tensor.type, tensor.shape[-1])))
 
-
     def digest(self, name: str) -> str:
         """sha256 of a tensor's bytes, or of the HEADER's, a slice in memory at a time."""
         start, size = (0, self.data_start) if name == HEADER else (self.data_start + self.tensors[name].offset, self.tensors[name].nbytes)
