@@ -25,10 +25,6 @@ class Interrupted(Exception):
     """A request that another try may mend: the connection broke, the server was busy, or the upload's session is gone."""
 
 
-class ConnectionBroken(Interrupted):
-    """No answer came; what the server has got is not known."""
-
-
 @dataclass
 class Answer:
     status: int
@@ -95,7 +91,7 @@ class Client:
             if not self.reached:
                 raise ValueError(f"{urlsplit(url).netloc} is out of reach ({reason}); check the name, the connection and proxies (only localhost goes "
                                  "without https)") from e
-            raise ConnectionBroken(str(reason) or type(reason).__name__) from e
+            raise Interrupted(str(reason) or type(reason).__name__) from e
         self.reached = True
         return answer
 

@@ -454,7 +454,7 @@ def test_docker_registry_gets_a_blob_whose_connection_broke(layout, tmp_path, mo
                 lines = [f"PATCH {path} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
                 s.sendall("\r\n".join(lines + ["", ""]).encode() + body[: len(body) // 2])
             time.sleep(0.3)  # until the registry has seen it
-            raise ours.ConnectionBroken("cut off")
+            raise ours.Interrupted("cut off")
         return send(self, method, url, body, headers)
 
     monkeypatch.setattr(ours.Registry, "_request", cut_once)
