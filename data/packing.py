@@ -8,6 +8,15 @@
     cu_seqlens        0        3        5     (D+1,)  document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]]
 
 Padding would be computed and thrown away; here every token is real. The loss runs at the S supervised positions only.
+
+Documents that begin with the same tokens, a constant instruction say, can share them: the opening is then laid down once, as a
+document of its own, and the others follow without it.
+
+    documents         i0 i1 i2 a3 a4 | i0 i1 i2 b3
+    tokens            i0 i1 i2   a3 a4   b3
+    position_ids      0  1  2    3  4    3
+    cu_seqlens        0          3       5      6
+    opening           -1         0       0             which document comes before this one's tokens, -1 for none
 """
 
 from dataclasses import dataclass, fields, replace
@@ -16,6 +25,9 @@ from itertools import accumulate, chain
 import torch
 
 from data.render import IGNORE_INDEX, Document
+
+NONE = -1  # in the place of an opening's number
+OPENING_TOKENS = 16  # fewer do not pay for the cutting
 
 
 @dataclass
@@ -29,12 +41,8 @@ class Batch:
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
     ids: list[str]  # the documents' names, without the filling, for error messages
     max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
-    filling: int = 0  # tokens at the end that belong to no document
-
-    @property
-    def num_tokens(self):
-        """Tokens of the documents, as a plain number: T without the filling."""
-        return self.tokens.shape[0] - self.filling
+    num_tokens: int  # tokens of the documents, each with its whole opening and without the filling
+    opening: list[int] | None = None  # D numbers; None where nothing is shared
 
     @property
     def num_targets(self):
@@ -54,34 +62,68 @@ class Batch:
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
-def pack(documents, total=None):
+def pack(documents, total=None, share=False):
     """Lay documents end to end, in order.
 
     Args:
         documents: list of D data.render.Document, none of them empty.
         total: fill the stream up to this many tokens with one more document of id 0 that nothing is predicted in: compiled
             layers want one shape.
+        share: lay an opening that documents have in common, of OPENING_TOKENS or more, down once. Documents with one opening
+            then lie side by side.
 
     Returns:
         Batch on the CPU.
     """
     assert documents, "a batch needs a document"
-    lengths = [len(document.input_ids) for document in documents]
-    assert min(lengths) > 0, "an empty document has no place in a stream"
-    missing = 0 if total is None else total - sum(lengths)
-    assert missing >= 0, f"{sum(lengths)} tokens do not fit into {total}"
+    whole = [len(document.input_ids) for document in documents]
+    assert min(whole) > 0, "an empty document has no place in a stream"
+    missing = 0 if total is None else total - sum(whole)
+    assert missing >= 0, f"{sum(whole)} tokens do not fit into {total}"
     ids = [document.id for document in documents]
+    opening = [NONE] * len(documents)
+    if share:
+        documents, opening = _cut_openings(documents)
     if missing:
-        documents, lengths = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "")], [*lengths, missing]
+        documents, opening = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "")], [*opening, NONE]
+    lengths = [len(document.input_ids) for document in documents]
+    first = [lengths[o] if o != NONE else 0 for o in opening]  # position of each document's first token
     labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
         tokens=torch.tensor(list(chain.from_iterable(document.input_ids for document in documents))),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        position_ids=torch.cat([torch.arange(start, start + length) for start, length in zip(first, lengths, strict=True)]),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
         ids=ids,
-        max_seqlen=max(lengths),
-        filling=missing,
+        max_seqlen=max(max(whole), missing),
+        num_tokens=sum(whole),
+        opening=opening if any(o != NONE for o in opening) else None,
     )
+
+
+def _cut_openings(documents):
+    """The documents with shared openings cut off and laid before them, and `opening`; nothing that is supervised is shared."""
+    groups = {}
+    for number, document in enumerate(documents):
+        own = next((i for i, label in enumerate(document.labels) if label != IGNORE_INDEX), len(document.labels))
+        free = min(own, len(document.labels) - 1)  # every document keeps a token
+        key = tuple(document.input_ids[:OPENING_TOKENS]) if free >= OPENING_TOKENS else number
+        groups.setdefault(key, []).append((document, free))
+    out, opening = [], []
+    for group in groups.values():
+        shared = _common([document.input_ids for document, _ in group], min(free for _, free in group)) if len(group) > 1 else 0
+        if shared:
+            out.append(Document(group[0][0].input_ids[:shared], [IGNORE_INDEX] * shared, ""))
+            opening.append(NONE)
+        at = len(out) - 1 if shared else NONE
+        out += [Document(document.input_ids[shared:], document.labels[shared:], document.id) for document, _ in group]
+        opening += [at] * len(group)
+    return out, opening
+
+
+def _common(rows, most):
+    """How many tokens, `most` at most, all rows begin with: as many as the first and the last in the order of a dictionary do."""
+    low, high = min(rows), max(rows)
+    return next((i for i in range(most) if low[i] != high[i]), most)

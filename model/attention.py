@@ -2,6 +2,13 @@
 
 T tokens of all documents one behind the other, H query heads, K key/value heads (H a multiple of K), D head_dim, W window in tokens.
 `cu_seqlens` (documents + 1,) are the bounds: document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]].
+
+Documents that begin alike may share an opening, which then stands once in the stream, a document of its own before them:
+
+    a b c d | a b e f g   ->   a b | c d | e f g     opening  -1 0 0
+
+opening[d] is the number of the document that comes before document d's own tokens, -1 for none.  A token sees the opening as it would see
+its document's own beginning, so nothing changes but that the opening is worked out once (Hydragen, arXiv 2402.05099, does it in decoding).
 """
 
 import torch
@@ -12,6 +19,7 @@ from model.norm import Gemma3RMSNorm
 from model.rope import rotate
 
 SHORT = 640  # keys
+NONE = -1  # in the place of an opening's number
 
 
 def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
@@ -21,10 +29,11 @@ def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
     return marks.cumsum(0)
 
 
-def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
+def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None, softcap: float | None = None, opening: list[int] | None = None):
     """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T, H, D).
 
-    Token i sees token j where both are in one document, j <= i, and i - j < window.  With a softcap c, scores pass c * tanh(s / c) first.
+    Token i sees token j where both are in one document, or j is in the opening of i's, where j is not later, and where it is less than `window`
+    tokens back.  With a softcap c, scores pass c * tanh(s / c) first.
     This one says what attention means; it takes T^2 memory and serves the tests and softcapped models.
     """
     total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
@@ -32,13 +41,16 @@ def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None,
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale  # (H, T, T)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    i = torch.arange(total, device=q.device)
-    document = document_index(cu_seqlens, total)
-    seen = (document[:, None] == document[None, :]) & (i[:, None] >= i[None, :])  # (T, T)
+    document, before = document_index(cu_seqlens, total), torch.tensor(opening or [NONE] * (len(cu_seqlens) - 1), device=q.device)
+    lengths = cu_seqlens.diff()
+    position = torch.arange(total, device=q.device) - cu_seqlens[document] + torch.where(before < 0, 0, lengths[before])[document]
+    own, opened = document[:, None] == document[None, :], before[document][:, None] == document[None, :]  # (T, T)
+    distance = position[:, None] - position[None, :]
+    seen = (own | opened) & (distance >= 0)
     if window is not None:
-        seen &= i[:, None] - i[None, :] < window
+        seen &= distance < window
     scores = scores.masked_fill(~seen, float("-inf"))
-    weights = scores.float().softmax(-1).to(q.dtype)  # float32: a row may sum thousands of small weights
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)  # float32: a row may sum thousands of small weights
     return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)
 
 
@@ -62,18 +74,30 @@ def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
 
 
-def document_attention(q, k, v, lengths: list[int], scale: float) -> torch.Tensor:
+def document_attention(q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None) -> torch.Tensor:
     """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention."""
-    out = []
-    for qd, kd, vd in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-        if plain_is_faster(q, len(qd)):
-            later = torch.ones(1, len(qd), len(qd), dtype=torch.bool).triu_(1)  # (1, L, L)
+    out, documents = [], list(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
+    for (qd, kd, vd), o in zip(documents, opening or [NONE] * len(lengths), strict=True):
+        before = 0
+        if o != NONE:
+            before, kd, vd = lengths[o], torch.cat((documents[o][1], kd)), torch.cat((documents[o][2], vd))
+        if plain_is_faster(q, len(kd)):
+            later = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(1 + before)  # (1, L, before + L)
             out.append(masked_attention(qd[None], kd[None], vd[None], later, scale)[0])
             continue
-        qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, L, D)
+        if before:
+            qd = torch.cat((documents[o][0], qd))  # asked again, for the fused kernel's causal mask is a square
+        qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, before + L, D)
         y = F.scaled_dot_product_attention(qd, kd, vd, is_causal=True, scale=scale, enable_gqa=True)
-        out.append(y[0].transpose(0, 1))  # (L, H, D)
+        out.append(y[0].transpose(0, 1)[before:])  # (L, H, D)
     return torch.cat(out)
+
+
+def write_out(x: torch.Tensor, lengths: list[int], opening: list[int], most: int) -> torch.Tensor:
+    """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) -> (T', ...)."""
+    documents = x.split(lengths)
+    ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(opening) - {NONE}}
+    return torch.cat([part for own, o in zip(documents, opening, strict=True) for part in ([ends[o], own] if o != NONE else [own])])
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
@@ -104,19 +128,29 @@ def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> to
 class PackedAttention:
     """How the layers of one forward pass attend: chosen once for a stream, called by every layer as attend(layer, q, k, v, sliding)."""
 
-    def __init__(self, cu_seqlens: torch.Tensor, total: int, window: int, scale: float, softcap: float | None = None, slow: bool = False):
-        self.cu_seqlens, self.window, self.scale, self.softcap = cu_seqlens, window, scale, softcap
+    def __init__(self, cu_seqlens: torch.Tensor, total: int, window: int, scale: float, softcap: float | None = None, slow: bool = False,
+                 opening: list[int] | None = None):
+        self.cu_seqlens, self.window, self.scale, self.softcap, self.opening = cu_seqlens, window, scale, softcap, opening
         self.slow = slow or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
+        before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
+        self.band = None
         # A document no longer than the window never feels it: the causal kernel alone is right for every layer.
-        self.band = band_mask(cu_seqlens, total, window) if not self.slow and max(self.lengths) > window else None
+        if not self.slow and max(map(sum, zip(before, self.lengths, strict=True))) > window:
+            # Of an opening, only what the window still reaches stands before each document's own tokens.
+            self.parts = [n for pair in zip((min(b, window - 1) for b in before), self.lengths, strict=True) for n in pair]
+            whole = F.pad(torch.tensor(self.parts, device=cu_seqlens.device).view(-1, 2).sum(1).cumsum(0), (1, 0))
+            self.band = band_mask(whole, sum(self.parts), window)
 
     def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
         if self.slow:
-            return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap)
-        if sliding and self.band is not None:
+            return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap, self.opening)
+        if not sliding or self.band is None:
+            return document_attention(q, k, v, self.lengths, self.scale, self.opening)
+        if self.opening is None:
             return band_attention(q, k, v, self.band, self.window, self.scale)
-        return document_attention(q, k, v, self.lengths, self.scale)
+        q, k, v = (write_out(x, self.lengths, self.opening, self.window - 1) for x in (q, k, v))
+        return torch.cat(band_attention(q, k, v, self.band, self.window, self.scale).split(self.parts)[1::2])
 
 
 class Gemma3Attention(nn.Module):

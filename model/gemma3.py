@@ -33,10 +33,13 @@ class Gemma3DecoderLayer(nn.Module):
         x = x + self.post_attention_layernorm(self.self_attn.output(y))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
         before, after = self.compiled if self.compiled and self.training else (self.before_attention, self.after_attention)
         q, k, v = before(x, cos, sin)
-        return after(x, attend(self.index, q, k, v, self.sliding))
+        y = attend(self.index, q, k, v, self.sliding)
+        if rows is None or after is not self.after_attention:  # compiled for one length
+            return after(x, y) if rows is None else after(x, y)[rows]
+        return after(x[rows], y[rows])
 
 
 class Gemma3TextModel(nn.Module):
@@ -49,7 +52,7 @@ class Gemma3TextModel(nn.Module):
         self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, attend) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
         cfg, weight = self.config, self.embed_tokens.weight
         # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
         x = self.embed_tokens(tokens) * torch.tensor(cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)  # (T, D)
@@ -57,7 +60,8 @@ class Gemma3TextModel(nn.Module):
                   SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq)}
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
         for layer in self.layers:
-            x = layer(x, *angles[layer.kind], attend)
+            # Nobody looks at the last layer's other rows.
+            x = layer(x, *angles[layer.kind], attend, rows if layer is self.layers[-1] else None)
         return self.norm(x)
 
 
@@ -76,12 +80,16 @@ class Gemma3ForCausalLM(nn.Module):
         """(V, D) the language-model head, which is the embedding where the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, attend=None, slow: bool = False) -> torch.Tensor:
-        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D); `attend` replaces packed attention (KV cache)."""
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, attend=None, slow: bool = False,
+                opening: list[int] | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D), or (rows, D) of the named rows alone.
+
+        `opening`: the documents' shared openings (model/attention.py); `attend` replaces packed attention (KV cache).
+        """
         cfg = self.config
         if attend is None:
-            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow)
-        return self.model(tokens, position_ids, attend)
+            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow, opening)
+        return self.model(tokens, position_ids, attend, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.  For a few positions only."""

@@ -101,6 +101,9 @@ class Train:
     """Train in fp16 although Gemma 3's activations (about 8e5) overflow it (65,504)."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", ..."""
+    share_prefix: bool = True
+    """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone.  A
+    compiled run does not: its streams keep one size."""
     compile: bool = False
     """torch.compile the layers: pays back in runs of many minutes."""
     shuffle: bool = True

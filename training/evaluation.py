@@ -29,7 +29,7 @@ def mean_loss(model, objective, documents, precision) -> dict:
     total, weight = 0.0, 0
     try:
         for group in _by_tokens(documents, LOSS_TOKENS):
-            batch = pack(group).to(precision.device)
+            batch = pack(group, share=True).to(precision.device)
             with precision.autocast():
                 loss, count, _ = objective.loss(model, batch)
             total, weight = total + float(loss), weight + count

@@ -128,6 +128,30 @@ def test_the_band_of_a_document_of_3_tokens_and_a_window_of_2():
                                                                           [0, 0, 0, 1]]]
 
 
+# an opening of 3 tokens, 2 tokens of a first document behind it and 2 of a second
+CAUSAL_BEHIND_AN_OPENING = [[1, 0, 0, 0, 0, 0, 0],
+                            [1, 1, 0, 0, 0, 0, 0],
+                            [1, 1, 1, 0, 0, 0, 0],
+                            [1, 1, 1, 1, 0, 0, 0],
+                            [1, 1, 1, 1, 1, 0, 0],
+                            [1, 1, 1, 0, 0, 1, 0],
+                            [1, 1, 1, 0, 0, 1, 1]]
+WINDOW_OF_3_BEHIND_AN_OPENING = [[1, 0, 0, 0, 0, 0, 0],
+                                 [1, 1, 0, 0, 0, 0, 0],
+                                 [1, 1, 1, 0, 0, 0, 0],
+                                 [0, 1, 1, 1, 0, 0, 0],
+                                 [0, 0, 1, 1, 1, 0, 0],
+                                 [0, 1, 1, 0, 0, 1, 0],
+                                 [0, 0, 1, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, kernel):
+    attend = PackedAttention(bounds([3, 2, 2]), 7, window=3, scale=1.0, slow=slow, opening=[-1, 0, 0])
+    assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=False), 7) == CAUSAL_BEHIND_AN_OPENING
+    assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=True), 7) == WINDOW_OF_3_BEHIND_AN_OPENING
+
+
 @pytest.mark.parametrize("attend", [lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0), lambda q, k, v: document_attention(q, k, v, [1], 1.0),
                                     lambda q, k, v: band(q, k, v, [1], 1.0)], ids=["slow", "document", "band"])
 def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
@@ -136,6 +160,19 @@ def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
 
 
 # the fast ones equal the slow one
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("window", [1, 2, W, 13, 100])
+@pytest.mark.parametrize("lengths, opening", [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])], ids=str)
+def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(lengths, opening, window, sliding, kernel):
+    results = []
+    for slow in (True, False):
+        q, k, v = random_qkv(sum(lengths))
+        y = PackedAttention(bounds(lengths), sum(lengths), window, 0.3, slow=slow, opening=opening)(0, q, k, v, sliding)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+    for slow, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, W, 13, 100])

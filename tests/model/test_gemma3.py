@@ -1,10 +1,13 @@
 """model/gemma3.py: a layer by hand, transformers' layer, and what packing must not change.  The whole model against transformers is in parity/."""
 
+import random
 from itertools import accumulate
 
 import pytest
 import torch
 
+from data.packing import pack
+from data.render import IGNORE_INDEX, Document
 from model.attention import PackedAttention
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3DecoderLayer, Gemma3ForCausalLM
@@ -12,6 +15,7 @@ from model.loss import linear_cross_entropy
 from model.rope import rope_angles
 from tests.makers import tiny_config
 from tests.model.test_attention import Largest
+from training.objectives import sft
 
 WINDOW = tiny_config().sliding_window  # 16 tokens; six layers, of which two see further
 LENGTHS = [40, 5, WINDOW, WINDOW + 1, 1, 35]
@@ -179,6 +183,52 @@ def test_a_stream_of_2048_tokens_makes_no_square():
     with Largest() as largest:
         model(*stream([total])).sum().backward()
     assert largest.elements <= total * 2 * WINDOW * model.config.num_attention_heads < total * total
+
+
+# openings that documents share, and rows that nobody asks for
+
+
+def shared_and_plain(seed: int = 0) -> tuple:
+    """The same nine documents as two batches: three begin alike for 20 tokens, longer than the window, and three for 17."""
+    rng, rows = random.Random(seed), []
+    for start in ([rng.randrange(61) for _ in range(20)], [rng.randrange(61) for _ in range(17)], []):
+        for _ in range(3):
+            ids = start + [rng.randrange(61) for _ in range(rng.randint(2, 40))]
+            first = len(start) + (len(ids) - len(start)) // 2
+            rows.append(Document(ids, [IGNORE_INDEX] * first + ids[first + 1 :] + [IGNORE_INDEX], str(len(rows))))
+    rng.shuffle(rows)
+    shared, plain = pack(rows, share=True), pack(rows)
+    assert len(shared.tokens) == len(plain.tokens) - 2 * 20 - 2 * 17
+    return shared, plain
+
+
+def loss_and_gradients(model, batch) -> list[torch.Tensor]:
+    loss, weight, _ = sft.loss(model, batch)
+    return [loss.detach() / weight, *(g / weight for g in torch.autograd.grad(loss, list(model.parameters())))]
+
+
+def test_a_shared_opening_changes_no_loss_in_float32():
+    shared, plain = (sft.loss(small_model(), batch) for batch in shared_and_plain())
+    assert abs((shared[0] / shared[1] - plain[0] / plain[1]).item()) < 1e-5 and shared[1] == plain[1]
+
+
+def test_a_shared_opening_changes_no_gradient_in_float64():
+    model = small_model().double()
+    for shared, plain in zip(*(loss_and_gradients(model, batch) for batch in shared_and_plain()), strict=True):
+        torch.testing.assert_close(shared, plain, atol=1e-10, rtol=1e-10)
+
+
+def test_a_shared_opening_is_the_same_for_the_slow_attention():
+    batch, model = shared_and_plain()[0], small_model()
+    slow, fast = (model(batch.tokens, batch.position_ids, batch.cu_seqlens, slow=slow, opening=batch.opening) for slow in (True, False))
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_layer_at_the_asked_rows_gives_the_rows_of_the_whole():
+    model, rows, (tokens, position_ids, cu_seqlens) = small_model(), torch.tensor([3, 40, 41, 90]), stream(LENGTHS)
+    few = model(tokens, position_ids, cu_seqlens, rows=rows)
+    torch.testing.assert_close(few, model(tokens, position_ids, cu_seqlens)[rows], atol=1e-6, rtol=1e-6)
+    assert few.shape == (4, 32)
 
 
 # fresh weights and compilation
