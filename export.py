@@ -161,6 +161,8 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
     from training.progress import bar, say
 
     quant, model, tokenizer = args.quant or "q8_0", Merged(source.folder, source.adapter), Tokenizer(source.folder)
+    if model.adapter:
+        model.norms()  # refuses an adapter that changes nothing, before the minutes of writing
     size = sum(tensor.nbytes for tensor in plan(model, quant))
     need_space(part, size + 2**24)
     progress = bar(size, f"writing {quant}", "B")

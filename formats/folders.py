@@ -46,11 +46,13 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
     """
     import torch
 
+    from formats.files import need_space
     from formats.merged import Merged
     from model.tokenizer import Tokenizer
     from model.weights import copy_tokenizer, save_tensors
 
     tokenizer, merged = Tokenizer(source.folder), Merged(source.folder, source.adapter)
+    need_space(folder, 4 * sum(math.prod(shape) for shape in merged.shapes.values()) + 2**24)
     norms, words = merged.norms() if source.adapter else {}, "nothing to merge"
     if norms:
         largest = max(norms, key=norms.get)

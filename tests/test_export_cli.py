@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -198,11 +199,18 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
     assert folder in err and message in err and not (tmp_path / "new").exists()
 
 
-def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys):
+@pytest.mark.parametrize("to", ["safetensors", "gguf"])
+def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys, to):
     model = load_model(base, torch.float32)
     inject(model, r=4, lora_alpha=8, target_modules=TARGETS, seed=1)
     save_adapter(model, tmp_path / "adapter", base_model_name=base)
-    assert "untrained" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", str(tmp_path / "adapter"), "--to", "safetensors")
+    assert "untrained" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", str(tmp_path / "adapter"), "--to", to)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "gguf", "ollama", "oci"])
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, base, capsys, to, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**6))
+    assert "has 0.00 GB free; make room there" in refused(capsys, tmp_path / "out", "--model", base, "--to", to)
 
 
 def test_peft_without_an_adapter_is_refused_with_the_remedy(tmp_path, base, capsys):
