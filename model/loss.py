@@ -1,13 +1,13 @@
 """Cross-entropy of the language-model head at the supervised positions.  S supervised positions, D hidden size, V vocabulary.
 
 Gemma's vocabulary has 262,144 words: the logits of one 2,048-token sample are 2 GB in float32, more than the rest of the 270M model
-together.  So the head runs at supervised positions only, a chunk at a time, and no chunk's logits outlive it.
+together.  So the head runs at supervised positions only, some words at a time, and no logits outlive their chunk of words.
 """
 
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = 64 * 2**20  # float32 logits of one chunk: large enough for full-speed matmuls, small beside the model
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # float32 logits of one chunk: on a CPU they stay in its cache, a GPU wants few launches
 
 
 def slow_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
@@ -20,34 +20,36 @@ def slow_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, target
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The same sum, chunk by chunk, with the gradients worked out in the forward pass while the chunk's logits are at hand:
-    dL/dlogits = softmax(logits) - onehot(target), dL/dhidden = dL/dlogits W, dL/dW = dL/dlogits^T hidden (W's only if W trains)."""
+    """The same sum, some words of the vocabulary at a time, with dL/dhidden worked out on the way.
+
+    dL/dhidden = softmax(logits) W - W[target] is attention over the words, with W for keys and values, and is summed up as attention is where it
+    is fused (Milakov and Gimelshein 2018, arXiv 1805.02867): exponentials are taken below the largest logit so far, and where a larger one turns up,
+    what is summed already shrinks.  dL/dW = dL/dlogits^T hidden wants the whole sum first, so if W trains the words pass a second time.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, softcap, chunk):
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        w = weight.to(hidden.dtype)
-        losses = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        dh = torch.empty_like(hidden) if wants_h else None
-        dw = torch.zeros_like(weight) if wants_w else None
-        for s in range(0, len(targets), chunk):
-            h, t = hidden[s : s + chunk], targets[s : s + chunk, None]
-            logits = F.linear(h, w).to(losses.dtype)  # (chunk, V)
-            capped = softcap * torch.tanh(logits / softcap) if softcap is not None else logits
-            log_z = capped.logsumexp(-1, keepdim=True)
-            losses[s : s + chunk] = (log_z - capped.gather(1, t))[:, 0]
-            if not (wants_h or wants_w):
-                continue
-            d = capped.sub(log_z).exp_()
-            d.scatter_add_(1, t, torch.full_like(log_z, -1.0))
-            if softcap is not None:
-                d *= 1 - (capped / softcap) ** 2
-            d = d.to(hidden.dtype)
+        wide, t = torch.promote_types(hidden.dtype, torch.float32), targets[:, None]
+        top = torch.full((len(t), 1), -torch.inf, dtype=wide, device=hidden.device)  # the largest logit so far
+        total, at_target = torch.zeros_like(top), torch.zeros_like(top)  # sum of exp(logit - top); the target's logit
+        dh = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if wants_h else None
+        for words, w, here in _chunks(weight, hidden.dtype, t, chunk):
+            logits, slope = _logits(hidden, w, wide, softcap)  # (S, words)
+            at_target = torch.where(here, logits.gather(1, words), at_target)
+            higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+            shrink, p = (top - higher).exp_(), logits.sub_(higher).exp_()
+            total.mul_(shrink).add_(p.sum(-1, keepdim=True))
             if wants_h:
-                torch.mm(d, w, out=dh[s : s + chunk])
-            if wants_w:
-                dw += d.t() @ h
+                dh.mul_(shrink).add_((p if slope is None else p.mul_(slope)).to(hidden.dtype) @ w)
+            top = higher
+        log_z = top + total.log()
+        slope = torch.ones_like(at_target) if softcap is None else 1 - (at_target / softcap) ** 2
+        if wants_h:
+            dh = dh.div_(total).sub_(slope * weight[targets]).to(hidden.dtype)
+        dw = _weight_gradient(hidden, weight, t, log_z, slope, softcap, chunk) if wants_w else None
         ctx.save_for_backward(dh, dw)
+        losses = (log_z - at_target)[:, 0]
         return losses.sum(), losses
 
     @staticmethod
@@ -56,10 +58,42 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None if dh is None else dh * grad_sum.to(dh.dtype)), (None if dw is None else dw * grad_sum.to(dw.dtype)), None, None, None
 
 
+def _chunks(weight, dtype, targets, chunk: int):
+    """For each chunk of words: the targets' places in it (S, 1), its rows of W (words, D), and which targets are in it (S, 1)."""
+    for s in range(0, len(weight), chunk):
+        w = weight[s : s + chunk].to(dtype)
+        yield (targets - s).clamp(0, len(w) - 1), w, (targets >= s) & (targets < s + len(w))
+
+
+def _logits(hidden, w, wide, softcap):
+    """(S, words) logits, soft-capped where there is a cap c, and then their slope d(c tanh(z / c)) / dz = 1 - tanh^2, else None."""
+    logits = F.linear(hidden, w).to(wide)
+    if softcap is None:
+        return logits, None
+    tanh = logits.div_(softcap).tanh_()
+    return tanh * softcap, 1 - tanh**2
+
+
+def _weight_gradient(hidden, weight, targets, log_z, slope_at_target, softcap, chunk: int) -> torch.Tensor:
+    """dL/dW (V, D) of finished sums log_z (S, 1)."""
+    dw, s = torch.empty_like(weight), 0
+    for words, w, here in _chunks(weight, hidden.dtype, targets, chunk):
+        logits, slope = _logits(hidden, w, log_z.dtype, softcap)
+        d = logits.sub_(log_z).exp_()
+        d = d if slope is None else d.mul_(slope)
+        d.scatter_add_(1, words, -slope_at_target * here)
+        dw[s : s + len(w)] = d.to(hidden.dtype).t() @ hidden
+        s += len(w)
+    return dw
+
+
 def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, chunk: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those)."""
-    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
+
+    `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.
+    """
     device = hidden.device.type
+    chunk = chunk or max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, len(targets))))
     if not torch.is_grad_enabled():  # an autograd function's forward is not told, and would work out gradients that nobody asks for
         hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(device):

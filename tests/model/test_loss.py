@@ -57,7 +57,7 @@ def test_the_loss_is_transformers(softcap):
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("chunk", [1, 4, S, 100, None])
+@pytest.mark.parametrize("chunk", [1, 4, V, 100, None])
 def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softcap):
     hidden, weight, targets = example()
     total, losses = linear_cross_entropy(hidden, weight, targets, softcap, chunk)
@@ -135,8 +135,8 @@ def test_under_autocast_it_multiplies_in_bfloat16_and_sums_in_float32(weight_dty
 def test_the_largest_thing_made_is_one_chunks_logits(softcap):
     hidden, weight, targets = example(weight_trains=False)
     with Largest() as largest:
-        linear_cross_entropy(hidden, weight, targets, softcap, chunk=4)[0].backward()
-    assert largest.elements == 4 * V
+        linear_cross_entropy(hidden, weight, targets, softcap, chunk=9)[0].backward()
+    assert largest.elements == S * 9
     with Largest() as largest:
         slow_linear_cross_entropy(hidden, weight, targets, softcap).backward()
     assert largest.elements >= S * V, "the slow one makes all of them"
@@ -146,13 +146,20 @@ def test_without_gradients_none_are_worked_out():
     hidden, weight, targets = example()
     with torch.no_grad(), Largest() as largest:
         total, _ = linear_cross_entropy(hidden, weight, targets, chunk=1)
-    assert largest.elements == V < V * D, "a gradient of the weight has V * D"
+    assert largest.elements == S < S * D, "a gradient of the hidden states has S * D"
     torch.testing.assert_close(total, slow_linear_cross_entropy(hidden, weight, targets).detach())
 
 
-def test_the_default_chunk_is_64_mb_of_logits(monkeypatch):
+def test_the_default_chunk_is_16_mb_of_logits_on_a_cpu_and_never_a_handful_of_words(monkeypatch):
     seen = []
     monkeypatch.setattr("model.loss._ChunkedLoss.apply", lambda *args: seen.append(args[-1]) or (torch.zeros(()), torch.zeros(1)))
-    for vocabulary in (262_144, 500, 2**30):
-        linear_cross_entropy(torch.zeros(1, 1), torch.empty(vocabulary, 1, device="meta"), torch.zeros(1))
-    assert seen == [64, 33_554, 1] and 64 * 262_144 * 4 == 64 * 2**20
+    for supervised in (0, 1, 1024, 10**6):
+        linear_cross_entropy(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(supervised))
+    assert seen == [2**22, 2**22, 4096, 128] and 1024 * 4096 * 4 == 16 * 2**20
+
+
+def test_logits_that_grow_from_chunk_to_chunk_do_not_overflow():
+    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.arange(0.0, 4000.0, 500.0)[:, None]  # exp(500) is no float32
+    total, _ = linear_cross_entropy(hidden, weight, torch.tensor([6]), chunk=1)
+    total.backward()
+    assert total.item() == 500 and hidden.grad.item() == 500  # the last word's 3,500 has all the weight; the target's is 3,000
