@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lora.fused import FusedLoRA
+
 
 class LoRALinear(nn.Module):
     """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
@@ -32,10 +34,21 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out) in the base layer's output type."""
-        y = self.base_layer(x)
         if not self.enabled:
-            return y
+            return self.base_layer(x)
+        dtype = self.fused_type(x)
+        if dtype is not None:
+            return FusedLoRA.apply(x.to(dtype), self.base_layer.weight.to(dtype), self.lora_A, self.lora_B, self.scaling)
+        y = self.base_layer(x)
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
+
+    def fused_type(self, x: torch.Tensor) -> torch.dtype | None:
+        """The one type in which lora.fused multiplies; None where gradients, types, dropout or a bias ask for the plain sum."""
+        if not torch.is_grad_enabled() or self.base_layer.bias is not None or (self.training and self.lora_dropout > 0):
+            return None
+        if torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype if x.dtype == self.base_layer.weight.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
         """x as the adapter reads it: float32 (PEFT's choice) unless autocast picks the type, then dropped out in training."""

@@ -65,7 +65,7 @@ def test_output_and_gradients_equal_pefts(dtype, shape, use_rslora):
 def test_under_autocast_the_product_runs_in_autocasts_type_as_pefts_does():
     ours, theirs = pair_with_peft()
     x = torch.randn(7, 6)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         y, expected = ours(x), theirs(x)
         assert ours.adapter_product(ours.adapter_input(x)).dtype == torch.bfloat16
         assert ours.adapter_input(x.bfloat16()).dtype == torch.bfloat16, "a cast to float32 that autocast would only undo"

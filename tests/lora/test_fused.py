@@ -1,0 +1,71 @@
+"""lora/fused.py: by hand, against the plain sum and finite differences, and where it steps back."""
+
+import pytest
+import torch
+from torch import nn
+
+from lora.fused import FusedLoRA
+from lora.layer import LoRALinear
+from tests.lora.test_layer import trained
+
+
+def layer(dtype=torch.float32, bias: bool = False, **settings) -> LoRALinear:
+    torch.manual_seed(0)
+    return trained(LoRALinear(nn.Linear(6, 5, bias=bias).to(dtype), 4, 8, **settings))
+
+
+def plain(self: LoRALinear, x: torch.Tensor) -> torch.Tensor:
+    return self.base_layer(x) + self.adapter_product(self.adapter_input(x))
+
+
+def gradients(y: torch.Tensor, x: torch.Tensor, of: LoRALinear) -> tuple:
+    return torch.autograd.grad(y.square().sum(), (x, of.lora_A, of.lora_B))
+
+
+def test_the_product_and_its_gradients_written_here_by_hand():
+    x, w, a, b = (torch.tensor(v, requires_grad=True) for v in ([[3.0, 5]], [[1.0, 0], [0, 1]], [[1.0, 2]], [[1.0], [-1]]))
+    y = FusedLoRA.apply(x, w, a, b, 4.0)  # A x = 13, scaled 52
+    assert y.tolist() == [[55, -47]]
+    y.backward(torch.tensor([[1.0, 2]]))  # g = (1, 2): B^T g = -1, scaled -4
+    assert x.grad.tolist() == [[1 - 4, 2 - 8]]
+    assert (a.grad.tolist(), b.grad.tolist()) == ([[-12, -20]], [[52], [104]])
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 7, 6), (6,)])
+def test_it_equals_the_plain_sum(shape):
+    ours = layer().double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert ours.fused_type(x) == torch.float64
+    y, expected = ours(x), plain(ours, x)
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
+    for got, wanted in zip(gradients(y, x, ours), gradients(expected, x, ours), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-11, rtol=1e-11)
+
+
+def test_gradients_are_those_of_finite_differences():
+    ours = layer().double()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a, b: FusedLoRA.apply(x, ours.base_layer.weight, a, b, 2.0), (x, ours.lora_A, ours.lora_B))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_it_is_no_further_from_the_exact_sum_than_the_plain_one(dtype):
+    ours, exact = layer(dtype), layer(dtype).double()
+    x = torch.randn(200, 6)
+    wanted = plain(exact, x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y, other = ours(x), plain(ours, x)
+    assert y.dtype == torch.bfloat16 and (y - wanted).norm() <= 1.05 * (other - wanted).norm()
+    y.float().sum().backward()
+    assert ours.lora_A.grad.dtype == ours.lora_B.grad.dtype == torch.float32 and ours.base_layer.weight.grad is None
+
+
+def test_the_plain_sum_serves_dropout_a_bias_mixed_types_and_answers():
+    x = torch.randn(7, 6)
+    assert layer().train().fused_type(x) == torch.float32
+    assert layer(lora_dropout=0.1).eval().fused_type(x) == torch.float32
+    assert layer(lora_dropout=0.1).train().fused_type(x) is None
+    assert layer(bias=True).fused_type(x) is None
+    assert layer(torch.bfloat16).fused_type(x.bfloat16()) is None  # the adapter multiplies in float32 there, as PEFT's does
+    with torch.no_grad():
+        assert layer().fused_type(x) is None
