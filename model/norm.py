@@ -10,13 +10,9 @@ from torch import nn
 
 def slow_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """y = x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019; the 1 + is Gemma's: decay pulls towards identity)."""
-    wide = _wide(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (y * (1.0 + weight.to(y.dtype))).type_as(x)
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -27,17 +23,17 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        y = _wide(x).clone() if x.dtype in (torch.float32, torch.float64) else x.float()
-        s = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, s, weight)
-        return y.mul_(s).mul_(1.0 + weight.to(y.dtype)).to(x.dtype)
+        return x.to(wide, copy=True).mul_(s).mul_(1.0 + weight.to(wide)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, s, weight = ctx.saved_tensors
-        n, grad = _wide(x) * s, _wide(grad)
-        d_weight = (grad * n).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        g = grad * (1.0 + weight.to(grad.dtype))
+        n, g = x.to(s.dtype, copy=True).mul_(s), grad.to(s.dtype, copy=True)
+        d_weight = (g * n).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        g.mul_(1.0 + weight.to(s.dtype))
         mean = torch.linalg.vecdot(g, n).div_(x.shape[-1]).unsqueeze(-1)
         return g.addcmul_(n, mean, value=-1).mul_(s).to(x.dtype), d_weight, None
 
