@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Gemma3Attention, PackedAttention
 from model.config import FULL, SLIDING, Gemma3Config
@@ -43,11 +44,12 @@ class Gemma3DecoderLayer(nn.Module):
 
 
 class Gemma3TextModel(nn.Module):
-    """Embedding, decoder layers, final norm."""
+    """Embedding, decoder layers, final norm; `recompute` keeps only the layers' inputs for the backward pass, which runs each layer anew (Chen et al. 2016,
+    arXiv 1604.06174)."""
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
-        self.config = cfg
+        self.config, self.recompute = cfg, False
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -61,7 +63,8 @@ class Gemma3TextModel(nn.Module):
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
         for layer in self.layers:
             # Nobody looks at the last layer's other rows.
-            x = layer(x, *angles[layer.kind], attend, rows if layer is self.layers[-1] else None)
+            arguments = x, *angles[layer.kind], attend, rows if layer is self.layers[-1] else None
+            x = checkpoint(layer, *arguments, use_reentrant=False) if self.recompute and self.training else layer(*arguments)
         return self.norm(x)
 
 

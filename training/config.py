@@ -104,6 +104,8 @@ class Train:
     share_prefix: bool = True
     """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone.  A
     compiled run does not: its streams keep one size."""
+    recompute: bool = False
+    """Keep each layer's input alone and work the rest out again in the backward pass: less memory, slower steps."""
     compile: bool = False
     """torch.compile the layers: pays back in runs of many minutes."""
     shuffle: bool = True

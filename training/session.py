@@ -50,6 +50,7 @@ def load_base(run: Run) -> setup.Base:
     """The base model with the run's adapters in it."""
     base = setup.build_base(run.cfg, run.precision)
     run.trained = setup.add_adapters(base.model, run.cfg)
+    base.model.model.recompute = run.cfg.train.recompute
     if run.cfg.train.compile:
         base.model.compile_layers()
     total = sum(p.numel() for p in base.model.parameters())

@@ -224,6 +224,19 @@ def test_a_shared_opening_is_the_same_for_the_slow_attention():
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
 
 
+def test_recomputed_layers_give_the_same_gradients_and_keep_less():
+    kept, results, model, batch = [], [], small_model().train(), shared_and_plain()[0]
+    for recompute in (False, True):
+        model.model.recompute, sizes = recompute, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            loss, _, _ = sft.loss(model, batch)
+        results.append((loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
+        kept.append(sum(sizes))
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+    assert kept[1] < 0.2 * kept[0]
+
+
 def test_the_last_layer_at_the_asked_rows_gives_the_rows_of_the_whole():
     model, rows, (tokens, position_ids, cu_seqlens) = small_model(), torch.tensor([3, 40, 41, 90]), stream(LENGTHS)
     few = model(tokens, position_ids, cu_seqlens, rows=rows)
