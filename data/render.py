@@ -55,7 +55,8 @@ def render(sample, tokenizer, loss_on="response"):
 
     Args:
         sample: messages or text.
-        tokenizer: has bos_id, eos_id, encode(text) -> ids, and render_turns(messages) -> [(ids, is response)].
+        tokenizer: has bos_id, eos_id, encode(text) -> ids, and render_turns(messages) -> [(ids, is response)];
+            render_all asks for encode_batch and render_batch, the same for lists.
         loss_on: "response" supervises the assistant's turns, "all" everything; raw text is always supervised whole.
     """
     return _document(sample, _pieces(sample, tokenizer), tokenizer.bos_id, loss_on)
@@ -126,15 +127,24 @@ def _document(sample, pieces, bos_id, loss_on):
     return Document(input_ids, labels + [IGNORE_INDEX], sample.id)
 
 
+class _Same(dict):
+    """{i: i} for whatever is looked up, always the first object of its value."""
+
+    def __missing__(self, key):
+        self[key] = key
+        return key
+
+
 def _tokenised(samples, tokenizer, loss_on, progress):
-    """Yield the samples' documents; raw text goes through the tokenizer many at a time, which it does in parallel."""
-    one = {}  # one int object for each id: a list of them costs 8 bytes a token, and 36 without
+    """Yield the samples' documents; the texts go through the tokenizer many at a time, which it does in parallel."""
+    one = _Same().__getitem__  # one int object for each id: a list of them costs 8 bytes a token, and 36 without
     for start in range(0, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
         texts = iter(tokenizer.encode_batch([sample.text for sample in chunk if sample.text is not None]))
+        chats = iter(tokenizer.render_batch([sample.messages for sample in chunk if sample.text is None]))
         for sample in chunk:
-            pieces = tokenizer.render_turns(sample.messages) if sample.text is None else _text_pieces(next(texts), tokenizer)
-            pieces = [([one.setdefault(i, i) for i in ids], is_response) for ids, is_response in pieces]
+            pieces = next(chats) if sample.text is None else _text_pieces(next(texts), tokenizer)
+            pieces = [(list(map(one, ids)), is_response) for ids, is_response in pieces]
             yield _document(sample, pieces, tokenizer.bos_id, loss_on)
         progress(start + len(chunk), len(samples))
 

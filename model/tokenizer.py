@@ -55,26 +55,34 @@ class Tokenizer:
         `messages` are (role, content) pairs: a system turn, if any, first (it is put before the first user's text), then user and
         assistant in turn.  User's and assistant's content is stripped and the system's is not, as in Gemma's published template.
         """
+        return self.render_batch([messages])[0]
+
+    def render_batch(self, conversations) -> list[list[tuple[list[int], bool]]]:
+        """render_turns of many conversations: all their texts are tokenised at once, in parallel."""
+        parts = [self._parts(messages) for messages in conversations]
+        texts = list({part for pieces in parts for piece, _ in pieces for part in piece if isinstance(part, str)})
+        ids = dict(zip(texts, self.encode_batch(texts), strict=True))
+        return [[([i for part in piece for i in ids.get(part, (part,))], is_response) for piece, is_response in pieces] for pieces in parts]
+
+    def _parts(self, messages) -> list[tuple[list[str | int], bool]]:
+        """The pieces of render_turns as texts and control ids."""
         pieces, system = [], ""
         for role, content in messages:
             if role == "system":
                 system = content + "\n\n"
             elif role == "user":
-                pieces.append((self._open_turn(role, system + content.strip()) + [self.end_of_turn_id] + self.encode("\n"), False))
+                pieces.append(([self.start_of_turn_id, f"{ROLES[role]}\n{system}{content.strip()}", self.end_of_turn_id, "\n"], False))
                 system = ""
             else:
-                pieces.append((self._open_turn(role), False))
-                pieces.append((self.encode(content.strip()) + [self.end_of_turn_id], True))
-                pieces.append((self.encode("\n"), False))
+                pieces.append(([self.start_of_turn_id, ROLES[role] + "\n"], False))
+                pieces.append(([content.strip(), self.end_of_turn_id], True))
+                pieces.append((["\n"], False))
         return pieces
-
-    def _open_turn(self, role: str, content: str = "") -> list[int]:
-        return [self.start_of_turn_id] + self.encode(ROLES[role] + "\n" + content)
 
     def render_prompt(self, messages) -> list[int]:
         """<bos>, the conversation so far, and the opening of the model's turn: what a response is generated from."""
         ids = [i for piece, _ in self.render_turns(messages) for i in piece]
-        return [self.bos_id] + ids + self._open_turn("assistant")
+        return [self.bos_id, *ids, self.start_of_turn_id] + self.encode(ROLES["assistant"] + "\n")
 
 
 class TextStream:

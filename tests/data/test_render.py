@@ -21,6 +21,9 @@ class CharacterTokenizer:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
+    def render_batch(self, conversations):
+        return [self.render_turns(messages) for messages in conversations]
+
     def render_turns(self, messages):
         pieces = []
         for role, content in messages:

@@ -204,6 +204,14 @@ def test_a_prompt_is_the_beginning_of_the_conversation_it_leads_to(tokenizer):
     assert whole[: len(prompt)] == prompt and whole[len(prompt) :] == [*tokenizer.encode("jumps over"), END, *tokenizer.encode("\n")]
 
 
+def test_conversations_rendered_together_are_those_rendered_alone(tokenizer):
+    conversations = [chat("the fox", "jumps over", system="Redact"), chat("a", "the fox", "b", "the dog"), chat("the fox", "the fox")]
+    assert tokenizer.render_batch(conversations) == [tokenizer.render_turns(messages) for messages in conversations]
+    first = tokenizer.render_batch(conversations)[0]
+    assert [is_response for _, is_response in first] == [False, False, True, False]
+    assert first[2][0] == [*tokenizer.encode("jumps over"), tokenizer.end_of_turn_id]
+
+
 # streaming
 
 
