@@ -94,6 +94,7 @@ def _read_text(path):
 
 def _jsonl_rows(text, label):
     """Yield (id, line number, parsed row, error text or None) for each line that is not blank."""
+    decoder, twice = _decoder()
     # not str.splitlines: it also splits at U+2028 and U+0085, which JSON allows inside a string
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip("\r\ufeff \t")  # files joined with `cat` carry a BOM in the middle
@@ -101,31 +102,57 @@ def _jsonl_rows(text, label):
             continue
         error = row = None
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as fault:  # a plain ValueError: a number of over 4,300 digits
-            error = f"not JSON: {getattr(fault, 'msg', 'nested too deeply, or an endless number')} at column {getattr(fault, 'colno', 1)}"
-        yield f"{label}:{number}", number, row, _bad_bytes(line) or error
+            row = decoder.decode(line)
+        except (ValueError, RecursionError) as fault:
+            error = f"not JSON: {_fault(fault)} at column {getattr(fault, 'colno', 1)}"
+        yield f"{label}:{number}", number, row, _bad_bytes(line) or error or _repeated(twice)
 
 
 def _array_rows(text, label):
     """Yield as _jsonl_rows does, element by element, since json.loads would not say at which line an element stands."""
-    decode = json.JSONDecoder().raw_decode
+    decoder, twice = _decoder()
     line, counted, index = 1, 0, 0
     try:
         separator, position = _separator(text, 0, "[")
         if text[position : position + 1] == "]":
             separator, position = _separator(text, position, "]")
         while separator != "]":
-            row, end = decode(text, position)
             line, counted = line + text.count("\n", counted, position), position
-            yield f"{label}:[{index}]", line, row, _bad_bytes(text[position:end])
+            row, end = decoder.raw_decode(text, position)
+            yield f"{label}:[{index}]", line, row, _bad_bytes(text[position:end]) or _repeated(twice)
             index += 1
             separator, position = _separator(text, end, ",]")
         if position != len(text):
             raise json.JSONDecodeError("Extra data after the array", text, position)
-    except (json.JSONDecodeError, RecursionError) as fault:
-        where, what = getattr(fault, "lineno", line), getattr(fault, "msg", "nested too deeply")
-        raise _UnreadableFile(f"{where}: not JSON: {what}, after {index} whole element(s); repair the file or write it as JSONL") from None
+    except (ValueError, RecursionError) as fault:
+        where = getattr(fault, "lineno", line)
+        raise _UnreadableFile(f"{where}: not JSON: {_fault(fault)}, after {index} whole element(s); repair the file or write it as JSONL") from None
+
+
+def _decoder():
+    """A JSON decoder, and the list where it leaves each key that stands twice in one object: by itself, json keeps the last and says nothing."""
+    twice = []
+
+    def whole(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.extend(key for key in found if keys.count(key) > 1)
+        return found
+
+    return json.JSONDecoder(object_pairs_hook=whole), twice
+
+
+def _repeated(twice):
+    """Say which keys stand twice in the row that was just decoded, and forget them; None where none does."""
+    keys = ", ".join(f'"{key}"' for key in twice)
+    twice.clear()
+    return f"the same key twice in one object: {keys}" if keys else None
+
+
+def _fault(fault):
+    """What json's decoder says; it has no words for a RecursionError, nor for the plain ValueError of a number of over 4,300 digits."""
+    return getattr(fault, "msg", "nested too deeply, or an endless number")
 
 
 def _separator(text, position, allowed):
@@ -156,7 +183,7 @@ def _sample(row_id, row):
         messages, faults = _from_pair(row, "prompt", "response")
     elif "instruction" in row or "output" in row:
         messages, faults = _from_pair(row, "instruction", "output")
-        if row.get("input") and not faults:
+        if row.get("input") not in (None, "") and not faults:
             faults = _string_faults(row, "input")
             messages = faults or (("user", f"{row['instruction']}\n\n{row['input']}"), messages[1])
     elif "text" in row:

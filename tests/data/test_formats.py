@@ -82,6 +82,7 @@ def test_bom_between_joined_files_is_no_problem(write):
 BAD_ROWS = {
     "bad JSON": (b'{"prompt": "p", "response": }', "not JSON: Expecting value at column 29"),
     "endless number": (b'{"prompt": "p", "response": ' + b"1" * 5000 + b"}", "not JSON: nested too deeply, or an endless number"),
+    "a key twice": (b'{"prompt": "p", "prompt": "q", "response": "r"}', 'the same key twice in one object: "prompt"'),
     "two rows on a line": (b'{"text": "a"}{"text": "b"}', "not JSON: Extra data at column 14"),
     "bad UTF-8": (b'{"prompt": "caf\xe9", "response": "r"}', "not UTF-8: byte 0xe9 at character 16"),
     "half a pair": (rb'{"prompt": "\ud83d", "response": "r"}', '"prompt" has half a surrogate pair'),
@@ -92,6 +93,7 @@ BAD_ROWS = {
     "response is a number": (b'{"prompt": "p", "response": 5}', '"response" must be a string, not a number (5)'),
     "response is null": (b'{"prompt": "p", "response": null}', '"response" must be a string, not null'),
     "input is a list": (b'{"instruction": "p", "input": ["i"], "output": "r"}', '"input" must be a string, not a list (["i"])'),
+    "input is zero": (b'{"instruction": "p", "input": 0, "output": "r"}', '"input" must be a string, not a number (0)'),
     "unknown row": (b'{"question": "p", "answer": "r"}', 'unknown row, its keys are: "question", "answer"'),
     "no object": (b'"just text"', 'a row must be an object, not a string ("just text")'),
     "empty text": (b'{"text": " "}', 'empty text ("text")'),
@@ -147,6 +149,17 @@ def test_an_empty_file_is_a_problem_and_never_an_empty_set(write, content):
     samples, problems = read_samples([empty, good], on_bad="skip")
     assert (len(samples), problems) == (1, ["empty.jsonl:1: the file is empty"])
     assert "no sample in empty.jsonl" in problem_of(empty, on_bad="skip")
+
+
+def test_a_key_that_stands_twice_spoils_its_own_element_only(write):
+    samples, problems = read_samples(write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip")
+    assert [s.text for s in samples] == ["c"] and problems == ['twice.json:1: element [0]: the same key twice in one object: "text"']
+
+
+def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_problems(write):
+    error = problem_of(write('[{"text": ""},\n{"text": ' + "1" * 5000 + "}]", "long.json"))
+    assert "long.json:2: not JSON: nested too deeply, or an endless number, after 1 whole element(s)" in error
+    assert 'long.json:1: element [0]: empty text ("text")' in error
 
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more'])
