@@ -121,6 +121,7 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
         ("[train]\nprecision = 'fp16'", "train.force_fp16"),
         ("[train]\nlearning_rate = inf", "train.learning_rate = inf must be a finite number"),
+        ("[run]\nseed = 9223372036854775808", "run.seed = 9223372036854775808 must be a whole number of 64 bits"),
         ("[train]\nepochs = inf", "train.epochs = inf must be a finite number"),
         ("[generate]\ntop_p = 0.0", "generate.top_p = 0.0 must be above 0 and at most 1"),
         ("[generate]\ntop_p = 1.5", "generate.top_p = 1.5 must be above 0 and at most 1"),
@@ -139,6 +140,25 @@ def test_all_problems_stand_in_one_message(tmp_path):
         assert part in text
 
 
+def test_types_spelling_and_ranges_stand_in_one_message(tmp_path):
+    text = message_of(config_file(tmp_path, "[train]\nbatch_size = 'x'\nwarmup_steps = -1\nlearning_rate = inf\n[run]\nsed = 1\n"), ["adapter.r=0"])
+    assert len(text.splitlines()) == 5
+    for part in ("train.batch_size = 'x'", "train.warmup_steps = -1", "train.learning_rate = inf", "run.sed", "adapter.r = 0"):
+        assert part in text
+
+
+def test_a_key_of_the_wrong_type_is_not_called_missing_too(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text("[data]\ntrain = 3\n[train]\neval_every = 'x'\nearly_stopping_patience = 1\n")
+    assert [line.split(" = ")[0].split(": ")[1] for line in message_of(path).splitlines()] == ["data.train", "train.eval_every"]
+
+
+def test_a_section_in_double_brackets_is_told_how_to_write_it(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text("[[train]]\nepochs = 1\n")
+    assert "train must be a section of keys; write [train] once, in single brackets" in message_of(path)
+
+
 def test_a_key_outside_a_section_is_an_error(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text("epochs = 1\n")
@@ -154,6 +174,8 @@ def test_training_data_must_be_named(tmp_path):
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
     assert "nowhere.toml: no such file" in message_of(tmp_path / "nowhere.toml")
     assert "some.toml: not valid TOML" in message_of(config_file(tmp_path, "[train\n"))
+    (tmp_path / "wide.toml").write_text("[train]\n", encoding="utf-16")
+    assert "wide.toml: not valid TOML: byte 1 is not UTF-8; save the file as UTF-8" in message_of(tmp_path / "wide.toml")
     assert f"{tmp_path}: cannot be read (Is a directory)" in message_of(tmp_path)
 
 
@@ -171,6 +193,9 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
         ('data.train=["a.jsonl", "b.jsonl"]', "data", "train", ["a.jsonl", "b.jsonl"]),
         ("train.shuffle=false", "train", "shuffle", False),
         ("run.name=a=b", "run", "name", "a=b"),
+        ("run.name=2026-11-21", "run", "name", "2026-11-21"),
+        ("run.name=007", "run", "name", "007"),
+        ("model.revision=12345", "model", "revision", "12345"),
     ],
 )
 def test_set_overrides_the_file(tmp_path, override, section, key, value):

@@ -161,18 +161,22 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise ValueError(f"{path}: no such file; start from small.toml or one of configs/") from None
     except OSError as e:
         raise ValueError(f"{path}: cannot be read ({e.strerror}); name a TOML file such as small.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path}: not valid TOML: {e}") from None
-    cfg, problems = Config(), []
+    cfg, problems, wrong = Config(), [], []
     for section, values in raw.items():
         if isinstance(values, dict):
             for key, value in values.items():
-                _assign(cfg, section, key, value, str(path), problems)
+                _assign(cfg, section, key, value, str(path), problems, wrong)
+        elif section in _names(cfg):
+            problems.append(f"{path}: {section} must be a section of keys; write [{section}] once, in single brackets, and the keys under it")
         else:
             problems.append(f"{path}: {section} stands outside a section; put it under one of {_list(_names(cfg))}")
     for text in overrides:
-        _override(cfg, text, problems)
-    problems += _check(cfg, str(path)) if not problems else []
+        _override(cfg, text, problems, wrong)
+    problems += [p for p in _check(cfg, str(path)) if not any(name in p for name in wrong)]  # a wrong key has its default, which is nobody's mistake
     if problems:
         raise ValueError("\n".join(problems))
     cfg.run.name = cfg.run.name or path.stem
@@ -180,7 +184,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     return cfg
 
 
-def _override(cfg: Config, text: str, problems: list[str]) -> None:
+def _override(cfg: Config, text: str, problems: list[str], wrong: list[str]) -> None:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot):
@@ -190,10 +194,13 @@ def _override(cfg: Config, text: str, problems: list[str]) -> None:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()  # a bare word is a string: --set model.name=tiny
-    _assign(cfg, section, key, parsed, "--set", problems)
+    if section in _names(cfg) and get_type_hints(type(getattr(cfg, section))).get(key) is str and not isinstance(parsed, str):
+        parsed = value.strip()  # and so is what TOML takes for a number or a date: --set run.name=2026-11-21
+    _assign(cfg, section, key, parsed, "--set", problems, wrong)
 
 
-def _assign(cfg: Config, section: str, key: str, value, where: str, problems: list[str]) -> None:
+def _assign(cfg: Config, section: str, key: str, value, where: str, problems: list[str], wrong: list[str]) -> None:
+    """Sets one key, or adds to `problems` what is wrong with it; a known key that keeps its default so is added to `wrong`."""
     part = getattr(cfg, section, None) if section in _names(cfg) else None
     if part is None:
         problems.append(f"{where}: no section [{section}]{_closest(section, _names(cfg))}")
@@ -205,6 +212,7 @@ def _assign(cfg: Config, section: str, key: str, value, where: str, problems: li
             setattr(part, key, _convert(value, kind))
         except ValueError as e:
             problems.append(f"{where}: {section}.{key} = {value!r} {e}")
+            wrong.append(f"{section}.{key}")
 
 
 def _convert(value, kind):
@@ -222,6 +230,8 @@ def _convert(value, kind):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"must be {({int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string'})[kind]}")
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise ValueError("must be a whole number of 64 bits")
     return value
 
 
