@@ -16,13 +16,24 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
 
     Each is told in one message on stderr, without a traceback; LOUPE_TRACEBACK=1 in the environment lets the exception through.
     """
+    stops = []
+
+    def interrupt(*_) -> None:
+        stops.append(True)
+        raise KeyboardInterrupt  # not by sending SIGINT, which a shell makes its background jobs ignore
+
     signal.signal(signal.SIGTERM, interrupt)  # one way to stop; the training loop takes both signals over while it runs
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return work()
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         return STOPPED
     except Exception as e:
+        if stops:  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
+            print(f"\n{stopped}", file=sys.stderr)
+            return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
             raise
         if isinstance(e, ValueError):
@@ -33,10 +44,6 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
             return FAILED
         print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
         return FAILED
-
-
-def interrupt(*_) -> None:
-    raise KeyboardInterrupt  # not by sending SIGINT, which a shell makes its background jobs ignore
 
 
 def first_line(error: Exception) -> str:

@@ -64,6 +64,20 @@ def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_
     assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_130(capsys, handlers, number):
+    """As numpy's does while it is imported."""
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert cli.run(work, stopped="stopped; go on") == 130
+    assert capsys.readouterr() == ("", "\nstopped; go on\n")
+
+
 def test_an_exit_that_argparse_asked_for_passes():
     with pytest.raises(SystemExit):
         cli.run(fail(SystemExit(2)))
