@@ -39,7 +39,8 @@ class Run:
 
 
 def open_run(cfg: Config, resume: bool) -> Run:
-    """Takes the run's folder and decides on device and numbers."""
+    """Takes the run's folder and decides on device and numbers; whether the data is there is asked before a model is downloaded."""
+    setup.refuse_missing_files(cfg)
     device = pick_device(cfg.train.device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)

@@ -51,6 +51,15 @@ class TrainingData:
     facts: dict
 
 
+def refuse_missing_files(cfg: Config) -> None:
+    """Raises ValueError that lists every data file that is not there, with the folder from which it was looked for."""
+    files = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
+    missing = [f"  {key}: {file or repr(file)}: cannot be read: " + ("Is a directory" if Path(file).is_dir() else "No such file or directory")
+               for key, names in files.items() for file in names if not Path(file).exists() or Path(file).is_dir()]
+    if missing:
+        raise ValueError("\n".join(["the data is not there:", *missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}"]))
+
+
 def build_base(cfg: Config, precision: Precision) -> Base:
     """The base in the dtype that the run wants, on its device, with nothing trainable yet."""
     folder = resolve(cfg.model.name, cfg.model.revision)

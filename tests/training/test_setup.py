@@ -7,7 +7,7 @@ import pytest
 from lora.inject import adapters
 from lora.peft_io import save_adapter
 from tests.makers import rows, tiny_model, write_jsonl, write_run
-from training import setup
+from training import session, setup
 from training.config import load_config
 from training.precision import Precision, pick_device
 
@@ -31,6 +31,15 @@ def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, ca
     (found,) = data_of("data.max_length=100", "data.on_long=drop", "train.eval_samples=0").validation
     assert [s.id for s in found.samples] == [d.id for d in found.documents] == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
     assert "val: 1 of 4 rows are longer than data.max_length and are not measured" in capsys.readouterr().err
+
+
+def test_every_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(place):
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        session.open_run(load_config("tiny.toml", ["model.name=no/such-model", 'data.train=["train.jsonl", "a.jsonl", "base"]', "data.validation="]), False)
+    assert str(caught.value).splitlines()[1:] == [
+        "  data.train: a.jsonl: cannot be read: No such file or directory", "  data.train: base: cannot be read: Is a directory",
+        "  data.validation: '': cannot be read: Is a directory", f"Name JSON or JSONL files, as seen from {place}"]
+    assert not Path("runs").exists()
 
 
 def test_validation_files_of_one_name_keep_their_folders_in_it(place):
