@@ -24,15 +24,19 @@ class RunFolder:
     def __init__(self, cfg: Config, resume: bool):
         """Makes the folder, or opens it to resume; an old run of the same name is moved aside, never overwritten.
 
-        Raises ValueError where another process holds it, where --resume finds no run, or where it cannot be written.
+        Raises ValueError where another process holds it, where --resume finds no run, where it cannot be written, where it holds files that
+        no run wrote, or where this run reads from the old one.
         """
         self.path = Path(cfg.run.dir)
         if resume and not (self.path / "config.toml").is_file():
             raise ValueError(f"{self.path}: no run to resume here; start it without --resume")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._refuse_foreign()
             self._lock()
             if not resume and self._holds_a_run():
+                self._refuse_own_input(cfg)
                 self._move_aside()
             if not resume:  # a resume writes it once it has proved to be of the same run
                 self.write_config(cfg)
@@ -52,6 +56,22 @@ class RunFolder:
         """Whether a step was done here; a start that failed on its input leaves nothing worth keeping."""
         log = self.path / "metrics.jsonl"
         return (log.is_file() and log.stat().st_size > 0) or any((self.path / n).exists() for n in ("adapter", "model", "checkpoints"))
+
+    def _refuse_foreign(self) -> None:
+        """A run leaves its lock behind: a folder of files without one is the user's, and must be neither moved aside nor written into."""
+        names = sorted(p.name for p in self.path.iterdir())
+        if names and not (self.path / ".lock").exists():
+            raise ValueError(f"{self.path}: holds {names[0]}, but no run of Loupe's; set run.dir to a new folder")
+        if self.path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise ValueError(f"{self.path}: is the folder that you are in, or above it; set run.dir to a new folder")
+
+    def _refuse_own_input(self, cfg: Config) -> None:
+        """What this run would read from the old one is no longer there once that is moved aside."""
+        inputs = {"adapter.init_from": [cfg.adapter.init_from], "model.name": [cfg.model.name],
+                  "data.train": cfg.data.train, "data.validation": cfg.data.validation}
+        inside = [f"{key} = {name!r}" for key, names in inputs.items() for name in names if name and Path(name).resolve().is_relative_to(self.path.resolve())]
+        if inside:
+            raise ValueError(f"{self.path}: holds an earlier run, which makes room for this one, and {', '.join(inside)} lies in it; choose another run.name")
 
     def _lock(self) -> None:
         self.lock = open(self.path / ".lock", "w")

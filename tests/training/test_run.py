@@ -65,7 +65,8 @@ def test_an_old_run_is_moved_aside_and_never_overwritten(tmp_path, capsys):
 
 @pytest.mark.parametrize("kept", ["adapter", "model", "checkpoints"])
 def test_what_a_run_made_is_moved_aside_even_without_its_log(tmp_path, kept):
-    (tmp_path / "a" / kept).mkdir(parents=True)
+    RunFolder(config(tmp_path / "a"), resume=False).lock.close()
+    (tmp_path / "a" / kept).mkdir()
     RunFolder(config(tmp_path / "a"), resume=False)
     assert (tmp_path / "a~1" / kept).is_dir() and not (tmp_path / "a" / kept).exists()
 
@@ -86,6 +87,34 @@ def test_a_start_that_failed_before_its_first_step_leaves_no_litter(tmp_path):
 
 
 # --- the folder itself
+
+
+@pytest.mark.parametrize("held", ["model", "notes.txt"])
+def test_a_folder_that_no_run_made_is_neither_moved_nor_written_into(tmp_path, held):
+    (tmp_path / "mine" / held).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"mine: holds {held}, but no run of Loupe's; set run.dir to a new folder"):
+        RunFolder(config(tmp_path / "mine"), resume=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"] and [p.name for p in (tmp_path / "mine").iterdir()] == [held]
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_the_current_folder_is_no_runs(tmp_path, monkeypatch, folder):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(ValueError, match="set run.dir to a new folder"):
+        RunFolder(config(Path(folder)), resume=False)
+
+
+def test_an_old_run_that_the_new_one_reads_from_is_not_moved_from_under_it(tmp_path):
+    """Training on from runs/a/adapter under the same name."""
+    finished(tmp_path / "a")
+    cfg = config(tmp_path / "a")
+    cfg.adapter.init_from = str(tmp_path / "a" / "adapter")
+    with pytest.raises(ValueError, match=r"a: holds an earlier run.* adapter.init_from = '.*a/adapter' lies in it; choose another run.name"):
+        RunFolder(cfg, resume=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    cfg.run.dir = str(tmp_path / "b")
+    RunFolder(cfg, resume=False)
 
 
 def test_a_resume_without_a_run_says_to_start_one(tmp_path):
