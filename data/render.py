@@ -99,8 +99,9 @@ def render_all(samples, tokenizer, loss_on="response", max_length=None, on_long=
         raise ValueError(_too_long(too_long, max_length, counts.longest))
     if samples and not documents:
         raise ValueError(
-            f"none of the {len(samples)} samples is left: {counts.dropped} are longer than data.max_length = {max_length} and "
-            f"{counts.unsupervised} have no response within it; the longest has {counts.longest} tokens: raise data.max_length"
+            f"none of the {len(samples)} samples is left: {counts.dropped} are longer than {max_length} tokens (data.max_length, or what the model has "
+            f"positions for) and {counts.unsupervised} have no response within them; the longest has {counts.longest} tokens: raise data.max_length, or "
+            "take shorter samples"
         )
     return documents, counts
 

@@ -11,6 +11,7 @@ from lora.dora import DoRALinear
 from lora.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
+SHOWN = 20  # tensors named in one error; the rest are counted
 OUTPUT_HEAD = "lm_head"  # never adapted: a loss in chunks reads the head's weight and does not call the module
 
 
@@ -171,6 +172,8 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None
     problems += [f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(mine[key].shape)}" for key in mine.keys() & state.keys()
                  if state[key].shape != mine[key].shape]
     if problems:
-        raise ValueError("these tensors do not fit the model's adapters:\n" + "\n".join(sorted(problems)))
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ValueError("\n".join(["these tensors do not fit the model's adapters; take the base that they were made for:",
+                                    *sorted(problems)[:SHOWN], *more]))
     for key, tensor in mine.items():
         tensor.copy_(state[key])

@@ -60,6 +60,8 @@ def read_config(folder: str | Path) -> Gemma3Config:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror}); a model folder holds config.json, tokenizer.json and *.safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not valid JSON ({e}); download the model again") from None
     kind = raw.get("model_type") if isinstance(raw, dict) else None

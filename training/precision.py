@@ -14,6 +14,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"nothing is computed on {device.type!r}")
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
     if device.type == "cuda":

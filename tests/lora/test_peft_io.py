@@ -242,6 +242,12 @@ def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_stays_plai
     assert not adapters(model)
 
 
+def test_a_file_in_the_place_of_a_folder_is_no_adapter(tmp_path):
+    (tmp_path / "small.toml").write_text("")
+    with pytest.raises(ValueError, match=r"adapter_config.json does not exist; an adapter folder holds"):
+        load_adapter(toy(), tmp_path / "small.toml")
+
+
 def test_a_rank_that_is_not_the_files_is_refused(folder):
     edit_config(folder, r=8)
     with pytest.raises(ValueError, match="shape"):

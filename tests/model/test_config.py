@@ -159,6 +159,8 @@ def error_of(folder) -> str:
 
 def test_a_missing_config_says_what_a_model_folder_holds(tmp_path):
     assert "no such file; a model folder holds config.json" in error_of(tmp_path)
+    (tmp_path / "config.json").mkdir()
+    assert "cannot be read (Is a directory); a model folder holds config.json" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("raw", ["", "{", '{"model_type": "gemma3_text"', "\x00"])

@@ -25,7 +25,7 @@ def cuda():
     return torch.device("cuda")
 
 
-@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_the_users_to_change(name):
     with pytest.raises(ValueError, match=rf"device '{name}' \(train.device, --device\) cannot be used \(.+\); set it to 'auto' or 'cpu'"):
         pick_device(name)
