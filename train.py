@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one key; may be repeated")
     parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
     args = parser.parse_args(argv)
-    return run(lambda: train(args), stopped=f"stopped; continue with:\n    {resume_command(args)}")
+    return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
 
 
 def train(args) -> int:
@@ -28,6 +28,7 @@ def train(args) -> int:
     run = session.open_run(cfg, args.resume)
     base = session.load_base(run)
     data = session.load_data(run, base)
+    args.resume = True  # from here on the folder holds this run
     before = session.measure_before(run, base, data)
     code = session.fit(run, base, data, resume_command(args))
     if code == DONE:
@@ -38,11 +39,11 @@ def train(args) -> int:
 
 
 def resume_command(args) -> str:
-    """The command that continues this run."""
+    """The command that continues this run, or starts it again where it had not begun."""
     import shlex
 
     sets = [word for override in args.overrides for word in ("--set", override)]
-    return shlex.join(["python", "train.py", "--config", args.config, *sets, "--resume"])
+    return shlex.join(["python", "train.py", "--config", args.config, *sets, *(["--resume"] if args.resume else [])])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 
-def run(work: Callable[[], int], stopped: str = "stopped") -> int:
+def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
     """Calls work() and returns its exit code, or 2 for a ValueError (the user's input), 130 for Ctrl-C or SIGTERM, 1 for whatever else goes wrong.
 
     Each is told in one message on stderr, without a traceback; LOUPE_TRACEBACK=1 in the environment lets the exception through.
@@ -28,11 +28,11 @@ def run(work: Callable[[], int], stopped: str = "stopped") -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        print(f"\n{stopped()}", file=sys.stderr)
         return STOPPED
     except Exception as e:
         if stops:  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
-            print(f"\n{stopped}", file=sys.stderr)
+            print(f"\n{stopped()}", file=sys.stderr)
             return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
             raise

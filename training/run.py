@@ -22,7 +22,7 @@ class RunFolder:
     """runs/<name>, held by a lock as long as the process lives."""
 
     def __init__(self, cfg: Config, resume: bool):
-        """Makes the folder, or opens it to resume; an old run of the same name is moved aside, never overwritten.
+        """Makes the folder, or opens it to resume; an old run of the same name stays in it until `begin`.
 
         Raises ValueError where another process holds it, where --resume finds no run, where it cannot be written, where it holds files that
         no run wrote, or where this run reads from the old one.
@@ -35,15 +35,28 @@ class RunFolder:
             if not resume:
                 self._refuse_foreign()
             self._lock()
-            if not resume and self._holds_a_run():
+            self._replaces = not resume and self._holds_a_run()
+            if self._replaces:
                 self._refuse_own_input(cfg)
-                self._move_aside()
-            if not resume:  # a resume writes it once it has proved to be of the same run
-                self.write_config(cfg)
             checkpoint.clean(self.checkpoints)
             self.metrics = MetricsLog(self.path / "metrics.jsonl")
         except OSError as e:
-            raise ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can") from None
+            raise self._unwritable(e) from None
+
+    def begin(self, cfg: Config) -> None:
+        """Once base and data are found good: an old run is moved aside, never overwritten, and the config written.  A mistake in the input moves nothing."""
+        try:
+            if self._replaces:
+                self.metrics.close()
+                self._move_aside()
+                self.metrics = MetricsLog(self.path / "metrics.jsonl")
+                self._replaces = False
+            self.write_config(cfg)
+        except OSError as e:
+            raise self._unwritable(e) from None
+
+    def _unwritable(self, e: OSError) -> ValueError:
+        return ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can")
 
     @property
     def checkpoints(self) -> Path:

@@ -61,9 +61,11 @@ def load_base(run: Run) -> setup.Base:
 
 
 def load_data(run: Run, base: setup.Base) -> setup.TrainingData:
-    """The run's documents; the folder is checked for room for the checkpoints."""
+    """The run's documents; the folder is checked for room for the checkpoints, and then it is this run's."""
     data = setup.build_data(run.cfg, base)
     check_disk(run.folder.path, (run.cfg.train.keep_checkpoints + 1) * 14 * run.trained)  # weights and two moments in float32, adapters twice
+    if not run.resume:  # a resume writes its config once it has proved to be of the same run
+        run.folder.begin(run.cfg)
     return data
 
 

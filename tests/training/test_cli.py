@@ -60,7 +60,7 @@ def handlers():
 ])
 def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)
-    assert cli.run(lambda: os.kill(os.getpid(), number), stopped="stopped; go on with --resume") == 130
+    assert cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on with --resume") == 130
     assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
 
 
@@ -74,7 +74,7 @@ def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_
             raise ImportError("cannot load module more than once per process") from None
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert cli.run(work, stopped="stopped; go on") == 130
+    assert cli.run(work, stopped=lambda: "stopped; go on") == 130
     assert capsys.readouterr() == ("", "\nstopped; go on\n")
 
 

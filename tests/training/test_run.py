@@ -19,9 +19,16 @@ def config(folder: Path, **changes) -> Config:
     return Config(run=Run(name="a", dir=str(folder), **changes), data=Data(train=["rows.jsonl"]))
 
 
+def begun(cfg: Config) -> RunFolder:
+    """A new run whose base and data are good."""
+    folder = RunFolder(cfg, resume=False)
+    folder.begin(cfg)
+    return folder
+
+
 def finished(folder: Path, text: str = '{"step": 1}\n') -> None:
     """A run that did a step."""
-    opened = RunFolder(config(folder), resume=False)
+    opened = begun(config(folder))
     (folder / "metrics.jsonl").write_text(text)
     opened.lock.close()
 
@@ -30,7 +37,7 @@ def finished(folder: Path, text: str = '{"step": 1}\n') -> None:
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(tmp_path):
-    first = RunFolder(config(tmp_path / "a"), resume=False)
+    first = begun(config(tmp_path / "a"))
     first.metrics.write({"step": 1})
     for resume in (False, True):
         with pytest.raises(ValueError, match="another process is training here; wait for it, or choose another run.name"):
@@ -40,7 +47,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(tmp_path
 
 def test_the_lock_holds_between_processes_and_falls_with_its_process(tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from training.config import *; from training.run import RunFolder\n"
-            f"f = RunFolder(Config(run=Run(dir={str(tmp_path / 'a')!r})), False); print('held', flush=True); sys.stdin.read()")
+            f"c = Config(run=Run(dir={str(tmp_path / 'a')!r})); f = RunFolder(c, False); f.begin(c); print('held', flush=True); sys.stdin.read()")
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -58,31 +65,38 @@ def test_the_lock_holds_between_processes_and_falls_with_its_process(tmp_path):
 def test_an_old_run_is_moved_aside_and_never_overwritten(tmp_path, capsys):
     for text in ("1", "2"):
         finished(tmp_path / "a", f'{{"step": {text}}}\n')
-    RunFolder(config(tmp_path / "a"), resume=False)
+    begun(config(tmp_path / "a"))
     assert {p.name: (p / "metrics.jsonl").read_text() for p in tmp_path.iterdir()} == {"a": "", "a~1": '{"step": 1}\n', "a~2": '{"step": 2}\n'}
     assert f"{tmp_path / 'a'} held an earlier run; it is now {tmp_path / 'a~2'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", ["adapter", "model", "checkpoints"])
 def test_what_a_run_made_is_moved_aside_even_without_its_log(tmp_path, kept):
-    RunFolder(config(tmp_path / "a"), resume=False).lock.close()
+    begun(config(tmp_path / "a")).lock.close()
     (tmp_path / "a" / kept).mkdir()
-    RunFolder(config(tmp_path / "a"), resume=False)
+    begun(config(tmp_path / "a"))
     assert (tmp_path / "a~1" / kept).is_dir() and not (tmp_path / "a" / kept).exists()
 
 
 def test_the_moved_run_is_no_longer_locked_and_the_new_one_is(tmp_path):
     finished(tmp_path / "a")
-    held = RunFolder(config(tmp_path / "a"), resume=False)
+    held = begun(config(tmp_path / "a"))
     RunFolder(config(tmp_path / "a~1"), resume=True)
     with pytest.raises(ValueError, match="another process"):
         RunFolder(config(tmp_path / "a"), resume=True)
     held.lock.close()
 
 
+def test_a_start_that_failed_on_its_input_leaves_the_old_run_where_it_is(tmp_path):
+    finished(tmp_path / "a")
+    before = {p.name: p.read_text() for p in (tmp_path / "a").iterdir()}
+    RunFolder(config(tmp_path / "a", seed=1), resume=False).lock.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and {p.name: p.read_text() for p in (tmp_path / "a").iterdir()} == before
+
+
 def test_a_start_that_failed_before_its_first_step_leaves_no_litter(tmp_path):
     for _ in range(3):
-        RunFolder(config(tmp_path / "a"), resume=False).lock.close()
+        begun(config(tmp_path / "a")).lock.close()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -145,7 +159,7 @@ def test_a_file_that_cannot_be_opened_is_told_like_a_folder(monkeypatch, tmp_pat
     monkeypatch.setattr(io, "open", refusing(io.open))
     monkeypatch.setattr(builtins, "open", refusing(builtins.open))
     with pytest.raises(ValueError, match=r"cannot be written \(Read-only file system\)"):
-        RunFolder(config(tmp_path / "a"), resume=False)
+        begun(config(tmp_path / "a"))
 
 
 def test_leftovers_of_a_killed_save_are_gone_once_the_folder_is_open(tmp_path):
@@ -157,7 +171,7 @@ def test_leftovers_of_a_killed_save_are_gone_once_the_folder_is_open(tmp_path):
 
 def test_the_resolved_config_in_the_folder_is_the_config(tmp_path):
     cfg = config(tmp_path / "a")
-    RunFolder(cfg, resume=False)
+    begun(cfg)
     assert load_config(tmp_path / "a" / "config.toml") == cfg
 
 

@@ -229,6 +229,23 @@ def test_ctrl_c_outside_of_the_training_loop_prints_the_resume_command_too(place
     assert command in "".join(capsys.readouterr())
 
 
+def test_ctrl_c_before_the_run_has_begun_prints_the_command_that_starts_it(place, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "load_data", interrupted)
+    assert run(*SHORT) == 130
+    assert capsys.readouterr().err.endswith(f"\n    python train.py --config tiny.toml {shlex.join(SHORT)}\n")
+
+
+def test_a_mistake_in_the_data_leaves_the_earlier_run_in_its_place(place, capsys):
+    assert run(*SHORT) == 0
+    before = adapter_hash(Path("runs/tiny"))
+    (place / "train.jsonl").write_text('{"prompt": "a"}\n')
+    assert run(*SHORT) == 2
+    assert [p.name for p in Path("runs").iterdir()] == ["tiny"] and adapter_hash(Path("runs/tiny")) == before
+
+
 def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, capsys):
     assert run(*SHORT) == 0
     config, metrics = Path("runs/tiny/config.toml").read_text(), Path("runs/tiny/metrics.jsonl").read_text()
@@ -260,6 +277,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_e
 
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(place, capsys):
     held = RunFolder(load_config("tiny.toml"), resume=False)
+    held.begin(load_config("tiny.toml"))
     assert run() == 2 and run("--resume") == 2
     assert capsys.readouterr().err.count("error: runs/tiny: another process is training here") == 2
     held.lock.close()
