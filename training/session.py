@@ -175,7 +175,7 @@ def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, pri
         progress.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
         progress.update()
         if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):
-            left = (plan.total_steps - record["step"]) * record["seconds"]
+            left = (plan.total_steps - record["step"]) * state.seconds / state.step  # the mean: a step of short rows says little of the rest
             say(f"step {record['step']:>5} of {plan.total_steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:>7,.0f} tokens/s  "
                 f"about {left:,.0f} s left")
 

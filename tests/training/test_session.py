@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,6 +210,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place,
     assert [r["step"] for r in stream(Path("runs/tiny"))] == [1, 2]
     assert run(*args, "--resume") == 0
     assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
+
+
+def test_the_time_left_is_told_by_the_mean_of_the_steps_so_far(place, monkeypatch, capsys):
+    """Here the first of four takes ten seconds and each of the others two."""
+    ticks = iter([0, 10, 10, 12, 12, 14, 14, 16])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert run(*SHORT) == 0
+    assert re.findall(r"about (\d+) s left", capsys.readouterr().out) == ["30", "12", "5", "0"]
 
 
 def test_a_finished_run_that_is_resumed_trains_no_more(place, capsys):
