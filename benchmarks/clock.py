@@ -1,0 +1,71 @@
+"""What the process of every contestant in training.py has: its arguments, a clock, and one line of JSON at the end.  No torch is loaded here."""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One contestant of benchmarks/training.py, which starts it.")
+    parser.add_argument("name")
+    parser.add_argument("folder", type=Path, help="what lab_like.py wrote")
+    parser.add_argument("--round", type=int, required=True, help="number of the batch that the timed steps run on; the first step runs on batch 0")
+    parser.add_argument("--steps", type=int, required=True, help="timed steps")
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--started", type=float, required=True, help="time.time() when the process was started")
+    parser.add_argument("--set", action="append", default=[])
+    return parser.parse_args()
+
+
+class Clock:
+    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.laps, self.others, self.losses, self.first = args, [], [], [], None
+
+    def lap(self, loss: float | None = None) -> None:
+        if self.args.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        self.laps.append(time.perf_counter())
+        self.others.append(cpu_of_others())
+        self.losses.append(loss)
+        self.first = self.first or time.time() - self.args.started
+
+    def result(self) -> dict:
+        """Seconds of the timed steps, seconds from the start to the end of the first step, peak memory in bytes (of the GPU's allocator on CUDA)."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if self.args.device == "cuda":
+            import torch
+
+            peak = torch.cuda.max_memory_allocated()
+        seconds = [after - before for before, after in zip(self.laps, self.laps[1:], strict=False)]
+        others = (self.others[-1] - self.others[0]) / (self.laps[-1] - self.laps[0])
+        return {"seconds": seconds, "first_step": self.first, "peak": peak, "losses": self.losses, "others": others, "versions": versions(self.args.device)}
+
+
+def cpu_of_others() -> float:
+    """Seconds that the machine's cores have worked for other processes; 0 where there is no /proc/stat."""
+    try:
+        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def versions(device: str) -> list[str]:
+    """The device, and the packages that did the work."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return [name, *(f"{package} {metadata.version(package)}" for package in ("torch", "transformers", "peft", "trl") if package in sys.modules)]
+
+
+def finish(result: dict) -> None:
+    print(json.dumps(result), flush=True)

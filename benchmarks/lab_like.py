@@ -1,0 +1,79 @@
+"""A checkpoint of the 270M shape and rows like the lab's, for the other benchmarks: python benchmarks/lab_like.py FOLDER
+
+Writes FOLDER/model (random bfloat16 weights, 262,144 words), rows.jsonl, loupe.toml (the recipe), and tokens.json: the same rows as
+Loupe tokenises them, with labels as Hugging Face wants them.  A row is one instruction of 75 tokens, a text of 20 to 200 tokens, and a response about as long.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+
+INSTRUCTION = ("Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
+               "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text.")
+SHORTEST, LONGEST = 20, 200  # tokens of a text
+RANK, BATCH = 128, 8
+RECIPE = f"""[model]
+name = {{model}}
+
+[adapter]
+r = {RANK}
+lora_alpha = {RANK}
+target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+[data]
+train = {{rows}}
+validation_fraction = 0
+
+[train]
+batch_size = {BATCH}
+learning_rate = 5e-5
+shuffle = false
+precision = "bf16"
+"""
+
+
+def make_rows(tokenizer, count: int) -> list[dict]:
+    """Pairs of data/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction."""
+    rows = []
+    for line in (ROOT / "data" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        pair = json.loads(line)
+        text = pair["prompt"].partition("\n\nText:\n")[2]
+        if SHORTEST <= len(tokenizer.encode(text)) <= LONGEST:
+            rows.append({"prompt": f"{INSTRUCTION}\n\nText:\n{text}", "response": pair["response"]})
+    random.Random(0).shuffle(rows)
+    return rows[:count]
+
+
+def make_tokens(folder: Path, tokenizer) -> list[dict]:
+    """{"input_ids", "labels"} of each row; labels not shifted, -100 where nothing is to be predicted."""
+    from data.formats import read_samples
+    from data.render import IGNORE_INDEX, render_all
+
+    documents, _ = render_all(read_samples([str(folder / "rows.jsonl")])[0], tokenizer)
+    return [{"input_ids": d.input_ids, "labels": [IGNORE_INDEX, *d.labels[:-1]]} for d in documents]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A checkpoint of the 270M shape and rows like the lab's.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=1000)
+    args = parser.parse_args()
+    from benchmarks.exporting import make
+    from model.tokenizer import Tokenizer
+
+    folder = args.folder.resolve()
+    make("270M", folder / "model")
+    tokenizer = Tokenizer(folder / "model")
+    rows = make_rows(tokenizer, args.rows)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (folder / "loupe.toml").write_text(RECIPE.format(model=json.dumps(str(folder / "model")), rows=json.dumps(str(folder / "rows.jsonl"))), encoding="utf-8")
+    (folder / "tokens.json").write_text(json.dumps(make_tokens(folder, tokenizer)), encoding="utf-8")  # last: who finds it finds the rest
+
+
+if __name__ == "__main__":
+    main()

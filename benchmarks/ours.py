@@ -1,0 +1,126 @@
+"""Loupe's process in training.py, and the ceiling of its step: the matrix products alone.
+
+Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; "loupe-fp32" multiplies in float32.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+
+from benchmarks.clock import Clock, arguments, finish  # noqa: E402
+
+
+class Trainer:
+    """A run of train.py, up to its loop, and one step of the loop at a time."""
+
+    def __init__(self, folder: Path, overrides: list[str]):
+        from training import session, setup
+        from training.config import load_config
+        from training.optim import make_optimizers
+
+        self.scratch = tempfile.TemporaryDirectory()  # of the run's own: two at a time could not hold one folder
+        self.cfg = load_config(folder / "loupe.toml", [f"run.dir={self.scratch.name}", *overrides])
+        self.run = session.open_run(self.cfg, resume=False)
+        self.base = session.load_base(self.run)
+        self.data = session.load_data(self.run, self.base)
+        self.model, self.objective = self.base.model, setup.OBJECTIVES[self.cfg.train.objective]
+        self.optimizers = make_optimizers(self.model, self.cfg.train.optimizer, self.cfg.train.learning_rate, self.cfg.train.weight_decay)
+
+    def batches(self, documents: list, count: int) -> list:
+        """The first micro-batches of the documents, as the loop gets them."""
+        from training import setup
+
+        return list(islice(setup.build_loader(self.cfg, documents).batches(0), count))
+
+    def step(self, batch) -> float:
+        """One optimiser step; its loss."""
+        from training import loop
+
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        record = loop.train_step(self.model, self.objective, [batch], trained, self.optimizers, self.run.precision, self.cfg.train.learning_rate,
+                                 self.cfg.train.max_grad_norm)
+        self.model.zero_grad(set_to_none=True)
+        return record["loss"]
+
+
+def record_products(step) -> list[tuple]:
+    """The matrix products that step() makes, forward and backward, but for those inside a fused attention: (shape, stride, type, device) of both operands."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    aten, calls = torch.ops.aten, []
+    products = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+
+    class Recorder(TorchDispatchMode):
+        supports_higher_order_operators = True  # flex_attention is one
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "overloadpacket", None) in products:
+                a, b = args[-2:]  # addmm's and baddbmm's first is what the product is added to
+                calls.append(tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in (a, b)))
+            return func(*args, **(kwargs or {}))
+
+    with torch.compiler.set_stance("force_eager"), Recorder():  # inside a compiled layer nobody sees the products
+        step()
+    return calls
+
+
+def flops(calls: list[tuple]) -> int:
+    """2 n k m for (n, k) times (k, m), as often as there are matrices."""
+    total = 0
+    for (a, *_), (b, *_) in calls:
+        size = 2 * b[-1]
+        for n in a:
+            size *= n
+        total += size
+    return total
+
+
+def time_products(calls: list[tuple], rounds: int = 3) -> float:
+    """Seconds of the products alone, back to back in their order, on operands of the same shapes, strides and types; the median of the rounds.
+
+    Products of one kind share their operands and their result, so nothing is allocated and small weights stay in the cache: a bound from above.
+    """
+    import torch
+
+    def operand(shape, stride, dtype, device):
+        reach = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))  # numbers from the first to the last
+        return torch.randn(reach, dtype=dtype, device=device).as_strided(shape, stride)
+
+    made = {}
+    for call in set(calls):
+        a, b = (operand(*x) for x in call)
+        made[call] = (torch.mm if a.ndim == 2 else torch.bmm), a, b, torch.empty(*a.shape[:-1], b.shape[-1], dtype=a.dtype, device=a.device)
+    times = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        for call in calls:
+            product, a, b, out = made[call]
+            product(a, b, out=out)
+        if calls[0][0][3].type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    args = arguments()
+    clock = Clock(args)
+    precision = "fp32" if args.name == "loupe-fp32" else "bf16"
+    trainer = Trainer(args.folder, [f"train.precision={precision}", f"train.device={args.device}", *args.set])
+    batches = trainer.batches(trainer.data.documents, args.round + 1)
+    for batch in [batches[0]] + [batches[args.round]] * args.steps:
+        clock.lap(trainer.step(batch))
+    result = clock.result()
+    products = record_products(lambda: trainer.step(batches[args.round]))
+    finish(result | {"ceiling": time_products(products), "flops": flops(products)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""How the time of Loupe's step grows with the supervised tokens, with the instruction, and with the rank: python benchmarks/scaling.py
+
+One process, the job of training.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times, and their
+medians printed with the line that fits them best: seconds = a + b x, and its R2.
+"""
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+
+from benchmarks.lab_like import BATCH  # noqa: E402
+
+PROMPT, TEXT = 80, 110  # tokens: an instruction, and the mean of texts and of responses
+
+
+def documents(instruction: int, text: int, response: int) -> list:
+    """A batch of rows that begin with the same instruction; the response is supervised."""
+    from data.render import IGNORE_INDEX, Document
+
+    draw = random.Random(0)
+    shared = [draw.randrange(1000, 6000) for _ in range(instruction)]
+    rows = []
+    for i in range(BATCH):
+        ids = shared + [draw.randrange(1000, 6000) for _ in range(text + response)]
+        labels = [IGNORE_INDEX] * (instruction + text - 1) + ids[instruction + text :] + [IGNORE_INDEX]
+        rows.append(Document(ids, labels, f"row {i}"))
+    return rows
+
+
+def timed(trainer, points: dict, rounds: int) -> dict[int, float]:
+    """{x: the median seconds of a step} of {x: micro-batch}; a first step of each is not counted."""
+    import torch
+
+    times = {x: [] for x in points}
+    for _ in range(1 + rounds):
+        for x, batch in points.items():
+            start = time.perf_counter()
+            trainer.step(batch)
+            if trainer.run.precision.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[x].append(time.perf_counter() - start)
+    return {x: statistics.median(seconds[1:]) for x, seconds in times.items()}
+
+
+def fit(times: dict[int, float]) -> tuple[float, float, float]:
+    """a, b and R2 of the least-squares line a + b x."""
+    x, y = list(times), list(times.values())
+    b, a = statistics.linear_regression(x, y)
+    return a, b, statistics.correlation(x, y) ** 2
+
+
+def show(title: str, times: dict[int, float]) -> None:
+    (a, b, r2), (first, *_, last) = fit(times), times.values()
+    print(f"{title:44}" + "".join(f"{x:>6}: {seconds:.3f} s" for x, seconds in times.items()))
+    print(f"{'':44}    {a:.3f} s + {1e3 * b:.3f} ms x, R2 {r2:.4f}; last / first {last / first:.3f}", flush=True)
+
+
+def by_supervised(make, args) -> None:
+    """The responses grow, all else stays."""
+    trainer = make([])
+    points = {BATCH * n: trainer.batches(documents(PROMPT, TEXT, n), 1)[0] for n in (25, 50, 100, 200, 400)}
+    show("supervised tokens", timed(trainer, points, args.rounds))
+
+
+def by_instruction(make, args) -> None:
+    """The instruction grows, computed once for the batch or in every row."""
+    for share in ("true", "false"):
+        trainer = make([f"train.share_prefix={share}"])
+        points = {n: trainer.batches(documents(n, TEXT, TEXT), 1)[0] for n in (20, 65, 110, 155, 200)}
+        show(f"tokens of the instruction, share_prefix {share}", timed(trainer, points, args.rounds))
+
+
+def by_rank(make, args) -> None:
+    """The rank grows; one model after the other."""
+    times = {}
+    for r in (8, 32, 64, 128, 256):
+        trainer = make([f"adapter.r={r}"])
+        times |= timed(trainer, {r: trainer.batches(documents(PROMPT, TEXT, TEXT), 1)[0]}, args.rounds)
+    show("rank", times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The time of Loupe's step by supervised tokens, instruction and rank.")
+    kinds = {"supervised": by_supervised, "instruction": by_instruction, "rank": by_rank}
+    parser.add_argument("--only", choices=list(kinds), action="append")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark", help="where the model of training.py is, or will be")
+    args = parser.parse_args()
+    if not (args.folder / "tokens.json").is_file():
+        subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)
+    from benchmarks.ours import Trainer
+
+    for kind in args.only or kinds:
+        kinds[kind](lambda overrides: Trainer(args.folder.resolve(), [f"train.device={args.device}", *overrides]), args)
+
+
+if __name__ == "__main__":
+    main()
