@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -26,7 +27,8 @@ class Clock:
     """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.laps, self.others, self.losses, self.first = args, [], [], [], None
+        self.args, self.losses, self.first = args, [], None
+        self.laps, self.others = [time.perf_counter()], [cpu_of_others()]
 
     def lap(self, loss: float | None = None) -> None:
         if self.args.device == "cuda":
@@ -39,15 +41,16 @@ class Clock:
         self.first = self.first or time.time() - self.args.started
 
     def result(self) -> dict:
-        """Seconds of the timed steps, seconds from the start to the end of the first step, peak memory in bytes (of the GPU's allocator on CUDA)."""
+        """Seconds of the timed steps; the cores that others kept busy up to the first step and in each timed one; seconds from the start to the end
+        of the first step; peak memory in bytes (of the GPU's allocator on CUDA)."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.args.device == "cuda":
             import torch
 
             peak = torch.cuda.max_memory_allocated()
-        seconds = [after - before for before, after in zip(self.laps, self.laps[1:], strict=False)]
-        others = (self.others[-1] - self.others[0]) / (self.laps[-1] - self.laps[0])
-        return {"seconds": seconds, "first_step": self.first, "peak": peak, "losses": self.losses, "others": others, "versions": versions(self.args.device)}
+        seconds = [after - before for before, after in pairwise(self.laps)]
+        others = [(after - before) / s for (before, after), s in zip(pairwise(self.others), seconds, strict=True)]
+        return {"seconds": seconds[1:], "others": others, "first_step": self.first, "peak": peak, "losses": self.losses, "versions": versions(self.args.device)}
 
 
 def cpu_of_others() -> float:

@@ -86,8 +86,8 @@ def take_turn(name: str, number: int, args: argparse.Namespace) -> dict | None:
 def warn(results: list[dict]) -> None:
     """Says on stderr which figures are not to be trusted: the machine worked for others, or the first loss is not Loupe's (a fresh adapter changes nothing)."""
     for r in results:
-        if r["others"] > 0.1:
-            print(f"{r['name']}, round {r['round']}: other processes kept {r['others']:.1f} cores busy in the timed steps", file=sys.stderr)
+        if max(r["others"]) > 0.1:
+            print(f"{r['name']}, round {r['round']}: other processes kept {max(r['others']):.1f} cores busy in one of its steps", file=sys.stderr)
     losses = {r["name"]: r["losses"][0] for r in results}
     for name, loss in losses.items():
         if "loupe" in losses and abs(loss - losses["loupe"]) > 0.01 * losses["loupe"]:
