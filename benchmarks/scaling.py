@@ -1,7 +1,7 @@
 """How the time of Loupe's step grows with the supervised tokens, with the instruction, and with the rank: python benchmarks/scaling.py
 
-One process, the job of training.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times, and their
-medians printed with the line that fits them best: seconds = a + b x, and its R2.
+One process, the job of training.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times (ranks
+one after the other, each is a model), and their medians printed with the line that fits them best: seconds = a + b x, and its R2.
 """
 
 import argparse
