@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parent.parent)  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the process of every contestant in training.py has: its arguments, a clock, and one line of JSON at the end.  No torch is loaded here."""
+"""What the process of every contestant in frameworks.py has: its arguments, a clock, and one line of JSON at the end.  No torch is loaded here."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="One contestant of benchmarks/training.py, which starts it.")
+    parser = argparse.ArgumentParser(description="One contestant of benchmarks/frameworks.py, which starts it.")
     parser.add_argument("name")
     parser.add_argument("folder", type=Path, help="what lab_like.py wrote")
     parser.add_argument("--round", type=int, required=True, help="number of the batch that the timed steps run on; the first step runs on batch 0")

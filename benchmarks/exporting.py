@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 

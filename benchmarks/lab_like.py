@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(ROOT))
 
 INSTRUCTION = ("Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
                "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text.")

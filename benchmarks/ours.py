@@ -1,4 +1,4 @@
-"""Loupe's process in training.py, and the ceiling of its step: the matrix products alone.
+"""Loupe's process in frameworks.py, and the ceiling of its step: the matrix products alone.
 
 Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; "loupe-fp32" multiplies in float32.
 """
@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.clock import Clock, arguments, finish  # noqa: E402
 
@@ -55,7 +55,7 @@ def record_products(step) -> list[tuple]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     aten, calls = torch.ops.aten, []
-    products = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+    products = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_}
 
     class Recorder(TorchDispatchMode):
         supports_higher_order_operators = True  # flex_attention is one

@@ -1,4 +1,4 @@
-"""The process of one peer in training.py, in an environment without Loupe.  Each is written as its users write it:
+"""The process of one peer in frameworks.py, in an environment without Loupe.  Each is written as its users write it:
 
     hf-fp32, hf-autocast, hf-bf16     transformers + PEFT in a plain loop: a padded batch, logits of all its positions, labels of -100 at prompt and padding;
                                       float32 throughout, float32 weights under bf16 autocast, bf16 weights under bf16 autocast (which keeps PEFT's float32
@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.clock import Clock, arguments, finish  # noqa: E402
-from benchmarks.lab_like import BATCH, RANK  # noqa: E402
+from benchmarks.clock import Clock, arguments, finish
+from benchmarks.lab_like import BATCH, RANK
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

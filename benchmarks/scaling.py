@@ -1,6 +1,6 @@
 """How the time of Loupe's step grows with the supervised tokens, with the instruction, and with the rank: python benchmarks/scaling.py
 
-One process, the job of training.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times (ranks
+One process, the job of frameworks.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times (ranks
 one after the other, each is a model), and their medians printed with the line that fits them best: seconds = a + b x, and its R2.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.lab_like import BATCH  # noqa: E402
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(kinds), action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark", help="where the model of training.py is, or will be")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark", help="where the model of frameworks.py is, or will be")
     args = parser.parse_args()
     if not (args.folder / "tokens.json").is_file():
         subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)

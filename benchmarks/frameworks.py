@@ -1,4 +1,4 @@
-"""Loupe and its peers, one step of the same job: python benchmarks/training.py [--only NAME ...] [--rounds 5] [--steps 3] [--device cuda] [--markdown]
+"""Loupe and its peers, one step of the same job: python benchmarks/frameworks.py [--only NAME ...] [--rounds 5] [--steps 3] [--device cuda] [--markdown]
 
 The job: Gemma 3's 270M shape with random bf16 weights, LoRA of rank 128 on all seven projections, 8 lab-like rows a step (lab_like.py makes both, once), AdamW.
 Contestants take turns, `--rounds` times; each turn is a process of its own: a first step on one batch, then the timed ones on the round's
@@ -154,7 +154,7 @@ def versions(results: list[dict]) -> str:
 
 def main() -> None:
     args = parse()
-    sys.path[0] = str(ROOT)  # in the place of this folder, whose training.py would stand before the room of that name
+    sys.path.insert(0, str(ROOT))
     prepare(args)
     file = args.folder / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if args.append and file.exists() else []
