@@ -85,6 +85,11 @@ def present_metrics(*evaluations: dict) -> list[Metric]:
     return [m for m in METRICS if any(figures.get(m.key) is not None for figures in evaluations)]
 
 
+def set_title(name: str, measured: dict) -> str:
+    """A validation set's name, and how many of its rows the figures rest on."""
+    return f"{name}, {measured['rows']:,} rows" if "rows" in measured else name
+
+
 def before_after_table(before: dict, after: dict) -> str:
     """An aligned table of {set: {metric: value}} before and after; metrics that no set holds have no row."""
     shown = present_metrics(*before.values(), *after.values())
@@ -92,7 +97,7 @@ def before_after_table(before: dict, after: dict) -> str:
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, {}), after.get(name, {})
         rows = [(m.label, figure(m, was.get(m.key)), figure(m, now.get(m.key))) for m in shown]
-        lines += [name, *(f"  {label:18}{old:>10}{new:>10}" for label, old, new in rows)]
+        lines += [set_title(name, was | now), *(f"  {label:18}{old:>10}{new:>10}" for label, old, new in rows)]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from training.metrics import figure, number, present_metrics
+from training.metrics import figure, number, present_metrics, set_title
 
 MAX_POINTS, MAX_EXAMPLES, MAX_CHARACTERS = 500, 40, 4000
 LABEL = re.compile(r"\[[A-Z][A-Z0-9_]*\]")
@@ -61,7 +61,7 @@ def card(name: str, before: dict, after: dict) -> str:
             f'<span class="soft">before {_text(figure(metric, before.get(metric.key)))}</span>'
             f"{' <em>worse</em>' if worse else ''}</dd></div>\n"
         )
-    return f'<article class="card"><h3>{_text(name)}</h3><dl>\n{"".join(rows)}</dl></article>\n' if rows else ""
+    return f'<article class="card"><h3>{_text(set_title(name, before | after))}</h3><dl>\n{"".join(rows)}</dl></article>\n' if rows else ""
 
 
 def class_table(name: str, before: dict, after: dict) -> str:

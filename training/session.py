@@ -73,7 +73,7 @@ def measure(run: Run, base: setup.Base, data: setup.TrainingData, what: str) -> 
     """{validation set: {"loss", "tokens", measures...}} and the answers that the report shows, on eval_samples rows of each set."""
     cfg, objective, out, texts = run.cfg, setup.OBJECTIVES[run.cfg.train.objective], {}, {}
     for v in data.validation:
-        out[v.name] = evaluation.mean_loss(base.model, objective, v.documents, run.precision)
+        out[v.name] = {"rows": len(v.documents)} | evaluation.mean_loss(base.model, objective, v.documents, run.precision)
         answers = evaluation.answer(base.model, base.tokenizer, v.samples, cfg.generate, run.precision, cfg.run.seed, f"{what}: {v.name}")
         out[v.name] |= evaluation.measures(answers)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}

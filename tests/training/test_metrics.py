@@ -64,3 +64,8 @@ def test_the_table_aligns_figures_and_marks_absent_ones():
 
 def test_printable_text_speaks_no_control_characters():
     assert printable("\x1b[31mred\nline") == "\\x1b[31mred\nline"
+
+
+def test_the_table_says_on_how_many_rows_it_rests():
+    table = before_after_table({"val": {"rows": 1234, "loss": 2.0}}, {"val": {"rows": 1234, "loss": 1.0}})
+    assert "\nval, 1,234 rows\n" in table and "\nval\n" in before_after_table({"val": {"loss": 2.0}}, {})
