@@ -1,5 +1,6 @@
 """Files and folders that are under their final names whole or not at all."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -42,25 +43,57 @@ def need_space(part: Path, size: int) -> None:
 def new_path(out: Path):
     """A temporary path beside `out` for a file or a folder that takes its place, synced, when the block ends well; otherwise all is as it was."""
     made = [p for p in out.parents if not p.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with held(out), replacing(out) as part:
+            yield part
+    except BaseException as e:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        if isinstance(e, OSError):
+            raise ValueError(f"{out} cannot be written ({e.strerror or e}); make room there, or give another --out") from e
+        raise
+
+
+@contextmanager
+def held(out: Path):
+    """Nobody else writes `out` meanwhile: two exports share one temporary path, and one would give its name to what the other has half written."""
+    path = out.with_name(f".{out.name}.lock")
+    with open(path, "w") as file:
+        if not locked(file, path):
+            raise ValueError(f"{out}: another export is writing it now; wait for it, or give another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def locked(file, path: Path) -> bool:
+    """Whether this process has the lock now, and the file is still the one at `path`: who had it before may just have taken that away."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+@contextmanager
+def replacing(out: Path):
+    """new_path's temporary path, in a folder that is there and held."""
     part, old = (out.with_name(f".{out.name}.{kind}") for kind in ("part", "old"))
     try:
         remove(part)  # of an export that was killed
-        part.parent.mkdir(parents=True, exist_ok=True)
         yield part
         sync(part)
         if out.is_dir():
             remove(old)
             os.replace(out, old)
         os.replace(part, out)
-    except BaseException as e:
+    except BaseException:
         if old.exists() and not out.exists():
             os.replace(old, out)
         remove(part)
-        with suppress(OSError):
-            for parent in made:
-                parent.rmdir()
-        if isinstance(e, OSError):
-            raise ValueError(f"{out} cannot be written ({e.strerror}); make room there, or give another --out") from e
         raise
     finally:
         if out.exists():

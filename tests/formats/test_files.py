@@ -45,9 +45,22 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_what_a_killed_export_left_is_swept_away_by_the_next(tmp_path):
     (tmp_path / ".x.gguf.part").write_text("half")
+    (tmp_path / ".x.gguf.lock").write_text("")  # the lock itself went with the process
     with new_path(tmp_path / "x.gguf") as part:
         part.write_text("whole")
     assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_second_export_to_the_same_name_is_refused_and_does_not_touch_the_firsts_file(tmp_path):
+    out = tmp_path / "new" / "x.gguf"
+    with new_path(out) as part:
+        part.write_text("first")
+        with pytest.raises(ValueError, match="x.gguf: another export is writing it now; wait for it, or give another --out"), new_path(out):
+            pass
+        with new_path(out.with_name("y.gguf")) as other:
+            other.write_text("another name")
+        assert part.read_text() == "first"
+    assert out.read_text() == "first" and {p.name for p in out.parent.iterdir()} == {"x.gguf", "y.gguf"}
 
 
 def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
