@@ -54,8 +54,8 @@ def write_model(path: str | Path, model: Merged, quant: str, *, name: str, origi
 
 def plan(model: Merged, quant: str) -> list[TensorInfo]:
     """The tensors of the file in the order of the checkpoint's, each with the type that `quant` gives it."""
-    layers = model.config.num_hidden_layers
-    return [TensorInfo(gguf_name(n), model.shapes[n], tensor_type(quant, gguf_name(n), layers, model.shapes[n][-1])) for n in model.names]
+    layers, tied, names = model.config.num_hidden_layers, model.config.tie_word_embeddings, {gguf_name(n): model.shapes[n] for n in model.names}
+    return [TensorInfo(name, shape, tensor_type(quant, name, layers, shape[-1], tied)) for name, shape in names.items()]
 
 
 def gguf_name(name: str) -> str:

@@ -137,12 +137,12 @@ def _dequantize_blocks(blocks: np.ndarray, name: str) -> np.ndarray:
     return weights_q6_k(blocks) if name == "q6_k" else weights_q45_k(blocks, name)
 
 
-def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int) -> str:
-    """The type that a GGUF tensor with rows of `n_cols` weights takes in a file of --quant `mix`, in a model of `n_layers` with a tied embedding.
+def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bool = True) -> str:
+    """The type that a GGUF tensor with rows of `n_cols` weights takes in a file of --quant `mix`, in a model of `n_layers`.
 
     As llama_model_quantize chooses (src/llama-quant.cpp, llama_tensor_get_type_impl and tensor_type_fallback), q4_k and q5_k as its Q4_K_S and Q5_K_S:
     - norms stay f32, and every matrix of an f32, f16 or bf16 file has that type;
-    - token_embd.weight is the output matrix too, where an error costs most: q8_0 in q8_0, else q6_k;
+    - the output matrix, where an error costs most, takes q8_0 in q8_0, else q6_k: token_embd.weight in a tied model, output.weight in another;
     - attn_v and ffn_down take q6_k in q4_k_m and q5_k_m, in the first and the last eighth of the layers and in every third between;
     - in q4_k the first four attn_v and the first eighth of the ffn_down take q5_k;
     - the rest takes the type that the mix is named after.
@@ -156,7 +156,7 @@ def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int) -> str:
     chosen = mix.removesuffix("_m")
     if TYPES[chosen].block_size == 1:
         return chosen
-    if tensor_name == "token_embd.weight":
+    if tensor_name == ("token_embd.weight" if tied else "output.weight"):
         chosen = "q8_0" if chosen == "q8_0" else "q6_k"
     elif tensor_name.endswith((".attn_v.weight", ".ffn_down.weight")):
         chosen = _more_bits(chosen, mix, tensor_name, n_layers)

@@ -178,6 +178,12 @@ def test_q4_k_as_q4_k_s_gives_the_first_values_and_downs_one_bit_more():
     assert [i for i in range(62) if types[f"blk.{i}.ffn_down.weight"] == "q5_k"] == [0, 1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(("mix", "output", "embedding"), [("q4_k_m", "q6_k", "q4_k"), ("q5_k", "q6_k", "q5_k"), ("q4_0", "q6_k", "q4_0"), ("q8_0",) * 3])
+def test_the_output_matrix_of_an_untied_model_has_more_bits_and_its_embedding_has_not(mix, output, embedding):
+    assert [tensor_type(mix, f"{name}.weight", 18, 256, tied=False) for name in ("output", "token_embd")] == [output, embedding]
+    assert tensor_type(mix, "token_embd.weight", 18, 256) == output
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mix", FILE_TYPES)
 def test_every_tensor_of_every_size_takes_a_type_that_its_rows_fit(mix, size):

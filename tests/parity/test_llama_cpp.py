@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import export
+from formats.gguf import GGUFFile
 from formats.llama_cpp import llama
 from formats.merged import Merged
 from formats.verify import Sample, log_probs
@@ -16,7 +17,7 @@ from model.generate import generate
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 from model.weights import load_model
-from tests.folders import make_adapter
+from tests.folders import make_adapter, make_model
 
 TOKENIZER = Tokenizer(TINY)
 V = TOKENIZER.vocab_size
@@ -116,6 +117,15 @@ def test_a_dora_adapter_is_refused_with_the_remedy(tmp_path, capsys):
 def test_an_export_is_compared_in_llama_cpp_where_that_is_asked_for(tmp_path, adapter, capsys):
     exported(tmp_path, adapter, "--to", "gguf", "--quant", "q8_0", "--verify", "llama.cpp")
     assert "llama.cpp against adapter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4_k_m"])
+def test_a_head_of_its_own_is_the_head_in_llama_cpp_too(tmp_path, capsys, quant):
+    base = make_model(tmp_path / "base", tie_word_embeddings=False, hidden_size=256, intermediate_size=256)
+    assert export.main(["--model", base, "--to", "gguf", "--quant", quant, "--verify", "llama.cpp", "--out", str(tmp_path / "x.gguf")]) == 0
+    types = {name: tensor.type for name, tensor in GGUFFile(tmp_path / "x.gguf").tensors.items()}
+    expected = {"f32": ("f32", "f32"), "q4_k_m": ("q6_k", "q4_k")}[quant]
+    assert "llama.cpp against model" in capsys.readouterr().out and (types["output.weight"], types["token_embd.weight"]) == expected
 
 
 def test_the_merged_weights_are_the_adapter_models(adapter, sample):
