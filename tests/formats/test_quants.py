@@ -33,6 +33,13 @@ def test_bytes_equal_llama_cpps_for_every_shape(name, shape):
     assert (quantize(rows, name) == ggml_quantize(rows, TYPES[name].ggml_id)).all()
 
 
+@pytest.mark.parametrize("n_cols", [32, 96, 640, 1152])
+@pytest.mark.parametrize("name", [name for name, quant in TYPES.items() if quant.block_size <= 32])
+def test_bytes_equal_llama_cpps_on_rows_that_are_no_multiple_of_256(name, n_cols):
+    rows = normal(201, n_cols) * np.exp(3 * normal(201, n_cols, seed=1))
+    assert (quantize(rows, name) == ggml_quantize(rows, TYPES[name].ggml_id)).all()
+
+
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("name", TYPES)
 def test_weights_that_come_back_equal_the_gguf_packages_bit_for_bit(name, kind):
