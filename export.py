@@ -183,8 +183,10 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
 def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
     from formats.lora_gguf import write_lora
     from formats.merged import Merged
+    from formats.verify import compare_bytes
 
-    layers = write_lora(part, Merged(source.folder, source.adapter), name=out.stem, origin=source.origin)
+    digests = write_lora(part, Merged(source.folder, source.adapter), name=out.stem, origin=source.origin)
+    layers = len(compare_bytes(part, digests).tensors) // 2
     return f"LoRA of {layers} layers in float32, {part.stat().st_size / 2**20:,.1f} MiB, for a GGUF of {source.name}"
 
 

@@ -36,7 +36,8 @@ def need_space(part: Path, size: int) -> None:
     place = next(p for p in part.absolute().parents if p.exists())
     free = shutil.disk_usage(place).free
     if free < size:
-        raise ValueError(f"the export needs {size / 1e9:,.2f} GB, but {place} has {free / 1e9:,.2f} GB free; make room there, or give another --out")
+        raise ValueError(f"the export needs {size / 1e9:,.2f} GB, but {place} has {free / 1e9:,.2f} GB free; make room there, or give another --out "
+                         "(another TMPDIR for what is uploaded)")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
     """adapter_model.safetensors, adapter_config.json, tokenizer and README.md into an empty folder; returns what was written, in words."""
     from torch import nn
 
+    from formats.files import need_space
     from formats.merged import Merged
     from lora.peft_io import save_adapter
     from model.weights import copy_tokenizer
@@ -28,6 +29,7 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
     if source.adapter is None:
         raise ValueError(f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model")
     merged = Merged(source.folder, source.adapter)  # the adapter fits; its layers have shapes and no numbers yet
+    need_space(folder, 4 * sum(t.numel() for t in merged.tensors.values()) + 2**24)
     for path, layer in merged.layers.items():
         for key, _ in list(layer.named_parameters(recurse=False)):
             setattr(layer, key, nn.Parameter(merged.tensors[f"{path}.{key}"]))

@@ -91,13 +91,7 @@ def verify(path: str | Path, model: Merged, quant: str, sample: Sample, encode_o
 
     written: {HEADER or tensor: sha256 of the bytes that were handed to the disk}.  Raises NotTheSame at the first thing that is not as it should be.
     """
-    try:
-        file = GGUFFile(path)
-    except ValueError as e:
-        raise NotTheSame(str(e)) from None
-    for name, digest in written.items():
-        if file.digest(name) != digest:
-            raise NotTheSame(f"{name}: the disk gives back other bytes than were written; the first place that differs")
+    file = compare_bytes(path, written)
     compare_config(config_of(file), model.config)
     compare_tokenizer(file, sample.texts, encode_ours)
     shares = {gguf_name(name): compare_tensor(file, model, name) for name in model.names}
@@ -109,6 +103,18 @@ def verify(path: str | Path, model: Merged, quant: str, sample: Sample, encode_o
     for d in found:
         refuse_past_bound(d, f"; of the tensors, {max(shares, key=shares.get)} differs most, by {max(shares.values()):.3g} of its size")
     return found
+
+
+def compare_bytes(path: str | Path, written: dict[str, str]) -> GGUFFile:
+    """The file as it is on the disk; NotTheSame where its bytes are not those that were written."""
+    try:
+        file = GGUFFile(path)
+    except ValueError as e:
+        raise NotTheSame(str(e)) from None
+    for name, digest in written.items():
+        if file.digest(name) != digest:
+            raise NotTheSame(f"{name}: the disk gives back other bytes than were written; the first place that differs")
+    return file
 
 
 def refuse_past_bound(d: Difference, more: str = "") -> None:

@@ -199,7 +199,7 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
     assert folder in err and message in err and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("to", ["safetensors", "gguf"])
+@pytest.mark.parametrize("to", ["safetensors", "gguf", "gguf-lora"])
 def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys, to):
     model = load_model(base, torch.float32)
     inject(model, r=4, lora_alpha=8, target_modules=TARGETS, seed=1)
@@ -207,10 +207,10 @@ def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys, to):
     assert "untrained" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", str(tmp_path / "adapter"), "--to", to)
 
 
-@pytest.mark.parametrize("to", ["safetensors", "gguf", "ollama", "oci"])
-def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, base, capsys, to, monkeypatch):
+@pytest.mark.parametrize("to", ["safetensors", "gguf", "ollama", "oci", "gguf-lora", "peft"])
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, base, adapter, capsys, to, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**6))
-    assert "has 0.00 GB free; make room there" in refused(capsys, tmp_path / "out", "--model", base, "--to", to)
+    assert "has 0.00 GB free; make room there" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", adapter, "--to", to)
 
 
 def test_peft_without_an_adapter_is_refused_with_the_remedy(tmp_path, base, capsys):

@@ -1,10 +1,13 @@
 """export.py's files for llama.cpp, Ollama and Docker Model Runner as a user makes them: what is in them, where they come from, what is refused."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import export
+import formats.lora_gguf
 from formats.gguf import GGUFFile
 from formats.quants import FILE_TYPES
 from formats.verify import JUDGED
@@ -35,6 +38,30 @@ def make_run(folder, base) -> str:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     make_adapter(folder / "adapter", base)
     return str(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_lora_file_with_numbers_that_are_none_is_refused(tmp_path, base, adapter, capsys, number):
+    broken = shutil.copytree(adapter, tmp_path / "broken") / "adapter_model.safetensors"
+    tensors = load_file(broken)
+    name = next(name for name in tensors if "layers.3.mlp.up_proj.lora_B" in name)
+    save_file(tensors | {name: tensors[name] * number}, broken)
+    out = tmp_path / "x.gguf"
+    assert export.main(["--model", base, "--adapter", str(broken.parent), "--to", "gguf-lora", "--out", str(out)]) == 2
+    assert "infinity or NaN in blk.3.ffn_up.weight.lora_b" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_lora_file_is_read_back_before_it_gets_its_name(tmp_path, base, adapter, capsys, monkeypatch):
+    def write(part, *args):
+        digests, raw = write_gguf(part, *args), bytearray(part.read_bytes())
+        raw[-100] ^= 1
+        part.write_bytes(raw)
+        return digests
+
+    write_gguf = formats.lora_gguf.write_gguf
+    monkeypatch.setattr(formats.lora_gguf, "write_gguf", write)
+    assert export.main(["--model", base, "--adapter", adapter, "--to", "gguf-lora", "--out", str(tmp_path / "x.gguf")]) == 1
+    assert "the disk gives back other bytes" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_the_types_offered_are_the_types_there_are():
