@@ -106,7 +106,7 @@ def of_run(path: Path):
     trained = path / ("model" if cfg.adapter.type == "full" else "adapter")
     if not trained.is_dir():
         raise ValueError(f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end (train.py --resume)")
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8")) if (path / "manifest.json").is_file() else {}
+    manifest = read_manifest(path / "manifest.json")
     full = trained.name == "model"
     source = of_model(str(trained), None) if full else of_model(cfg.model.name, str(trained), cfg.model.revision)
     if full:
@@ -119,6 +119,20 @@ def of_run(path: Path):
         hashes = " ".join(f"{Path(file).name}={digest}" for file, digest in manifest.get("data_sha256", {}).items())
         source.origin |= {"data_sha256": hashes, "measures": before_after_table(manifest["before"], manifest["after"])}
     return source, cfg
+
+
+def read_manifest(file: Path) -> dict:
+    """What train.py wrote at the run's end, {} where it has not ended yet."""
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{file}: is not JSON ({e}); put a copy back, or take it away to export without the run's measures") from None
+    missing = [key for key in ("base_sha256", "before", "after") if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise ValueError(f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away to export without the run's measures")
+    return manifest
 
 
 def held_out_samples(cfg) -> list:

@@ -188,6 +188,14 @@ def test_a_folder_that_is_no_run_and_a_run_that_has_saved_nothing_are_told_apart
     assert "has no adapter/ yet" in refused(capsys, tmp_path / "out", "--run", run, "--to", "peft")
 
 
+@pytest.mark.parametrize(("text", "message"), [('{"base', "is not JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "has no base_sha256")])
+def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text, message):
+    run = Path(make_run(tmp_path / "run", base, "lora"))
+    (run / "manifest.json").write_text(text)
+    err = refused(capsys, tmp_path / "out", "--run", str(run), "--to", "safetensors")
+    assert f"{run / 'manifest.json'}: {message}" in err and "take it away to export without the run's measures" in err and err.count("\n") == 1
+
+
 # what is refused
 
 
