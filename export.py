@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the merged model for transformers; "
                         "hub: that folder, uploaded")
     parser.add_argument("--out", required=True, metavar="PATH", help="the file or folder to write; oci also: registry/name:tag; hub: user/name")
-    parser.add_argument("--quant", choices=QUANTS, metavar="TYPE", help=f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)")
+    parser.add_argument("--quant", type=str.lower, choices=QUANTS, metavar="TYPE",
+                        help=f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)")
     parser.add_argument("--verify", choices=["loupe", "llama.cpp"], help="llama.cpp: after our own comparison, ask a GGUF in llama.cpp too (needs xllamacpp)")
     parser.add_argument("--no-verify", action="store_true", help="do not compare a GGUF with the model; the file says so")
     parser.add_argument("--force", action="store_true", help="replace an earlier export that is there")
@@ -76,7 +78,8 @@ def names_a_registry(out: str) -> bool:
     """Whether --out is registry/name[:tag] or name:tag and not a folder: docker's rule, a first part with a dot or a colon in it is a host."""
     host, _, rest = out.partition("/")
     is_host = host == "localhost" or ((":" in host or "." in host) and host.strip("."))
-    return not Path(out).exists() and bool((rest and is_host) or ":" in out.rpartition("/")[2])
+    is_path = out.startswith(("/", "./", "../")) or Path(out).exists()
+    return not is_path and bool((rest and is_host) or ":" in out.rpartition("/")[2])
 
 
 def of_model(name: str, adapter: str | None, revision: str = "main"):
@@ -181,7 +184,8 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
     need_space(part, size + 2**24)
     progress = bar(size, f"writing {quant}", "B")
     origin = source.origin | {"verified": "no" if args.no_verify else "yes"}
-    digests = write_model(part, model, quant, name=out.stem, origin=origin, progress=progress.update)
+    name = out.stem if args.to == "gguf" else out.name.partition(":")[0]  # a folder's dots, and a registry's port and tag, are no suffix
+    digests = write_model(part, model, quant, name=name, origin=origin, progress=progress.update)
     progress.close()
     if not args.no_verify:
         sample = judged(held_out_samples(cfg), tokenizer, model.config)
@@ -210,7 +214,7 @@ def write_ollama(args, source, cfg, part: Path, out: Path) -> str:
     part.mkdir()
     words = write_gguf(args, source, cfg, part / "model.gguf", out)
     write_modelfile(part, "model.gguf")
-    return f"{words}; then: ollama create {out.name} -f {out / 'Modelfile'}"
+    return f"{words}; then: {shlex.join(['ollama', 'create', out.name, '-f', str(out / 'Modelfile')])}"
 
 
 def write_oci(args, source, cfg, part: Path, out: Path) -> str:

@@ -68,7 +68,7 @@ def parse_reference(reference: str) -> tuple[str, str, str]:
         raise ValueError(f"{reference!r} is no place in a registry; give registry/name:tag, such as localhost:5000/gemma:v1, {hint}")
     host, repository, tag = match["host"], match["repository"], match["tag"]
     if not tag:
-        raise ValueError(f"{reference!r} has no tag; add one, such as {reference}:latest")
+        raise ValueError(f"{reference!r} has no tag; add one, such as {reference}:latest (a folder of that name is ./{reference})")
     if host in (None, "docker.io", "index.docker.io", DOCKER_HUB):
         if "/" not in repository:
             raise ValueError(f"{reference!r} has neither a registry nor a user; give user/{reference} for Docker Hub, or registry/{reference}")

@@ -97,10 +97,11 @@ def test_an_earlier_file_is_replaced_by_force_only(tmp_path, base, capsys):
 
 
 def test_ollama_gets_a_folder_with_both_files(tmp_path, base, adapter, capsys):
-    assert export.main(["--model", base, "--adapter", adapter, "--to", "ollama", "--quant", "q8_0", "--out", str(tmp_path / "pii")]) == 0
-    assert {p.name for p in (tmp_path / "pii").iterdir()} == {"model.gguf", "Modelfile"}
-    assert "FROM ./model.gguf" in (tmp_path / "pii" / "Modelfile").read_text() and "ollama create pii -f" in capsys.readouterr().out
-    GGUFFile(tmp_path / "pii" / "model.gguf")
+    assert export.main(["--model", base, "--adapter", adapter, "--to", "ollama", "--quant", "Q8_0", "--out", str(tmp_path / "my pii.v2")]) == 0
+    folder = tmp_path / "my pii.v2"
+    assert {p.name for p in folder.iterdir()} == {"model.gguf", "Modelfile"} and "FROM ./model.gguf" in (folder / "Modelfile").read_text()
+    assert f"ollama create 'my pii.v2' -f '{folder}/Modelfile'" in capsys.readouterr().out  # as a shell wants it
+    assert GGUFFile(folder / "model.gguf").metadata["general.name"] == "my pii.v2"
 
 
 def test_an_image_layout_holds_the_gguf_under_its_digest(tmp_path, base, adapter, capsys):
@@ -127,11 +128,13 @@ def test_a_tag_in_a_registry_is_pushed_to_and_nothing_is_left_here(tmp_path, bas
         monkeypatch.setenv("LOUPE_REGISTRY_PASSWORD", PASSWORD)
         assert export.main(words) == 0 and "digest sha256:" in capsys.readouterr().out
         assert "v1" in state.manifests and any(raw[:4] == b"GGUF" for raw in state.blobs.values())
+        assert any(raw.startswith(b'{"config"') and json.loads(raw)["config"]["gguf"]["general.name"] == "model" for raw in state.blobs.values())
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("out", "remote"), [("out/layout", False), ("./a:b/c", False), ("/tmp/x", False), ("..", False), ("localhost:5000/x", True),
-                                             ("ghcr.io/me/pii", True), ("me/pii:v1", True), ("localhost/me/x:1", True), ("tests", False)])
+                                             ("ghcr.io/me/pii", True), ("me/pii:v1", True), ("localhost/me/x:1", True), ("tests", False),
+                                             ("/tmp/a:b", False), ("./a:b", False), ("../pii.v2/x:1", False)])
 def test_a_registry_is_told_from_a_folder_as_docker_does(out, remote):
     assert export.names_a_registry(out) == remote
 
