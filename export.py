@@ -89,13 +89,21 @@ def of_model(name: str, adapter: str | None, revision: str = "main"):
     from model.weights import hash_file, hash_model
     from training.run import VERSION
 
-    folder = resolve(name, revision)
-    local = name != "tiny" and Path(os.path.expanduser(name)).is_dir()  # then its folder's name will do: nobody's home folder is published
-    origin = {"version": VERSION, "base": folder.name if local else name, "base_sha256": hash_model(folder)}
+    folder = resolve(name, revision).absolute()  # "." has no name
+    origin = {"version": VERSION, "base": public_name(name), "base_sha256": hash_model(folder)}
     if adapter and (Path(adapter) / "adapter_model.safetensors").is_file():
         origin["adapter_sha256"] = hash_file(Path(adapter) / "adapter_model.safetensors")
-    # PEFT looks the name up: "tiny" would be a model on the hub to it
-    return Source(str(folder) if local or name == "tiny" else name, revision, folder, Path(adapter) if adapter else None, origin)
+    # PEFT looks the name up, from wherever it runs: "tiny" would be a model on the hub to it
+    return Source(str(folder) if name == "tiny" or is_folder(name) else name, revision, folder, Path(adapter) if adapter else None, origin)
+
+
+def public_name(model: str) -> str:
+    """"tiny", a hub id, or of a folder the last part: nobody's home folder is published."""
+    return Path(os.path.expanduser(model)).absolute().name if is_folder(model) else model
+
+
+def is_folder(model: str) -> bool:
+    return model != "tiny" and Path(os.path.expanduser(model)).is_dir()
 
 
 def of_run(path: Path):
@@ -113,7 +121,8 @@ def of_run(path: Path):
     full = trained.name == "model"
     source = of_model(str(trained), None) if full else of_model(cfg.model.name, str(trained), cfg.model.revision)
     if full:
-        source.origin |= {"weights_sha256": source.origin["base_sha256"], "base": cfg.model.name, "base_sha256": manifest.get("base_sha256", "unknown")}
+        source.origin |= {"weights_sha256": source.origin["base_sha256"], "base": public_name(cfg.model.name)}
+        source.origin["base_sha256"] = manifest.get("base_sha256", "unknown")
     elif manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
         raise ValueError(f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
                          f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}")

@@ -79,13 +79,11 @@ LOADERS = {"peft": "from peft import AutoPeftModelForCausalLM as AutoModel", "tr
 
 def model_card(source: Source, title: str, kind: str, library: str) -> str:
     """README.md: what it is, how it is loaded, where it comes from and, after a run, what it measured."""
-    on_hub = not Path(source.name).is_dir()
-    base = source.name if on_hub else source.folder.name
-    front = ["---", *([f"base_model: {source.name}"] if on_hub else []), f"library_name: {library}", "pipeline_tag: text-generation"]
-    if "gemma" in base.lower():
-        front.append("license: gemma")
+    base = source.origin["base"]  # after a full run not source.name, which is the run's own model
+    front = ["---", *([f"base_model: {base}"] if "/" in base else []), f"library_name: {library}", "pipeline_tag: text-generation"]
+    front += ["license: gemma"] if "gemma" in base.lower() else ["license: apache-2.0"] if base == "tiny" else []  # the embedded model's is Loupe's own
     lines = [*front, "---", "", f"# {title}", "",
-             f"A {kind}, for `{base}`, trained with Loupe. The licence of the base model holds for what is made from it.", "",
+             f"A {kind}, from the base `{base}`, written by Loupe. The licence of the base model holds for what is made from it.", "",
              "```python", LOADERS[library], "from transformers import AutoTokenizer", "", f'model = AutoModel.from_pretrained("{title}")',
              f'tokenizer = AutoTokenizer.from_pretrained("{title}")', "```", ""]
     measures = source.origin.get("measures")

@@ -160,6 +160,20 @@ def test_a_full_runs_model_is_exported_and_its_base_is_not(tmp_path, base):
     assert (found - adapted_logits(base, None)).abs().max() > 0.1
 
 
+def test_a_full_runs_card_names_the_base_it_was_trained_from_and_not_its_folder(tmp_path, base):
+    run = make_run(tmp_path / "run", base, "full")
+    assert export.main(["--run", run, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"A model, from the base `{Path(base).name}`" in card and f"- base: `{Path(base).name}`" in card and str(tmp_path) not in card
+    assert "license:" not in card and "base_model:" not in card  # nobody knows them of a folder
+
+
+def test_the_embedded_models_card_has_its_licence(tmp_path):
+    assert export.main(["--model", "tiny", "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense: apache-2.0\n---\n" in card and "`tiny`" in card and "base_model:" not in card
+
+
 def test_a_full_run_has_no_adapter_for_peft(tmp_path, base, capsys):
     run = make_run(tmp_path / "run", base, "full")
     assert "--to safetensors" in refused(capsys, tmp_path / "out", "--run", run, "--to", "peft")
@@ -194,6 +208,14 @@ def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text
     (run / "manifest.json").write_text(text)
     err = refused(capsys, tmp_path / "out", "--run", str(run), "--to", "safetensors")
     assert f"{run / 'manifest.json'}: {message}" in err and "take it away to export without the run's measures" in err and err.count("\n") == 1
+
+
+def test_a_base_given_by_a_relative_path_is_found_and_named_from_everywhere(tmp_path, base, adapter, monkeypatch):
+    monkeypatch.chdir(base)
+    assert export.main(["--model", ".", "--adapter", adapter, "--to", "peft", "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert f"- base: `{Path(base).name}`" in (tmp_path / "out" / "README.md").read_text()
+    assert_same(their_logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")), adapted_logits(base, adapter))
 
 
 # what is refused
