@@ -43,6 +43,16 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
+    """Taking away a file that is not there fails on it too."""
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(ValueError, match="cannot be written .Read-only file system."), new_path(tmp_path / "x.gguf"):
+        pass
+
+
 def test_what_a_killed_export_left_is_swept_away_by_the_next(tmp_path):
     (tmp_path / ".x.gguf.part").write_text("half")
     (tmp_path / ".x.gguf.lock").write_text("")  # the lock itself went with the process
