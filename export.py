@@ -160,7 +160,7 @@ def held_out_samples(cfg) -> list:
             return read_samples(cfg.data.validation, cfg.data.format, "skip")[0]
         return split_validation(read_samples(cfg.data.train, cfg.data.format, "skip")[0], cfg.data.validation_fraction, cfg.run.seed)[1]
     except ValueError as e:
-        warn(f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({str(e).splitlines()[0]})")
+        warn(f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({' '.join(str(e).split())})")
         return []
 
 

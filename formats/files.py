@@ -11,9 +11,12 @@ EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}  # 
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
-    """ValueError for a path that is taken, and under force too for what does not look like an earlier export of this kind."""
-    if not out.exists():
-        return
+    """ValueError for a path that is taken or cannot be one, and under force too for what does not look like an earlier export of this kind."""
+    try:
+        if not out.exists():
+            return
+    except OSError as e:  # a name that is too long
+        raise ValueError(f"{out} cannot be written ({e.strerror}); give another --out") from None
     if not force:
         raise ValueError(f"{out} exists already; give another --out, or add --force to replace it")
     if not (is_our_folder(out) if folder else is_our_file(out)):

@@ -84,6 +84,13 @@ def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
         refuse_existing(tmp_path / "model.gguf", False, folder=False)
 
 
+def test_a_name_that_is_too_long_is_refused_and_so_is_one_that_leaves_no_room_for_the_temporary_ones(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written .File name too long.; give another --out"):
+        refuse_existing(tmp_path / ("x" * 256), False, folder=False)
+    with pytest.raises(ValueError, match="cannot be written .File name too long."), new_path(tmp_path / ("x" * 252)):
+        pass
+
+
 def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**9))
     need_space(tmp_path / "a" / "x", 10**9)
