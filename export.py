@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace an earlier export that is there")
     args = parser.parse_args(argv)
     for flag, value in (("--adapter", args.adapter), ("--revision", args.revision)):
-        if args.run and value:
+        if args.run is not None and value is not None:
             parser.error(f"{flag} goes with --model; a --run has its own")
     if args.verify and args.no_verify:
         parser.error("--verify and --no-verify exclude each other")
@@ -61,7 +61,7 @@ def export(args: argparse.Namespace) -> int:
     out = Path(args.out) if away else Path(args.out).resolve()
     if not away:
         refuse_existing(out, args.force, folder=not args.to.startswith("gguf"))
-    source, cfg = of_run(Path(args.run)) if args.run else (of_model(args.model, args.adapter, args.revision or "main"), None)
+    source, cfg = of_run(Path(args.run)) if args.run is not None else (of_model(args.model, args.adapter, args.revision or "main"), None)
     if out in (source.folder.resolve(), source.adapter and source.adapter.resolve()):
         raise ValueError(f"{out} is what is exported; give another --out")
     try:
@@ -91,10 +91,10 @@ def of_model(name: str, adapter: str | None, revision: str = "main"):
 
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"version": VERSION, "base": public_name(name), "base_sha256": hash_model(folder)}
-    if adapter and (Path(adapter) / "adapter_model.safetensors").is_file():
+    if adapter is not None and (Path(adapter) / "adapter_model.safetensors").is_file():
         origin["adapter_sha256"] = hash_file(Path(adapter) / "adapter_model.safetensors")
     # PEFT looks the name up, from wherever it runs: "tiny" would be a model on the hub to it
-    return Source(str(folder) if name == "tiny" or is_folder(name) else name, revision, folder, Path(adapter) if adapter else None, origin)
+    return Source(str(folder) if name == "tiny" or is_folder(name) else name, revision, folder, None if adapter is None else Path(adapter), origin)
 
 
 def public_name(model: str) -> str:

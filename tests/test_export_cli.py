@@ -229,6 +229,13 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
     assert folder in err and message in err and not (tmp_path / "new").exists()
 
 
+def test_an_empty_word_is_no_missing_one(tmp_path, base, capsys, monkeypatch):
+    """What a shell makes of --adapter "$UNSET"."""
+    monkeypatch.chdir(tmp_path)
+    assert "adapter_config.json does not exist" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", "", "--to", "safetensors")
+    assert "no run is here" in refused(capsys, tmp_path / "out", "--run", "", "--to", "safetensors")
+
+
 @pytest.mark.parametrize("to", ["safetensors", "gguf", "gguf-lora"])
 def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys, to):
     model = load_model(base, torch.float32)
