@@ -8,7 +8,7 @@ from model.hub import EXAMPLE, HUB_ID
 def check_repo(repo: str) -> None:
     """ValueError for what is no hub id."""
     if not HUB_ID.fullmatch(repo):
-        raise ValueError(f"--out {repo}: is no hub id to upload to; give user/name, such as {EXAMPLE}")
+        raise ValueError(f"--out {repo}: is no hub id to upload to; give user/name, {EXAMPLE}")
 
 
 def upload(folder: Path, repo: str, message: str) -> str:
