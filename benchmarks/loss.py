@@ -1,0 +1,66 @@
+"""Time the loss over a large vocabulary: python benchmarks/loss.py [--positions 720] [--words 262144] [--hidden 640] [--rounds 5]
+
+Prints seconds for value and dL/dhidden of a frozen head: of model.loss, of the same in chunks of rows with all words (log_softmax of each chunk),
+of PyTorch's fused attention with the head for keys and values, and of the two matrix products alone; interleaved, the median of `--rounds`.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, value in (("--positions", 720), ("--words", 262_144), ("--hidden", 640), ("--rounds", 5)):
+        parser.add_argument(name, type=int, default=value)
+    args = parser.parse_args()
+    import torch
+
+    torch.manual_seed(0)
+    hidden = torch.randn(args.positions, args.hidden, dtype=torch.bfloat16)
+    weight = (0.05 * torch.randn(args.words, args.hidden)).bfloat16()
+    targets = torch.randint(args.words, (args.positions,))
+    job = torch, hidden, weight, targets
+    ways = {"chunks of words": partial(by_words, *job), "chunks of rows, 256 MB": partial(by_rows, *job, 2**28),
+            "chunks of rows, 64 MB": partial(by_rows, *job, 2**26), "fused attention": partial(by_attention, *job),
+            "the products alone": lambda: (hidden @ weight.t()) @ weight}
+    seconds = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    print(f"{args.positions} positions, {args.words:,} words, hidden size {args.hidden}, bfloat16, {torch.get_num_threads()} threads; seconds")
+    for name, times in seconds.items():
+        print(f"{name:24}{statistics.median(times):>8.3f}")
+
+
+def by_words(torch, hidden, weight, targets):
+    from model.loss import linear_cross_entropy
+
+    h = hidden.clone().requires_grad_()
+    linear_cross_entropy(h, weight, targets)[0].backward()
+    return h.grad
+
+
+def by_rows(torch, hidden, weight, targets, chunk_bytes: int):
+    rows, grad = chunk_bytes // (4 * len(weight)), torch.empty_like(hidden)
+    for s in range(0, len(hidden), rows):
+        d = (hidden[s : s + rows] @ weight.t()).float().log_softmax(-1).exp_()
+        d[range(len(d)), targets[s : s + rows]] -= 1
+        torch.mm(d.bfloat16(), weight, out=grad[s : s + rows])
+    return grad
+
+
+def by_attention(torch, hidden, weight, targets):
+    y = torch.nn.functional.scaled_dot_product_attention(hidden[None, None], weight[None, None], weight[None, None], scale=1.0)
+    return y[0, 0] - weight[targets]
+
+
+if __name__ == "__main__":
+    main()
