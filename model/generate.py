@@ -79,24 +79,28 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
 
 
 def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-             seed: int = 0, batch_size: int = 64, max_new_ratio: float | None = None, on_token: Callable[[int, int], None] | None = None,
-             progress: Callable[[int], object] | None = None) -> list[Completion]:
+             seed: int = 0, first_number: int = 0, batch_size: int = 64, max_new_ratio: float | None = None,
+             on_token: Callable[[int, int], None] | None = None, on_done: Callable[[int, Completion], None] | None = None) -> list[Completion]:
     """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch, up to rounding.
 
     Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end one; temperature, top_k, top_p, seed as in
-    Sampling; batch_size rows at once; on_token(row, id) hears every new token but stop ids; progress(n) hears of every n prompts more that are done.
+    Sampling, and first_number the place of prompts[0] among those that share the seed; batch_size rows at once; on_token(row, id) hears every new token
+    but stop ids; on_done(row, completion) hears of every prompt that is done.
     Raises ValueError that lists every bad argument and prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     _check(model.config, prompts, max_new_tokens, batch_size, max_new_ratio, sampling)
     limits = [_limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts]
     completions = [Completion() for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda r: (len(prompts[r]), prompts[r]))  # like lengths share a batch, and so do equal prompts
+    rows = [Row(r, prompts[r], limits[r], completions[r]) for r in range(len(prompts))]
     with _inference(model):
-        for i in range(0, len(order), batch_size):
-            rows = [Row(r, prompts[r], limits[r], completions[r]) for r in order[i : i + batch_size]]
-            _generate_batch(model, rows, frozenset(stop_ids), sampling, on_token or (lambda row, token: None), progress or (lambda n: None))
+        for i in range(0, len(rows), batch_size):
+            _generate_batch(model, rows[i : i + batch_size], frozenset(stop_ids), sampling, first_number, on_token or _deaf, on_done or _deaf)
     return completions
+
+
+def _deaf(*_) -> None:
+    """A callback that nobody gave."""
 
 
 def _limit(length: int, max_new_tokens: int, ratio: float | None, max_positions: int) -> int:
@@ -164,11 +168,11 @@ class Row:
         return self.completion.stop_reason != ""
 
 
-def _generate_batch(model, rows: list[Row], stop_ids: frozenset[int], sampling: Sampling, on_token, progress) -> None:
+def _generate_batch(model, rows: list[Row], stop_ids: frozenset[int], sampling: Sampling, first_number: int, on_token, on_done) -> None:
     """Fills the rows' completions: prefill, then a token for every row a step, until all are finished."""
     longest = max(row.limit for row in rows)
     cache, logits = _prefill(model, rows, longest)
-    uniforms = torch.stack([sampling.uniforms(row.number, longest) for row in rows]) if sampling.temperature else None  # (B, steps)
+    uniforms = torch.stack([sampling.uniforms(first_number + row.number, longest) for row in rows]) if sampling.temperature else None  # (B, steps)
     going = list(range(len(rows)))  # the unfinished among them
     for step in range(longest):
         tokens = choose(logits, sampling, None if uniforms is None else uniforms[:, step])  # (B,)
@@ -176,10 +180,10 @@ def _generate_batch(model, rows: list[Row], stop_ids: frozenset[int], sampling: 
         ids = tokens.tolist()  # the step's only wait for the device
         for i in before:
             rows[i].take(ids[i], stop_ids, on_token)
-            if not rows[i].finished:
+            if rows[i].finished:
+                on_done(rows[i].number, rows[i].completion)
+            else:
                 going.append(i)
-        if len(going) < len(before):
-            progress(len(before) - len(going))
         if not going:
             return
         if len(going) <= 0.75 * len(rows):  # finished rows cost a step their share; dropping them costs a copy of the cache

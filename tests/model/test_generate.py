@@ -188,11 +188,11 @@ def test_a_stop_id_ends_its_row_and_stays_out_of_the_ids_while_others_go_on():
 
 def test_every_new_token_and_every_finished_prompt_is_called_back_once():
     model = small_model()
-    heard, told = {0: [], 1: [], 2: []}, []
+    heard, told = {0: [], 1: [], 2: []}, {}
     got = generate(model, texts([9, 4, 6]), max_new_tokens=15, stop_ids={4, 9, 31}, batch_size=2,
-                   on_token=lambda row, token: heard[row].append(token), progress=told.append)
+                   on_token=lambda row, token: heard[row].append(token), on_done=lambda row, completion: told.setdefault(row, completion.token_ids))
     assert list(heard.values()) == ids(got)
-    assert sum(told) == 3
+    assert [told[row] for row in range(3)] == ids(got)
 
 
 def test_limits_by_ratio_and_by_the_models_positions():
