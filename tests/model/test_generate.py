@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import generate as script
+from model.cache import KVCache
 from model.config import FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
-from model.generate import Sampling, choose, distribution, generate
+from model.generate import _products, generate
 from model.hub import TINY
+from model.sampling import Sampling, choose, distribution
 from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, save_model
 
@@ -73,6 +75,46 @@ def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(how):
     for row, prompt in enumerate(prompts):  # the prompt keeps its number, which its random numbers hang on; the others are filled with another
         alone = generate(model, [[row]] * row + [prompt], max_new_tokens=30, stop_ids=stop_ids, batch_size=1, **how)
         assert alone[row] == together[row]
+
+
+@pytest.fixture(scope="module")
+def queue() -> tuple[list, list, set]:
+    """Prompts behind one instruction, their answers when each is alone and run without a cache, and the stop ids, which end them at different steps."""
+    (instruction,) = texts([20])
+    prompts = [instruction + own for own in texts([1 + i * 7 % 23 for i in range(20)])]
+    model, stop_ids = small_model(), {4, 9, 31}
+    alone = [greedy_without_cache(model, prompt, 16) for prompt in prompts]
+    answers = [row[: next((i for i, token in enumerate(row) if token in stop_ids), None)] for row in alone]
+    assert len({len(row) for row in answers}) > 5
+    return prompts, answers, stop_ids
+
+
+@pytest.mark.parametrize("places", [1, 2, 4, 64])
+def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monkeypatch, queue, places):
+    """Each place is taken several times, and it is hardly ever empty: all tokens but a row's first come from steps, and the last rows shrink the batch."""
+    prompts, answers, stop_ids = queue
+    fed, finished = [], []
+    advance = KVCache.advance
+    monkeypatch.setattr(KVCache, "advance", lambda cache: fed.append(len(cache.lengths)) or advance(cache))
+    got = generate(small_model(), prompts, max_new_tokens=16, stop_ids=stop_ids, batch_size=places, on_done=lambda row, _: finished.append(row))
+    assert ids(got) == answers and sorted(finished) == list(range(20))
+    worth = sum(len(c.token_ids) - (c.stop_reason == "length") for c in got)
+    assert worth <= sum(fed) <= worth + 16 * min(places, 20) / 2
+
+
+def test_a_lone_rows_products_on_a_cpu_pass_by_oneDNN_and_are_the_same_up_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 640), (256, 640)))
+    expected = torch.nn.functional.linear(x.double(), weight.double())
+    with _products(2, torch.device("cpu")):
+        assert torch.backends.mkldnn.enabled
+        plain = torch.nn.functional.linear(x, weight)
+    with _products(1, torch.device("cpu")):
+        assert not torch.backends.mkldnn.enabled
+        alone = torch.nn.functional.linear(x, weight)
+    assert torch.backends.mkldnn.enabled
+    for got in (plain, alone):
+        torch.testing.assert_close(got.double(), expected, atol=1e-2, rtol=2**-8)
 
 
 def test_prompts_longer_than_one_stream_are_read_in_several(monkeypatch):

@@ -1,0 +1,58 @@
+"""How the next token is chosen.  B rows, V vocabulary, n ids that may be chosen."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from logits: temperature 0 takes the likeliest; else softmax(logits / temperature), cut to top_k and top_p."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        found = []
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            found.append(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            found.append(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            found.append(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
+        return found
+
+    def uniforms(self, row: int, count: int) -> torch.Tensor:
+        """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its number only, not on its batch."""
+        return torch.rand(count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63))
+
+
+def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, V) logits -> probabilities (B, n), not normalised again after the cuts, and the ids (B, n) that they belong to (None: all, in order).
+
+    As in transformers: temperature, then the top_k likeliest, then of these the fewest that hold top_p of their mass (Holtzman et al. 2020).
+    """
+    logits, ids = logits.float() / sampling.temperature, None
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits, ids = logits.topk(sampling.top_k)
+    elif sampling.top_p < 1:
+        logits, ids = logits.sort(descending=True)
+    probs = logits.softmax(-1)
+    if sampling.top_p < 1:
+        before = probs.cumsum(-1) - probs  # mass of the likelier ones
+        probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+    return probs, ids
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
+    """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated probability exceeds `uniform` (B,) < 1."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs, ids = distribution(logits, sampling)
+    cdf = probs.cumsum(-1)
+    target = uniform.to(cdf.device)[:, None] * cdf[:, -1:]
+    index = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)  # right: never one of probability 0
+    return (index if ids is None else ids.gather(-1, index))[:, 0]
