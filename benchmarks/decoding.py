@@ -88,7 +88,7 @@ def llama_server(file: Path, places: int):
     import xllamacpp as x
 
     p = x.CommonParams()
-    p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 512 * places, places, 0, 0
+    p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 1024 * places, places, 0, 0
     p.warmup = p.fit_params = False
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = torch.get_num_threads()
     server = x.Server(p)

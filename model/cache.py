@@ -19,13 +19,15 @@ import torch.nn.functional as F
 from model.attention import PackedAttention
 from model.config import Gemma3Config
 
+BLOCK = 16  # rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come together
+
 
 class KVCache:
     """Keys and values of B rows; one object serves a whole forward pass as the model's `attend`, called by every layer."""
 
     def __init__(self, cfg: Gemma3Config, rows: int, room: int, device: torch.device | str = "cpu"):
         """B empty rows with room for so many tokens each: 2 * B * K * D numbers a slot, W slots on a sliding layer."""
-        self.cfg, self.room, self.device = cfg, room, device
+        self.cfg, self.room, self.device = cfg, room, torch.device(device)
         self.ring = min(cfg.sliding_window, room)
         self.lengths = [0] * rows  # tokens in each row, the one that advance() opened included
         self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, S, D)
@@ -43,31 +45,34 @@ class KVCache:
         A row that is full, which only a finished one may be, writes its last slot again.
         """
         self.lengths = [min(n + 1, self.room) for n in self.lengths]
-        self.used = max(self.lengths)
         lengths = torch.tensor(self.lengths, device=self.device)
         self.rows, self.position = torch.arange(len(lengths), device=self.device), lengths - 1
         self.slot = self.position % self.ring
-        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on layers of both kinds.
-        self.hidden = torch.arange(self.used, device=self.device) >= lengths[:, None]  # (B, S)
-        self.masks: dict[bool, torch.Tensor | None] = {}
+        block = BLOCK if self.device.type == "cpu" else len(lengths)
+        self.blocks = [self._block(slice(i, i + block), lengths) for i in range(0, len(lengths), block)]
         return self.position
 
-    def _mask(self, sliding: bool, dtype: torch.dtype) -> torch.Tensor | None:
-        """(B, 1, 1, S) what is added to the scores of this step: -inf behind a row's end; None where every slot is seen."""
-        if sliding not in self.masks:
-            used = min(self.used, self.ring) if sliding else self.used
-            mask = torch.zeros(len(self.lengths), used, dtype=dtype, device=self.device).masked_fill_(self.hidden[:, :used], float("-inf"))
-            self.masks[sliding] = mask[:, None, None] if min(self.lengths) < used else None
-        return self.masks[sliding]
+    def _block(self, rows: slice, lengths: torch.Tensor) -> tuple[slice, dict[bool, tuple]]:
+        """Rows that attend together in this step, and {sliding: (slots in use, mask)}: (B, 1, 1, S) with -inf behind a row's end, None where there is none."""
+        used, shortest = max(self.lengths[rows]), min(self.lengths[rows])
+        hidden = torch.arange(used, device=self.device) >= lengths[rows, None]  # (B, S)
+        dtype = next(iter(self.values.values())).dtype
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on layers of both kinds.
+        slots = {False: used, True: min(used, self.ring)}
+        return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in slots.items()}
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
         """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that advance() opened."""
         keys, values = self.keys[layer], self.values[layer]
-        slot, used = (self.slot, min(self.used, self.ring)) if sliding else (self.position, self.used)
+        slot = self.slot if sliding else self.position
         keys[self.rows, :, slot], values[self.rows, :, slot] = k.to(keys.dtype), v
         # The G heads that share a key take the place of query positions: no head's keys are ever copied for another.
         grouped = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))  # (B, K, G, D)
-        return self._attend(grouped, keys[:, :, :used], values[:, :, :used], self._mask(sliding, keys.dtype)).flatten(1, 2)
+        parts = []
+        for rows, (used, mask) in ((rows, found[sliding]) for rows, found in self.blocks):
+            parts.append(self._attend(grouped[rows], keys[rows, :, :used], values[rows, :, :used], mask))
+        return torch.cat(parts).flatten(1, 2)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, S, D) -> (B, K, G, D)."""

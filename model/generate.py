@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import torch
 
 from model.cache import KVCache, Opening
-from model.sampling import Sampling, choose
+from model.sampling import Sampling, choose, likeliest
 
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches
 OPENING_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
 REFILL = 1 / 16  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
+WINDOW = 4  # batches whose prompts are taken longest first: like lengths then grow together, and prompts are still done nearly in their order
 SHRINK = 1 / 4  # of the rows have to be free, with no prompt left, before they are dropped: it costs a copy of the cache
 
 
@@ -47,6 +48,8 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
     completions = [Completion() for _ in prompts]
     rows = [Row(r, p, limit, sampling.uniforms(first_number + r, limit).tolist() if temperature else [], done)
             for r, (p, limit, done) in enumerate(zip(prompts, limits, completions, strict=True))]
+    window = WINDOW * batch_size
+    rows = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))]
     with _inference(model):
         table = Table(model, rows, batch_size, frozenset(stop_ids), sampling, on_token or _deaf, on_done or _deaf)
         while table.fill():
@@ -151,8 +154,8 @@ class Table:
     def step(self) -> None:
         position_ids = self.cache.advance()
         with _products(len(self.places), self.device):
-            logits = self.model.logits(self.model(self.tokens, position_ids, None, attend=self.cache))  # (B, V)
-        self.tokens = self._take(logits, range(len(self.places)))
+            hidden = self.model(self.tokens, position_ids, None, attend=self.cache)  # (B, D)
+            self.tokens = self._take(hidden, range(len(self.places)))
 
     def _seat(self, free: list[int]) -> None:
         rows = [self.waiting.popleft() for _ in free]
@@ -167,11 +170,14 @@ class Table:
         self.tokens = self.tokens[places]
         self.places = [self.places[i] for i in places]
 
-    def _take(self, logits: torch.Tensor, places) -> torch.Tensor:
-        """Gives each row in these places its next token, (n,) in all, from logits (n, V); a row that ends leaves its place, and what it says there is lost."""
+    def _take(self, hidden: torch.Tensor, places) -> torch.Tensor:
+        """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a row that ends leaves its place."""
         rows = [self.places[i] for i in places]
-        uniform = torch.tensor([row.uniform if row else 0.0 for row in rows]) if self.sampling.temperature else None
-        tokens = choose(logits, self.sampling, uniform)
+        if self.sampling.temperature == 0 and self.device.type == "cpu":
+            tokens = likeliest(hidden, self.model.head_weight)
+        else:
+            uniform = torch.tensor([row.uniform if row else 0.0 for row in rows]) if self.sampling.temperature else None
+            tokens = choose(self.model.logits(hidden), self.sampling, uniform)
         for i, row, token in zip(places, rows, tokens.tolist(), strict=True):  # tolist: the step's only wait for the device
             if row:
                 row.take(token, self.stop_ids, self.on_token)
@@ -187,7 +193,7 @@ def _products(rows: int, device: torch.device):
 
 
 def _prefill(model, cache: KVCache, rows: list[int], prompts: list[tuple], opening: Opening | None) -> torch.Tensor:
-    """Reads prompts into rows of the cache; returns the logits (n, V) after each.  Equal prompts (GRPO's groups) are read once and copied."""
+    """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends.  Equal prompts (GRPO's groups) are read once and copied."""
     found: dict[tuple, int] = {}
     source = [found.setdefault(prompt, len(found)) for prompt in prompts]
     firsts = [rows[source.index(i)] for i in range(len(found))]
@@ -197,11 +203,9 @@ def _prefill(model, cache: KVCache, rows: list[int], prompts: list[tuple], openi
         tokens = torch.tensor([token for p in part for token in p[shared:]], device=cache.device)
         hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)  # (T, D)
         last.append(hidden[attend.cu_seqlens[1:] - 1])  # the head runs at each prompt's last token only
-    logits = model.logits(torch.cat(last))
     if len(found) < len(rows):
         cache.copy([firsts[i] for i in source], rows)
-        logits = logits[source]
-    return logits
+    return torch.cat(last)[source]
 
 
 def _read_opening(model, prompts: list[tuple], device: torch.device) -> Opening | None:

@@ -19,6 +19,13 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """y, and s (..., 1) of the formula below."""
+    y = _wide(x).clone() if x.dtype in (torch.float32, torch.float64) else x.float()
+    s = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return y.mul_(s).mul_(1.0 + weight.to(y.dtype)).to(x.dtype), s
+
+
 class _RMSNorm(torch.autograd.Function):
     """The same in a quarter of the time on a CPU: in place, and keeping x and one number a row instead of five tensors like x.
 
@@ -27,10 +34,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        y = _wide(x).clone() if x.dtype in (torch.float32, torch.float64) else x.float()
-        s = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, s = _normed(x, weight, eps)
         ctx.save_for_backward(x, s, weight)
-        return y.mul_(s).mul_(1.0 + weight.to(y.dtype)).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
@@ -51,4 +57,6 @@ class Gemma3RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return _normed(x, self.weight, self.eps)[0]  # the Function's own cost is a third of a decoding step's norm

@@ -58,7 +58,9 @@ def test_cached_logits_equal_uncached_ones_for_three_windows():
 
 
 @pytest.mark.parametrize("prompts", [[1, 5, 12], [12, 20, 9], [6, 6, 6]])
-def test_rows_of_unequal_length_equal_each_row_alone(prompts):
+@pytest.mark.parametrize("block", [1, 2, 16])
+def test_rows_of_unequal_length_equal_each_row_alone(monkeypatch, prompts, block):
+    monkeypatch.setattr("model.cache.BLOCK", block)
     model = small_model()
     rows = texts([n + 3 * WINDOW for n in prompts])
     _, got = cached(model, rows, prompts, 3 * WINDOW)
@@ -177,8 +179,9 @@ def test_slots_of_a_ring_worked_by_hand():
     assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0], [23.0, 24.0, 22.0]]
     assert cache.keys[3][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0, 0.0, 0.0, 0.0], [20.0, 21.0, 22.0, 23.0, 24.0, 0.0]]
     hidden = float("-inf")
-    assert cache.masks[True] is None  # all three are in the window of both
-    assert cache.masks[False][:, 0, 0].tolist() == [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, 0]]
+    (rows, found), = cache.blocks
+    assert rows == slice(0, 16) and found[True] == (3, None)  # all three are in the window of both
+    assert found[False][0] == 5 and found[False][1][:, 0, 0].tolist() == [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, 0]]
 
 
 def test_the_cache_has_the_type_that_attention_computes_in():

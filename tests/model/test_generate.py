@@ -17,7 +17,7 @@ from model.config import FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.generate import _products, generate
 from model.hub import TINY
-from model.sampling import Sampling, choose, distribution
+from model.sampling import Sampling, choose, distribution, likeliest
 from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, save_model
 
@@ -91,7 +91,7 @@ def queue() -> tuple[list, list, set]:
 
 @pytest.mark.parametrize("places", [1, 2, 4, 64])
 def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monkeypatch, queue, places):
-    """Each place is taken several times, and it is hardly ever empty: all tokens but a row's first come from steps, and the last rows shrink the batch."""
+    """All tokens but a row's first come from steps; in none of these is a quarter of the places empty, for they are taken anew or dropped."""
     prompts, answers, stop_ids = queue
     fed, finished = [], []
     advance = KVCache.advance
@@ -99,7 +99,7 @@ def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monke
     got = generate(small_model(), prompts, max_new_tokens=16, stop_ids=stop_ids, batch_size=places, on_done=lambda row, _: finished.append(row))
     assert ids(got) == answers and sorted(finished) == list(range(20))
     worth = sum(len(c.token_ids) - (c.stop_reason == "length") for c in got)
-    assert worth <= sum(fed) <= worth + 16 * min(places, 20) / 2
+    assert 0.75 * sum(fed) <= worth <= sum(fed)
 
 
 def test_a_lone_rows_products_on_a_cpu_pass_by_oneDNN_and_are_the_same_up_to_rounding():
@@ -170,6 +170,18 @@ def test_top_k_and_top_p_worked_by_hand():
     torch.testing.assert_close(probs, torch.tensor([[0.4, 0.3, 0.2, 0.0]]))
     probs, _ = distribution(logits, Sampling(temperature=1.0, top_p=0.01))
     assert probs.count_nonzero() == 1, "the likeliest token always stays"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_of_a_head_in_pieces_is_the_likeliest_of_all_logits(monkeypatch, dtype):
+    """Pieces of 7 of 61 words, the last of 5; bfloat16 has ties, of which both take the first."""
+    monkeypatch.setattr("model.sampling.PIECE", 7)
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((200, 6), (61, 6)))
+    logits = hidden @ head.T
+    assert ((logits == logits.max(-1, keepdim=True).values).sum(-1) > 1).any()
+    expected = choose(logits, Sampling(), None)
+    assert len(expected.unique()) > 20 and torch.equal(likeliest(hidden, head), expected)
 
 
 def test_temperature_sharpens_as_a_power():
