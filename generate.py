@@ -1,29 +1,42 @@
-"""Prompt a Gemma 3, or chat with it: python generate.py --model DIR|hub-id|tiny [--adapter DIR] [--prompt TEXT]"""
+"""Prompt a Gemma 3, have it answer a file, or chat with it:
+
+    python generate.py --model DIR|hub-id|tiny [--adapter DIR] [--prompt TEXT | --input FILE --output FILE]
+"""
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import json
+import os
+import shlex
 import sys
 
 from training.cli import Loaded, add_model_arguments, load, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """model -> adapter -> one answer, or a chat until Ctrl-D.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """model -> adapter -> one answer, a file of answers, or a chat until Ctrl-D.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
     args = parse_arguments(argv)
-    return run(lambda: speak(args))
+    again = shlex.join(["python", "generate.py", *(sys.argv[1:] if argv is None else argv)])
+    return run(lambda: speak(args), lambda: f"stopped; go on with:\n    {again}" if args.input else "stopped")
 
 
 def speak(args: argparse.Namespace) -> int:
+    if args.input:
+        return answer_file(args)
     bot = Bot(load(args), args)
     return answer(bot, args) if args.prompt is not None else chat(bot, args)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="generate.py", description="Prompt a Gemma 3 model; without --prompt, chat with it (Ctrl-D ends).")
+    parser = argparse.ArgumentParser(prog="generate.py", description="Prompt a Gemma 3 model, or have it answer a file; else chat with it (Ctrl-D ends).")
     add_model_arguments(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="what the user says")
+    parser.add_argument("--input", metavar="FILE", help="prompts: rows as for training, responses not needed, or a .txt file with one a line")
+    parser.add_argument("--output", metavar="FILE", help="JSONL, a row a prompt: {prompt, response, stop_reason, made_by}; goes on where a file breaks off")
+    parser.add_argument("--instruction", metavar="TEXT", help='put before every prompt, with a blank line between; "redact" is that of the redaction samples')
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="prompts of a file that are answered at once (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (default); 1: as the model has it")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (default)")
@@ -34,6 +47,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.prompt is None and (args.raw or args.json):
         parser.error("--raw and --json go with --prompt")
+    if bool(args.input) != bool(args.output) or (args.input and args.prompt is not None):
+        parser.error("--input and --output go together, and without --prompt")
+    if args.instruction and args.prompt is None and not args.input:
+        parser.error("--instruction goes with --prompt or --input")
+    if args.input and os.path.realpath(args.input) == os.path.realpath(args.output):
+        parser.error("--output is the file of --input; name another")
     return args
 
 
@@ -44,6 +63,13 @@ class Bot:
         self.model, self.tokenizer, self.precision = loaded.model, loaded.tokenizer, loaded.precision
         self.stop_ids = loaded.tokenizer.stop_ids
         self.settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+
+    def signature(self, seed: int) -> str:
+        """A short hash of all that answers hang on beside the prompts: the weights (by the first numbers of each), their type, and the settings."""
+        found = hashlib.sha256(json.dumps([self.precision.name, seed, self.settings, sorted(self.stop_ids)]).encode())
+        for name, p in self.model.named_parameters():
+            found.update(name.encode() + p.detach().flatten()[:4096].float().cpu().numpy().tobytes())
+        return found.hexdigest()[:12]
 
     def complete(self, prompt: list[int], seed: int, show: bool):
         """The Completion of a prompt; `show` writes its text to stdout as it comes, without a newline at the end."""
@@ -62,10 +88,19 @@ class Bot:
         return done
 
 
+def instructed(text: str, instruction: str | None) -> str:
+    """The text behind the instruction, which "redact" is short for."""
+    if instruction == "redact":
+        from data.pii import prompt_for
+
+        return prompt_for(text)
+    return f"{instruction}\n\n{text}" if instruction else text
+
+
 def answer(bot: Bot, args: argparse.Namespace) -> int:
     """One prompt, one answer: streamed to a terminal, whole to anything else."""
-    tokenizer = bot.tokenizer
-    prompt = [tokenizer.bos_id, *tokenizer.encode(args.prompt)] if args.raw else tokenizer.render_prompt([("user", args.prompt)])
+    tokenizer, text = bot.tokenizer, instructed(args.prompt, args.instruction)
+    prompt = [tokenizer.bos_id, *tokenizer.encode(text)] if args.raw else tokenizer.render_prompt([("user", text)])
     stream = sys.stdout.isatty() and not args.json
     done = bot.complete(prompt, args.seed, stream)
     text = tokenizer.decode(done.token_ids)
@@ -74,6 +109,44 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
     else:
         print("" if stream else text)
     return 0
+
+
+def answer_file(args: argparse.Namespace) -> int:
+    """Every row of a file answered, in order, and written as soon as it is."""
+    from data.answers import AnswerFile
+    from data.formats import read_prompts
+    from model.generate import generate
+    from training.progress import bar, warn
+
+    samples = read_prompts(args.input)
+    conversations = [(*s.messages[:-1], ("user", instructed(s.messages[-1][1], args.instruction))) for s in samples]
+    bot = Bot(load(args), args)
+    prompts = [bot.tokenizer.render_prompt(messages) for messages in conversations]
+    refuse_long([s.id for s in samples], prompts, bot.model.config.max_position_embeddings)
+    texts = ["\n\n".join(content for _, content in messages) for messages in conversations]
+    cut = []
+    with AnswerFile(args.output, texts, bot.signature(args.seed)) as file, bot.precision.autocast():
+        first = file.done
+        progress = bar(len(prompts), "answers", "row", initial=first)
+
+        def on_done(row: int, done) -> None:
+            file.add(first + row, bot.tokenizer.decode(done.token_ids), done.stop_reason)
+            cut.extend([samples[first + row].id] * (done.stop_reason == "length"))
+            progress.update()
+
+        generate(bot.model, prompts[first:], stop_ids=bot.stop_ids, seed=args.seed, first_number=first, batch_size=args.batch_size, on_done=on_done,
+                 **bot.settings)
+        progress.close()
+    if cut:
+        warn(f"{len(cut)} answers were cut off at --max-new-tokens {args.max_new_tokens}, the first that of {cut[0]}")
+    return 0
+
+
+def refuse_long(ids: list[str], prompts: list[list[int]], positions: int) -> None:
+    """ValueError that names every row without room for an answer."""
+    long = [f"  {name}: {len(prompt)} tokens" for name, prompt in zip(ids, prompts, strict=True) if len(prompt) >= positions]
+    if long:
+        raise ValueError("\n".join([f"{len(long)} prompts are too long for the model's {positions} positions; shorten or remove them:", *long[:20]]))
 
 
 def chat(bot: Bot, args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ A file is a JSON array or JSONL, in UTF-8. A row is one of
     {"messages": [{"role", "content"}, ...]}               [system,] user, assistant, user, assistant, ...
     {"text"}                                               raw text, for pretraining
 
-and may have other keys, which are ignored.
+and may have other keys, which are ignored.  A file of prompts, to be answered, needs no responses; as .txt it is a prompt a line.
 """
 
 import json
@@ -46,16 +46,32 @@ def read_samples(paths, format="auto", on_bad="error"):
     _check_choice("data.format", format, ("auto", "json", "jsonl"))
     _check_choice("data.on_bad", on_bad, ("error", "skip"))
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    return _read_files(paths, format, on_bad, _sample)
+
+
+def read_prompts(path):
+    """Read the prompts of a file, the rows that training takes but without their last response, or the lines of a .txt file.
+
+    Returns:
+        a list of Sample whose messages end with the user; the text of a {"text"} row or a line is the user's.
+
+    Raises:
+        ValueError: with every problem of the file.
+    """
+    return _read_files([Path(path)], "txt" if Path(path).suffix == ".txt" else "auto", "error", _prompt)[0]
+
+
+def _read_files(paths, format, on_bad, parse):
     names = [p.name for p in paths]
     samples, problems, unreadable = [], [], []
     for path, name in zip(paths, names, strict=True):
         label = name if names.count(name) == 1 else str(path)  # ids stay unique when two folders hold a train.jsonl
         try:
-            _read_file(path, label, format, samples, problems)
+            _read_file(path, label, format, samples, problems, parse)
         except _UnreadableFile as error:
             unreadable.append(f"{label}:{error}")
     if unreadable or (problems and on_bad == "error"):
-        raise ValueError(_summary(unreadable + problems, remedy=not unreadable))
+        raise ValueError(_summary(unreadable + problems, remedy=not unreadable and parse is _sample))
     if not samples:
         raise ValueError(_summary([f"no sample in {', '.join(names) or 'an empty list of files'}"] + problems, remedy=False))
     return samples, problems
@@ -65,15 +81,16 @@ class _UnreadableFile(Exception):
     """The file as a whole is of no use; the text starts with the line number."""
 
 
-def _read_file(path, label, format, samples, problems):
-    """Append the file's samples and problems to the two lists."""
+def _read_file(path, label, format, samples, problems, parse):
+    """Append the file's samples, as parse(id, row) makes them, and its problems to the two lists."""
     text = _read_text(path)
     if not text.strip():
         problems.append(f"{label}:1: the file is empty")
         return
     is_array = format == "json" or (format == "auto" and text.lstrip()[0] == "[")
-    for row_id, line, row, error in (_array_rows if is_array else _jsonl_rows)(text, label):
-        sample, faults = (None, [error]) if error else _sample(row_id, row)
+    rows = _lines if format == "txt" else _array_rows if is_array else _jsonl_rows
+    for row_id, line, row, error in rows(text, label):
+        sample, faults = (None, [error]) if error else parse(row_id, row)
         if faults:
             element = f"element {row_id.removeprefix(label + ':')}: " if is_array else ""
             problems.append(f"{label}:{line}: {element}{'; '.join(faults)}")
@@ -92,20 +109,25 @@ def _read_text(path):
     return raw.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _jsonl_rows(text, label):
-    """Yield (id, line number, parsed row, error text or None) for each line that is not blank."""
-    decoder, twice = _decoder()
+def _lines(text, label):
+    """Yield (id, line number, {"text"}, error text or None) for each line that is not blank."""
     # not str.splitlines: it also splits at U+2028 and U+0085, which JSON allows inside a string
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip("\r\ufeff \t")  # files joined with `cat` carry a BOM in the middle
-        if not line:
-            continue
-        error = row = None
+        if line:
+            yield f"{label}:{number}", number, {"text": line}, _bad_bytes(line)
+
+
+def _jsonl_rows(text, label):
+    """Yield as _lines does, but the row that the line holds."""
+    decoder, twice = _decoder()
+    for row_id, number, line, error in _lines(text, label):
+        row = None
         try:
-            row = decoder.decode(line)
+            row = decoder.decode(line["text"])
         except (ValueError, RecursionError) as fault:
-            error = f"not JSON: {_fault(fault)} at column {getattr(fault, 'colno', 1)}"
-        yield f"{label}:{number}", number, row, _bad_bytes(line) or error or _repeated(twice)
+            error = error or f"not JSON: {_fault(fault)} at column {getattr(fault, 'colno', 1)}"
+        yield row_id, number, row, error or _repeated(twice)
 
 
 def _array_rows(text, label):
@@ -193,6 +215,23 @@ def _sample(row_id, row):
         keys = ", ".join(f'"{key}"' for key in list(row)[:8]) or "none"
         return None, [f"unknown row, its keys are: {keys}; expected {ROW_SHAPES}"]
     return (None, faults) if faults else (Sample(row_id, messages=messages), [])
+
+
+def _prompt(row_id, row):
+    """As _sample, but the messages end with the user: a response stands in for the one that is wanted and is taken away again."""
+    if isinstance(row, dict):
+        if "messages" in row:
+            turns = row["messages"]
+            unanswered = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user"
+            row = {"messages": [*turns, {"role": "assistant", "content": "..."}] if unanswered else turns}
+        elif "prompt" in row or "text" in row:
+            row = {"prompt": row.get("prompt", row.get("text")), "response": "..."}
+        elif "instruction" in row:
+            row = row | {"output": "..."}
+    sample, faults = _sample(row_id, row)
+    if sample and not sample.messages[-2][1].strip():
+        return None, ["the prompt is empty"]
+    return (None, faults) if faults else (Sample(row_id, sample.messages[:-1]), [])
 
 
 def _from_pair(row, prompt, response):

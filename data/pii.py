@@ -63,6 +63,11 @@ class _Alignment(NamedTuple):
     literal: str        # the redaction's text, a NUL for each label
 
 
+def prompt_for(text: str) -> str:
+    """The prompt that asks for the redaction of a text; one that has the instruction already is left as it is."""
+    return text if text.startswith(INSTRUCTION) else INSTRUCTION + _TEXT_MARK + text
+
+
 def source_text(prompt: str) -> str:
     """The text to redact: what follows `Text:` and a line break, or the whole prompt where there is no such mark."""
     _, mark, text = prompt.partition(_TEXT_MARK)

@@ -3,15 +3,14 @@
 B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim, T tokens of a packed stream, S slots,
 W window.
 
-Rows of unequal length end in the same column: a prompt that is shorter than the longest starts further right.
+A row's token at position p lies in slot p, whatever the other rows hold; on a sliding layer in slot p % W, over the token that just left its window.
 
-    column   0  1  2  3  4 | 5  6
-    row 0    a  b  c  d  e | f  g        start 0
-    row 1    .  .  p  q  r | s  t        start 2: columns 0 and 1 are hidden from it for good
+    slot     0  1  2  3  4  5
+    row 0    a  b  c  d  e  f        length 6
+    row 1    p  q  r  .  .  .        length 3: the slots behind it are hidden from it
 
-So every step writes one column of all rows at once, and position = column - start.  Keys were turned by RoPE at their own position before they
-came here, hence the order of the slots is free: a full layer puts column c in slot c, a sliding layer in slot c % W, over the column that
-just left its window.
+So a row can come in where another ended, whenever it likes.  Keys were turned by RoPE at their own position before they came here, hence the order
+of a ring's slots is free.
 """
 
 import torch
@@ -20,53 +19,60 @@ import torch.nn.functional as F
 from model.attention import PackedAttention
 from model.config import Gemma3Config
 
+BLOCK = 16  # rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come together
+
 
 class KVCache:
     """Keys and values of B rows; one object serves a whole forward pass as the model's `attend`, called by every layer."""
 
-    def __init__(self, cfg: Gemma3Config, lengths: list[int], max_new_tokens: int, device: torch.device | str = "cpu"):
-        """Room for B prompts of `lengths` and `max_new_tokens` after the longest: 2 * B * K * D numbers a slot, W slots on a sliding layer."""
-        self.cfg = cfg
-        self.width = max(lengths)  # columns that are filled, or about to be by prefill
-        self.room = self.width + max_new_tokens
-        self.ring = min(cfg.sliding_window, self.room)
-        self.start = torch.tensor([self.width - n for n in lengths], device=device)  # (B,)
-        self.latest_start = self.width - min(lengths)
+    def __init__(self, cfg: Gemma3Config, rows: int, room: int, device: torch.device | str = "cpu"):
+        """B empty rows with room for so many tokens each: 2 * B * K * D numbers a slot, W slots on a sliding layer."""
+        self.cfg, self.room, self.device = cfg, room, torch.device(device)
+        self.ring = min(cfg.sliding_window, room)
+        self.lengths = [0] * rows  # tokens in each row, the one that advance() opened included
         self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, S, D)
         self.values: dict[int, torch.Tensor] = {}
-        self.masks: dict[bool, torch.Tensor | None] = {}  # of this step: sliding -> (B, 1, 1, S)
 
-    def prefill(self, first_row: int, lengths: list[int], opening: "Opening | None" = None) -> "Prefill":
-        """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which go to rows first_row, first_row + 1, ..."""
-        return Prefill(self, first_row, lengths, opening)
+    def prefill(self, rows: list[int], lengths: list[int], opening: "Opening | None" = None) -> "Prefill":
+        """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which become the rows of these numbers."""
+        for row, length in zip(rows, lengths, strict=True):
+            self.lengths[row] = length
+        return Prefill(self, rows, lengths, opening)
 
     def advance(self) -> torch.Tensor:
-        """Opens the next column; returns the position ids (B,) of the tokens that the model is to be called with, and the cache as `attend`."""
-        assert self.width < self.room, "the cache was made for fewer new tokens"
-        self.width += 1
-        columns = torch.arange(self.width, device=self.start.device)
-        slots = columns[: self.ring]
-        newest = self.width - 1
-        self.masks = {False: self._mask(columns, 0), True: self._mask(newest - (newest - slots) % self.ring, self.width - self.ring)}
-        return newest - self.start
+        """Opens the next slot of every row; returns the position ids (B,) of the tokens that the model is to be called with, and the cache as `attend`.
 
-    def _mask(self, columns: torch.Tensor, oldest: int) -> torch.Tensor | None:
-        """What is added to the scores of slots that hold `columns` (S,): -inf left of a row's start; None where no row starts after the `oldest`."""
-        if oldest >= self.latest_start:
-            return None
-        hidden = columns < self.start[:, None]  # (B, S)
+        A row that is full, which only a finished one may be, writes its last slot again.
+        """
+        self.lengths = [min(n + 1, self.room) for n in self.lengths]
+        lengths = torch.tensor(self.lengths, device=self.device)
+        self.rows, self.position = torch.arange(len(lengths), device=self.device), lengths - 1
+        self.slot = self.position % self.ring
+        block = BLOCK if self.device.type == "cpu" else len(lengths)
+        self.blocks = [self._block(slice(i, i + block), lengths) for i in range(0, len(lengths), block)]
+        return self.position
+
+    def _block(self, rows: slice, lengths: torch.Tensor) -> tuple[slice, dict[bool, tuple]]:
+        """Rows that attend together in this step, and {sliding: (slots in use, mask)}: (B, 1, 1, S) with -inf behind a row's end, None where there is none."""
+        used, shortest = max(self.lengths[rows]), min(self.lengths[rows])
+        hidden = torch.arange(used, device=self.device) >= lengths[rows, None]  # (B, S)
         dtype = next(iter(self.values.values())).dtype
-        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on layers of both kinds.
+        slots = {False: used, True: min(used, self.ring)}
+        return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in slots.items()}
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
-        """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the column that advance() opened."""
+        """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that advance() opened."""
         keys, values = self.keys[layer], self.values[layer]
-        slot = (self.width - 1) % self.ring if sliding else self.width - 1
-        keys[:, :, slot], values[:, :, slot] = k, v
-        used = min(self.width, self.ring) if sliding else self.width
+        slot = self.slot if sliding else self.position
+        keys[self.rows, :, slot], values[self.rows, :, slot] = k.to(keys.dtype), v
         # The G heads that share a key take the place of query positions: no head's keys are ever copied for another.
         grouped = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))  # (B, K, G, D)
-        return self._attend(grouped, keys[:, :, :used], values[:, :, :used], self.masks[sliding]).flatten(1, 2)
+        parts = []
+        for rows, (used, mask) in ((rows, found[sliding]) for rows, found in self.blocks):
+            parts.append(self._attend(grouped[rows], keys[rows, :, :used], values[rows, :, :used], mask))
+        return torch.cat(parts).flatten(1, 2)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, S, D) -> (B, K, G, D)."""
@@ -79,21 +85,29 @@ class KVCache:
         return scores.float().softmax(-1).to(v.dtype) @ v  # float32: a row may sum thousands of small weights
 
     def keep(self, rows: list[int]) -> None:
-        """The rows that stay, in their new order: finished ones are left out, and a row named twice is copied."""
-        index = torch.tensor(rows, device=self.start.device)
-        self.start = self.start[index]
-        self.latest_start = int(self.start.max())
+        """The rows that stay, in their new order."""
+        index, used = torch.tensor(rows, device=self.device), max(self.lengths)
+        self.lengths = [self.lengths[row] for row in rows]
         for store in (self.keys, self.values):
-            for layer in store:
-                store[layer] = store[layer].index_select(0, index)
+            for layer, x in store.items():
+                store[layer] = x.new_zeros(len(rows), *x.shape[1:])
+                store[layer][:, :, :used] = x[index, :, :used]
+
+    def copy(self, sources: list[int], rows: list[int]) -> None:
+        """Row rows[i] becomes what row sources[i] is."""
+        for row, source in zip(rows, sources, strict=True):
+            self.lengths[row] = self.lengths[source]
+        for store in (self.keys, self.values):
+            for x in store.values():
+                x[rows] = x[sources]
 
     def slots(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The (B, K, S, D) buffers of a layer, made at first use with the type of `like`, its values (T, K, D).
 
-        Zeros, since a slot left of a row's start is multiplied with weight 0, and 0 * NaN is NaN.
+        Zeros, since a slot behind a row's end is multiplied with weight 0, and 0 * NaN is NaN.
         """
         if layer not in self.keys:
-            shape = (self.start.shape[0], like.shape[1], self.ring if sliding else self.room, like.shape[2])
+            shape = (len(self.lengths), like.shape[1], self.ring if sliding else self.room, like.shape[2])
             self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
         return self.keys[layer], self.values[layer]
 
@@ -120,9 +134,9 @@ class Prefill:
     what it always is; the projections and the MLP, nine tenths of the time, run over the opening once and not once a prompt.
     """
 
-    def __init__(self, cache: KVCache, first_row: int, lengths: list[int], opening: Opening | None = None):
+    def __init__(self, cache: KVCache, rows: list[int], lengths: list[int], opening: Opening | None = None):
         """`lengths` are those of whole prompts; position_ids and cu_seqlens are then the stream's, of own tokens only."""
-        cfg, device, shared = cache.cfg, cache.start.device, opening.length if opening else 0
+        cfg, device, shared = cache.cfg, cache.device, opening.length if opening else 0
         self.cache, self.opening = cache, opening
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)
         self.attend = PackedAttention(bounds, sum(lengths), cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping)
@@ -133,9 +147,8 @@ class Prefill:
         self.source = torch.where(position < shared, position, (position >= shared).cumsum(0) - 1 + shared)
         self.position_ids = position[self.own]
         self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
-        self.row = number + first_row  # (T,)
-        self.column = cache.start[self.row] + position  # (T,)
-        self.recent = (self.column >= cache.width - cache.ring).nonzero()[:, 0]  # tokens that a sliding layer will still look at
+        self.row, self.position = torch.tensor(rows, device=device)[number], position  # (T,)
+        self.recent = (position >= bounds.diff()[number] - cache.ring).nonzero()[:, 0]  # tokens that a sliding layer will still look at
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
         if self.opening is not None:
@@ -146,8 +159,8 @@ class Prefill:
 
     def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> None:
         keys, values = self.cache.slots(layer, v, sliding)
-        row, column = self.row, self.column
+        row, slot = self.row, self.position
         if sliding:
-            row, column, k, v = (x[self.recent] for x in (row, column, k, v))
-            column = column % self.cache.ring
-        keys[row, :, column], values[row, :, column] = k.to(keys.dtype), v
+            row, slot, k, v = (x[self.recent] for x in (row, slot, k, v))
+            slot = slot % self.cache.ring
+        keys[row, :, slot], values[row, :, slot] = k.to(keys.dtype), v

@@ -1,10 +1,12 @@
-"""Generation: prompts in, completions out; the prompts of a batch are read in packed streams, then all rows grow by one token a step.
+"""Generation: prompts in, completions out; prompts are read in packed streams, then all rows grow by one token a step, and where a row ends the next
+prompt takes its place.
 
-B rows of a batch, V vocabulary, D hidden size.
+B rows that grow together, V vocabulary, D hidden size.
 """
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,9 +14,13 @@ from dataclasses import dataclass, field
 import torch
 
 from model.cache import KVCache, Opening
+from model.sampling import Sampling, choose, likeliest
 
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches
-OPENING_TOKENS = 16  # what all prompts of a batch begin with is read once, if it is as long as this
+OPENING_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
+REFILL = 1 / 16  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
+WINDOW = 4  # batches whose prompts are taken longest first: like lengths then grow together, and prompts are still done nearly in their order
+SHRINK = 1 / 4  # of the rows have to be free, with no prompt left, before they are dropped: it costs a copy of the cache
 
 
 @dataclass
@@ -26,77 +32,33 @@ class Completion:
     stop_id: int | None = None
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen from logits: temperature 0 takes the likeliest; else softmax(logits / temperature), cut to top_k and top_p."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def problems(self) -> list[str]:
-        found = []
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            found.append(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k < 0:
-            found.append(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            found.append(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
-        return found
-
-    def uniforms(self, row: int, count: int) -> torch.Tensor:
-        """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its number only, not on its batch."""
-        return torch.rand(count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63))
-
-
-def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, V) logits -> probabilities (B, n), not normalised again after the cuts, and the ids (B, n) that they belong to (None: all, in order).
-
-    As in transformers: temperature, then the top_k likeliest, then of these the fewest that hold top_p of their mass (Holtzman et al. 2020).
-    """
-    logits, ids = logits.float() / sampling.temperature, None
-    if 0 < sampling.top_k < logits.shape[-1]:
-        logits, ids = logits.topk(sampling.top_k)
-    elif sampling.top_p < 1:
-        logits, ids = logits.sort(descending=True)
-    probs = logits.softmax(-1)
-    if sampling.top_p < 1:
-        before = probs.cumsum(-1) - probs  # mass of the likelier ones
-        probs = probs.masked_fill(before >= sampling.top_p, 0.0)
-    return probs, ids
-
-
-def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
-    """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated probability exceeds `uniform` (B,) < 1."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs, ids = distribution(logits, sampling)
-    cdf = probs.cumsum(-1)
-    target = uniform.to(cdf.device)[:, None] * cdf[:, -1:]
-    index = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)  # right: never one of probability 0
-    return (index if ids is None else ids.gather(-1, index))[:, 0]
-
-
 def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-             seed: int = 0, batch_size: int = 64, max_new_ratio: float | None = None, on_token: Callable[[int, int], None] | None = None,
-             progress: Callable[[int], object] | None = None) -> list[Completion]:
+             seed: int = 0, first_number: int = 0, batch_size: int = 64, max_new_ratio: float | None = None,
+             on_token: Callable[[int, int], None] | None = None, on_done: Callable[[int, Completion], None] | None = None) -> list[Completion]:
     """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch, up to rounding.
 
     Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end one; temperature, top_k, top_p, seed as in
-    Sampling; batch_size rows at once; on_token(row, id) hears every new token but stop ids; progress(n) hears of every n prompts more that are done.
+    Sampling, and first_number the place of prompts[0] among those that share the seed; batch_size rows at once; on_token(row, id) hears every new token
+    but stop ids; on_done(row, completion) hears of every prompt that is done.
     Raises ValueError that lists every bad argument and prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     _check(model.config, prompts, max_new_tokens, batch_size, max_new_ratio, sampling)
     limits = [_limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts]
     completions = [Completion() for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda r: (len(prompts[r]), prompts[r]))  # like lengths share a batch, and so do equal prompts
+    rows = [Row(r, p, limit, sampling.uniforms(first_number + r, limit).tolist() if temperature else [], done)
+            for r, (p, limit, done) in enumerate(zip(prompts, limits, completions, strict=True))]
+    window = WINDOW * batch_size
+    rows = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))]
     with _inference(model):
-        for i in range(0, len(order), batch_size):
-            rows = [Row(r, prompts[r], limits[r], completions[r]) for r in order[i : i + batch_size]]
-            _generate_batch(model, rows, frozenset(stop_ids), sampling, on_token or (lambda row, token: None), progress or (lambda n: None))
+        table = Table(model, rows, batch_size, frozenset(stop_ids), sampling, on_token or _deaf, on_done or _deaf)
+        while table.fill():
+            table.step()
     return completions
+
+
+def _deaf(*_) -> None:
+    """A callback that nobody gave."""
 
 
 def _limit(length: int, max_new_tokens: int, ratio: float | None, max_positions: int) -> int:
@@ -142,11 +104,12 @@ def _inference(model):
 
 @dataclass
 class Row:
-    """One prompt on its way through a batch."""
+    """One prompt on its way."""
 
     number: int  # in the caller's list
     prompt: list[int]
     limit: int
+    uniforms: list[float]  # a random number for each token, where tokens are sampled
     completion: Completion
 
     def take(self, token: int, stop_ids: frozenset[int], on_token) -> None:
@@ -160,65 +123,99 @@ class Row:
             done.stop_reason = "length"
 
     @property
-    def finished(self) -> bool:
-        return self.completion.stop_reason != ""
+    def uniform(self) -> float:
+        return self.uniforms[len(self.completion.token_ids)]
 
 
-def _generate_batch(model, rows: list[Row], stop_ids: frozenset[int], sampling: Sampling, on_token, progress) -> None:
-    """Fills the rows' completions: prefill, then a token for every row a step, until all are finished."""
-    longest = max(row.limit for row in rows)
-    cache, logits = _prefill(model, rows, longest)
-    uniforms = torch.stack([sampling.uniforms(row.number, longest) for row in rows]) if sampling.temperature else None  # (B, steps)
-    going = list(range(len(rows)))  # the unfinished among them
-    for step in range(longest):
-        tokens = choose(logits, sampling, None if uniforms is None else uniforms[:, step])  # (B,)
-        before, going = going, []
-        ids = tokens.tolist()  # the step's only wait for the device
-        for i in before:
-            rows[i].take(ids[i], stop_ids, on_token)
-            if not rows[i].finished:
-                going.append(i)
-        if len(going) < len(before):
-            progress(len(before) - len(going))
-        if not going:
-            return
-        if len(going) <= 0.75 * len(rows):  # finished rows cost a step their share; dropping them costs a copy of the cache
-            cache.keep(going)
-            rows, tokens = [rows[i] for i in going], tokens[going]
-            uniforms = None if uniforms is None else uniforms[going]
-            going = list(range(len(rows)))
-        position_ids = cache.advance()
-        logits = model.logits(model(tokens, position_ids, None, attend=cache))  # (B, V)
+class Table:
+    """B places with a cache: `while table.fill(): table.step()` seats the rows that wait, and grows all that sit by a token."""
+
+    def __init__(self, model, rows: list[Row], places: int, stop_ids: frozenset[int], sampling: Sampling, on_token, on_done):
+        self.model, self.stop_ids, self.sampling, self.on_token, self.on_done = model, stop_ids, sampling, on_token, on_done
+        self.device = next(model.parameters()).device
+        self.waiting = deque(rows)
+        self.places: list[Row | None] = [None] * min(places, len(rows))
+        self.tokens = torch.zeros(len(self.places), dtype=torch.long, device=self.device)  # (B,) what each row said last
+        self.opening = _read_opening(model, [tuple(row.prompt) for row in rows], self.device)  # of all, so that it is read once
+        self.cache = KVCache(model.config, len(self.places), max((len(row.prompt) + row.limit for row in rows), default=0), self.device)
+
+    def fill(self) -> bool:
+        """Seats rows where enough places are free, or drops the places where nobody waits for them; False when all rows are done."""
+        while self.waiting or any(self.places):
+            free = [i for i, row in enumerate(self.places) if row is None]
+            if self.waiting and len(free) >= REFILL * len(self.places):
+                self._seat(free[: len(self.waiting)])  # of which some may end with their first token
+            else:
+                if not self.waiting and len(free) >= SHRINK * len(self.places):
+                    self._keep([i for i, row in enumerate(self.places) if row is not None])
+                return True
+        return False
+
+    def step(self) -> None:
+        position_ids = self.cache.advance()
+        with _products(len(self.places), self.device):
+            hidden = self.model(self.tokens, position_ids, None, attend=self.cache)  # (B, D)
+            self.tokens = self._take(hidden, range(len(self.places)))
+
+    def _seat(self, free: list[int]) -> None:
+        rows = [self.waiting.popleft() for _ in free]
+        for i, row in zip(free, rows, strict=True):
+            self.places[i] = row
+        prompts = [tuple(row.prompt) for row in rows]
+        opening = self.opening or _read_opening(self.model, prompts, self.device)
+        self.tokens[free] = self._take(_prefill(self.model, self.cache, free, prompts, opening), free)
+
+    def _keep(self, places: list[int]) -> None:
+        self.cache.keep(places)
+        self.tokens = self.tokens[places]
+        self.places = [self.places[i] for i in places]
+
+    def _take(self, hidden: torch.Tensor, places) -> torch.Tensor:
+        """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a row that ends leaves its place."""
+        rows = [self.places[i] for i in places]
+        if self.sampling.temperature == 0 and self.device.type == "cpu":
+            tokens = likeliest(hidden, self.model.head_weight)
+        else:
+            uniform = torch.tensor([row.uniform if row else 0.0 for row in rows]) if self.sampling.temperature else None
+            tokens = choose(self.model.logits(hidden), self.sampling, uniform)
+        for i, row, token in zip(places, rows, tokens.tolist(), strict=True):  # tolist: the step's only wait for the device
+            if row:
+                row.take(token, self.stop_ids, self.on_token)
+                if row.completion.stop_reason:
+                    self.places[i] = None
+                    self.on_done(row.number, row.completion)
+        return tokens
 
 
-def _prefill(model, rows: list[Row], max_new_tokens: int) -> tuple[KVCache, torch.Tensor]:
-    """A cache that holds the rows' prompts and the logits (B, V) after each; equal prompts (GRPO's groups) are read once and copied."""
-    device = next(model.parameters()).device
+def _products(rows: int, device: torch.device):
+    """How a step multiplies: one row on a CPU without oneDNN, which lays bfloat16 weights out anew for each product, to use them once."""
+    return torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None) if rows == 1 and device.type == "cpu" else nullcontext()
+
+
+def _prefill(model, cache: KVCache, rows: list[int], prompts: list[tuple], opening: Opening | None) -> torch.Tensor:
+    """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends.  Equal prompts (GRPO's groups) are read once and copied."""
     found: dict[tuple, int] = {}
-    source = [found.setdefault(tuple(row.prompt), len(found)) for row in rows]
-    prompts = list(found)
-    cache = KVCache(model.config, [len(p) for p in prompts], max_new_tokens, device)
-    opening = _read_opening(model, prompts, device)
-    shared = opening.length if opening else 0
-    last = []
-    for first, part in _streams(prompts):
-        attend = cache.prefill(first, [len(p) for p in part], opening)
-        tokens = torch.tensor([token for p in part for token in p[shared:]], device=device)
+    source = [found.setdefault(prompt, len(found)) for prompt in prompts]
+    firsts = [rows[source.index(i)] for i in range(len(found))]
+    shared, last = opening.length if opening else 0, []
+    for first, part in _streams(list(found)):
+        attend = cache.prefill(firsts[first : first + len(part)], [len(p) for p in part], opening)
+        tokens = torch.tensor([token for p in part for token in p[shared:]], device=cache.device)
         hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)  # (T, D)
         last.append(hidden[attend.cu_seqlens[1:] - 1])  # the head runs at each prompt's last token only
-    logits = model.logits(torch.cat(last))
-    if len(prompts) < len(rows):
-        cache.keep(source)
-        logits = logits[source]
-    return cache, logits
+    if len(found) < len(rows):
+        cache.copy([firsts[i] for i in source], rows)
+    return torch.cat(last)[source]
 
 
 def _read_opening(model, prompts: list[tuple], device: torch.device) -> Opening | None:
     """The tokens that all prompts begin with, run through the model; None for one prompt, or where too few are shared to pay for the call."""
+    if len(set(prompts)) < 2:
+        return None
     low, high = min(prompts), max(prompts)  # in the order of a dictionary, so that what these two begin with all do
     most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, whose logits are wanted
     shared = next((i for i in range(most) if low[i] != high[i]), most)
-    if len(prompts) == 1 or shared < OPENING_TOKENS:
+    if shared < OPENING_TOKENS:
         return None
     opening = Opening(model.config, shared, device)
     model(torch.tensor(prompts[0][:shared], device=device), opening.position_ids, opening.cu_seqlens, attend=opening)

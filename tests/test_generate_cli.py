@@ -1,16 +1,22 @@
-"""generate.py as a user runs it: seeds, streaming, stopping, adapters, and what is said of bad input (the chat is in model/test_generate.py)."""
+"""generate.py as a user runs it: seeds, streaming, stopping, files, adapters, and what is said of bad input (the chat is in model/test_generate.py)."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 import generate as script
+from data import pii
+from data.answers import AnswerFile
 from model.generate import Completion, generate
 from model.tokenizer import Tokenizer
 from model.weights import load_model
-from tests.folders import BROKEN, help_seconds, make_adapter, make_broken_adapter, make_model, run_script
+from tests.folders import BROKEN, CHAT, ROOT, ROWS, help_seconds, make_adapter, make_broken_adapter, make_model, run_script, write_rows
 
 PROMPT = "Où est la gare ?"
 
@@ -137,6 +143,115 @@ def test_wrong_input_is_one_message_that_names_it_and_exit_code_2(base, capsys, 
     assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
+def to_file(base: str, source, target, *words: str) -> list[str]:
+    return ["--model", base, "--input", str(source), "--output", str(target), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "6", *words]
+
+
+def written(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_a_file_is_answered_row_by_row_as_each_prompt_alone_is(base, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [
+        {"prompt": PROMPT}, ROWS[0], {"instruction": "Translate.", "input": "Brot"}, {"text": "Ein Text."}, CHAT, {"messages": CHAT["messages"][:4]}])
+    assert script.main(to_file(base, source, tmp_path / "out.jsonl")) == 0
+    rows = written(tmp_path / "out.jsonl")
+    history = "Be brief.\n\nTwo and two?\n\nFour.\n\n Et en français ? "
+    assert [row["prompt"] for row in rows] == [PROMPT, ROWS[0]["prompt"], "Translate.\n\nBrot", "Ein Text.", history, history]
+    for row in rows[:4]:
+        capsys.readouterr()
+        script.main([*ask(base, "--max-new-tokens", "6", "--json", prompt=row["prompt"])])
+        alone = json.loads(capsys.readouterr().out)
+        assert (row["response"], row["stop_reason"]) == (alone["text"], alone["stop_reason"])
+    assert rows[4] == rows[5] and rows[4]["response"] != rows[0]["response"]
+
+
+def test_a_text_file_is_a_prompt_a_line_behind_the_instruction_that_evaluation_knows(base, tmp_path):
+    (tmp_path / "in.txt").write_text("Ana Ruiz is here.\r\n\n  Bob\u2028too. \n", encoding="utf-8")
+    assert script.main(to_file(base, tmp_path / "in.txt", tmp_path / "out.jsonl", "--instruction", "redact")) == 0
+    prompts = [row["prompt"] for row in written(tmp_path / "out.jsonl")]
+    assert [pii.source_text(p) for p in prompts] == ["Ana Ruiz is here.", "Bob\u2028too."] and all(pii.is_redaction(p, "") for p in prompts)
+
+
+def test_an_instruction_stands_before_every_prompt_and_the_redaction_samples_have_theirs_once(base, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "Brot"}, {"messages": CHAT["messages"][:2]}])
+    script.main(to_file(base, source, tmp_path / "out.jsonl", "--instruction", "Translate."))
+    capsys.readouterr()
+    assert [row["prompt"] for row in written(tmp_path / "out.jsonl")] == ["Translate.\n\nBrot", "Be brief.\n\nTranslate.\n\nTwo and two?"]
+    assert answered(capsys, base, "--instruction", "Translate.", prompt="Brot") == answered(capsys, base, prompt="Translate.\n\nBrot")
+    whole = pii.prompt_for("Ana.")
+    assert whole != "Ana." and pii.prompt_for(whole) == whole
+
+
+@pytest.mark.parametrize("how", [[], ["--temperature", "1", "--seed", "3"]])
+def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_path, capsys, monkeypatch, how):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"{PROMPT} {n}"} for n in range(6)])
+    words = to_file(base, source, tmp_path / "whole.jsonl", "--batch-size", "2", *how)
+    assert script.main(words) == 0
+    add, left = AnswerFile.add, [3]
+
+    def stop_at_the_fourth(*answer):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(*answer)
+
+    words[words.index(str(tmp_path / "whole.jsonl"))] = str(tmp_path / "part.jsonl")
+    monkeypatch.setattr(AnswerFile, "add", stop_at_the_fourth)
+    capsys.readouterr()
+    assert script.main(words) == 130
+    assert "\n    python generate.py --model" in capsys.readouterr().err and len(written(tmp_path / "part.jsonl")) == 3
+    monkeypatch.setattr(AnswerFile, "add", add)
+    assert script.main(words) == 0
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_sigterm_leaves_a_file_that_goes_on(base, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"{PROMPT} {n}"} for n in range(2000)])
+    words = to_file(base, source, tmp_path / "out.jsonl", "--batch-size", "1", "--max-new-tokens", "40")
+    run = subprocess.Popen([sys.executable, "generate.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    out = tmp_path / "out.jsonl"
+    while run.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.05)
+    run.terminate()
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and shlex.join(["python", "generate.py", *words]) in err and "Traceback" not in err
+    assert 0 < len(written(out)) < 2000
+
+
+def test_answers_of_another_model_or_setting_are_refused(base, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}])
+    adapter = make_adapter(tmp_path / "adapter", base)
+    words = to_file(base, source, tmp_path / "out.jsonl")
+    assert script.main(words) == 0 and script.main(words) == 0  # a second time there is nothing to do
+    before = (tmp_path / "out.jsonl").read_bytes()
+    for other in (["--adapter", adapter], ["--max-new-tokens", "7"], ["--seed", "1"], ["--model", make_model(tmp_path / "other", seed=5)]):
+        capsys.readouterr()
+        assert script.main([*words, *other]) == 2
+        assert "was made by another model" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_answers_that_were_cut_off_are_counted(base, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}])
+    script.main(to_file(base, source, tmp_path / "out.jsonl"))
+    assert "1 answers were cut off at --max-new-tokens 6, the first that of in.jsonl:1" in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_with_a_file_is_one_message(base, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": 3}\n{"promt": "x"}\n{"prompt": "fine"}\n{"prompt": " "}\n{"messages": [{"role": "assistant", "content": "Hi"}]}\nnone\n')
+    assert script.main(to_file(base, path, tmp_path / "out.jsonl")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: 5 problems") and "on_bad" not in err and not (tmp_path / "out.jsonl").exists()
+    for part in ('1: "prompt" must be a string', "2: unknown row", "4: the prompt is empty", "5: roles", "6: not JSON"):
+        assert f"in.jsonl:{part}" in err
+    write_rows(path, [{"prompt": "word " * 300}, {"prompt": "fine"}, {"prompt": "word " * 400}])
+    assert script.main(to_file(base, path, tmp_path / "out.jsonl")) == 2
+    err = capsys.readouterr().err
+    assert "2 prompts are too long for the model's 256 positions" in err and "in.jsonl:1: " in err and "in.jsonl:3: " in err
+
+
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_adapter_is_one_message_and_exit_code_2(base, tmp_path, capsys, what):
     folder, message = make_broken_adapter(tmp_path / "broken", base, what)
@@ -153,7 +268,8 @@ def test_a_model_folder_without_one_of_its_files_is_exit_code_2(base, tmp_path, 
     assert file in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--raw"], ["--json"], ["--prompt", "Hello", "--dtype", "int8"]])
+@pytest.mark.parametrize("words", [["--raw"], ["--json"], ["--prompt", "Hello", "--dtype", "int8"], ["--input", "a"], ["--output", "a"], ["--instruction", "a"],
+                                   ["--input", "a", "--output", "b", "--prompt", "c"], ["--input", "a", "--output", "./a"]])
 def test_an_impossible_command_line_is_exit_code_2(base, capsys, words):
     with pytest.raises(SystemExit) as end:
         script.main(["--model", base, *words])

@@ -65,7 +65,7 @@ def answer(model, tokenizer, samples, settings, precision, seed: int, what: str 
     progress = bar(len(prompts), what, "answer", quiet)
     with precision.autocast():
         done = generate(model, prompts, max_new_tokens=settings.max_new_tokens, stop_ids=tokenizer.stop_ids, temperature=settings.temperature,
-                        top_k=settings.top_k, top_p=settings.top_p, seed=seed, progress=progress.update)
+                        top_k=settings.top_k, top_p=settings.top_p, seed=seed, on_done=lambda *_: progress.update())
     progress.close()
     return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], [tokenizer.decode(c.token_ids) for c in done])
 

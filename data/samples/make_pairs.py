@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script, Python looks in data/samples only
     sys.path.insert(0, str(ROOT))
 
-from data.pii import CLASSES, INSTRUCTION, Span, spans
+from data.pii import CLASSES, Span, prompt_for, spans
 from data.samples.values import LANGUAGES, SPLIT_CLASSES, Values, load_fakers
 
 CLAUSES = Path(__file__).resolve().parent / "clauses"
@@ -316,7 +316,7 @@ def make_set(name: str, count: int, seed: int, clauses: dict, style: str = "inde
 
 def to_row(pair: Pair) -> str:
     """One line of JSONL: the constant instruction and the source, and the redacted text."""
-    row = {"prompt": f"{INSTRUCTION}\n\nText:\n{pair.source}", "response": pair.redacted}
+    row = {"prompt": prompt_for(pair.source), "response": pair.redacted}
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -33,8 +33,8 @@ def whole(model, text: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def cached(model, rows: list[list[int]], prompts: list[int], new: int, keep_at: dict | None = None) -> tuple[KVCache, list]:
     """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens one a step; `keep_at` says before which step which rows stay."""
-    cache = KVCache(model.config, prompts, new)
-    attend = cache.prefill(0, prompts)
+    cache = KVCache(model.config, len(prompts), max(prompts) + new)
+    attend = cache.prefill(list(range(len(prompts))), prompts)
     tokens = torch.tensor([t for row, n in zip(rows, prompts, strict=True) for t in row[:n]])
     hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)
     out, live = [[model.logits(part)] for part in hidden.split(prompts)], list(range(len(rows)))
@@ -58,7 +58,9 @@ def test_cached_logits_equal_uncached_ones_for_three_windows():
 
 
 @pytest.mark.parametrize("prompts", [[1, 5, 12], [12, 20, 9], [6, 6, 6]])
-def test_rows_of_unequal_length_equal_each_row_alone(prompts):
+@pytest.mark.parametrize("block", [1, 2, 16])
+def test_rows_of_unequal_length_equal_each_row_alone(monkeypatch, prompts, block):
+    monkeypatch.setattr("model.cache.BLOCK", block)
     model = small_model()
     rows = texts([n + 3 * WINDOW for n in prompts])
     _, got = cached(model, rows, prompts, 3 * WINDOW)
@@ -85,19 +87,52 @@ def test_rows_that_stay_go_on_unchanged_when_others_leave():
     assert cache.keys[0].shape[0] == 2
 
 
-def test_a_row_named_twice_is_copied():
+@torch.no_grad()
+def read(model, cache: KVCache, rows: list[int], prompts: list[list[int]]) -> None:
+    attend = cache.prefill(rows, [len(p) for p in prompts])
+    model(torch.tensor([t for p in prompts for t in p]), attend.position_ids, attend.cu_seqlens, attend=attend)
+
+
+@torch.no_grad()
+def step(model, cache: KVCache, tokens: list[int]) -> torch.Tensor:
+    return model.logits(model(torch.tensor(tokens), cache.advance(), None, attend=cache))
+
+
+def test_a_row_may_be_copied():
     model = small_model()
-    (text,) = texts([9])
-    cache = KVCache(model.config, [9], 12)
-    attend = cache.prefill(0, [9])
-    with torch.no_grad():
-        model(torch.tensor(text), attend.position_ids, attend.cu_seqlens, attend=attend)
-        cache.keep([0, 0])
-        first = model.logits(model(torch.tensor([5, 7]), cache.advance(), None, attend=cache))
-        second = model.logits(model(torch.tensor([6, 6]), cache.advance(), None, attend=cache))
-    for row, token in enumerate((5, 7)):
-        expected = whole(model, text + [token, 6])
-        torch.testing.assert_close(torch.stack((first[row], second[row])), expected[-2:], atol=1e-4, rtol=1e-4)
+    text, other = texts([9, 4])
+    cache = KVCache(model.config, 3, 21)
+    read(model, cache, [0, 1], [other, text])
+    cache.copy([1, 0, 1], [1, 0, 2])
+    first, second = step(model, cache, [3, 5, 7]), step(model, cache, [6, 6, 6])
+    for row, fed in enumerate((other + [3, 6], text + [5, 6], text + [7, 6])):
+        torch.testing.assert_close(torch.stack((first[row], second[row])), whole(model, fed)[-2:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(30, 3), (3, 30), (30, WINDOW)])
+def test_a_prompt_that_takes_the_place_of_a_row_sees_nothing_of_it(lengths):
+    """The row before filled its ring or the new one does; its neighbour goes on as if nothing had happened."""
+    model = small_model()
+    before, prompt, neighbour = texts([*lengths, 5])
+    cache = KVCache(model.config, 2, 50)
+    read(model, cache, [0, 1], [before, neighbour])
+    step(model, cache, [1, 2])
+    read(model, cache, [0], [prompt])
+    for i in range(2 * WINDOW):
+        got = step(model, cache, [3 + i, 4 + i])
+    fed = [*range(3, 3 + 2 * WINDOW)]
+    torch.testing.assert_close(got[0], whole(model, prompt + fed)[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1], whole(model, neighbour + [2] + [t + 1 for t in fed])[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_finished_row_may_be_fed_past_its_room_and_harms_nobody():
+    model = small_model()
+    full, text = texts([10, 4])
+    cache = KVCache(model.config, 2, 10)
+    read(model, cache, [0, 1], [full, text])
+    for i in range(3):
+        got = step(model, cache, [i, i])
+    torch.testing.assert_close(got[1], whole(model, text + [0, 1, 2])[-1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [1, 5, 13])
@@ -106,11 +141,11 @@ def test_prompts_after_a_common_opening_equal_whole_prompts(shared):
     model = small_model()
     rows = [texts([shared])[0] + own for own in texts([4, 1, 17, 2])]
     lengths = [len(row) for row in rows]
-    cache, opening, got = KVCache(model.config, lengths, 1), Opening(model.config, shared), []
+    cache, opening, got = KVCache(model.config, 4, max(lengths) + 1), Opening(model.config, shared), []
     with torch.no_grad():
         model(torch.tensor(rows[0][:shared]), opening.position_ids, opening.cu_seqlens, attend=opening)
         for first, part in ((0, rows[:3]), (3, rows[3:])):
-            attend = cache.prefill(first, [len(row) for row in part], opening)
+            attend = cache.prefill([first + i for i in range(len(part))], [len(row) for row in part], opening)
             tokens = torch.tensor([t for row in part for t in row[shared:]])
             assert tokens.shape == attend.position_ids.shape
             hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)
@@ -129,17 +164,24 @@ def test_sliding_layers_hold_one_window_and_full_layers_everything():
 
 
 def test_slots_of_a_ring_worked_by_hand():
-    """Window 3, prompts of 2 and 4: after prefill the ring holds columns 3, 1, 2, and row 0, which starts at column 2, has nothing in column 1."""
+    """Window 3, prompts of 2 and 4: after prefill the ring of row 1 holds positions 3, 1, 2; then each row's next token goes to its own slot."""
     cfg = small_model(sliding_window=3).config
-    cache = KVCache(cfg, [2, 4], 2)
-    attend = cache.prefill(0, [2, 4])
-    k = torch.tensor([12.0, 13.0, 20.0, 21.0, 22.0, 23.0])[:, None, None]  # row and column in one number
-    attend(0, k.expand(6, 2, 1), k, k, True)
-    assert cache.keys[0][:, 0, :, 0].tolist() == [[13.0, 0.0, 12.0], [23.0, 21.0, 22.0]]
-    cache.advance()  # column 4 goes to slot 1
+    cache = KVCache(cfg, 2, 6)
+    attend = cache.prefill([0, 1], [2, 4])
+    k = torch.tensor([10.0, 11.0, 20.0, 21.0, 22.0, 23.0])[:, None, None]  # row and position in one number
+    for layer in (0, 3):
+        attend(layer, k.expand(6, 2, 1), k, k, layer == 0)
+    assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 0.0], [23.0, 21.0, 22.0]]
+    assert cache.advance().tolist() == [2, 4]
+    k = torch.tensor([12.0, 24.0])[:, None, None]
+    for layer in (0, 3):
+        cache(layer, k.expand(2, 2, 1), k, k, layer == 0)
+    assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0], [23.0, 24.0, 22.0]]
+    assert cache.keys[3][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0, 0.0, 0.0, 0.0], [20.0, 21.0, 22.0, 23.0, 24.0, 0.0]]
     hidden = float("-inf")
-    assert cache.masks[True] is None  # columns 2, 3, 4 are all in row 0
-    assert cache.masks[False][:, 0, 0].tolist() == [[hidden, hidden, 0, 0, 0], [0, 0, 0, 0, 0]]
+    (rows, found), = cache.blocks
+    assert rows == slice(0, 16) and found[True] == (3, None)  # all three are in the window of both
+    assert found[False][0] == 5 and found[False][1][:, 0, 0].tolist() == [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, 0]]
 
 
 def test_the_cache_has_the_type_that_attention_computes_in():

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import generate as script
+from model.cache import KVCache
 from model.config import FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
-from model.generate import Sampling, choose, distribution, generate
+from model.generate import _products, generate
 from model.hub import TINY
+from model.sampling import Sampling, choose, distribution, likeliest
 from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, save_model
 
@@ -75,6 +77,46 @@ def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(how):
         assert alone[row] == together[row]
 
 
+@pytest.fixture(scope="module")
+def queue() -> tuple[list, list, set]:
+    """Prompts behind one instruction, their answers when each is alone and run without a cache, and the stop ids, which end them at different steps."""
+    (instruction,) = texts([20])
+    prompts = [instruction + own for own in texts([1 + i * 7 % 23 for i in range(20)])]
+    model, stop_ids = small_model(), {4, 9, 31}
+    alone = [greedy_without_cache(model, prompt, 16) for prompt in prompts]
+    answers = [row[: next((i for i, token in enumerate(row) if token in stop_ids), None)] for row in alone]
+    assert len({len(row) for row in answers}) > 5
+    return prompts, answers, stop_ids
+
+
+@pytest.mark.parametrize("places", [1, 2, 4, 64])
+def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monkeypatch, queue, places):
+    """All tokens but a row's first come from steps; in none of these is a quarter of the places empty, for they are taken anew or dropped."""
+    prompts, answers, stop_ids = queue
+    fed, finished = [], []
+    advance = KVCache.advance
+    monkeypatch.setattr(KVCache, "advance", lambda cache: fed.append(len(cache.lengths)) or advance(cache))
+    got = generate(small_model(), prompts, max_new_tokens=16, stop_ids=stop_ids, batch_size=places, on_done=lambda row, _: finished.append(row))
+    assert ids(got) == answers and sorted(finished) == list(range(20))
+    worth = sum(len(c.token_ids) - (c.stop_reason == "length") for c in got)
+    assert 0.75 * sum(fed) <= worth <= sum(fed)
+
+
+def test_a_lone_rows_products_on_a_cpu_pass_by_oneDNN_and_are_the_same_up_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 640), (256, 640)))
+    expected = torch.nn.functional.linear(x.double(), weight.double())
+    with _products(2, torch.device("cpu")):
+        assert torch.backends.mkldnn.enabled
+        plain = torch.nn.functional.linear(x, weight)
+    with _products(1, torch.device("cpu")):
+        assert not torch.backends.mkldnn.enabled
+        alone = torch.nn.functional.linear(x, weight)
+    assert torch.backends.mkldnn.enabled
+    for got in (plain, alone):
+        torch.testing.assert_close(got.double(), expected, atol=1e-2, rtol=2**-8)
+
+
 def test_prompts_longer_than_one_stream_are_read_in_several(monkeypatch):
     model = small_model()
     prompts = texts([17, 3, 9, 40, 9, 1, 26])
@@ -128,6 +170,18 @@ def test_top_k_and_top_p_worked_by_hand():
     torch.testing.assert_close(probs, torch.tensor([[0.4, 0.3, 0.2, 0.0]]))
     probs, _ = distribution(logits, Sampling(temperature=1.0, top_p=0.01))
     assert probs.count_nonzero() == 1, "the likeliest token always stays"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_of_a_head_in_pieces_is_the_likeliest_of_all_logits(monkeypatch, dtype):
+    """Pieces of 7 of 61 words, the last of 5; bfloat16 has ties, of which both take the first."""
+    monkeypatch.setattr("model.sampling.PIECE", 7)
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((200, 6), (61, 6)))
+    logits = hidden @ head.T
+    assert ((logits == logits.max(-1, keepdim=True).values).sum(-1) > 1).any()
+    expected = choose(logits, Sampling(), None)
+    assert len(expected.unique()) > 20 and torch.equal(likeliest(hidden, head), expected)
 
 
 def test_temperature_sharpens_as_a_power():
@@ -188,11 +242,11 @@ def test_a_stop_id_ends_its_row_and_stays_out_of_the_ids_while_others_go_on():
 
 def test_every_new_token_and_every_finished_prompt_is_called_back_once():
     model = small_model()
-    heard, told = {0: [], 1: [], 2: []}, []
+    heard, told = {0: [], 1: [], 2: []}, {}
     got = generate(model, texts([9, 4, 6]), max_new_tokens=15, stop_ids={4, 9, 31}, batch_size=2,
-                   on_token=lambda row, token: heard[row].append(token), progress=told.append)
+                   on_token=lambda row, token: heard[row].append(token), on_done=lambda row, completion: told.setdefault(row, completion.token_ids))
     assert list(heard.values()) == ids(got)
-    assert sum(told) == 3
+    assert [told[row] for row in range(3)] == ids(got)
 
 
 def test_limits_by_ratio_and_by_the_models_positions():

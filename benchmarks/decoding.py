@@ -1,0 +1,166 @@
+"""How fast answers come: a file of 64 redactions, and tokens/s of 1, 8 and 32 rows, here, in transformers and in llama.cpp, on the 270M shape.
+
+    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps] [--batch 1 --batch 8 ...]
+
+The weights are random, so that no answer ends by itself: everybody makes as many new tokens.  Contestants take turns, and the medians of all rounds are
+printed.  The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s
+are those of steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew
+each time.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.exporting import make  # noqa: E402
+from data.formats import read_prompts  # noqa: E402
+from model.generate import generate  # noqa: E402
+from model.tokenizer import Tokenizer  # noqa: E402
+from model.weights import load_model  # noqa: E402
+from training.precision import Precision  # noqa: E402
+
+NEW, SHORT, LONG = 110, 20, 120  # new tokens: of a redaction, and the two counts whose difference is 100 steps
+
+
+class Ours:
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.model = load_model(folder, dtype, torch.device("cpu"))
+        self.precision = Precision("bf16" if dtype == torch.bfloat16 else "fp32", torch.device("cpu"))
+
+    def answer(self, prompts: list[list[int]], count: int, batch_size: int = 64) -> list[list[int]]:
+        with self.precision.autocast():
+            return [c.token_ids for c in generate(self.model, prompts, max_new_tokens=count, stop_ids=(), batch_size=batch_size)]
+
+
+class Transformers:
+    """model.generate as its users write it: padded on the left, one batch after the other."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.model.generation_config.eos_token_id = None
+
+    def answer(self, prompts: list[list[int]], count: int, batch_size: int = 8) -> list[list[int]]:
+        said = []
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            width = max(map(len, part))
+            ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
+            out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
+            said += out[:, width:].tolist()
+        return said
+
+
+class LlamaCpp:
+    """A server with as many places as there are prompts, asked for all at once."""
+
+    def __init__(self, address: str):
+        self.address = address
+
+    def answer(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(lambda prompt: self._one(prompt, count), prompts))
+
+    def _one(self, prompt: list[int], count: int) -> list[int]:
+        body = {"prompt": prompt, "n_predict": count, "temperature": 0, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
+        request = urllib.request.Request(self.address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600) as answer:
+            return json.load(answer)["tokens"]
+
+
+@contextmanager
+def llama_server(file: Path, places: int):
+    import xllamacpp as x
+
+    p = x.CommonParams()
+    p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 1024 * places, places, 0, 0
+    p.warmup = p.fit_params = False
+    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = torch.get_num_threads()
+    server = x.Server(p)
+    try:
+        yield LlamaCpp(server.listening_address)
+    finally:
+        del server
+
+
+def seconds(contestant, *work) -> tuple[float, list]:
+    start = time.perf_counter()
+    said = contestant.answer(*work)
+    return time.perf_counter() - start, said
+
+
+def whole_file(contestants: dict, prompts: list[list[int]], rounds: int, exact: bool) -> None:
+    """64 redactions from prompts to ids."""
+    taken, said = {name: [] for name in contestants}, {}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            time_, said[name] = seconds(contestant, prompts, NEW)
+            taken[name].append(time_)
+    ours, theirs = (statistics.median(taken[name]) for name in ("Loupe", "transformers"))
+    print(f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})", flush=True)
+    if exact:
+        same = sum(a == b for a, b in zip(said["Loupe"], said["transformers"], strict=True))
+        kinds = len({i for row in said["Loupe"] for i in row})
+        print(f"    the same greedy ids in {same} of {len(prompts)} rows ({kinds} different ids)")
+
+
+def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
+    """Tokens/s of len(prompts) rows that grow together."""
+    rates = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            less, more = (seconds(contestant, prompts, count)[0] for count in (SHORT, LONG))
+            rates[name].append(len(prompts) * (LONG - SHORT) / (more - less))
+    ours = statistics.median(rates["Loupe"])
+    others = "   ".join(f"{name} {statistics.median(r):.1f} (ratio {ours / statistics.median(r):.2f})" for name, r in rates.items() if name != "Loupe")
+    print(f"batch {len(prompts):2}: tokens/s Loupe {ours:.1f}   {others}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Decoding here, in transformers and in llama.cpp.")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["file", "steps"])
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--model", type=Path, help="a folder to use instead of making one")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.model or Path(scratch, "model")
+        if not args.model:
+            make("270M", folder)
+        tokenizer = Tokenizer(folder)
+        prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")[:64]]
+        contestants = {"Loupe": Ours(folder, dtype), "transformers": Transformers(folder, dtype)}
+        print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens")
+        for contestant in contestants.values():
+            contestant.answer(prompts[:1], 2)
+        if args.only != "steps":
+            whole_file(contestants, prompts, args.rounds, exact=dtype == torch.float32)
+        if args.only != "file":
+            file = Path(scratch, "model.gguf")
+            quant = "bf16" if dtype == torch.bfloat16 else "f32"
+            words = [sys.executable, "export.py", "--model", str(folder), "--to", "gguf", "--quant", quant, "--out", str(file), "--no-verify"]
+            subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            for batch in args.batch or [1, 8, 32]:
+                with llama_server(file, batch) as server:
+                    steps(contestants | {"llama.cpp": server}, prompts[:batch], args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The file of answers: in order, going on where it broke off, and never over a file of something else."""
+
+import json
+
+import pytest
+
+from data.answers import AnswerFile
+
+PROMPTS = ["one", 'two "2"', "drei\n\u2028 \U0001f689"]
+
+
+def rows(path) -> list[tuple]:
+    return [tuple(json.loads(line).values()) for line in path.read_bytes().splitlines()]
+
+
+def write(path, count=3, prompts=PROMPTS, made_by="m"):
+    with AnswerFile(path, prompts, made_by) as file:
+        for number in range(file.done, count):
+            file.add(number, f"answer to {prompts[number]}", "stop")
+    return path
+
+
+def test_answers_that_come_out_of_order_are_written_in_order_as_soon_as_they_can_be(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with AnswerFile(path, PROMPTS, "m") as file:
+        file.add(1, "B", "length")
+        assert path.read_bytes() == b""
+        file.add(0, "A", "stop")
+        assert rows(path) == [("one", "A", "stop", "m"), ('two "2"', "B", "length", "m")]
+        file.add(2, "C", "stop")
+    assert [list(json.loads(line)) for line in path.read_bytes().splitlines()] == [["prompt", "response", "stop_reason", "made_by"]] * 3
+    assert rows(path)[2] == (PROMPTS[2], "C", "stop", "m")
+
+
+def test_wherever_a_file_breaks_off_it_is_finished_to_the_same_bytes(tmp_path):
+    whole = write(tmp_path / "whole.jsonl").read_bytes()
+    path = tmp_path / "part.jsonl"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with AnswerFile(path, PROMPTS, "m") as file:
+            assert file.done == whole[:cut].count(b"\n")
+        assert write(path).read_bytes() == whole
+
+
+def test_rows_that_the_input_gained_are_answered_too(tmp_path):
+    path = write(tmp_path / "out.jsonl", 2, PROMPTS[:2])
+    assert write(path).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("a note without an end", "line 1 of"),
+    ('{"prompt": "one", "response": "my own", "label": 3}\n', "line 1 of"),
+    ('{"prompt": "another"', "does not answer that row"),
+    ('{"prompt":"one"}\n', "does not answer that row"),
+    ("\n", "made by another"),
+])
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        AnswerFile(path, PROMPTS, "m")
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(("prompts", "made_by", "message"), [
+    (["zero", *PROMPTS[1:]], "m", "line 1 of .* does not answer that row"),
+    (PROMPTS[:2], "m", "line 3 of .* is one more than the input has rows"),
+    (PROMPTS, "n", "line 1 of .* was made by another model"),
+])
+def test_the_answers_of_another_run_are_refused_and_left_alone(tmp_path, prompts, made_by, message):
+    path = write(tmp_path / "out.jsonl")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        AnswerFile(path, prompts, made_by)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written: No such file"):
+        AnswerFile(tmp_path / "no" / "out.jsonl", PROMPTS, "m")
