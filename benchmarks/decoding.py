@@ -1,11 +1,12 @@
 """How fast answers come: a file of 64 redactions, and tokens/s of 1, 8 and 32 rows, here, in transformers and in llama.cpp, on the 270M shape.
 
-    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps] [--batch 1 --batch 8 ...]
+    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 --batch 8 ...]
 
 The weights are random, so that no answer ends by itself: everybody makes as many new tokens.  Contestants take turns, and the medians of all rounds are
 printed.  The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s
 are those of steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew
-each time.
+each time.  `--only refill` is ours alone: 128 answers of unequal length, half a prompt's each, 32 at once, where a prompt takes a finished row's place
+and where a batch waits for its longest row.
 """
 
 import argparse
@@ -131,11 +132,24 @@ def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
     print(f"batch {len(prompts):2}: tokens/s Loupe {ours:.1f}   {others}", flush=True)
 
 
+def refill(ours: Ours, prompts: list[list[int]], rounds: int) -> None:
+    """Seconds for all prompts in one call, and in one call after the other."""
+    taken = {"refilled": [], "batch by batch": []}
+    for _ in range(rounds):
+        for how, size in (("refilled", len(prompts)), ("batch by batch", 32)):
+            start = time.perf_counter()
+            with ours.precision.autocast():
+                for i in range(0, len(prompts), size):
+                    generate(ours.model, prompts[i : i + size], max_new_tokens=512, max_new_ratio=0.5, stop_ids=(), batch_size=32)
+            taken[how].append(time.perf_counter() - start)
+    print(f"{len(prompts)} answers of unequal length, 32 at once: " + ", ".join(f"{how} {statistics.median(t):.1f} s" for how, t in taken.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decoding here, in transformers and in llama.cpp.")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["file", "steps"])
+    parser.add_argument("--only", choices=["file", "steps", "refill"])
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--model", type=Path, help="a folder to use instead of making one")
     args = parser.parse_args()
@@ -146,6 +160,9 @@ def main() -> None:
             make("270M", folder)
         tokenizer = Tokenizer(folder)
         prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")[:64]]
+        if args.only == "refill":
+            every = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")[:128]]
+            return refill(Ours(folder, dtype), every, args.rounds)
         contestants = {"Loupe": Ours(folder, dtype), "transformers": Transformers(folder, dtype)}
         print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens")
         for contestant in contestants.values():
