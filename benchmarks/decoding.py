@@ -1,6 +1,6 @@
 """How fast answers come: a file of 64 redactions, and tokens/s of 1, 8 and 32 rows, here, in transformers and in llama.cpp, on the 270M shape.
 
-    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 --batch 8 ...]
+    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 ...] [--rows 64]
 
 The weights are random, so that no answer ends by itself: everybody makes as many new tokens.  Contestants take turns, and the medians of all rounds are
 printed.  The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["file", "steps", "refill"])
+    parser.add_argument("--rows", type=int, default=64, help="of the file; refill takes twice as many")
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--model", type=Path, help="a folder to use instead of making one")
     args = parser.parse_args()
@@ -159,16 +160,15 @@ def main() -> None:
         if not args.model:
             make("270M", folder)
         tokenizer = Tokenizer(folder)
-        prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")[:64]]
+        prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")]
         if args.only == "refill":
-            every = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")[:128]]
-            return refill(Ours(folder, dtype), every, args.rounds)
+            return refill(Ours(folder, dtype), prompts[: 2 * args.rows], args.rounds)
         contestants = {"Loupe": Ours(folder, dtype), "transformers": Transformers(folder, dtype)}
-        print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens")
+        print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens", flush=True)
         for contestant in contestants.values():
             contestant.answer(prompts[:1], 2)
         if args.only != "steps":
-            whole_file(contestants, prompts, args.rounds, exact=dtype == torch.float32)
+            whole_file(contestants, prompts[: args.rows], args.rounds, exact=dtype == torch.float32)
         if args.only != "file":
             file = Path(scratch, "model.gguf")
             quant = "bf16" if dtype == torch.bfloat16 else "f32"
