@@ -173,7 +173,7 @@ class Table:
     def _take(self, hidden: torch.Tensor, places) -> torch.Tensor:
         """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a row that ends leaves its place."""
         rows = [self.places[i] for i in places]
-        if self.sampling.temperature == 0 and self.device.type == "cpu":
+        if self.sampling.temperature == 0 and self.device.type == "cpu" and self.model.config.final_logit_softcapping is None:
             tokens = likeliest(hidden, self.model.head_weight)
         else:
             uniform = torch.tensor([row.uniform if row else 0.0 for row in rows]) if self.sampling.temperature else None

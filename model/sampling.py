@@ -64,7 +64,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
 def likeliest(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(B,) what choose() takes at temperature 0 from the logits hidden (B, D) weight^T (V, D), of which only pieces are ever there.
 
-    A soft-cap keeps the order of logits and is left out.
+    For a model without a soft-cap, which makes equals of the largest logits.
     """
     size = PIECE if len(hidden) > 1 else len(weight)
     best = [F.linear(hidden, piece.to(hidden.dtype)).max(-1) for piece in weight.split(size)]
