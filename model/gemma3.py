@@ -35,11 +35,14 @@ class Gemma3DecoderLayer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """x (T, D) -> (T, D), or only the named rows of it."""
         before, after = self.compiled if self.compiled and self.training else (self.before_attention, self.after_attention)
         q, k, v = before(x, cos, sin)
         y = attend(self.index, q, k, v, self.sliding)
-        if rows is None or after is not self.after_attention:  # compiled for one length
-            return after(x, y) if rows is None else after(x, y)[rows]
+        if rows is None:
+            return after(x, y)
+        if self.compiled and self.training:  # for one length, which the rows are not
+            return after(x, y)[rows]
         return after(x[rows], y[rows])
 
 

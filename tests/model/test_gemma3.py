@@ -239,7 +239,12 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less():
 
 def test_the_last_layer_at_the_asked_rows_gives_the_rows_of_the_whole():
     model, rows, (tokens, position_ids, cu_seqlens) = small_model(), torch.tensor([3, 40, 41, 90]), stream(LENGTHS)
+    seen = []
+    hooks = [layer.mlp.register_forward_hook(lambda _, given, __: seen.append(len(given[0]))) for layer in model.model.layers]
     few = model(tokens, position_ids, cu_seqlens, rows=rows)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [sum(LENGTHS)] * 5 + [4], "the last layer's feed-forward part runs at the asked rows alone"
     torch.testing.assert_close(few, model(tokens, position_ids, cu_seqlens)[rows], atol=1e-6, rtol=1e-6)
     assert few.shape == (4, 32)
 
