@@ -16,7 +16,7 @@ of a ring's slots is free.
 import torch
 import torch.nn.functional as F
 
-from model.attention import PackedAttention
+from model.attention import NONE, PackedAttention
 from model.config import Gemma3Config
 
 BLOCK = 16  # rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come together
@@ -130,8 +130,8 @@ class Opening:
 class Prefill:
     """Packed attention over prompts that leaves their keys and values in the cache.
 
-    After an opening of O tokens the layers see only what is a prompt's own.  Attention alone puts the opening back before each, so it is
-    what it always is; the projections and the MLP, nine tenths of the time, run over the opening once and not once a prompt.
+    After an opening of O tokens the layers see only what is a prompt's own; attention sees the opening before each (model/attention.py), and the cache
+    gets a copy of it in every row.
     """
 
     def __init__(self, cache: KVCache, rows: list[int], lengths: list[int], opening: Opening | None = None):
@@ -139,23 +139,26 @@ class Prefill:
         cfg, device, shared = cache.cfg, cache.device, opening.length if opening else 0
         self.cache, self.opening = cache, opening
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)
-        self.attend = PackedAttention(bounds, sum(lengths), cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping)
+        self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
         number = torch.arange(len(lengths), device=device).repeat_interleave(bounds.diff())  # (T,) of whole prompts
         position = torch.arange(sum(lengths), device=device) - bounds[number]  # (T,)
-        self.own = (position >= shared).nonzero()[:, 0]  # (own tokens,) where they stand in the whole prompts
+        self.position_ids = position[position >= shared]
         # (T,) where each token of the whole prompts stands in the opening with the own tokens behind it
         self.source = torch.where(position < shared, position, (position >= shared).cumsum(0) - 1 + shared)
-        self.position_ids = position[self.own]
-        self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
         self.row, self.position = torch.tensor(rows, device=device)[number], position  # (T,)
         self.recent = (position >= bounds.diff()[number] - cache.ring).nonzero()[:, 0]  # tokens that a sliding layer will still look at
+        seen, before = self.cu_seqlens, None  # of the stream that attention sees
+        if opening:
+            seen, before = F.pad(self.cu_seqlens + shared, (1, 0)), [NONE] + [0] * len(lengths)
+        self.attend = PackedAttention(seen, int(seen[-1]), cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, opening=before)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
-        if self.opening is not None:
-            q, k, v = (torch.cat(pair)[self.source] for pair in zip(self.opening.layers[layer], (q, k, v), strict=True))  # (T, H or K, D)
-        self._store(layer, k, v, sliding)
-        y = self.attend(layer, q, k, v, sliding)
-        return y if self.opening is None else y[self.own]
+        if self.opening is None:
+            self._store(layer, k, v, sliding)
+            return self.attend(layer, q, k, v, sliding)
+        q, k, v = (torch.cat(pair) for pair in zip(self.opening.layers[layer], (q, k, v), strict=True))
+        self._store(layer, k[self.source], v[self.source], sliding)
+        return self.attend(layer, q, k, v, sliding)[self.opening.length :]
 
     def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> None:
         keys, values = self.cache.slots(layer, v, sliding)
