@@ -99,11 +99,13 @@ def test_an_adapter_made_by_peft_gives_the_same_logits_here(tmp_path, base, vari
 
 
 @pytest.mark.parametrize("variant", OURS)
-def test_merged_model_equals_adapter_model(base, variant):
-    model = trained_here(base, **OURS[variant])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_merged_model_equals_adapter_model(base, variant, dtype, close):
+    """Up to rounding, which some positions make ten times larger than others: so float32 is held to a share of the largest logit, float64 to zero."""
+    model = trained_here(base, **OURS[variant]).to(dtype)
     unmerged = logits(model, TOKENS)
     merge(model)
-    assert_same(unmerged, logits(model, TOKENS))
+    assert (unmerged - logits(model, TOKENS)).abs().max() < close * unmerged.abs().max()
 
 
 @pytest.mark.parametrize("type", ["lora", "dora"])
