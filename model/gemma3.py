@@ -53,7 +53,8 @@ class Gemma3TextModel(nn.Module):
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
         self.config, self.recompute = cfg, False
-        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        # Not nn.Embedding(V, D), which draws numbers, and on the meta device that imports PyTorch's compiler.
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.hidden_size), freeze=False)  # (V, D)
         self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 

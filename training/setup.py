@@ -1,6 +1,7 @@
 """From the config to the parts of a run: model with its adapters, documents, loader, the loop's numbers."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +64,16 @@ def refuse_missing_files(cfg: Config) -> None:
 def build_base(cfg: Config, precision: Precision) -> Base:
     """The base in the dtype that the run wants, on its device, with nothing trainable yet."""
     folder = resolve(cfg.model.name, cfg.model.revision)
-    tokenizer = Tokenizer(folder)
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
     if cfg.model.init == "random":
+        tokenizer = Tokenizer(folder)
         model = Gemma3ForCausalLM(read_config(folder)).to(dtype)
         model.reset_parameters(cfg.run.seed)
         return Base(model.to(precision.device), tokenizer, folder, f"random weights of seed {cfg.run.seed}")
-    return Base(load_model(folder, dtype, precision.device), tokenizer, folder, hash_model(folder))
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(hash_model, folder)
+        tokenizer = Tokenizer(folder)
+        return Base(load_model(folder, dtype, precision.device), tokenizer, folder, digest.result())
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:

@@ -120,6 +120,13 @@ def test_weights_are_cast_to_the_dtype_asked_for_by_rounding(tmp_path, dtype):
     assert_same_weights(load_model(folder, dtype), {name: t.to(dtype) for name, t in tensors.items()})
 
 
+def test_loaded_weights_begin_at_cache_lines_and_share_no_byte(tmp_path):
+    save_model(our_model(), tmp_path, torch.float32)
+    places = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in load_model(tmp_path, torch.bfloat16).parameters())
+    assert all(start % 64 == 0 for start, _ in places)
+    assert all(end <= start for (_, end), (start, _) in pairwise(places))
+
+
 def test_loaded_weights_outlive_the_file_that_they_came_from(tmp_path):
     folder, tensors = saved(tmp_path)
     model = load_model(folder, torch.float32)

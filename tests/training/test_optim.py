@@ -1,10 +1,14 @@
-"""training/optim.py: the rate's way by hand, and which weights go to which optimiser with which decay."""
+"""training/optim.py: AdamW and the rate's way by hand, and which weights go to which optimiser with which decay."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from tests.folders import ROOT
 from tests.makers import tiny_model
-from training.optim import lr_factor, make_optimizers
+from training.optim import AdamW, lr_factor, make_optimizers
 
 
 def factors(kind, warmup=2, total=6):
@@ -65,3 +69,79 @@ def test_frozen_weights_are_in_no_optimiser():
     model = tiny_model()
     held = {id(p) for optimizer in make_optimizers(model, "muon", 1e-3, 0.0) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for n, p in model.named_parameters() if "lora_" in n}
+
+
+def steps_of(optimizer, params, count: int, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+
+def fresh_params() -> list[torch.Tensor]:
+    return [torch.nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)), torch.nn.Parameter(torch.ones(4))]
+
+
+def test_the_first_adamw_step_is_the_sign_of_the_gradient_times_the_rate():
+    """m / sqrt(v) = g / |g| after one step, and the decay takes 0.1 * 0.5 of the weight."""
+    (p,) = params = [torch.nn.Parameter(torch.tensor([1.0, 1.0]))]
+    p.grad = torch.tensor([3.0, -0.2])
+    AdamW([{"params": params, "weight_decay": 0.5}], lr=0.1).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([0.85, 1.05]))
+
+
+def test_adamw_is_pytorchs_to_the_last_bit():
+    ours, theirs = fresh_params(), fresh_params()
+    steps_of(AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01), ours, 20)
+    steps_of(torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True), theirs, 20)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_adamw_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
+    def build(params):
+        return AdamW([{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "weight_decay": 0.0}], lr=0.01)
+
+    straight, stopped = fresh_params(), fresh_params()
+    first, second = build(straight), build(stopped)
+    steps_of(first, straight, 3)
+    steps_of(second, stopped, 3)
+    saved, third = second.state_dict(), build(stopped)
+    third.load_state_dict(saved)
+    steps_of(first, straight, 3, seed=1)
+    steps_of(third, stopped, 3, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(straight, stopped, strict=True))
+    assert second.state[stopped[0]]["step"] == 3, "the saved state is not what the new optimiser goes on writing into"
+
+
+def test_a_parameter_without_a_gradient_stays_as_it_is():
+    params = fresh_params()
+    optimizer = AdamW([{"params": params, "weight_decay": 0.1}], lr=0.01)
+    params[0].grad = torch.ones(2, 3)
+    optimizer.step()
+    assert torch.equal(params[1], torch.ones(4)) and params[1] not in optimizer.state
+
+
+def test_no_compiler_is_imported_for_a_first_step():
+    """torch._dynamo takes over a second to import, and neither building, loading nor training a model asks for it."""
+    program = """if True:
+        import sys, torch
+        from data.packing import pack
+        from data.render import Document
+        from lora.inject import inject
+        from model.hub import TINY
+        from model.weights import load_model
+        from training import loop
+        from training.objectives import sft
+        from training.optim import make_optimizers
+        from training.precision import Precision
+
+        model = load_model(TINY, torch.bfloat16)
+        inject(model, r=4, lora_alpha=8, target_modules=["q_proj"], seed=0)
+        batch, trained = pack([Document([2, 300, 301], [300, 301, 1], "row")]), [p for p in model.parameters() if p.requires_grad]
+        optimizers = make_optimizers(model, "adamw", 1e-3, 0.1)
+        assert loop.train_step(model, sft, [batch], trained, optimizers, Precision("bf16", torch.device("cpu")), 1e-3, 1.0)["applied"]
+        assert "torch._dynamo" not in sys.modules, "imported"
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
