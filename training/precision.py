@@ -1,6 +1,8 @@
 """Which device, which numbers: the only place that decides on dtypes, autocast and loss scaling."""
 
 import contextlib
+import ctypes
+import sys
 
 import torch
 
@@ -20,7 +22,18 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what tensors leave behind: every step frees and asks again for the same gigabytes, and a page that went back to Linux in between
+    costs a fault and a zeroing.  M_TRIM_THRESHOLD and M_MMAP_MAX as in mallopt(3); other C libraries are left alone."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, -1)  # the heap's end is never given back
+        libc.mallopt(-4, 0)  # and no block, however large, is mapped beside the heap, from where it would go back at once
 
 
 def pick_precision(name: str, device: torch.device) -> str:
