@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 
 
@@ -17,6 +16,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="what lab_like.py wrote")
     parser.add_argument("--round", type=int, required=True, help="number of the batch that the timed steps run on; the first step runs on batch 0")
     parser.add_argument("--steps", type=int, required=True, help="timed steps")
+    parser.add_argument("--batch", type=int, required=True, help="rows of a step")
     parser.add_argument("--device", required=True)
     parser.add_argument("--started", type=float, required=True, help="time.time() when the process was started")
     parser.add_argument("--set", action="append", default=[])
@@ -24,21 +24,25 @@ def arguments() -> argparse.Namespace:
 
 
 class Clock:
-    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step."""
+    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step.  resume() after other work in between."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.losses, self.first = args, [], None
-        self.laps, self.others = [time.perf_counter()], [cpu_of_others()]
+        self.args, self.losses, self.seconds, self.others, self.first = args, [], [], [], None
+        self.resume()
+
+    def resume(self) -> None:
+        self.since, self.others_since = time.perf_counter(), cpu_of_others()
 
     def lap(self, loss: float | None = None) -> None:
         if self.args.device == "cuda":
             import torch
 
             torch.cuda.synchronize()
-        self.laps.append(time.perf_counter())
-        self.others.append(cpu_of_others())
+        self.seconds.append(time.perf_counter() - self.since)
+        self.others.append((cpu_of_others() - self.others_since) / self.seconds[-1])
         self.losses.append(loss)
         self.first = self.first or time.time() - self.args.started
+        self.resume()
 
     def result(self) -> dict:
         """Seconds of the timed steps; the cores that others kept busy up to the first step and in each timed one; seconds from the start to the end
@@ -48,9 +52,7 @@ class Clock:
             import torch
 
             peak = torch.cuda.max_memory_allocated()
-        seconds = [after - before for before, after in pairwise(self.laps)]
-        others = [(after - before) / s for (before, after), s in zip(pairwise(self.others), seconds, strict=True)]
-        return {"seconds": seconds[1:], "others": others, "first_step": self.first, "peak": peak, "losses": self.losses, "versions": versions(self.args.device)}
+        return {"seconds": self.seconds[1:], "others": self.others, "first_step": self.first, "peak": peak, "losses": self.losses, "versions": versions(self.args.device)}
 
 
 def cpu_of_others() -> float:

@@ -11,8 +11,8 @@ tokens/s      tokens of the rows (prompt, response and turns; no padding) in a s
 to Loupe      the median over rounds of the ratio of tokens/s to Loupe's in the same round
 peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
 first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
-of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in Loupe's process (float32
-              products for the float32 ones); a peer's share is of Loupe's products, for the job is the same
+of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in Loupe's process after each
+              step (float32 products for the float32 ones); a peer's share is of Loupe's products, for the job is the same
 MFU           on CUDA: FLOPs of Loupe's products / seconds / --peak-tflops
 """
 
@@ -28,6 +28,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.lab_like import BATCH  # noqa: E402
+
 OURS = ("loupe", "loupe-fp32")
 PEERS = ("hf-patched", "hf-bf16", "hf-autocast", "hf-fp32", "trl", "trl-padding-free")
 IN_FLOAT32 = ("loupe-fp32", "hf-fp32")
@@ -41,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tokens/s, memory and start-up of Loupe and its peers on one fine-tuning job.")
     parser.add_argument("--only", action="append", choices=OURS + PEERS, metavar="NAME", help=f"may be repeated: {', '.join(OURS + PEERS)}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=BATCH, help="rows of a step (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="Loupe's timed steps in a round")
     parser.add_argument("--peer-steps", type=int, default=1, help="a peer's timed steps in a round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cuda is the first that CUDA_VISIBLE_DEVICES leaves")
@@ -71,6 +76,7 @@ def take_turn(name: str, number: int, args: argparse.Namespace) -> dict | None:
     """What one contestant's process says of its round; None, with the end of its complaint on stderr, where it fails."""
     python, script, steps = (sys.executable, "ours.py", args.steps) if name in OURS else (args.peers_python, "peers.py", args.peer_steps)
     command = [str(python), str(HERE / script), name, str(args.folder), "--round", str(number), "--steps", str(steps), "--device", args.device]
+    command += ["--batch", str(args.batch)]
     command += [word for override in (args.set if name in OURS else []) for word in ("--set", override)]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # one, or TRL would spread over all
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": gpu}
@@ -96,12 +102,10 @@ def warn(results: list[dict]) -> None:
 
 def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
     """A row of the table for each contestant, in the contestants' order."""
-    from benchmarks.lab_like import BATCH
-
     rows = json.loads((args.folder / "tokens.json").read_text())
     speeds, ceilings, work = {}, {}, {}  # all by (name, round): tokens/s, tokens/s of the products alone, FLOPs of a token
     for r in results:
-        tokens = sum(len(row["input_ids"]) for row in rows[r["round"] * BATCH : (r["round"] + 1) * BATCH])
+        tokens = sum(len(row["input_ids"]) for row in rows[r["round"] * args.batch : (r["round"] + 1) * args.batch])
         key = r["name"], r["round"]
         speeds[key] = tokens / statistics.median(r["seconds"])
         if r["name"] in OURS:
@@ -154,7 +158,6 @@ def versions(results: list[dict]) -> str:
 
 def main() -> None:
     args = parse()
-    sys.path.insert(0, str(ROOT))
     prepare(args)
     file = args.folder / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if args.append and file.exists() else []

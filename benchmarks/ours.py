@@ -82,8 +82,8 @@ def flops(calls: list[tuple]) -> int:
     return total
 
 
-def time_products(calls: list[tuple], rounds: int = 3) -> float:
-    """Seconds of the products alone, back to back in their order, on operands of the same shapes, strides and types; the median of the rounds.
+def products_alone(calls: list[tuple]):
+    """A function that times the products alone, in seconds: back to back in their order, on operands of the same shapes, strides and types.
 
     Products of one kind share their operands and their result, so nothing is allocated and small weights stay in the cache: a bound from above.
     """
@@ -97,29 +97,38 @@ def time_products(calls: list[tuple], rounds: int = 3) -> float:
     for call in set(calls):
         a, b = (operand(*x) for x in call)
         made[call] = (torch.mm if a.ndim == 2 else torch.bmm), a, b, torch.empty(*a.shape[:-1], b.shape[-1], dtype=a.dtype, device=a.device)
-    times = []
-    for _ in range(1 + rounds):
+
+    def run() -> float:
         start = time.perf_counter()
         for call in calls:
             product, a, b, out = made[call]
             product(a, b, out=out)
         if calls[0][0][3].type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        return time.perf_counter() - start
+
+    run()  # the first time compiles kernels
+    return run
 
 
 def main() -> None:
     args = arguments()
     clock = Clock(args)
     precision = "fp32" if args.name == "loupe-fp32" else "bf16"
-    trainer = Trainer(args.folder, [f"train.precision={precision}", f"train.device={args.device}", *args.set])
+    trainer = Trainer(args.folder, [f"train.precision={precision}", f"train.device={args.device}", f"train.batch_size={args.batch}", *args.set])
     batches = trainer.batches(trainer.data.documents, args.round + 1)
-    for batch in [batches[0]] + [batches[args.round]] * args.steps:
-        clock.lap(trainer.step(batch))
-    result = clock.result()
-    products = record_products(lambda: trainer.step(batches[args.round]))
-    finish(result | {"ceiling": time_products(products), "flops": flops(products)})
+    clock.lap(trainer.step(batches[0]))
+    for _ in range(args.steps):
+        clock.lap(trainer.step(batches[args.round]))
+    result = clock.result()  # the peak is the training's
+    calls = record_products(lambda: trainer.step(batches[args.round]))
+    products, shares = products_alone(calls), []
+    for _ in range(args.steps):  # in turn: a machine that is slower for some seconds is so for both
+        start = time.perf_counter()
+        trainer.step(batches[args.round])
+        step = time.perf_counter() - start
+        shares.append(products() / step)
+    finish(result | {"ceiling": statistics.median(shares) * statistics.median(result["seconds"]), "flops": flops(calls)})
 
 
 if __name__ == "__main__":

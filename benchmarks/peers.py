@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.clock import Clock, arguments, finish
-from benchmarks.lab_like import BATCH, RANK
+from benchmarks.lab_like import RANK
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -29,7 +29,7 @@ def lora():
 def rows_of(args) -> list[dict]:
     """The rows of the first step and of the timed ones, in order."""
     rows = json.loads((args.folder / "tokens.json").read_text())
-    return [row for i in [0] + [args.round] * args.steps for row in rows[i * BATCH : (i + 1) * BATCH]]
+    return [row for i in [0] + [args.round] * args.steps for row in rows[i * args.batch : (i + 1) * args.batch]]
 
 
 def padded(rows: list[dict], device: str) -> dict:
@@ -57,8 +57,8 @@ def plain_loop(args, clock: Clock) -> None:
     optimizer = torch.optim.AdamW(trained, lr=5e-5, fused=True)
     loss_of = supervised_loss if args.name == "hf-patched" else lambda model, batch: model(**batch, use_cache=False).loss
     rows = rows_of(args)
-    for i in range(0, len(rows), BATCH):
-        batch = padded(rows[i : i + BATCH], args.device)
+    for i in range(0, len(rows), args.batch):
+        batch = padded(rows[i : i + args.batch], args.device)
         with torch.autocast(args.device.partition(":")[0], torch.bfloat16, enabled=args.name != "hf-fp32"):
             loss = loss_of(model, batch)
         loss.backward()
@@ -91,7 +91,7 @@ def trl(args, clock: Clock) -> None:
     free = {"padding_free": True, "max_length": None} if args.name == "trl-padding-free" else {}
     # what is not a default: the recipe's numbers, the rows in their order, the loss of each step, and no files
     with tempfile.TemporaryDirectory() as scratch:
-        config = SFTConfig(scratch, per_device_train_batch_size=BATCH, learning_rate=5e-5, max_steps=1 + args.steps, train_sampling_strategy="sequential",
+        config = SFTConfig(scratch, per_device_train_batch_size=args.batch, learning_rate=5e-5, max_steps=1 + args.steps, train_sampling_strategy="sequential",
                            logging_steps=1, save_strategy="no", report_to="none", use_cpu=args.device == "cpu", **free)
         trainer = SFTTrainer(str(args.folder / "model"), args=config, train_dataset=Dataset.from_list(rows_of(args)), peft_config=lora(), callbacks=[Laps()])
         trainer.train()
