@@ -68,7 +68,7 @@ def trained_here(base: str, **settings):
     for _ in range(3):
         sft.loss(model, batch)[0].backward()
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
     return model.eval()
 
 
