@@ -52,7 +52,8 @@ class Clock:
             import torch
 
             peak = torch.cuda.max_memory_allocated()
-        return {"seconds": self.seconds[1:], "others": self.others, "first_step": self.first, "peak": peak, "losses": self.losses, "versions": versions(self.args.device)}
+        return {"seconds": self.seconds[1:], "others": self.others, "first_step": self.first, "peak": peak, "losses": self.losses,
+                "versions": versions(self.args.device)}
 
 
 def cpu_of_others() -> float:
