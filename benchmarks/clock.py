@@ -24,13 +24,13 @@ def arguments() -> argparse.Namespace:
 
 
 class Clock:
-    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step.  resume() after other work in between."""
+    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.losses, self.seconds, self.others, self.first = args, [], [], [], None
-        self.resume()
+        self._begin()
 
-    def resume(self) -> None:
+    def _begin(self) -> None:
         self.since, self.others_since = time.perf_counter(), cpu_of_others()
 
     def lap(self, loss: float | None = None) -> None:
@@ -42,7 +42,7 @@ class Clock:
         self.others.append((cpu_of_others() - self.others_since) / self.seconds[-1])
         self.losses.append(loss)
         self.first = self.first or time.time() - self.args.started
-        self.resume()
+        self._begin()
 
     def result(self) -> dict:
         """Seconds of the timed steps; the cores that others kept busy up to the first step and in each timed one; seconds from the start to the end

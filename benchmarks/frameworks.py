@@ -11,8 +11,8 @@ tokens/s      tokens of the rows (prompt, response and turns; no padding) in a s
 to Loupe      the median over rounds of the ratio of tokens/s to Loupe's in the same round
 peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
 first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
-of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in Loupe's process after each
-              step (float32 products for the float32 ones); a peer's share is of Loupe's products, for the job is the same
+of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in Loupe's process in
+              turn with further steps (float32 products for the float32 ones); a peer's share is of Loupe's products, for the job is the same
 MFU           on CUDA: FLOPs of Loupe's products / seconds / --peak-tflops
 """
 

@@ -61,7 +61,8 @@ def assert_adapted(adapted: torch.Tensor, base: str) -> None:
 def trained_here(base: str, **settings):
     """A model with adapters after three steps on random tokens."""
     model = load_model(base, torch.float32)
-    inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 1} | settings)
+    # After seed 1 one position's activations nearly cancel, and float32's rounding alone moves its logits by 1.6e-5.
+    inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 4} | settings)
     ids = TOKENS.flip(0).tolist()
     batch = pack([Document(ids, [*ids[1:], IGNORE_INDEX], "random")])
     (optimizer,) = make_optimizers(model, "adamw", 5e-3, 0.0)
@@ -101,11 +102,11 @@ def test_an_adapter_made_by_peft_gives_the_same_logits_here(tmp_path, base, vari
 @pytest.mark.parametrize("variant", OURS)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_merged_model_equals_adapter_model(base, variant, dtype, close):
-    """Up to rounding, which some positions make ten times larger than others: so float32 is held to a share of the largest logit, float64 to zero."""
+    """In float64 too, where a formula that is wrong by little has no rounding to hide in."""
     model = trained_here(base, **OURS[variant]).to(dtype)
     unmerged = logits(model, TOKENS)
     merge(model)
-    assert (unmerged - logits(model, TOKENS)).abs().max() < close * unmerged.abs().max()
+    torch.testing.assert_close(unmerged, logits(model, TOKENS), rtol=0, atol=close)
 
 
 @pytest.mark.parametrize("type", ["lora", "dora"])
