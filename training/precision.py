@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
 
+KERNELS = 256  # that oneDNN keeps, each some 300 KB and for one shape of bfloat16; a step takes about a hundred, and few shapes come again
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,16 +26,19 @@ def pick_device(name: str) -> torch.device:
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     if device.type == "cpu":
         keep_freed_memory()
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
     return device
 
 
 def keep_freed_memory() -> None:
     """Has glibc keep what tensors leave behind: every step frees and asks again for the same gigabytes, and a page that went back to Linux in between
-    costs a fault and a zeroing.  M_TRIM_THRESHOLD and M_MMAP_MAX as in mallopt(3); other C libraries are left alone."""
+    costs a fault and a zeroing.  M_TRIM_THRESHOLD and M_MMAP_THRESHOLD as in mallopt(3); other C libraries are left alone."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-1, -1)  # the heap's end is never given back
-        libc.mallopt(-4, 0)  # and no block, however large, is mapped beside the heap, from where it would go back at once
+        # A larger block is mapped beside the heap, and goes back at once: in the heap, a gradient of the embedding seldom finds the place of the last one
+        # free of small things, and takes another every step.  More than this is refused.
+        libc.mallopt(-3, 32 * 2**20)
 
 
 def pick_precision(name: str, device: torch.device) -> str:
