@@ -1,4 +1,4 @@
-"""Fine-tune a Gemma 3: python train.py --config small.toml [--set section.key=value ...] [--resume]"""
+"""Fine-tune a Gemma 3: python train.py --config small.toml [--set section.key=value ...] [--resume | --plan]"""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one key; may be repeated")
     parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
+    parser.add_argument("--plan", action="store_true", help="print how much memory the run will take, and the largest batch that fits, without a start")
     args = parser.parse_args(argv)
     return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
 
@@ -22,6 +23,11 @@ def train(args) -> int:
     from training.config import load_config
 
     cfg = load_config(args.config, args.overrides)
+    if args.plan:
+        from training import memory
+
+        memory.plan(cfg)
+        return DONE
     from training import session
 
     started = time.perf_counter()

@@ -87,13 +87,18 @@ def _weight_gradient(hidden, weight, targets, log_z, slope_at_target, softcap, c
     return dw
 
 
+def words_at_once(rows: int, device: str) -> int:
+    """How many words of the vocabulary a chunk takes for so many supervised positions."""
+    return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, rows)))
+
+
 def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, chunk: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
 
     `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.
     """
     device = hidden.device.type
-    chunk = chunk or max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, len(targets))))
+    chunk = chunk or words_at_once(len(targets), device)
     if not torch.is_grad_enabled():  # an autograd function's forward is not told, and would work out gradients that nobody asks for
         hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(device):

@@ -28,7 +28,7 @@ def mean_loss(model, objective, documents, precision) -> dict:
     model.eval()
     total, weight = 0.0, 0
     try:
-        for group in _by_tokens(documents, LOSS_TOKENS):
+        for group in groups(documents):
             batch = pack(group, share=True).to(precision.device)
             with precision.autocast():
                 loss, count, _ = objective.loss(model, batch)
@@ -38,8 +38,8 @@ def mean_loss(model, objective, documents, precision) -> dict:
     return {"loss": total / max(1, weight), "tokens": weight}
 
 
-def _by_tokens(documents, limit: int):
-    """The documents in groups of about `limit` tokens, in order."""
+def groups(documents, limit: int = LOSS_TOKENS):
+    """The documents in groups of about `limit` tokens, in order: each is one forward pass."""
     group, size = [], 0
     for d in documents:
         if group and size + len(d.input_ids) > limit:

@@ -8,6 +8,7 @@ import sys
 import torch
 
 KERNELS = 256  # that oneDNN keeps, each some 300 KB and for one shape of bfloat16; a step takes about a hundred, and few shapes come again
+MAPPED = 32 * 2**20  # bytes: a tensor of so many has room of its own, outside of the C library's heap
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,7 +39,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # the heap's end is never given back
         # A larger block is mapped beside the heap, and goes back at once: in the heap, a gradient of the embedding seldom finds the place of the last one
         # free of small things, and takes another every step.  More than this is refused.
-        libc.mallopt(-3, 32 * 2**20)
+        libc.mallopt(-3, MAPPED)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -15,7 +15,7 @@ from lora.peft_io import CONFIG as ADAPTER_CONFIG
 from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
-from training import checkpoint, evaluation, loop, setup
+from training import checkpoint, evaluation, loop, machine, setup
 from training.config import Config
 from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
@@ -234,7 +234,7 @@ def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, a
         "name": cfg.run.name, "base": cfg.model.name, "adapter": _adapter_text(cfg), "trained parameters": f"{run.trained:,}",
         "training samples": f"{len(data.documents):,}", "steps": f"{sum('loss' in r for r in steps):,}", "training time": f"{run.fit_seconds:.0f} s",
         "whole run": f"{seconds:.0f} s", "tokens per second": f"{run.tokens_per_second:,.0f}", "device": device_name(run.precision.device),
-        "precision": run.precision.name, "peak memory": f"{peak_memory(run.precision.device) / 2**20:,.0f} MiB",
+        "precision": run.precision.name, "peak memory": machine.mebibytes(machine.peak_memory(run.precision.device)),
     }
     run.folder.write_json("manifest.json", {
         "run": facts, "environment": environment(), "base_sha256": base.hash, "data_sha256": {f: checkpoint.file_hash(Path(f)) for f in data.files},
@@ -267,13 +267,3 @@ def _adapter_text(cfg: Config) -> str:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator on CUDA, else the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -76,6 +76,14 @@ def build_base(cfg: Config, precision: Precision) -> Base:
         return Base(load_model(folder, dtype, precision.device), tokenizer, folder, digest.result())
 
 
+def build_outline(cfg: Config) -> Base:
+    """The base as far as it is known without its weights: shapes on the meta device, and the tokenizer."""
+    folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(read_config(folder))
+    return Base(model, Tokenizer(folder), folder, hash="")
+
+
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
     """Makes the config's adapters, or all of the model, trainable; returns how many numbers train."""
     a = cfg.adapter

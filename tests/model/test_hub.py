@@ -213,6 +213,12 @@ def test_a_name_the_hub_would_not_accept_is_called_neither_folder_nor_id(ask):
     assert "'org/na--me' is neither a folder here nor a hub id" in refusal(ask("org/na--me"))
 
 
+def test_what_needs_no_weights_downloads_none(ask):
+    done = ask("me/open", "main", "")
+    assert {p.name for p in Path(done.stdout.strip()).iterdir()} == WANTED - {"model.safetensors"}, done.stderr
+    assert {p.name for p in Path(ask("me/open").stdout.strip()).iterdir()} == WANTED  # and the run fetches them afterwards
+
+
 def test_a_hub_model_of_pickles_only_is_refused(ask):
     assert "me/pickled: no config.json with *.safetensors" in refusal(ask("me/pickled"))
 

@@ -14,7 +14,7 @@ from tests.folders import ROOT
 from tests.makers import documents, tiny_model
 from training import loop
 from training.config import load_config
-from training.session import peak_memory
+from training.machine import peak_memory
 from training.objectives import sft
 from training.optim import make_optimizers
 from training.precision import Precision, pick_device, pick_precision

@@ -1,0 +1,71 @@
+"""train.py --plan against what the run then takes, in six configurations; each plan and each run is a process of its own.
+
+    python benchmarks/planning.py [--only NUMBER ...] [--steps 12]
+
+The 270M's weights are random, in bfloat16.  On the CPU the peak is the process's largest resident size, on CUDA the allocator's.
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.exporting import make  # noqa: E402
+
+RUNS = [
+    ("tiny", "train.precision=bf16", "adapter.r=32", "train.batch_size=4"),
+    ("tiny", "train.precision=fp32", "adapter.type=dora", "adapter.r=8", "train.batch_size=8"),
+    ("tiny", "train.precision=bf16", "adapter.type=full", "train.batch_size=2", "train.gradient_accumulation_steps=4"),
+    ("270M", "train.precision=bf16", "adapter.r=16", "train.batch_size=2"),
+    ("270M", "train.precision=fp32", "adapter.type=dora", "adapter.r=128", "train.batch_size=1", "train.gradient_accumulation_steps=2"),
+    ("270M", "train.precision=bf16", "adapter.type=full", "train.batch_size=4"),
+]
+
+
+def train(base: str, folder: Path, settings: tuple, *words: str) -> str:
+    """What train.py prints for small.toml's rows, with few of them to evaluate."""
+    small = [f"model.name={base}", f"run.dir={folder}", "train.eval_samples=4", "generate.max_new_tokens=8", "data.validation=data/samples/val.jsonl"]
+    sets = [word for setting in (*small, *settings) for word in ("--set", setting)]
+    return subprocess.run([sys.executable, "train.py", "--config", "small.toml", *sets, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout
+
+
+def mebibytes(text: str) -> int:
+    return int(re.search(r"([\d,]+) MiB", text)[1].replace(",", ""))
+
+
+def compare(base: str, folder: Path, settings: tuple) -> tuple[int, int, str]:
+    """MiB planned, MiB measured, and the phase that the plan takes for the heaviest."""
+    plan = train(base, folder, settings, "--plan")
+    assert not folder.exists(), "a plan writes nothing"
+    train(base, folder, settings)
+    measured = json.loads((folder / "manifest.json").read_text())["run"]["peak memory"]
+    return mebibytes(plan[plan.index("in all") :]), mebibytes(measured), re.search(r"most is taken in (\w+)", plan)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Planned and measured peak memory.")
+    parser.add_argument("--only", type=int, nargs="*", default=range(1, len(RUNS) + 1))
+    parser.add_argument("--steps", type=int, default=12)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {"tiny": "tiny", "270M": str(Path(scratch, "270M"))}
+        if any(RUNS[i - 1][0] == "270M" for i in args.only):
+            maker = multiprocessing.get_context("spawn").Process(target=make, args=("270M", Path(folders["270M"])))
+            maker.start()
+            maker.join()
+        for i in args.only:
+            name, *settings = RUNS[i - 1]
+            planned, measured, phase = compare(folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings))
+            print(f"{i}  {name}  {', '.join(s.partition('.')[2] for s in settings):84}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
+                  f"  {100 * (planned / measured - 1):+5.1f}%", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A run rehearsed without numbers (training/ledger.py): the code that loads, trains, evaluates and answers, and the bytes alive at each one's worst moment."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from data.packing import Batch, pack
+from data.render import Document
+from model.generate import generate
+from model.loss import words_at_once
+from training import evaluation, loop, setup
+from training.config import Config, Train
+from training.ledger import LOGITS, WORKING, Ledger
+from training.optim import make_optimizers
+from training.precision import Precision
+
+BASE, TRAINED, GRADIENTS, OPTIMIZER = "base weights", "trained weights", "gradients", "optimiser state"
+LOST = "lost between them"  # the C library's heap has gaps between tensors of unlike sizes
+PARTS = (BASE, TRAINED, OPTIMIZER, GRADIENTS, WORKING, LOGITS, LOST)
+STORED = torch.bfloat16  # what Gemma's files hold
+GAPS = 0.45  # of the heap's blocks that come and go in a phase: glibc was seen to lose 0.15 to 0.7 of them, most in the smallest models
+GENERATED_TOGETHER = 64  # rows: model.generate's batch
+
+
+@dataclass
+class Forecast:
+    """Bytes of each part when most is taken, and the phase of the run in which that is."""
+
+    parts: dict[str, int]
+    phase: str
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+class Rehearsal:
+    """A run without numbers: the model with its adapters and optimisers as outlines, and what each phase of the run takes."""
+
+    def __init__(self, cfg: Config, base: setup.Base, data: setup.TrainingData, precision: Precision):
+        """base.model has its parameters on the meta device; they become outlines here, and get the run's adapters."""
+        self.cfg, self.base, self.data, self.precision, self.model = cfg, base, data, precision, base.model
+        self.objective = setup.OBJECTIVES[cfg.train.objective]
+        self.ledger = Ledger(precision.device, self.model.config.vocab_size)
+        with self.ledger:
+            self._load()
+            frozen = list(self.model.parameters())
+            setup.add_adapters(self.model, cfg)
+            self.loading = Forecast({BASE: self.ledger.highest}, "loading")
+            self.trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.ledger.assign(frozen, BASE)
+            self.ledger.assign(self.trained, TRAINED)
+            self.optimizers = make_optimizers(self.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+            self._first_optimizer_step()
+
+    def _load(self) -> None:
+        """model.weights.load_model: tensor by tensor, each beside its place in the file."""
+        dtype = self.precision.base_dtype(self.cfg.model.dtype, trains_all=self.cfg.adapter.type == "full")
+        for name, p in list(self.model.named_parameters()):
+            module, _, leaf = name.rpartition(".")
+            weight = torch.empty(p.shape, dtype=STORED, device=self.precision.device).to(dtype, copy=True)
+            setattr(self.model.get_submodule(module), leaf, nn.Parameter(weight))
+
+    def _first_optimizer_step(self) -> None:
+        """Makes the optimisers' state, and has every gradient from now on entered as one."""
+        for p in self.trained:
+            p.register_post_accumulate_grad_hook(lambda p: self.ledger.assign([p.grad], GRADIENTS))
+            p.grad = torch.zeros_like(p)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            self.ledger.assign((t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)), OPTIMIZER)
+        self.model.zero_grad(set_to_none=True)
+
+    def steps(self, train: Train) -> Forecast:
+        """The heaviest steps of the run, with `train` in the place of the config's [train]."""
+        cfg = replace(self.cfg, train=train)
+        loader = setup.build_loader(cfg, self.data.documents)
+        windows = heaviest(loader, setup.build_plan(cfg, loader))
+        found = [self.step([pack(part, loader.total, loader.share) for part in documents]) for documents in windows]
+        return max(found, key=lambda f: f.total)
+
+    def step(self, window: list[Batch]) -> Forecast:
+        """One optimiser step."""
+        self._expect_logits(window)
+        with self.ledger:
+            loop.train_step(self.model, self.objective, window, self.trained, self.optimizers, self.precision, 0.0, self.cfg.train.max_grad_norm)
+            self.model.zero_grad(set_to_none=True)
+        return self._forecast("training")
+
+    def _expect_logits(self, window: list[Batch]) -> None:
+        """Starts a phase whose losses are over these batches."""
+        words, rows = self.model.config.vocab_size, [len(batch.target_positions) for batch in window]
+        chunks = [(n, words_at_once(n, self.precision.device.type)) for n in rows]
+        self.ledger.logits = {(n, size) for n, chunk in chunks for size in (chunk, words % chunk)}
+        self.ledger.start()
+
+    def _forecast(self, phase: str) -> Forecast:
+        lost = GAPS * self.ledger.heap_highest if self.precision.device.type == "cpu" else 0
+        return Forecast(self.ledger.peak | {LOST: int(lost)}, phase)
+
+    def evaluations(self) -> list[Forecast]:
+        """Mean loss and answers of the validation set with the longest rows."""
+        found = []
+        for v in self.data.validation:
+            group = max(evaluation.groups(v.documents), key=lambda g: sum(len(d.input_ids) for d in g))
+            self._expect_logits([pack(group, share=True)])
+            with self.ledger:
+                evaluation.mean_loss(self.model, self.objective, group, self.precision)
+            found.append(self._forecast("evaluation"))
+        sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in self.data.validation]
+        sets.append([(("user", prompt),) for prompt in self.cfg.generate.prompts])
+        return found + [self._answers([self.base.tokenizer.render_prompt(m) for m in messages]) for messages in sets if messages]
+
+    def _answers(self, prompts: list[list[int]]) -> Forecast:
+        """The longest prompts are read and get two tokens; the cache has room for all that they may get."""
+        settings, ledger = self.cfg.generate, self.ledger
+        ledger.start()
+        ledger.answer = 0
+
+        def stop(row, token):
+            ledger.answer = 1
+
+        with ledger, self.precision.autocast():
+            generate(self.model, sorted(prompts, key=len)[-GENERATED_TOGETHER:], max_new_tokens=settings.max_new_tokens, stop_ids={1},
+                     temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, on_token=stop)
+        ledger.answer = 0
+        forecast = self._forecast("answers")
+        forecast.parts.pop(OPTIMIZER, None)  # training is over by then
+        return forecast
+
+
+def heaviest(loader, plan: loop.Plan) -> list[list[list[Document]]]:
+    """Of all steps of a run those that may take most, as their documents, at most two micro-batches each: the most tokens, and the longest documents.
+
+    A second micro-batch finds the gradients of the first.
+    """
+    windows, left, epoch = [], plan.total_steps, 0
+    while left > 0:
+        groups = loader.plan(epoch)
+        starts = range(0, len(groups), plan.accumulate)[:left]
+        windows += [groups[max(start, i - 1) : i + 1] for start in starts for i in range(start, min(start + plan.accumulate, len(groups)))]
+        left, epoch = left - len(starts), epoch + 1
+    lengths = [len(d.input_ids) for d in loader.documents]
+    by_tokens = sorted(windows, key=lambda w: (sum(lengths[i] for i in w[-1]), len(w)))[-2:]
+    by_squares = max(windows, key=lambda w: sum(lengths[i] ** 2 for i in w[-1]))
+    chosen = {tuple(map(tuple, w)): w for w in [*by_tokens, by_squares]}
+    return [[[loader.documents[i] for i in group] for group in w] for w in chosen.values()]
+
+
+def largest(rehearsal: Rehearsal, room: int) -> Train | None:
+    """The run's [train] with the largest batch_size (or max_tokens, where that cuts the batches) whose steps take at most `room` bytes; None: none does."""
+    train, longest = rehearsal.cfg.train, max(len(d.input_ids) for d in rehearsal.data.documents)
+    name, low, high = ("max_tokens", longest, train.max_tokens) if train.max_tokens else ("batch_size", 1, train.batch_size)
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        tried = replace(train, **{name: middle})
+        if rehearsal.steps(tried).total <= room:
+            best, low = tried, middle + 1
+        else:
+            high = middle - 1
+    return best
