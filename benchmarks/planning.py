@@ -63,7 +63,7 @@ def main() -> None:
         for i in args.only:
             name, *settings = RUNS[i - 1]
             planned, measured, phase = compare(folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings))
-            print(f"{i}  {name}  {', '.join(s.partition('.')[2] for s in settings):84}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
+            print(f"{i}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
                   f"  {100 * (planned / measured - 1):+5.1f}%", flush=True)
 
 
