@@ -152,12 +152,15 @@ def largest(rehearsal: Rehearsal, room: int) -> Train | None:
     """The run's [train] with the largest batch_size (or max_tokens, where that cuts the batches) whose steps take at most `room` bytes; None: none does."""
     train, longest = rehearsal.cfg.train, max(len(d.input_ids) for d in rehearsal.data.documents)
     name, low, high = ("max_tokens", longest, train.max_tokens) if train.max_tokens else ("batch_size", 1, train.batch_size)
-    best = None
-    while low <= high:
-        middle = (low + high) // 2
-        tried = replace(train, **{name: middle})
-        if rehearsal.steps(tried).total <= room:
-            best, low = tried, middle + 1
-        else:
-            high = middle - 1
-    return best
+
+    def fits(size: int) -> bool:
+        return rehearsal.steps(replace(train, **{name: size})).total <= room
+
+    good, bad = low - 1, low  # the largest that is known to fit, and the next to try: upwards, for a small batch is soon rehearsed
+    while bad <= high and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, high + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return replace(train, **{name: good}) if good >= low else None
