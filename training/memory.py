@@ -22,7 +22,7 @@ from training.progress import say
 from training.rehearsal import PARTS, Rehearsal, largest
 
 PROCESS = "process"
-MARGIN = 1.1  # a plan may be wrong by a tenth
+MARGIN = 1.3  # runs were seen to take a quarter more than planned beside the process
 DOLL_LAYERS, DOLL_WORDS, REMAINDERS = 2, 2**14, 32
 
 

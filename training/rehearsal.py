@@ -19,7 +19,7 @@ BASE, TRAINED, GRADIENTS, OPTIMIZER = "base weights", "trained weights", "gradie
 LOST = "lost between them"  # the C library's heap has gaps between tensors of unlike sizes
 PARTS = (BASE, TRAINED, OPTIMIZER, GRADIENTS, WORKING, LOGITS, LOST)
 STORED = torch.bfloat16  # what Gemma's files hold
-GAPS = 0.45  # of the heap's blocks that come and go in a phase: glibc was seen to lose 0.15 to 0.7 of them, most in the smallest models
+GAPS = 0.45  # of the heap's blocks that come and go in a phase: fitted to the six runs of benchmarks/planning.py; single ones lost 0.15 to 0.7
 GENERATED_TOGETHER = 64  # rows: model.generate's batch
 
 

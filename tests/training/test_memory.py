@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_told_with_the_batch_that_does(place, capsys, monke
     """The machine is made so small that half of the batch fits; then so small that nothing does."""
     monkeypatch.setattr(memory, "warm_up", lambda *_: None)
     monkeypatch.setattr(memory, "resident", lambda: 0)
-    room = 3 * 2**20
+    room = int(3.6 * 2**20)
     monkeypatch.setattr(memory, "free", lambda device: room)
     out = plan(capsys, "train.batch_size=12", "train.gradient_accumulation_steps=1", "train.max_steps=9", "train.eval_samples=1")
     size = int(out.split("the largest batch that does is train.batch_size = ")[1].split(" ")[0])
