@@ -14,12 +14,12 @@ def mebibytes(n: int) -> str:
     return f"{n / 2**20:,.0f} MiB"
 
 
-def resident(trim: bool = True) -> int:
+def resident() -> int:
     """Bytes of this process that are in memory, once the C library has given back what it keeps for later."""
     if sys.platform != "linux":
         return peak_memory(torch.device("cpu"))
     libc = ctypes.CDLL(None)
-    if trim and hasattr(libc, "malloc_trim"):  # glibc's alone
+    if hasattr(libc, "malloc_trim"):  # glibc's alone
         libc.malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
