@@ -40,24 +40,22 @@ def test_auto_takes_cuda_where_there_is_one():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_memory_of_a_freed_tensor_is_used_again_without_a_page_fault():
+def test_memory_of_freed_tensors_is_used_again_and_not_faulted_in_anew():
     program = """if True:
         import resource, torch
         from training.precision import pick_device
 
         pick_device("cpu")
         def faults():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        def use(times):
-            for _ in range(times):
-                torch.empty(24 * 2**20, dtype=torch.uint8).fill_(1)
-        use(10)  # glibc before 2.38 passes over a block that fits exactly, some times
-        before = faults()
-        use(10)
-        print(faults() - before)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            tensors = [torch.empty(2**20, dtype=torch.uint8).fill_(1) for _ in range(200)]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        faults()
+        print(faults())
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(done.stdout) < 500, "24 MiB are 6,144 pages"
+    # glibc before 2.38 passes over a few blocks that fit exactly; left to itself it gives all of them back, and faults 51,200 pages in anew
+    assert int(done.stdout) < 5000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
