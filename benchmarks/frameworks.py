@@ -11,8 +11,8 @@ tokens/s      tokens of the rows (prompt, response and turns; no padding) in a s
 to Loupe      the median over rounds of the ratio of tokens/s to Loupe's in the same round
 peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
 first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
-of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in Loupe's process in
-              turn with further steps (float32 products for the float32 ones); a peer's share is of Loupe's products, for the job is the same
+of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in its process in turn
+              with further steps; a peer's share is of Loupe's products (float32 ones for a float32 peer), for the job is the same
 MFU           on CUDA: FLOPs of Loupe's products / seconds / --peak-tflops
 """
 
@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.lab_like import BATCH  # noqa: E402
 
-OURS = ("loupe", "loupe-fp32")
+OURS = ("loupe", "loupe-compiled", "loupe-fp32", "loupe-fp32-compiled")
 PEERS = ("hf-patched", "hf-bf16", "hf-autocast", "hf-fp32", "trl", "trl-padding-free")
-IN_FLOAT32 = ("loupe-fp32", "hf-fp32")
 PACKAGES = ["torch==2.13.0", "transformers", "peft", "trl", "accelerate", "datasets"]
-LABELS = {"loupe": "Loupe", "loupe-fp32": "Loupe, float32", "hf-patched": "transformers + PEFT, bf16, head at supervised positions",
+LABELS = {"loupe": "Loupe", "loupe-compiled": "Loupe, compiled", "loupe-fp32": "Loupe, float32", "loupe-fp32-compiled": "Loupe, float32, compiled",
+          "hf-patched": "transformers + PEFT, bf16, head at supervised positions",
           "hf-bf16": "transformers + PEFT, bf16", "hf-autocast": "transformers + PEFT, autocast", "hf-fp32": "transformers + PEFT, float32",
           "trl": "TRL SFTTrainer, defaults", "trl-padding-free": "TRL SFTTrainer, padding-free"}
 
@@ -123,10 +123,11 @@ def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
     for name in OURS + PEERS:
         mine = [r for r in results if r["name"] == name]
         if mine:
+            reference = name if name in OURS else "loupe-fp32" if name == "hf-fp32" else "loupe"
             used = middle(speeds[key] * work["loupe", key[1]] for key in speeds if key[0] == name and ("loupe", key[1]) in work)
             table.append({"name": name, "rounds": len(mine), "speed": middle(speeds[name, r["round"]] for r in mine), "ratio": against(name, "loupe", speeds),
                           "peak": middle(r["peak"] for r in mine), "first": middle(r["first_step"] for r in mine),
-                          "share": against(name, "loupe-fp32" if name in IN_FLOAT32 else "loupe", ceilings), "mfu": used and used / args.peak_tflops / 1e12})
+                          "share": against(name, reference, ceilings), "mfu": used and used / args.peak_tflops / 1e12})
     return table
 
 

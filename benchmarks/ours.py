@@ -1,6 +1,7 @@
 """Loupe's process in frameworks.py, and the ceiling of its step: the matrix products alone.
 
-Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; "loupe-fp32" multiplies in float32.
+Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; with "fp32" in the name it multiplies in
+float32, with "compiled" train.compile is true.
 """
 
 import statistics
@@ -114,8 +115,9 @@ def products_alone(calls: list[tuple]):
 def main() -> None:
     args = arguments()
     clock = Clock(args)
-    precision = "fp32" if args.name == "loupe-fp32" else "bf16"
-    trainer = Trainer(args.folder, [f"train.precision={precision}", f"train.device={args.device}", f"train.batch_size={args.batch}", *args.set])
+    precision, compiled = "fp32" if "fp32" in args.name else "bf16", str("compiled" in args.name).lower()
+    settings = {"precision": precision, "compile": compiled, "device": args.device, "batch_size": args.batch}
+    trainer = Trainer(args.folder, [*(f"train.{key}={value}" for key, value in settings.items()), *args.set])
     batches = trainer.batches(trainer.data.documents, args.round + 1)
     clock.lap(trainer.step(batches[0]))
     for _ in range(args.steps):

@@ -32,20 +32,18 @@ class Loader:
         seed: with the epoch it determines the order.
         shuffle: False keeps the documents' order in every epoch.
         max_tokens: cut a micro-batch at this many tokens instead, so that short and long documents cost alike.
-        fill: fill each micro-batch up to max_tokens, so that all have one shape (for compiled layers).
         share: compute an opening that documents of a micro-batch have in common once (data.packing).
 
     Raises:
         ValueError: there is no document, batch_size is below 1, or a document alone exceeds max_tokens.
     """
 
-    def __init__(self, documents, batch_size, seed, shuffle=True, max_tokens=None, fill=False, share=False):
+    def __init__(self, documents, batch_size, seed, shuffle=True, max_tokens=None, share=False):
         if not documents:
             raise ValueError("there is no document to train on: data.train gave none")
         if not max_tokens and batch_size < 1:
             raise ValueError(f"train.batch_size = {batch_size} must be at least 1")
         self.documents, self.batch_size, self.seed, self.shuffle, self.share = documents, batch_size, seed, shuffle, share
-        self.total = max_tokens if fill else None
         # cut once, not in each epoch: then all epochs have equally many steps, which the learning rate's schedule needs
         self.groups = self._cut_by_tokens(max_tokens) if max_tokens else None
 
@@ -70,7 +68,7 @@ class Loader:
         A stride of the number of processes, each with its own start, gives every process its share.
         """
         for group in self.plan(epoch)[start::stride]:
-            yield pack([self.documents[i] for i in group], self.total, self.share)
+            yield pack([self.documents[i] for i in group], self.share)
 
     def _cut_by_tokens(self, max_tokens):
         groups, tokens = [[]], 0

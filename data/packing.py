@@ -41,7 +41,7 @@ class Batch:
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
     ids: list[str]  # the documents' names, without the filling, for error messages
     max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
-    num_tokens: int  # tokens of the documents, each with its whole opening and without the filling
+    num_tokens: int  # tokens of the documents, each with its whole opening
     opening: list[int] | None = None  # D numbers; None where nothing is shared
 
     @property
@@ -62,13 +62,11 @@ class Batch:
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
-def pack(documents, total=None, share=False):
+def pack(documents, share=False):
     """Lay documents end to end, in order.
 
     Args:
         documents: list of D data.render.Document, none of them empty.
-        total: fill the stream up to this many tokens with one more document of id 0 that nothing is predicted in: compiled
-            layers want one shape.
         share: lay an opening that documents have in common, of OPENING_TOKENS or more, down once. Documents with one opening
             then lie side by side.
 
@@ -78,14 +76,10 @@ def pack(documents, total=None, share=False):
     assert documents, "a batch needs a document"
     whole = [len(document.input_ids) for document in documents]
     assert min(whole) > 0, "an empty document has no place in a stream"
-    missing = 0 if total is None else total - sum(whole)
-    assert missing >= 0, f"{sum(whole)} tokens do not fit into {total}"
     ids = [document.id for document in documents]
     opening = [NONE] * len(documents)
     if share:
         documents, opening = _cut_openings(documents)
-    if missing:
-        documents, opening = [*documents, Document([0] * missing, [IGNORE_INDEX] * missing, "")], [*opening, NONE]
     lengths = [len(document.input_ids) for document in documents]
     first = [lengths[o] if o != NONE else 0 for o in opening]  # position of each document's first token
     labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
@@ -97,7 +91,7 @@ def pack(documents, total=None, share=False):
         target_positions=target_positions,
         targets=labels[target_positions],
         ids=ids,
-        max_seqlen=max(max(whole), missing),
+        max_seqlen=max(whole),
         num_tokens=sum(whole),
         opening=opening if any(o != NONE for o in opening) else None,
     )

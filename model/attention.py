@@ -63,7 +63,8 @@ def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tenso
     q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (N, K, H/K * I, D): one matrix for all heads that share a key head
     k, v = k.transpose(1, 2), v.transpose(1, 2)  # (N, K, J, D)
     scores = ((q * scale) @ k.transpose(-1, -2)).unflatten(2, (groups, queries))  # (N, K, H/K, I, J)
-    weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1)
+    scores.detach().masked_fill_(hidden[:, None, None], float("-inf"))  # unseen by the backward pass: where a weight is 0 its score's gradient is 0
+    weights = scores.softmax(-1)
     y = (weights.flatten(2, 3) @ v).unflatten(2, (groups, queries))  # (N, K, H/K, I, D)
     return y.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
@@ -74,16 +75,21 @@ def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
 
 
-def document_attention(q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None) -> torch.Tensor:
-    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention."""
+def document_attention(q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None, window: int | None = None) -> torch.Tensor:
+    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention.
+
+    A `window` is for documents that plain_is_faster takes: the fused kernel has none.
+    """
     out, documents = [], list(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
     for (qd, kd, vd), o in zip(documents, opening or [NONE] * len(lengths), strict=True):
         before = 0
         if o != NONE:
             before, kd, vd = lengths[o], torch.cat((documents[o][1], kd)), torch.cat((documents[o][2], vd))
         if plain_is_faster(q, len(kd)):
-            later = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(1 + before)  # (1, L, before + L)
-            out.append(masked_attention(qd[None], kd[None], vd[None], later, scale)[0])
+            unseen = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(1 + before)  # (1, L, before + L): what comes later
+            if window is not None and len(kd) > window:
+                unseen |= torch.ones_like(unseen).tril_(before - window)
+            out.append(masked_attention(qd[None], kd[None], vd[None], unseen, scale)[0])
             continue
         if before:
             qd = torch.cat((documents[o][0], qd))  # asked again, for the fused kernel's causal mask is a square
@@ -134,9 +140,9 @@ class PackedAttention:
         self.slow = slow or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
         before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
-        self.band = None
+        self.band, self.longest = None, max(map(sum, zip(before, self.lengths, strict=True)))
         # A document no longer than the window never feels it: the causal kernel alone is right for every layer.
-        if not self.slow and max(map(sum, zip(before, self.lengths, strict=True))) > window:
+        if not self.slow and self.longest > window:
             # Of an opening, only what the window still reaches stands before each document's own tokens.
             self.parts = [n for pair in zip((min(b, window - 1) for b in before), self.lengths, strict=True) for n in pair]
             whole = F.pad(torch.tensor(self.parts, device=cu_seqlens.device).view(-1, 2).sum(1).cumsum(0), (1, 0))
@@ -147,6 +153,8 @@ class PackedAttention:
             return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap, self.opening)
         if not sliding or self.band is None:
             return document_attention(q, k, v, self.lengths, self.scale, self.opening)
+        if self.longest <= 2 * self.window and plain_is_faster(q, self.longest):  # squares, then, are no more than the band
+            return document_attention(q, k, v, self.lengths, self.scale, self.opening, self.window)
         if self.opening is None:
             return band_attention(q, k, v, self.band, self.window, self.scale)
         q, k, v = (write_out(x, self.lengths, self.opening, self.window - 1) for x in (q, k, v))

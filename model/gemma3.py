@@ -39,11 +39,7 @@ class Gemma3DecoderLayer(nn.Module):
         before, after = self.compiled if self.compiled and self.training else (self.before_attention, self.after_attention)
         q, k, v = before(x, cos, sin)
         y = attend(self.index, q, k, v, self.sliding)
-        if rows is None:
-            return after(x, y)
-        if self.compiled and self.training:  # for one length, which the rows are not
-            return after(x, y)[rows]
-        return after(x[rows], y[rows])
+        return after(x, y) if rows is None else after(x[rows], y[rows])
 
 
 class Gemma3TextModel(nn.Module):
@@ -77,7 +73,7 @@ class Gemma3ForCausalLM(nn.Module):
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
-        self.config = cfg
+        self.config, self.compiled = cfg, False
         self.model = Gemma3TextModel(cfg)
         if not cfg.tie_word_embeddings:
             self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
@@ -105,12 +101,13 @@ class Gemma3ForCausalLM(nn.Module):
         return z if cap is None else cap * torch.tanh(z / cap)
 
     def compile_layers(self) -> None:
-        """Compiles the two halves of every layer around its attention, whose shapes change with each stream's documents.
+        """Compiles the two halves of every layer around its attention, and the loss, once for streams of every length; evaluation runs the plain halves.
 
-        For training on streams of one length only: every other length would be compiled anew, so evaluation runs the plain halves.
+        The attention stays as it is: its shapes change with each stream's documents.
         """
+        self.compiled = True
         for layer in self.model.layers:
-            layer.compiled = tuple(torch.compile(half, dynamic=False) for half in (layer.before_attention, layer.after_attention))
+            layer.compiled = tuple(torch.compile(half, dynamic=True) for half in (layer.before_attention, layer.after_attention))
 
     def reset_parameters(self, seed: int, std: float = 0.02) -> None:
         """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 * layers) (GPT-2), zero norm weights."""

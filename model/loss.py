@@ -4,6 +4,8 @@ Gemma's vocabulary has 262,144 words: the logits of one 2,048-token sample are 2
 together.  So the head runs at supervised positions only, some words at a time, and no logits outlive their chunk of words.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -28,20 +30,19 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, softcap, chunk):
+    def forward(ctx, hidden, weight, targets, softcap, compiled, chunk):
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         wide, t = torch.promote_types(hidden.dtype, torch.float32), targets[:, None]
         top = torch.full((len(t), 1), -torch.inf, dtype=wide, device=hidden.device)  # the largest logit so far
         total, at_target = torch.zeros_like(top), torch.zeros_like(top)  # sum of exp(logit - top); the target's logit
         dh = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if wants_h else None
+        fold = _compiled_fold() if compiled else _fold
         for words, w, here in _chunks(weight, hidden.dtype, t, chunk):
-            logits, slope = _logits(hidden, w, wide, softcap)  # (S, words)
-            at_target = torch.where(here, logits.gather(1, words), at_target)
-            higher = torch.maximum(top, logits.amax(-1, keepdim=True))
-            shrink, p = (top - higher).exp_(), logits.sub_(higher).exp_()
-            total.mul_(shrink).add_(p.sum(-1, keepdim=True))
+            higher, sums, found, p = fold(F.linear(hidden, w), words, top, softcap, wide, wants_h)
+            at_target, shrink = torch.where(here, found, at_target), (top - higher).exp_()
+            total.mul_(shrink).add_(sums)
             if wants_h:
-                dh.mul_(shrink).add_((p if slope is None else p.mul_(slope)).to(hidden.dtype) @ w)
+                dh.mul_(shrink).add_(p @ w)
             top = higher
         log_z = top + total.log()
         slope = torch.ones_like(at_target) if softcap is None else 1 - (at_target / softcap) ** 2
@@ -55,7 +56,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum, _):
         dh, dw = ctx.saved_tensors
-        return (None if dh is None else dh * grad_sum.to(dh.dtype)), (None if dw is None else dw * grad_sum.to(dw.dtype)), None, None, None
+        return (None if dh is None else dh * grad_sum.to(dh.dtype)), (None if dw is None else dw * grad_sum.to(dw.dtype)), None, None, None, None
 
 
 def _chunks(weight, dtype, targets, chunk: int):
@@ -65,9 +66,25 @@ def _chunks(weight, dtype, targets, chunk: int):
         yield (targets - s).clamp(0, len(w) - 1), w, (targets >= s) & (targets < s + len(w))
 
 
-def _logits(hidden, w, wide, softcap):
-    """(S, words) logits, soft-capped where there is a cap c, and then their slope d(c tanh(z / c)) / dz = 1 - tanh^2, else None."""
-    logits = F.linear(hidden, w).to(wide)
+def _fold(z, targets, top, softcap, wide, wants_p: bool):
+    """What a chunk's products z (S, words) bring: the largest logit now, the sum of p = exp(logit - largest), the logits at `targets`, each (S, 1), and
+    p times the slope, in z's type, where it is wanted."""
+    logits, slope = _capped(z.to(wide), softcap)
+    found = logits.gather(1, targets)
+    higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+    p = logits.sub_(higher).exp_()
+    sums = p.sum(-1, keepdim=True)
+    return higher, sums, found, (p if slope is None else p.mul_(slope)).to(z.dtype) if wants_p else None
+
+
+@cache
+def _compiled_fold():
+    """_fold in two passes over the logits in the place of six, for chunks of every size."""
+    return torch.compile(_fold, dynamic=True)
+
+
+def _capped(logits, softcap):
+    """The logits, soft-capped where there is a cap c, and then their slope d(c tanh(z / c)) / dz = 1 - tanh^2, else None."""
     if softcap is None:
         return logits, None
     tanh = logits.div_(softcap).tanh_()
@@ -78,7 +95,7 @@ def _weight_gradient(hidden, weight, targets, log_z, slope_at_target, softcap, c
     """dL/dW (V, D) of finished sums log_z (S, 1)."""
     dw, s = torch.empty_like(weight), 0
     for words, w, here in _chunks(weight, hidden.dtype, targets, chunk):
-        logits, slope = _logits(hidden, w, log_z.dtype, softcap)
+        logits, slope = _capped(F.linear(hidden, w).to(log_z.dtype), softcap)
         d = logits.sub_(log_z).exp_()
         d = d if slope is None else d.mul_(slope)
         d.scatter_add_(1, words, -slope_at_target * here)
@@ -92,10 +109,11 @@ def words_at_once(rows: int, device: str) -> int:
     return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, rows)))
 
 
-def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, chunk: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, chunk: int | None = None,
+                         compiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
 
-    `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.
+    `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.  `compiled`: torch.compile what is between the products.
     """
     device = hidden.device.type
     chunk = chunk or words_at_once(len(targets), device)
@@ -104,5 +122,5 @@ def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, 
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):  # the types inside are chosen line by line
-        total, losses = _ChunkedLoss.apply(hidden, weight, targets, softcap, chunk)
+        total, losses = _ChunkedLoss.apply(hidden, weight, targets, softcap, compiled, chunk)
     return total, losses.detach()

@@ -77,7 +77,7 @@ class Rehearsal:
         cfg = replace(self.cfg, train=train)
         loader = setup.build_loader(cfg, self.data.documents)
         windows = heaviest(loader, setup.build_plan(cfg, loader))
-        found = [self.step([pack(part, loader.total, loader.share) for part in documents]) for documents in windows]
+        found = [self.step([pack(part, loader.share) for part in documents]) for documents in windows]
         return max(found, key=lambda f: f.total)
 
     def step(self, window: list[Batch]) -> Forecast:

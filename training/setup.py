@@ -152,8 +152,7 @@ def _render(cfg: Config, base: Base, samples):
 
 def build_loader(cfg: Config, documents: list[Document]) -> Loader:
     t = cfg.train
-    fill = t.compile and t.max_tokens > 0
-    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, fill, share=t.share_prefix and not t.compile)
+    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, t.share_prefix)
 
 
 def build_plan(cfg: Config, loader: Loader) -> Plan:

@@ -157,9 +157,3 @@ def test_prompt_of_a_document_is_what_stands_before_its_first_target():
     assert prompt_of(Document([2, 7, 8], [7, 8, __], "d")) == "[2, 7, 8]"  # all supervised: it has no prompt, so all of it counts
     assert prompt_of(Sample("s", text=" a ")) == "'a'"
     assert prompt_of(chat("p ", "r")) == prompt_of(chat("p", "other")) == "[('user', 'p')]"
-
-
-def test_a_filling_loader_gives_every_micro_batch_one_length_and_every_document_once():
-    batches = list(Loader(documents_of([3, 9, 4, 4, 7, 2]), batch_size=1, seed=1, max_tokens=10, fill=True).batches(0))
-    assert {len(batch.tokens) for batch in batches} == {10} and sum(batch.num_tokens for batch in batches) == 29
-    assert sorted(id for batch in batches for id in batch.ids) == [f"d{i}" for i in range(6)]

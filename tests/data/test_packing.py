@@ -107,14 +107,6 @@ def test_packing_nothing_is_a_fault_of_ours():
         pack([Document([], [], "d")])
 
 
-def test_filling_ends_the_stream_with_tokens_that_belong_to_no_document():
-    plain, filled = (pack([Document([2, 5], [5, __], "a"), Document([2, 7, 8], [7, 8, __], "b")], total) for total in (None, 8))
-    assert filled.tokens.tolist() == [2, 5, 2, 7, 8, 0, 0, 0] and filled.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
-    assert filled.cu_seqlens.tolist() == [0, 2, 5, 8] and filled.target_positions.tolist() == plain.target_positions.tolist()
-    assert (filled.num_tokens, filled.num_targets, filled.ids) == (5, 3, ["a", "b"])
-    assert plain.num_tokens == 5
-
-
 def test_an_opening_of_two_documents_is_laid_down_once():
     start = list(range(10, 10 + OPENING_TOKENS))
     a, c = Document([*start, 5, 6], [*[__] * OPENING_TOKENS, 6, __], "a"), Document([*start, 7], [__] * (OPENING_TOKENS + 1), "c")

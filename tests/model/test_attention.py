@@ -163,7 +163,7 @@ def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize("window", [1, 2, W, 13, 100])
+@pytest.mark.parametrize("window", [1, 2, W, 13, 20, 100])
 @pytest.mark.parametrize("lengths, opening", [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])], ids=str)
 def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(lengths, opening, window, sliding, kernel):
     results = []

@@ -164,18 +164,18 @@ def test_local_layers_alone_see_a_window_further_back_with_each_layer_and_not_on
     assert changed.tolist() == list(range(10, 10 + layers * (window - 1) + 1))
 
 
-@pytest.mark.parametrize("filling", [1, 10, 3 * WINDOW])
-def test_a_filling_document_at_the_end_changes_neither_hidden_states_nor_gradients(filling):
+@pytest.mark.parametrize("length", [1, 10, 3 * WINDOW])
+def test_another_document_at_the_end_changes_neither_hidden_states_nor_gradients(length):
     model, targets = small_model(), torch.tensor([3, 1, 4])
     runs = []
-    for lengths in (LENGTHS, [*LENGTHS, filling]):
+    for lengths in (LENGTHS, [*LENGTHS, length]):
         tokens, position_ids, cu_seqlens = stream(lengths)
-        tokens = torch.cat([stream(LENGTHS)[0], torch.zeros_like(tokens[sum(LENGTHS) :])])  # what pack(total=...) appends: id 0
+        tokens = torch.cat([stream(LENGTHS)[0], torch.zeros_like(tokens[sum(LENGTHS) :])])
         hidden = model(tokens, position_ids, cu_seqlens)[: sum(LENGTHS)]
         loss, _ = linear_cross_entropy(hidden[[5, 39, 60]], model.head_weight, targets)
         runs.append((hidden.detach(), loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
-    for plain, filled in zip(*runs, strict=True):
-        torch.testing.assert_close(filled, plain, atol=1e-5, rtol=1e-5)
+    for alone, beside in zip(*runs, strict=True):
+        torch.testing.assert_close(beside, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_stream_of_2048_tokens_makes_no_square():
@@ -273,3 +273,19 @@ def test_compiled_halves_run_in_training_only(monkeypatch):
     model.compile_layers()
     assert torch.equal(model.train()(*batch), expected) and calls == ["before_attention", "after_attention"] * 6
     assert torch.equal(model.eval()(*batch), expected) and len(calls) == 12
+
+
+def test_compiled_halves_have_the_plain_ones_losses_and_gradients_and_one_compilation_serves_every_length():
+    plain, compiled, targets = small_model(), small_model(), torch.tensor([3, 1, 4])
+    compiled.compile_layers()
+    counted = []
+    for lengths in ([30, 12], [17], [5, 40, 3]):
+        runs = []
+        for model in (plain, compiled):
+            rows = torch.tensor([2, 7, sum(lengths) - 1])
+            loss, _ = linear_cross_entropy(model.train()(*stream(lengths), rows=rows), model.head_weight, targets)
+            runs.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+        for expected, got in zip(*runs, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counted[0] and counted == [counted[0]] * 3

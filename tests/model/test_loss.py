@@ -67,6 +67,14 @@ def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softc
     torch.testing.assert_close(losses.sum(), expected[0], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_compiled_loss_is_the_plain_one(softcap, dtype):
+    hidden, weight, targets = example(dtype, weight_trains=False)
+    runs = [value_and_gradients(linear_cross_entropy(hidden, weight, targets, softcap, 10, compiled=compiled)[0], hidden) for compiled in (False, True)]
+    torch.testing.assert_close(*runs, atol=0.01 if dtype == torch.bfloat16 else 1e-5, rtol=1e-5)  # bfloat16's last digit, of gradients about 1
+
+
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_gradients_are_those_of_finite_differences(softcap):
     hidden, weight, targets = example()

@@ -70,13 +70,13 @@ def test_an_adapter_to_start_from_brings_its_own_settings(place):
     assert {layer.r for layer in adapters(model).values()} == {3}
 
 
-def test_an_opening_is_shared_unless_the_key_or_a_compiled_run_says_otherwise(place):
+def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
     start = "the same twenty tokens "
     write_jsonl(place / "train.jsonl", [{"prompt": start + word, "response": word} for word in ("one", "two", "three")])
     shared = {}
-    for overrides in ((), ("train.share_prefix=false",), ("train.compile=true",)):
+    for overrides in ((), ("train.share_prefix=false",)):
         cfg = load_config("tiny.toml", ["train.batch_size=3", *overrides])
         documents = setup.build_data(cfg, setup.build_base(cfg, Precision("fp32", pick_device("cpu")))).documents
         (batch,) = setup.build_loader(cfg, documents).batches(0)
         shared[overrides] = batch.num_tokens - len(batch.tokens)
-    assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)] and not shared[("train.compile=true",)]
+    assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)]
