@@ -22,6 +22,7 @@ def train(args) -> int:
     """The whole run; torch is loaded here, after the config was found good."""
     from training.config import load_config
 
+    started = time.perf_counter()
     cfg = load_config(args.config, args.overrides)
     if args.plan:
         from training import memory
@@ -30,10 +31,8 @@ def train(args) -> int:
         return DONE
     from training import session
 
-    started = time.perf_counter()
     run = session.open_run(cfg, args.resume)
-    base = session.load_base(run)
-    data = session.load_data(run, base)
+    base, data = session.load(run)
     args.resume = True  # from here on the folder holds this run
     before = session.measure_before(run, base, data)
     code = session.fit(run, base, data, resume_command(args))

@@ -28,8 +28,7 @@ class Trainer:
         self.scratch = tempfile.TemporaryDirectory()  # of the run's own: two at a time could not hold one folder
         self.cfg = load_config(folder / "loupe.toml", [f"run.dir={self.scratch.name}", *overrides])
         self.run = session.open_run(self.cfg, resume=False)
-        self.base = session.load_base(self.run)
-        self.data = session.load_data(self.run, self.base)
+        self.base, self.data = session.load(self.run)
         self.model, self.objective = self.base.model, setup.OBJECTIVES[self.cfg.train.objective]
         self.optimizers = make_optimizers(self.model, self.cfg.train.optimizer, self.cfg.train.learning_rate, self.cfg.train.weight_decay)
 

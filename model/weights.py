@@ -35,8 +35,8 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
     shapes = {name: p.shape for name, p in checkpoint.model.named_parameters()}
     for name, place in _places(shapes, dtype, torch.device(device)):
         module, _, leaf = name.rpartition(".")
-        # Copied: a view of the mapped file would crash with SIGBUS once somebody truncates it.
-        setattr(checkpoint.model.get_submodule(module), leaf, nn.Parameter(place.copy_(checkpoint.read(name))))
+        checkpoint.read_into(name, place)
+        setattr(checkpoint.model.get_submodule(module), leaf, nn.Parameter(place))
     return checkpoint.model
 
 
@@ -71,6 +71,23 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The tensor as it is stored, a view of the mapped file."""
         return _read(*self._found[name][:2])
+
+    def read_into(self, name: str, place: torch.Tensor) -> None:
+        """Fills `place`, which has the tensor's shape: with the file's own bytes where it has the type, for a mapped file costs the time again in page
+        faults."""
+        file, stored, _, dtype, start = self._found[name]
+        if place.device.type != "cpu" or FLOATS.get(place.dtype) != dtype:
+            # Copied: a view of the mapped file would crash with SIGBUS once somebody truncates it.
+            place.copy_(self.read(name))
+            return
+        left = memoryview(place.view(-1).view(torch.uint8).numpy())
+        with open(file, "rb", buffering=0) as f:
+            f.seek(start)
+            while left:
+                count = f.readinto(left)
+                if not count:
+                    raise ValueError(f"{file}: ends in the middle of {stored}; download it again")
+                left = left[count:]
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start to stop of a matrix, as they are stored; no other page of the file is touched."""
@@ -117,10 +134,11 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
-    """{our name: (file, name in the file, shape, dtype)} of the text model's tensors, and what is wrong with the list itself."""
+    """{our name: (file, name in the file, shape, dtype, first byte)} of the text model's tensors, and what is wrong with the list itself."""
     found, problems = {}, []
     for file in weight_files(folder):
         with _open(file) as f:
+            first_bytes = _first_bytes(file)
             for stored in f.offset_keys():
                 name = _text_name(stored)
                 if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
@@ -128,7 +146,7 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
                 if name in found:
                     problems.append(f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in {file.name}")
                 piece = f.get_slice(stored)
-                found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype())
+                found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype(), first_bytes[stored])
     return found, problems
 
 
@@ -148,9 +166,9 @@ def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
     """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point numbers."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [f"unexpected: {stored} {shape}" for name, (_, stored, shape, _) in found.items() if name not in wanted]
+    problems += [f"unexpected: {stored} {shape}" for name, (_, stored, shape, *_) in found.items() if name not in wanted]
     for name in (n for n in wanted if n in found):
-        _, stored, shape, dtype = found[name]
+        _, stored, shape, dtype, _ = found[name]
         if name == "model.embed_tokens.weight" and shape[0] != cfg.vocab_size:
             problems.append(f"misshapen: {stored} has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}")
         elif shape != wanted[name]:
@@ -174,6 +192,13 @@ def _read(file: Path, stored: str) -> torch.Tensor:
     # Opened anew for each tensor: while a mapping lives, the pages that were read through it count as this process's memory.
     with _open(file) as f:
         return f.get_tensor(stored)
+
+
+def _first_bytes(file: Path) -> dict[str, int]:
+    """Where a safetensors file has each tensor's first byte."""
+    with open(file, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        return {name: 8 + length + entry["data_offsets"][0] for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"}
 
 
 def save_model(model: Gemma3ForCausalLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 5 * 10**9) -> None:

@@ -13,7 +13,7 @@ from data.render import IGNORE_INDEX, Document
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.generate import generate
-from training import loop, setup
+from training import documents, loop, setup
 from training.config import Config
 from training.machine import free, mebibytes, resident
 from training.optim import make_optimizers
@@ -31,8 +31,8 @@ def plan(cfg: Config) -> None:
     tokenizer.json, and writes nothing."""
     device = pick_device(cfg.train.device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
-    base = setup.build_outline(cfg)
-    data = setup.build_data(cfg, base)
+    outline, data = documents.read(cfg)
+    base = setup.without_weights(outline)
     say("rehearsing the run without its numbers: some seconds, more for a large base")
     process = 0
     if device.type == "cpu":

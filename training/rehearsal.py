@@ -11,6 +11,7 @@ from model.generate import generate
 from model.loss import words_at_once
 from training import evaluation, loop, setup
 from training.config import Config, Train
+from training.documents import TrainingData
 from training.ledger import LOGITS, WORKING, Ledger
 from training.optim import make_optimizers
 from training.precision import Precision
@@ -38,7 +39,7 @@ class Forecast:
 class Rehearsal:
     """A run without numbers: the model with its adapters and optimisers as outlines, and what each phase of the run takes."""
 
-    def __init__(self, cfg: Config, base: setup.Base, data: setup.TrainingData, precision: Precision):
+    def __init__(self, cfg: Config, base: setup.Base, data: TrainingData, precision: Precision):
         """base.model has its parameters on the meta device; they become outlines here, and get the run's adapters."""
         self.cfg, self.base, self.data, self.precision, self.model = cfg, base, data, precision, base.model
         self.objective = setup.OBJECTIVES[cfg.train.objective]

@@ -17,6 +17,7 @@ from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, machine, setup
 from training.config import Config
+from training.documents import TrainingData, refuse_missing_files
 from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
 from training.precision import Precision, pick_device, pick_precision
@@ -40,16 +41,16 @@ class Run:
 
 def open_run(cfg: Config, resume: bool) -> Run:
     """Takes the run's folder and decides on device and numbers; whether the data is there is asked before a model is downloaded."""
-    setup.refuse_missing_files(cfg)
+    refuse_missing_files(cfg)
     device = pick_device(cfg.train.device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)
     return Run(cfg, RunFolder(cfg, resume), precision, resume)
 
 
-def load_base(run: Run) -> setup.Base:
-    """The base model with the run's adapters in it."""
-    base = setup.build_base(run.cfg, run.precision)
+def load(run: Run) -> tuple[setup.Base, TrainingData]:
+    """The base model with the run's adapters in it, and its documents; the folder is checked for room for the checkpoints, and then it is this run's."""
+    base, data = setup.build_base(run.cfg, run.precision)
     run.trained = setup.add_adapters(base.model, run.cfg)
     base.model.model.recompute = run.cfg.train.recompute
     if run.cfg.train.compile:
@@ -57,19 +58,13 @@ def load_base(run: Run) -> setup.Base:
     total = sum(p.numel() for p in base.model.parameters())
     share = f"{run.trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters train ({run.cfg.adapter.type})"
     say(f"model      {run.cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
-    return base
-
-
-def load_data(run: Run, base: setup.Base) -> setup.TrainingData:
-    """The run's documents; the folder is checked for room for the checkpoints, and then it is this run's."""
-    data = setup.build_data(run.cfg, base)
     check_disk(run.folder.path, (run.cfg.train.keep_checkpoints + 1) * 14 * run.trained)  # weights and two moments in float32, adapters twice
     if not run.resume:  # a resume writes its config once it has proved to be of the same run
         run.folder.begin(run.cfg)
-    return data
+    return base, data
 
 
-def measure(run: Run, base: setup.Base, data: setup.TrainingData, what: str) -> dict:
+def measure(run: Run, base: setup.Base, data: TrainingData, what: str) -> dict:
     """{validation set: {"loss", "tokens", measures...}} and the answers that the report shows, on eval_samples rows of each set."""
     cfg, objective, out, texts = run.cfg, setup.OBJECTIVES[run.cfg.train.objective], {}, {}
     for v in data.validation:
@@ -82,7 +77,7 @@ def measure(run: Run, base: setup.Base, data: setup.TrainingData, what: str) -> 
     return {"measures": out, "answers": texts, "prompts": shown.texts}
 
 
-def measure_before(run: Run, base: setup.Base, data: setup.TrainingData) -> dict | None:
+def measure_before(run: Run, base: setup.Base, data: TrainingData) -> dict | None:
     """What the model does before training; None where new adapters train, for they can be switched off afterwards: then nobody waits
     for the first step.  Kept in before.json, for after a resume the model is no longer what it was."""
     if run.cfg.adapter.type != "full" and not run.cfg.adapter.init_from:
@@ -92,18 +87,18 @@ def measure_before(run: Run, base: setup.Base, data: setup.TrainingData) -> dict
     return before
 
 
-def measure_after(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+def measure_after(run: Run, base: setup.Base, data: TrainingData) -> dict:
     """What the model does with the weights that were best by validation."""
     return measure(run, base, data, "after training")
 
 
-def measure_without_adapter(run: Run, base: setup.Base, data: setup.TrainingData) -> dict:
+def measure_without_adapter(run: Run, base: setup.Base, data: TrainingData) -> dict:
     """What the base did: its weights are frozen, so switching the adapters off gives it back exactly."""
     with disabled(base.model):
         return measure(run, base, data, "the base, to compare")
 
 
-def fit(run: Run, base: setup.Base, data: setup.TrainingData, resume_command: str) -> int:
+def fit(run: Run, base: setup.Base, data: TrainingData, resume_command: str) -> int:
     """Trains; 0, or the exit code where the run was stopped (130) or diverged (1), with what to do on stderr."""
     cfg, model = run.cfg, base.model
     loader = setup.build_loader(cfg, data.documents)
@@ -167,7 +162,7 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
     return state
 
 
-def _hooks(run: Run, base: setup.Base, data: setup.TrainingData, optimizers, print_: dict, plan: loop.Plan, state: loop.State, progress) -> loop.Hooks:
+def _hooks(run: Run, base: setup.Base, data: TrainingData, optimizers, print_: dict, plan: loop.Plan, state: loop.State, progress) -> loop.Hooks:
     cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
 
     def on_step(record: dict) -> None:
@@ -226,7 +221,7 @@ def _load_best(run: Run, model) -> None:
     model.load_state_dict(best.state_dict())
 
 
-def report(run: Run, base: setup.Base, data: setup.TrainingData, before: dict, after: dict, seconds: float) -> None:
+def report(run: Run, base: setup.Base, data: TrainingData, before: dict, after: dict, seconds: float) -> None:
     """manifest.json, report.html, and the figures on the terminal."""
     cfg, path = run.cfg, run.folder.path
     steps, evals = read_metrics(path / "metrics.jsonl")

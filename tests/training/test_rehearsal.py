@@ -12,6 +12,7 @@ from model.loss import CHUNK_BYTES
 from tests.makers import documents, tiny_config
 from training import setup
 from training.config import Adapter, Config, Generate, Train
+from training.documents import TrainingData, ValidationSet
 from training.ledger import LOGITS, WORKING
 from training.precision import Precision
 from training.rehearsal import BASE, GRADIENTS, LOST, OPTIMIZER, TRAINED, Rehearsal, heaviest, largest
@@ -30,7 +31,7 @@ def rehearse(rows, adapter: Adapter | None = None, train: Train | None = None, p
     with torch.device("meta"):
         model = Gemma3ForCausalLM(tiny_config(**sizes))
     cfg = Config(adapter=adapter or Adapter(r=4), train=train or Train(batch_size=4), generate=Generate(max_new_tokens=20, prompts=["a", "b"]))
-    data = setup.TrainingData(rows, [setup.ValidationSet("val", [], rows)], [], {})
+    data = TrainingData(rows, [ValidationSet("val", [], rows)], [], {})
     return Rehearsal(cfg, setup.Base(model, Words(), None, ""), data, Precision(precision, CPU))
 
 

@@ -242,7 +242,7 @@ def test_ctrl_c_before_the_run_has_begun_prints_the_command_that_starts_it(place
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "load_data", interrupted)
+    monkeypatch.setattr(session, "load", interrupted)
     assert run(*SHORT) == 130
     assert capsys.readouterr().err.endswith(f"\n    python train.py --config tiny.toml {shlex.join(SHORT)}\n")
 

@@ -7,7 +7,7 @@ import pytest
 from lora.inject import adapters
 from lora.peft_io import save_adapter
 from tests.makers import rows, tiny_model, write_jsonl, write_run
-from training import session, setup
+from training import documents, session, setup
 from training.config import load_config
 from training.precision import Precision, pick_device
 
@@ -23,7 +23,7 @@ def place(tmp_path, monkeypatch):
 
 def data_of(*overrides):
     cfg = load_config("tiny.toml", list(overrides))
-    return setup.build_data(cfg, setup.build_base(cfg, Precision("fp32", pick_device("cpu"))))
+    return documents.read(cfg)[1]
 
 
 def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
@@ -64,7 +64,8 @@ def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_tr
 def test_an_adapter_to_start_from_brings_its_own_settings(place):
     save_adapter(tiny_model(type="dora", r=3, lora_alpha=6), place / "start", base_model_name="base")
     cfg = load_config("tiny.toml", ["adapter.init_from=start"])
-    model = setup.build_base(cfg, Precision("fp32", pick_device("cpu"))).model
+    base, _ = setup.build_base(cfg, Precision("fp32", pick_device("cpu")))
+    model = base.model
     setup.add_adapters(model, cfg)
     assert (cfg.adapter.type, cfg.adapter.r, cfg.adapter.lora_alpha, cfg.adapter.lora_dropout) == ("dora", 3, 6, 0.0)
     assert {layer.r for layer in adapters(model).values()} == {3}
@@ -76,7 +77,7 @@ def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
     shared = {}
     for overrides in ((), ("train.share_prefix=false",)):
         cfg = load_config("tiny.toml", ["train.batch_size=3", *overrides])
-        documents = setup.build_data(cfg, setup.build_base(cfg, Precision("fp32", pick_device("cpu")))).documents
-        (batch,) = setup.build_loader(cfg, documents).batches(0)
+        _, data = documents.read(cfg)
+        (batch,) = setup.build_loader(cfg, data.documents).batches(0)
         shared[overrides] = batch.num_tokens - len(batch.tokens)
     assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)]

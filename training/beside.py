@@ -1,0 +1,18 @@
+"""Work beside the main thread: reading and hashing a gigabyte keep no Python waiting."""
+
+import threading
+from concurrent.futures import Future
+
+
+def beside(function, *args) -> Future:
+    """function(*args) in a thread of its own, which an exit of the program does not wait for; the Future has what it returns or raises."""
+    future = Future()
+
+    def work():
+        try:
+            future.set_result(function(*args))
+        except BaseException as e:
+            future.set_exception(e)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
