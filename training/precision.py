@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 
 import torch
@@ -29,6 +30,13 @@ def pick_device(name: str) -> torch.device:
         keep_freed_memory()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
     return device
+
+
+def refuse_without_compiler(device: torch.device) -> None:
+    """Raises ValueError where torch.compile would find no C++ compiler (torch/_inductor/cpp_builder.py), before the first step does."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(f"train.compile = true: the C++ compiler {compiler} is not here; install it, name another in CXX, or set train.compile to false")
 
 
 def keep_freed_memory() -> None:

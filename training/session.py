@@ -20,7 +20,7 @@ from training.config import Config
 from training.documents import TrainingData, refuse_missing_files
 from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision
+from training.precision import Precision, pick_device, pick_precision, refuse_without_compiler
 from training.progress import bar, say, warn
 from training.report import write_report
 from training.run import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
@@ -43,6 +43,8 @@ def open_run(cfg: Config, resume: bool) -> Run:
     """Takes the run's folder and decides on device and numbers; whether the data is there is asked before a model is downloaded."""
     refuse_missing_files(cfg)
     device = pick_device(cfg.train.device)
+    if cfg.train.compile:
+        refuse_without_compiler(device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)
     return Run(cfg, RunFolder(cfg, resume), precision, resume)
@@ -166,7 +168,7 @@ def _hooks(run: Run, base: setup.Base, data: TrainingData, optimizers, print_: d
     cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
 
     def on_step(record: dict) -> None:
-        run.folder.metrics.write(record)
+        run.folder.metrics.write(record | {"peak_memory": machine.peak_memory(run.precision.device)})
         progress.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
         progress.update()
         if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):

@@ -17,7 +17,7 @@ from training.config import load_config
 from training.machine import peak_memory
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision
+from training.precision import Precision, pick_device, pick_precision, refuse_without_compiler
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,15 @@ def test_a_device_that_is_not_there_is_the_users_to_change(name):
 
 def test_auto_takes_cuda_where_there_is_one():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_run_that_would_compile_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, name another in CXX, or set"):
+        refuse_without_compiler(CPU)
+    refuse_without_compiler(torch.device("cuda"))
+    monkeypatch.setenv("CXX", sys.executable)
+    refuse_without_compiler(CPU)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -69,9 +69,9 @@ def run_script(folder: Path, *args: str, stop: str | None = None) -> subprocess.
 
 
 def stream(folder: Path) -> list[dict]:
-    """What metrics.jsonl says of the computation: all but the clock."""
+    """What metrics.jsonl says of the computation: all but the clock and the memory."""
     steps, evals = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in [*steps, *evals]]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "peak_memory")} for r in [*steps, *evals]]
 
 
 def adapter_hash(folder: Path) -> str:
@@ -124,7 +124,10 @@ def test_the_uninterrupted_run_leaves_what_it_promises(whole):
     assert {p.name for p in whole.iterdir()} >= {"config.toml", "metrics.jsonl", "manifest.json", "adapter", "checkpoints", "report.html"}
     steps, evals = read_metrics(whole / "metrics.jsonl")
     assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [3, 6, 9, 12, 15, 16]
-    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "seconds"} == set(steps[0])
+    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_memory"}
+    assert keys == set(steps[0])
+    peaks = [r["peak_memory"] for r in steps]
+    assert peaks == sorted(peaks) and peaks[0] > 2**26, "bytes, and a peak only grows"
     manifest = json.loads((whole / "manifest.json").read_text())
     assert int(manifest["run"]["peak memory"].removesuffix(" MiB").replace(",", "")) > 0
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]
