@@ -39,7 +39,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # (D+1,) int32, the type that flash and flex attention take
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
-    ids: list[str]  # the documents' names, without the filling, for error messages
+    ids: list[str]  # the documents' names, for error messages
     max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
     num_tokens: int  # tokens of the documents, each with its whole opening
     opening: list[int] | None = None  # D numbers; None where nothing is shared

@@ -11,6 +11,8 @@ opening[d] is the number of the document that comes before document d's own toke
 its document's own beginning, so nothing changes but that the opening is worked out once (Hydragen, arXiv 2402.05099, does it in decoding).
 """
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -140,18 +142,20 @@ class PackedAttention:
         self.slow = slow or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
         before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
-        self.band, self.longest = None, max(map(sum, zip(before, self.lengths, strict=True)))
-        # A document no longer than the window never feels it: the causal kernel alone is right for every layer.
-        if not self.slow and self.longest > window:
-            # Of an opening, only what the window still reaches stands before each document's own tokens.
-            self.parts = [n for pair in zip((min(b, window - 1) for b in before), self.lengths, strict=True) for n in pair]
-            whole = F.pad(torch.tensor(self.parts, device=cu_seqlens.device).view(-1, 2).sum(1).cumsum(0), (1, 0))
-            self.band = band_mask(whole, sum(self.parts), window)
+        self.longest = max(map(sum, zip(before, self.lengths, strict=True)))
+        # Of an opening, only what the window still reaches stands before each document's own tokens.
+        self.parts = [n for pair in zip((min(b, window - 1) for b in before), self.lengths, strict=True) for n in pair]
+
+    @cached_property
+    def band(self) -> torch.Tensor:
+        """band_mask of the stream with its openings written out."""
+        whole = F.pad(torch.tensor(self.parts, device=self.cu_seqlens.device).view(-1, 2).sum(1).cumsum(0), (1, 0))
+        return band_mask(whole, sum(self.parts), self.window)
 
     def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
         if self.slow:
             return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap, self.opening)
-        if not sliding or self.band is None:
+        if not sliding or self.longest <= self.window:  # a document no longer than the window never feels it: the causal kernel alone is right
             return document_attention(q, k, v, self.lengths, self.scale, self.opening)
         if self.longest <= 2 * self.window and plain_is_faster(q, self.longest):  # squares, then, are no more than the band
             return document_attention(q, k, v, self.lengths, self.scale, self.opening, self.window)

@@ -69,12 +69,14 @@ def _chunks(weight, dtype, targets, chunk: int):
 def _fold(z, targets, top, softcap, wide, wants_p: bool):
     """What a chunk's products z (S, words) bring: the largest logit now, the sum of p = exp(logit - largest), the logits at `targets`, each (S, 1), and
     p times the slope, in z's type, where it is wanted."""
+    narrow = z.dtype
     logits, slope = _capped(z.to(wide), softcap)
+    del z  # nobody else holds it: one chunk less at the worst moment
     found = logits.gather(1, targets)
     higher = torch.maximum(top, logits.amax(-1, keepdim=True))
     p = logits.sub_(higher).exp_()
     sums = p.sum(-1, keepdim=True)
-    return higher, sums, found, (p if slope is None else p.mul_(slope)).to(z.dtype) if wants_p else None
+    return higher, sums, found, (p if slope is None else p.mul_(slope)).to(narrow) if wants_p else None
 
 
 @cache

@@ -27,17 +27,11 @@ HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a
 
 
 def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu") -> Gemma3ForCausalLM:
-    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and one tensor in passing.
+    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and, where they are cast or moved, one tensor in passing.
 
     Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count), or names the file that is broken.
     """
-    checkpoint = Checkpoint(folder)
-    shapes = {name: p.shape for name, p in checkpoint.model.named_parameters()}
-    for name, place in _places(shapes, dtype, torch.device(device)):
-        module, _, leaf = name.rpartition(".")
-        checkpoint.read_into(name, place)
-        setattr(checkpoint.model.get_submodule(module), leaf, nn.Parameter(place))
-    return checkpoint.model
+    return Checkpoint(folder).load(dtype, torch.device(device))
 
 
 def _places(shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.device):
@@ -67,6 +61,15 @@ class Checkpoint:
         if problems:
             _refuse(folder, problems)
         self.names = list(self._found)
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> Gemma3ForCausalLM:
+        """`model` with its weights, cast to `dtype`."""
+        shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        for name, place in _places(shapes, dtype, device):
+            module, _, leaf = name.rpartition(".")
+            self.read_into(name, place)
+            setattr(self.model.get_submodule(module), leaf, nn.Parameter(place))
+        return self.model
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as it is stored, a view of the mapped file."""

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 
 def beside(function, *args) -> Future:
-    """function(*args) in a thread of its own, which an exit of the program does not wait for; the Future has what it returns or raises."""
+    """function(*args) in a thread of its own, for which the program's exit waits; the Future has what it returns or raises."""
     future = Future()
 
     def work():
@@ -14,5 +14,5 @@ def beside(function, *args) -> Future:
         except BaseException as e:
             future.set_exception(e)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work).start()
     return future

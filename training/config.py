@@ -102,7 +102,7 @@ class Train:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", ..."""
     share_prefix: bool = True
-    """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone."""""
+    """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone."""
     recompute: bool = False
     """Keep each layer's input alone and work the rest out again in the backward pass: less memory, slower steps."""
     compile: bool = False

@@ -1,4 +1,4 @@
-"""What a run reads before the weights: the base's config and tokenizer, and the rows."""
+"""What a run reads beside the weights: the base's config and tokenizer, and the rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,14 @@ from data.formats import read_samples
 from data.loader import split_validation
 from data.render import Document, render_all
 from model.config import Gemma3Config, read_config
-from model.hub import resolve
 from model.tokenizer import Tokenizer
 from training.config import Config
 from training.progress import say, warn
 
 
 @dataclass
-class Outline:
-    """The base without its weights."""
+class Reader:
+    """What of the base the rows are read with."""
 
     folder: Path
     config: Gemma3Config
@@ -38,11 +37,10 @@ class TrainingData:
     facts: dict
 
 
-def read(cfg: Config) -> tuple[Outline, TrainingData]:
-    """The outline of the base and the documents of a run; a model that is not here yet is downloaded but for its weights."""
-    folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
-    outline = Outline(folder, read_config(folder), Tokenizer(folder))
-    return outline, build_data(cfg, outline)
+def read(cfg: Config, folder: Path) -> tuple[Reader, TrainingData]:
+    """The config and tokenizer of the base in `folder`, and the documents of a run."""
+    reader = Reader(folder, read_config(folder), Tokenizer(folder))
+    return reader, build_data(cfg, reader)
 
 
 def refuse_missing_files(cfg: Config) -> None:
@@ -54,7 +52,7 @@ def refuse_missing_files(cfg: Config) -> None:
         raise ValueError("\n".join(["the data is not there:", *missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}"]))
 
 
-def build_data(cfg: Config, base: Outline) -> TrainingData:
+def build_data(cfg: Config, base: Reader) -> TrainingData:
     """Reads, checks, renders and splits the run's files; raises ValueError with all that is wrong in them."""
     train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
     sets = []
@@ -79,7 +77,7 @@ def build_data(cfg: Config, base: Outline) -> TrainingData:
     return TrainingData(documents, validation, [*cfg.data.train, *cfg.data.validation], report)
 
 
-def _validation_set(cfg: Config, base: Outline, name: str, samples: list) -> ValidationSet:
+def _validation_set(cfg: Config, base: Reader, name: str, samples: list) -> ValidationSet:
     """The samples that are measured, loss and answers alike: those that data.on_long leaves."""
     documents, counts = _render(cfg, base, samples)
     if counts.dropped:
@@ -88,7 +86,7 @@ def _validation_set(cfg: Config, base: Outline, name: str, samples: list) -> Val
     return ValidationSet(name, [s for s in samples if s.id in kept], documents)
 
 
-def _refuse_too_long(cfg: Config, base: Outline, sets: list[list[Document]]) -> None:
+def _refuse_too_long(cfg: Config, base: Reader, sets: list[list[Document]]) -> None:
     """Raises ValueError before training for what the model has no positions for: a prompt needs one more for its answer."""
     positions = base.config.max_position_embeddings
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
@@ -100,6 +98,6 @@ def _refuse_too_long(cfg: Config, base: Outline, sets: list[list[Document]]) -> 
         raise ValueError(f"{base.folder}: the model has {positions} positions:\n" + "\n".join(problems))
 
 
-def _render(cfg: Config, base: Outline, samples):
+def _render(cfg: Config, base: Reader, samples):
     loss_on = "all" if cfg.train.objective == "pretrain" else cfg.data.loss_on
     return render_all(samples, base.tokenizer, loss_on, cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)

@@ -13,8 +13,10 @@ from data.render import IGNORE_INDEX, Document
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.generate import generate
-from training import documents, loop, setup
+from model.hub import resolve
+from training import loop, setup
 from training.config import Config
+from training.documents import read
 from training.machine import free, mebibytes, resident
 from training.optim import make_optimizers
 from training.precision import Precision, pick_device, pick_precision
@@ -31,8 +33,8 @@ def plan(cfg: Config) -> None:
     tokenizer.json, and writes nothing."""
     device = pick_device(cfg.train.device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
-    outline, data = documents.read(cfg)
-    base = setup.without_weights(outline)
+    reader, data = read(cfg, resolve(cfg.model.name, cfg.model.revision, weights=False))
+    base = setup.without_weights(reader)
     say("rehearsing the run without its numbers: some seconds, more for a large base")
     process = 0
     if device.type == "cpu":

@@ -33,8 +33,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def refuse_without_compiler(device: torch.device) -> None:
-    """Raises ValueError where torch.compile would find no C++ compiler (torch/_inductor/cpp_builder.py), before the first step does."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    """Raises ValueError where torch.compile, for a CPU, would find no C++ compiler (torch/_inductor/cpp_builder.py), before the first step does."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(compiler):
         raise ValueError(f"train.compile = true: the C++ compiler {compiler} is not here; install it, name another in CXX, or set train.compile to false")
 

@@ -10,15 +10,13 @@ from data.loader import Loader
 from data.render import Document
 from lora.inject import inject
 from lora.peft_io import load_adapter
-from model.config import read_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
 from model.tokenizer import Tokenizer
-from model.weights import hash_model, load_model
-from training import documents
+from model.weights import Checkpoint, hash_model
 from training.beside import beside
 from training.config import Config
-from training.documents import Outline, TrainingData
+from training.documents import Reader, TrainingData, read
 from training.loop import Plan
 from training.objectives import pretrain, sft
 from training.precision import Precision
@@ -39,28 +37,21 @@ class Base:
 def build_base(cfg: Config, precision: Precision) -> tuple[Base, TrainingData]:
     """The base in the dtype that the run wants, on its device, with nothing trainable yet, and the data, which is read while the weights are."""
     folder = resolve(cfg.model.name, cfg.model.revision)
-    model, digest = beside(_weights, cfg, precision, folder), beside(_hash, cfg, folder)
-    outline, data = documents.read(cfg)
-    return Base(model.result(), outline.tokenizer, folder, digest.result()), data
-
-
-def _weights(cfg: Config, precision: Precision, folder: Path) -> Gemma3ForCausalLM:
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
-    if cfg.model.init != "random":
-        return load_model(folder, dtype, precision.device)
-    model = Gemma3ForCausalLM(read_config(folder)).to(dtype)
-    model.reset_parameters(cfg.run.seed)
-    return model.to(precision.device)
+    if cfg.model.init == "random":
+        reader, data = read(cfg, folder)
+        model = Gemma3ForCausalLM(reader.config).to(dtype)
+        model.reset_parameters(cfg.run.seed)
+        return Base(model.to(precision.device), reader.tokenizer, folder, f"random weights of seed {cfg.run.seed}"), data
+    model, digest = beside(Checkpoint(folder).load, dtype, precision.device), beside(hash_model, folder)
+    reader, data = read(cfg, folder)
+    return Base(model.result(), reader.tokenizer, folder, digest.result()), data
 
 
-def _hash(cfg: Config, folder: Path) -> str:
-    return hash_model(folder) if cfg.model.init != "random" else f"random weights of seed {cfg.run.seed}"
-
-
-def without_weights(outline: Outline) -> Base:
+def without_weights(reader: Reader) -> Base:
     """The base as far as it is known without its weights: its shapes are on the meta device."""
     with torch.device("meta"):
-        return Base(Gemma3ForCausalLM(outline.config), outline.tokenizer, outline.folder, hash="")
+        return Base(Gemma3ForCausalLM(reader.config), reader.tokenizer, reader.folder, hash="")
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:

@@ -1,13 +1,12 @@
 """model/loss.py: two words by hand, the chunked loss against the slow one and transformers', its gradients, and what it holds in memory."""
 
 import math
-import os
-import shutil
 
 import pytest
 import torch
 
 from model.loss import linear_cross_entropy, slow_linear_cross_entropy
+from tests.makers import needs_compiler
 from tests.model.test_attention import Largest
 
 S, D, V = 11, 6, 37  # supervised positions, hidden size, vocabulary
@@ -69,7 +68,7 @@ def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softc
     torch.testing.assert_close(losses.sum(), expected[0], atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX") or "g++"), reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_compiled_loss_is_the_plain_one(softcap, dtype):

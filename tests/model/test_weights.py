@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
-from model.weights import HASH_WHOLE, INDEX, SHOWN, SINGLE, _hash_sample, copy_tokenizer, hash_file, hash_model, load_model, save_model
+from model.weights import HASH_WHOLE, INDEX, SHOWN, SINGLE, Checkpoint, _hash_sample, copy_tokenizer, hash_file, hash_model, load_model, save_model
 
 ROOT = Path(__file__).parents[2]
 TEXT = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
@@ -213,6 +213,14 @@ def test_a_truncated_or_corrupted_file_is_named(tmp_path, spoil):
     (folder / SINGLE).write_bytes(spoil((folder / SINGLE).read_bytes()))
     message = errors_of(folder)
     assert str(folder / SINGLE) in message and "download it again" in message
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_named(tmp_path):
+    save_model(our_model(), tmp_path, torch.float32)
+    checkpoint = Checkpoint(tmp_path)
+    (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:-4])
+    with pytest.raises(ValueError, match=f"{SINGLE}: ends in the middle of .*; download it again"):
+        checkpoint.load(torch.float32, torch.device("cpu"))
 
 
 def test_missing_shards_are_named(tmp_path):

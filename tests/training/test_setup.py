@@ -7,8 +7,9 @@ import pytest
 from lora.inject import adapters
 from lora.peft_io import save_adapter
 from tests.makers import rows, tiny_model, write_jsonl, write_run
-from training import documents, session, setup
+from training import session, setup
 from training.config import load_config
+from training.documents import read
 from training.precision import Precision, pick_device
 
 LONG = {"prompt": "Count to 1 from 1." + " 1" * 60, "response": "1"}
@@ -23,7 +24,7 @@ def place(tmp_path, monkeypatch):
 
 def data_of(*overrides):
     cfg = load_config("tiny.toml", list(overrides))
-    return documents.read(cfg)[1]
+    return read(cfg, Path(cfg.model.name))[1]
 
 
 def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
@@ -77,7 +78,7 @@ def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
     shared = {}
     for overrides in ((), ("train.share_prefix=false",)):
         cfg = load_config("tiny.toml", ["train.batch_size=3", *overrides])
-        _, data = documents.read(cfg)
+        _, data = read(cfg, Path(cfg.model.name))
         (batch,) = setup.build_loader(cfg, data.documents).batches(0)
         shared[overrides] = batch.num_tokens - len(batch.tokens)
     assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)]
