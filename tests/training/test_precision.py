@@ -59,12 +59,12 @@ def test_memory_of_freed_tensors_is_used_again_and_not_faulted_in_anew():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             tensors = [torch.empty(2**20, dtype=torch.uint8).fill_(1) for _ in range(200)]
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        faults()
-        print(faults())
+        print(*(faults() for _ in range(8)))
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    _, second, *later = map(int, done.stdout.split())
     # glibc before 2.38 passes over a few blocks that fit exactly; left to itself it gives all of them back, and faults 51,200 pages in anew
-    assert int(done.stdout) < 5000
+    assert second < 5000 and sorted(later)[len(later) // 2] < 400
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
