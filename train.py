@@ -48,7 +48,8 @@ def resume_command(args) -> str:
     import shlex
 
     sets = [word for override in args.overrides for word in ("--set", override)]
-    return shlex.join(["python", "train.py", "--config", args.config, *sets, *(["--resume"] if args.resume else [])])
+    flags = [flag for flag, given in (("--resume", args.resume), ("--plan", args.plan)) if given]
+    return shlex.join(["python", "train.py", "--config", args.config, *sets, *flags])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""train.py --plan against what the run then takes, in six configurations; each plan and each run is a process of its own.
+"""train.py --plan against what the run then takes; each plan and each run is a process of its own.
 
-    python benchmarks/planning.py [--only NUMBER ...] [--steps 12]
+    python benchmarks/planning.py [--only NUMBER ...] [--steps 16]
 
 The 270M's weights are random, in bfloat16.  On the CPU the peak is the process's largest resident size, on CUDA the allocator's.
 """
@@ -23,6 +23,12 @@ RUNS = [
     ("tiny", "train.precision=bf16", "adapter.r=32", "train.batch_size=4"),
     ("tiny", "train.precision=fp32", "adapter.type=dora", "adapter.r=8", "train.batch_size=8"),
     ("tiny", "train.precision=bf16", "adapter.type=full", "train.batch_size=2", "train.gradient_accumulation_steps=4"),
+    ("tiny", "train.precision=fp32", "adapter.r=64", "train.batch_size=6"),
+    ("tiny", "train.precision=bf16", "adapter.type=dora", "adapter.r=16", "train.batch_size=3", "train.gradient_accumulation_steps=2"),
+    ("tiny", "train.precision=fp32", "adapter.type=full", "train.batch_size=4", "train.gradient_accumulation_steps=2"),
+    ("tiny", "train.precision=bf16", "adapter.r=8", "train.batch_size=12"),
+    ("tiny", "train.precision=bf16", "adapter.r=128", "train.batch_size=1", "train.gradient_accumulation_steps=8"),
+    ("tiny", "train.precision=fp32", "adapter.r=4", "train.batch_size=16", "train.recompute=true"),
     ("270M", "train.precision=bf16", "adapter.r=16", "train.batch_size=2"),
     ("270M", "train.precision=fp32", "adapter.type=dora", "adapter.r=128", "train.batch_size=1", "train.gradient_accumulation_steps=2"),
     ("270M", "train.precision=bf16", "adapter.type=full", "train.batch_size=4"),
@@ -52,7 +58,7 @@ def compare(base: str, folder: Path, settings: tuple) -> tuple[int, int, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Planned and measured peak memory.")
     parser.add_argument("--only", type=int, nargs="*", default=range(1, len(RUNS) + 1))
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=16)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"tiny": "tiny", "270M": str(Path(scratch, "270M"))}
@@ -63,7 +69,7 @@ def main() -> None:
         for i in args.only:
             name, *settings = RUNS[i - 1]
             planned, measured, phase = compare(folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings))
-            print(f"{i}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
+            print(f"{i:>2}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
                   f"  {100 * (planned / measured - 1):+5.1f}%", flush=True)
 
 

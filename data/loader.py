@@ -68,7 +68,11 @@ class Loader:
         A stride of the number of processes, each with its own start, gives every process its share.
         """
         for group in self.plan(epoch)[start::stride]:
-            yield pack([self.documents[i] for i in group], self.share)
+            yield self.batch(group)
+
+    def batch(self, group):
+        """The packed micro-batch of these documents, named by their indices."""
+        return pack([self.documents[i] for i in group], self.share)
 
     def _cut_by_tokens(self, max_tokens):
         groups, tokens = [[]], 0

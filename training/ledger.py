@@ -9,8 +9,6 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.precision import MAPPED
-
 aten = torch.ops.aten
 BLOCK = 512  # bytes: what CUDA's allocator rounds up to
 LOGITS, WORKING = "logits chunk", "activations"
@@ -38,7 +36,6 @@ class Outline(torch.Tensor):
 
 class Ledger(TorchDispatchMode):
     """Counts the bytes of living storages on `device`, by the part of a run that they belong to: `now`, and at their `peak` since start().
-    `heap_highest` is the most since then that came in blocks of the C library's heap.
 
     A number that is read from an Outline (a loss, a norm, a token) is `answer`.
     """
@@ -55,7 +52,6 @@ class Ledger(TorchDispatchMode):
         """Forgets the peak there was."""
         self.total = sum(self.now.values())
         self.highest, self.peak = self.total, dict(self.now)
-        self.heap = self.heap_highest = 0
 
     def assign(self, tensors, part: str) -> None:
         """Says what these tensors are for; until then they are activations, or logits by their shape."""
@@ -90,8 +86,6 @@ class Ledger(TorchDispatchMode):
             self.living[storage._cdata] = size, part
             self.now[part] = self.now.get(part, 0) + size
             self.total += size
-            self.heap += size if size < MAPPED else 0
-            self.heap_highest = max(self.heap_highest, self.heap)
             weakref.finalize(storage, self._leave, storage._cdata).atexit = False
             if self.total > self.highest:
                 self.highest, self.peak = self.total, dict(self.now)
@@ -101,7 +95,6 @@ class Ledger(TorchDispatchMode):
         size, part = self.living.pop(address)
         self.now[part] -= size
         self.total -= size
-        self.heap -= size if size < MAPPED else 0
 
 
 def _make(func, args, kwargs):

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from data.loader import Loader
 from data.packing import Batch, pack
 from data.render import Document
 from model.generate import generate
 from model.loss import words_at_once
+from model.tokenizer import Tokenizer
 from training import evaluation, loop, setup
 from training.config import Config, Train
 from training.documents import TrainingData
@@ -17,10 +19,8 @@ from training.optim import make_optimizers
 from training.precision import Precision
 
 BASE, TRAINED, GRADIENTS, OPTIMIZER = "base weights", "trained weights", "gradients", "optimiser state"
-LOST = "lost between them"  # the C library's heap has gaps between tensors of unlike sizes
-PARTS = (BASE, TRAINED, OPTIMIZER, GRADIENTS, WORKING, LOGITS, LOST)
+PARTS = (BASE, TRAINED, OPTIMIZER, GRADIENTS, WORKING, LOGITS)
 STORED = torch.bfloat16  # what Gemma's files hold
-GAPS = 0.45  # of the heap's blocks that come and go in a phase: fitted to the six runs of benchmarks/planning.py; single ones lost 0.15 to 0.7
 GENERATED_TOGETHER = 64  # rows: model.generate's batch
 
 
@@ -77,9 +77,8 @@ class Rehearsal:
         """The heaviest steps of the run, with `train` in the place of the config's [train]."""
         cfg = replace(self.cfg, train=train)
         loader = setup.build_loader(cfg, self.data.documents)
-        windows = heaviest(loader, setup.build_plan(cfg, loader))
-        found = [self.step([pack(part, loader.share) for part in documents]) for documents in windows]
-        return max(found, key=lambda f: f.total)
+        _, heaviest = steps_of(loader, setup.build_plan(cfg, loader))
+        return max((self.step([loader.batch(group) for group in step]) for step in heaviest), key=lambda f: f.total)
 
     def step(self, window: list[Batch]) -> Forecast:
         """One optimiser step."""
@@ -87,7 +86,7 @@ class Rehearsal:
         with self.ledger:
             loop.train_step(self.model, self.objective, window, self.trained, self.optimizers, self.precision, 0.0, self.cfg.train.max_grad_norm)
             self.model.zero_grad(set_to_none=True)
-        return self._forecast("training")
+        return Forecast(self.ledger.peak, "training")
 
     def _expect_logits(self, window: list[Batch]) -> None:
         """Starts a phase whose losses are over these batches."""
@@ -96,22 +95,15 @@ class Rehearsal:
         self.ledger.logits = {(n, size) for n, chunk in chunks for size in (chunk, words % chunk)}
         self.ledger.start()
 
-    def _forecast(self, phase: str) -> Forecast:
-        lost = GAPS * self.ledger.heap_highest if self.precision.device.type == "cpu" else 0
-        return Forecast(self.ledger.peak | {LOST: int(lost)}, phase)
-
     def evaluations(self) -> list[Forecast]:
         """Mean loss and answers of the validation set with the longest rows."""
         found = []
-        for v in self.data.validation:
-            group = max(evaluation.groups(v.documents), key=lambda g: sum(len(d.input_ids) for d in g))
+        for group in longest_groups(self.data):
             self._expect_logits([pack(group, share=True)])
             with self.ledger:
                 evaluation.mean_loss(self.model, self.objective, group, self.precision)
-            found.append(self._forecast("evaluation"))
-        sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in self.data.validation]
-        sets.append([(("user", prompt),) for prompt in self.cfg.generate.prompts])
-        return found + [self._answers([self.base.tokenizer.render_prompt(m) for m in messages]) for messages in sets if messages]
+            found.append(Forecast(self.ledger.peak, "evaluation"))
+        return found + [self._answers(prompts) for prompts in longest_prompts(self.cfg, self.base.tokenizer, self.data)]
 
     def _answers(self, prompts: list[list[int]]) -> Forecast:
         """The longest prompts are read and get two tokens; the cache has room for all that they may get."""
@@ -123,30 +115,41 @@ class Rehearsal:
             ledger.answer = 1
 
         with ledger, self.precision.autocast():
-            generate(self.model, sorted(prompts, key=len)[-GENERATED_TOGETHER:], max_new_tokens=settings.max_new_tokens, stop_ids={1},
-                     temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, on_token=stop)
+            generate(self.model, prompts, max_new_tokens=settings.max_new_tokens, stop_ids={1}, temperature=settings.temperature,
+                     top_k=settings.top_k, top_p=settings.top_p, on_token=stop)
         ledger.answer = 0
-        forecast = self._forecast("answers")
+        forecast = Forecast(ledger.peak, "answers")
         forecast.parts.pop(OPTIMIZER, None)  # training is over by then
         return forecast
 
 
-def heaviest(loader, plan: loop.Plan) -> list[list[list[Document]]]:
-    """Of all steps of a run those that may take most, as their documents, at most two micro-batches each: the most tokens, and the longest documents.
+def longest_groups(data: TrainingData) -> list[list[Document]]:
+    """Of each validation set the documents that are evaluated in one go and have the most tokens."""
+    return [max(evaluation.groups(v.documents), key=lambda g: sum(len(d.input_ids) for d in g)) for v in data.validation]
 
-    A second micro-batch finds the gradients of the first.
+
+def longest_prompts(cfg: Config, tokenizer: Tokenizer, data: TrainingData) -> list[list[list[int]]]:
+    """Of each validation set, and of the config's own prompts, the longest that are answered together."""
+    sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in data.validation]
+    sets.append([(("user", prompt),) for prompt in cfg.generate.prompts])
+    rendered = [[tokenizer.render_prompt(messages) for messages in one] for one in sets]
+    return [sorted(prompts, key=len)[-GENERATED_TOGETHER:] for prompts in rendered if prompts]
+
+
+def steps_of(loader: Loader, plan: loop.Plan) -> tuple[list[tuple], set[tuple]]:
+    """(all steps of a run in their order, those of them that may take most): the most tokens, and the longest documents.
+
+    A step is one of its micro-batches behind the one before, whose gradients it finds, as the indices of their documents; equal steps are named once.
     """
-    windows, left, epoch = [], plan.total_steps, 0
+    steps, left, epoch = {}, plan.total_steps, 0
     while left > 0:
-        groups = loader.plan(epoch)
+        groups = [tuple(group) for group in loader.plan(epoch)]
         starts = range(0, len(groups), plan.accumulate)[:left]
-        windows += [groups[max(start, i - 1) : i + 1] for start in starts for i in range(start, min(start + plan.accumulate, len(groups)))]
+        steps |= dict.fromkeys(tuple(groups[max(start, i - 1) : i + 1]) for start in starts for i in range(start, min(start + plan.accumulate, len(groups))))
         left, epoch = left - len(starts), epoch + 1
     lengths = [len(d.input_ids) for d in loader.documents]
-    by_tokens = sorted(windows, key=lambda w: (sum(lengths[i] for i in w[-1]), len(w)))[-2:]
-    by_squares = max(windows, key=lambda w: sum(lengths[i] ** 2 for i in w[-1]))
-    chosen = {tuple(map(tuple, w)): w for w in [*by_tokens, by_squares]}
-    return [[[loader.documents[i] for i in group] for group in w] for w in chosen.values()]
+    by_tokens = sorted(steps, key=lambda step: (sum(lengths[i] for i in step[-1]), len(step)))
+    return list(steps), {*by_tokens[-2:], max(steps, key=lambda step: sum(lengths[i] ** 2 for i in step[-1]))}
 
 
 def largest(rehearsal: Rehearsal, room: int) -> Train | None:

@@ -54,7 +54,6 @@ def load(run: Run) -> tuple[setup.Base, TrainingData]:
     """The base model with the run's adapters in it, and its documents; the folder is checked for room for the checkpoints, and then it is this run's."""
     base, data = setup.build_base(run.cfg, run.precision)
     run.trained = setup.add_adapters(base.model, run.cfg)
-    base.model.model.recompute = run.cfg.train.recompute
     if run.cfg.train.compile:
         base.model.compile_layers()
     total = sum(p.numel() for p in base.model.parameters())

@@ -36,11 +36,11 @@ class Base:
 
 def build_base(cfg: Config, precision: Precision) -> tuple[Base, TrainingData]:
     """The base in the dtype that the run wants, on its device, with nothing trainable yet, and the data, which is read while the weights are."""
-    folder = resolve(cfg.model.name, cfg.model.revision)
+    folder = resolve(cfg.model.name, cfg.model.revision, weights=cfg.model.init == "pretrained")
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
     if cfg.model.init == "random":
         reader, data = read(cfg, folder)
-        model = Gemma3ForCausalLM(reader.config).to(dtype)
+        model = without_weights(reader).model.to(dtype).to_empty(device="cpu")  # a Linear that is made here would draw numbers in float32
         model.reset_parameters(cfg.run.seed)
         return Base(model.to(precision.device), reader.tokenizer, folder, f"random weights of seed {cfg.run.seed}"), data
     model, digest = beside(Checkpoint(folder).load, dtype, precision.device), beside(hash_model, folder)
@@ -55,7 +55,8 @@ def without_weights(reader: Reader) -> Base:
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
-    """Makes the config's adapters, or all of the model, trainable; returns how many numbers train."""
+    """Makes the config's adapters, or all of the model, trainable, and has it recompute layers if it shall; returns how many numbers train."""
+    model.model.recompute = cfg.train.recompute
     a = cfg.adapter
     if a.type == "full":
         model.requires_grad_(True)

@@ -15,7 +15,7 @@ from training.config import Adapter, Config, Generate, Train
 from training.documents import TrainingData, ValidationSet
 from training.ledger import LOGITS, WORKING
 from training.precision import Precision
-from training.rehearsal import BASE, GRADIENTS, LOST, OPTIMIZER, TRAINED, Rehearsal, heaviest, largest
+from training.rehearsal import BASE, GRADIENTS, OPTIMIZER, TRAINED, Rehearsal, largest, steps_of
 
 CPU = torch.device("cpu")
 
@@ -75,10 +75,17 @@ def test_the_heaviest_step_is_found_wherever_it_comes():
     """Of 3 steps of 2 micro-batches of 2 documents: the most tokens, and the longest document."""
     rows = [Document([7] * n, [7] * n, str(n)) for n in (5, 5, 30, 30, 5, 5, 50, 1, 5, 5, 5, 5)]
     loader = Loader(rows, 2, seed=0, shuffle=False)
-    found = [[d.id for d in w[-1]] for w in heaviest(loader, plan_of(loader, 3, 2))]
-    assert ["30", "30"] in found and ["50", "1"] in found
-    only_first = [[d.id for d in w[-1]] for w in heaviest(loader, plan_of(loader, 1, 1))]
-    assert only_first == [["5", "5"]]
+    steps, heaviest = steps_of(loader, plan_of(loader, 3, 2))
+    assert steps == [((0, 1),), ((0, 1), (2, 3)), ((4, 5),), ((4, 5), (6, 7)), ((8, 9),), ((8, 9), (10, 11))]
+    assert {((0, 1), (2, 3)), ((4, 5), (6, 7))} <= heaviest <= set(steps)
+    assert steps_of(loader, plan_of(loader, 1, 1)) == ([((0, 1),)], {((0, 1),)})
+    assert len(steps_of(loader, plan_of(loader, 30, 1))[0]) == 6, "of five equal epochs one is rehearsed"
+
+
+def test_recomputed_layers_are_planned_with_less():
+    kept, recomputed = (rehearse(documents(8), train=Train(batch_size=4, recompute=r)) for r in (False, True))
+    kept, recomputed = (r.steps(r.cfg.train).parts[WORKING] for r in (kept, recomputed))
+    assert recomputed < 0.8 * kept
 
 
 def test_the_largest_batch_is_the_last_that_fits():
@@ -97,5 +104,4 @@ def test_answers_take_the_cache_for_all_tokens_that_may_come():
     long, cfg = run.evaluations()[-1], run.model.config
     full = cfg.layer_types.count("full_attention")
     assert short.phase == long.phase == "answers"
-    alive = [f.total - f.parts[LOST] for f in (short, long)]
-    assert alive[1] - alive[0] == pytest.approx(2 * 4 * 2 * cfg.head_dim * 380 * full, rel=0.05)  # keys and values of 2 rows, 380 columns more
+    assert long.total - short.total == pytest.approx(2 * 4 * 2 * cfg.head_dim * 380 * full, rel=0.05)  # keys and values of 2 rows, 380 columns more
