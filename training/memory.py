@@ -14,8 +14,8 @@ from training.progress import say
 from training.rehearsal import PARTS, Rehearsal, largest
 
 PROCESS, AROUND = "process", "around them"
-MARGIN = 1.3  # times their count, gaps included, is the most that tensors were seen to take of a run that was not tried
-TRIED = 1.1  # runs were seen to take a tenth more than their trial
+MARGIN = 1.3  # times the tensors' bytes is what has to be free for a run on CUDA, and for a trial to be made
+TRIED = 1.1  # times what a trial took is what has to be free for its run: a long one grows on
 
 
 def plan(cfg: Config) -> None:
@@ -31,7 +31,7 @@ def plan(cfg: Config) -> None:
     rehearsal = Rehearsal(cfg, setup.without_weights(reader), data, precision)
     worst = max([rehearsal.loading, rehearsal.steps(cfg.train), *rehearsal.evaluations()], key=lambda f: f.total)
     around, for_tensors = 0, (room - process) / MARGIN
-    if tried := device.type == "cpu" and worst.total <= for_tensors - process / MARGIN:  # this process stays beside the trial's
+    if tried := device.type == "cpu" and 2 * process + worst.total * MARGIN <= room:  # this process stays beside the trial's
         say("doing some of its steps, with random weights: a minute, more for a large base and many rows")
         if measured := trial.in_its_own_process(trial.peak, cfg):
             around = max(0, measured - worst.total - process)
