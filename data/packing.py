@@ -50,8 +50,8 @@ class Batch:
         return self.targets.shape[0]
 
     def to(self, device, non_blocking=False):
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch on another device, but for cu_seqlens: its numbers are asked for where the kernels are launched."""
+        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), cu_seqlens=self.cu_seqlens)
 
     def pin_memory(self):
         """The same batch in page-locked memory, from which a copy to the GPU overlaps with its work."""

@@ -12,6 +12,7 @@ its document's own beginning, so nothing changes but that the opening is worked 
 """
 
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,24 @@ def write_out(x: torch.Tensor, lengths: list[int], opening: list[int], most: int
     return torch.cat([part for own, o in zip(documents, opening, strict=True) for part in ([ends[o], own] if o != NONE else [own])])
 
 
+def varlen_is_possible(v: torch.Tensor) -> bool:
+    """Whether PyTorch's FlashAttention takes numbers like v's: half precision, heads of 8, 16, ... 256, on a GPU of the Ampere generation or later."""
+    return (v.device.type == "cuda" and v.dtype in (torch.bfloat16, torch.float16) and v.shape[-1] <= 256 and v.shape[-1] % 8 == 0
+            and torch.cuda.get_device_capability(v.device) >= (8, 0))
+
+
+def varlen_attention(q, k, v, starts: torch.Tensor, key_starts: torch.Tensor, longest: int, most_keys: int, scale: float, window: int | None = None):
+    """Causal attention of a whole stream in one launch; q (T, H, D), k and v (T', K, D) -> (T, H, D).
+
+    starts and key_starts (documents + 1,) int32 bound each document's queries and its keys.  Where it has more keys, its queries are the last tokens: query i
+    sees the keys from n - window + 1 to n, where n = i + keys - queries (FlashAttention's README; its window counts what lies before n).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    back = -1 if window is None else window - 1
+    return varlen_attn(q.to(v.dtype), k.to(v.dtype), v, starts, key_starts, longest, most_keys, scale=scale, window_size=(back, 0), enable_gqa=True)
+
+
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
     """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside the keys of its own block and the one before."""
     blocks = -(-total // window)
@@ -133,28 +152,48 @@ def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> to
     return y.transpose(1, 2).flatten(0, 1)[:total]  # (T, H, D)
 
 
+def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on the device; a GPU is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+
+
 class PackedAttention:
     """How the layers of one forward pass attend: chosen once for a stream, called by every layer as attend(layer, q, k, v, sliding)."""
 
     def __init__(self, cu_seqlens: torch.Tensor, total: int, window: int, scale: float, softcap: float | None = None, slow: bool = False,
-                 opening: list[int] | None = None):
-        self.cu_seqlens, self.window, self.scale, self.softcap, self.opening = cu_seqlens, window, scale, softcap, opening
+                 opening: list[int] | None = None, device: torch.device | None = None):
+        """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for; `device` is where q, k and v will be."""
+        self.window, self.scale, self.softcap, self.opening = window, scale, softcap, opening
         self.slow = slow or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
-        before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
-        self.longest = max(map(sum, zip(before, self.lengths, strict=True)))
+        self.cu_seqlens = _there(cu_seqlens.int(), device or cu_seqlens.device)
+        self.before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
+        self.longest = max(map(sum, zip(self.before, self.lengths, strict=True)))
         # Of an opening, only what the window still reaches stands before each document's own tokens.
-        self.parts = [n for pair in zip((min(b, window - 1) for b in before), self.lengths, strict=True) for n in pair]
+        self.parts = [n for pair in zip((min(b, window - 1) for b in self.before), self.lengths, strict=True) for n in pair]
+
+    @cached_property
+    def key_starts(self) -> dict[bool, torch.Tensor]:
+        """{sliding: (documents + 1,)} the bounds of the documents with their openings written out, whole or as far as the window reaches."""
+        if self.opening is None:
+            return {False: self.cu_seqlens, True: self.cu_seqlens}
+        reach = {False: self.longest, True: self.window - 1}
+        keys = {sliding: [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)] for sliding, most in reach.items()}
+        return {sliding: _there(torch.tensor([0, *accumulate(n)], dtype=torch.int32), self.cu_seqlens.device) for sliding, n in keys.items()}
 
     @cached_property
     def band(self) -> torch.Tensor:
         """band_mask of the stream with its openings written out."""
-        whole = F.pad(torch.tensor(self.parts, device=self.cu_seqlens.device).view(-1, 2).sum(1).cumsum(0), (1, 0))
-        return band_mask(whole, sum(self.parts), self.window)
+        return band_mask(self.key_starts[True], sum(self.parts), self.window)
 
     def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
         if self.slow:
             return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap, self.opening)
+        if varlen_is_possible(v):
+            if self.opening is not None:
+                k, v = (write_out(x, self.lengths, self.opening, self.window - 1 if sliding else self.longest) for x in (k, v))
+            return varlen_attention(q, k, v, self.cu_seqlens, self.key_starts[sliding], max(self.lengths), self.longest, self.scale,
+                                    self.window if sliding else None)
         if not sliding or self.longest <= self.window:  # a document no longer than the window never feels it: the causal kernel alone is right
             return document_attention(q, k, v, self.lengths, self.scale, self.opening)
         if self.longest <= 2 * self.window and plain_is_faster(q, self.longest):  # squares, then, are no more than the band

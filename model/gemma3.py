@@ -57,7 +57,7 @@ class Gemma3TextModel(nn.Module):
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
         cfg, weight = self.config, self.embed_tokens.weight
         # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
-        x = self.embed_tokens(tokens) * torch.tensor(cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)  # (T, D)
+        x = self.embed_tokens(tokens) * torch.full((), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)  # (T, D)
         angles = {FULL: rope_angles(position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
                   SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq)}
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
@@ -91,7 +91,8 @@ class Gemma3ForCausalLM(nn.Module):
         """
         cfg = self.config
         if attend is None:
-            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow, opening)
+            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow, opening,
+                                     tokens.device)
         return self.model(tokens, position_ids, attend, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ T tokens, H query heads, K key/value heads, D head_dim, W window.
 """
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from model.attention import (
     masked_attention,
     plain_is_faster,
     slow_attention,
+    varlen_is_possible,
 )
 from model.config import FULL, SLIDING
 from model.rope import rope_angles
@@ -66,6 +68,29 @@ def who_sees_whom(attend, total: int) -> list[list[int]]:
 def kernel(request, monkeypatch):
     """Both ways to multiply, whichever this device and type of numbers would choose."""
     monkeypatch.setattr("model.attention.plain_is_faster", lambda q, keys: request.param == "plain")
+
+
+def written_out_varlen(q, k, v, starts, key_starts, longest, most_keys, *, scale, window_size, enable_gqa):
+    """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel itself is held to slow_attention below."""
+    bounds, key_bounds = starts.tolist(), key_starts.tolist()
+    queries, keys = ([b - a for a, b in pairwise(x)] for x in (bounds, key_bounds))
+    assert starts.dtype == key_starts.dtype == torch.int32 and longest == max(queries) and most_keys >= max(keys) and window_size[1] == 0 and enable_gqa
+    out = []
+    for i, (n, m) in enumerate(zip(queries, keys, strict=True)):
+        q_, k_, v_ = (x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, bounds), (k, key_bounds), (v, key_bounds)))
+        back = torch.arange(n)[:, None] + m - n - torch.arange(m)  # (n, m) how far before query i's own place key j lies
+        seen = (back >= 0) & (back <= (window_size[0] if window_size[0] >= 0 else m))
+        k_, v_ = (x.repeat_interleave(q.shape[1] // k.shape[1], 0) for x in (k_, v_))  # (H, m, D)
+        out.append(((q_ @ k_.mT * scale).masked_fill(~seen, -math.inf).softmax(-1) @ v_).transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.fixture(params=["fused", "plain", "one launch"])
+def way(request, monkeypatch):
+    """All ways that a stream may take, whichever this device and type of numbers would choose."""
+    monkeypatch.setattr("model.attention.plain_is_faster", lambda q, keys: request.param == "plain")
+    monkeypatch.setattr("model.attention.varlen_is_possible", lambda v: request.param == "one launch")
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", written_out_varlen)
 
 
 # by hand
@@ -146,7 +171,7 @@ WINDOW_OF_3_BEHIND_AN_OPENING = [[1, 0, 0, 0, 0, 0, 0],
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, kernel):
+def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, way):
     attend = PackedAttention(bounds([3, 2, 2]), 7, window=3, scale=1.0, slow=slow, opening=[-1, 0, 0])
     assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=False), 7) == CAUSAL_BEHIND_AN_OPENING
     assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=True), 7) == WINDOW_OF_3_BEHIND_AN_OPENING
@@ -165,7 +190,7 @@ def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("window", [1, 2, W, 13, 20, 100])
 @pytest.mark.parametrize("lengths, opening", [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])], ids=str)
-def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(lengths, opening, window, sliding, kernel):
+def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(lengths, opening, window, sliding, way):
     results = []
     for slow in (True, False):
         q, k, v = random_qkv(sum(lengths))
@@ -231,7 +256,7 @@ def test_packed_attention_with_a_softcap_or_asked_to_be_slow_is_the_slow_one(sli
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", [FULL, SLIDING])
-def test_the_module_equals_transformers_with_gradients(kind, bias, kernel):
+def test_the_module_equals_transformers_with_gradients(kind, bias, way):
     from transformers import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention as Reference
 
@@ -257,6 +282,40 @@ def test_the_module_equals_transformers_with_gradients(kind, bias, kernel):
     torch.testing.assert_close(x_ours.grad, x_theirs.grad, atol=1e-4, rtol=1e-4)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_waits_for_it(dtype, head_dim, sliding):
+    lengths, opening = [4, 5, 160, 1, 300, 7, 2], [-1, 0, -1, -1, 2, 2, -1]
+    values = [x.detach().to("cuda", dtype) for x in random_qkv(sum(lengths), head_dim=head_dim)]
+    results = []
+    for slow in (True, False):
+        q, k, v = ((x.double() if slow else x.clone()).requires_grad_() for x in values)
+        torch.cuda.set_sync_debug_mode("default" if slow else "error")
+        try:
+            attend = PackedAttention(bounds(lengths).pin_memory(), sum(lengths), 100, head_dim**-0.5, slow=slow, opening=opening, device=q.device)
+            y = attend(0, q, k, v, sliding)
+            results.append((y, *torch.autograd.grad(y, (q, k, v), torch.ones_like(y))))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for exact, fast in zip(*results, strict=True):
+        assert (fast - exact).abs().max() <= 2 ** (-6 if dtype == torch.bfloat16 else -9) * exact.abs().max()
+
+
+def test_one_launch_is_for_half_precision_on_a_gpu_since_ampere(monkeypatch):
+    def possible(device="cuda", dtype=torch.bfloat16, head_dim=256, capability=(8, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return varlen_is_possible(SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(9, 1, head_dim)))
+
+    assert possible() and possible(dtype=torch.float16, head_dim=8, capability=(9, 0))
+    assert not any((possible("cpu"), possible(dtype=torch.float32), possible(head_dim=264), possible(head_dim=12), possible(capability=(7, 5))))
 
 
 # memory
