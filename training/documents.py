@@ -1,16 +1,22 @@
 """What a run reads beside the weights: the base's config and tokenizer, and the rows."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+from data import render, store
 from data.doctor import brief, examine
 from data.formats import read_samples
 from data.loader import split_validation
-from data.render import Document, render_all
+from data.render import Document
+from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
+from model.weights import hash_file
 from training.config import Config
 from training.progress import say, warn
+
+TOKENS = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
 
 @dataclass
@@ -99,5 +105,11 @@ def _refuse_too_long(cfg: Config, base: Reader, sets: list[list[Document]]) -> N
 
 
 def _render(cfg: Config, base: Reader, samples):
-    loss_on = "all" if cfg.train.objective == "pretrain" else cfg.data.loss_on
-    return render_all(samples, base.tokenizer, loss_on, cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
+    """The samples' documents and their counts; those of many rows are kept for the next run."""
+    how = ("all" if cfg.train.objective == "pretrain" else cfg.data.loss_on, cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
+
+    def others() -> bytes:
+        files = [Path(module.__file__) for module in (render, store, tokenizer)] + [base.folder / "tokenizer.json"]
+        return repr((how, version("tokenizers"))).encode() + b"".join(hash_file(f).encode() for f in files)
+
+    return store.stored(TOKENS, samples, others, lambda: render.render_all(samples, base.tokenizer, *how))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data import render, store
 from tests.makers import rows, write_jsonl, write_run
-from training import session
+from training import documents, session
 from training.config import load_config
 from training.documents import read
 
@@ -57,3 +58,27 @@ def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_tr
     write_jsonl(place / "train.jsonl", [*rows(5), {"prompt": "1 " * 3000, "response": "1"}])
     with pytest.raises(ValueError, match=r"(?s)positions:.*the longest row has \d+ tokens; set data.max_length to.*prompt 2 of generate.prompts has"):
         data_of("data.max_length=9000", f'generate.prompts=["1", "{"1 " * 3000}"]')
+
+
+def test_documents_come_from_the_store_for_the_same_rows_tokenizer_and_settings_alone(place, monkeypatch):
+    calls, render_all = [], render.render_all
+    monkeypatch.setattr(documents, "TOKENS", place / ".tokens")
+    monkeypatch.setattr(store, "WORTH", 10)  # 13 rows of training, and of validation the one that is measured
+    monkeypatch.setattr(render, "render_all", lambda samples, *how: calls.append(len(samples)) or render_all(samples, *how))
+
+    def rendered(*overrides: str) -> list[int]:
+        calls.clear()
+        first = read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
+        made, again = list(calls), read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
+        assert calls == [*made, 1] and again == first, "the second time only the few are rendered"
+        return made
+
+    assert rendered() == [13, 1] and rendered("adapter.r=2", "run.dir=elsewhere") == [1]
+    for changes in (["data.loss_on=all"], ["data.max_length=60", "data.on_long=truncate"], ["data.max_length=60", "data.on_long=drop"],
+                    ["data.max_length=59", "data.on_long=drop"]):
+        assert rendered(*changes) == [13, 1], changes
+    tokenizer = place / "base" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert rendered() == [13, 1]
+    write_jsonl(place / "train.jsonl", rows(13, seed=5))
+    assert rendered() == [13, 1]
