@@ -38,7 +38,8 @@ precision = "bf16"
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:
-    """Pairs of data/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction."""
+    """Pairs of data/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction; from the start
+    again where there are fewer than `count`."""
     rows = []
     for line in (ROOT / "data" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         pair = json.loads(line)
@@ -46,7 +47,7 @@ def make_rows(tokenizer, count: int) -> list[dict]:
         if SHORTEST <= len(tokenizer.encode(text)) <= LONGEST:
             rows.append({"prompt": f"{INSTRUCTION}\n\nText:\n{text}", "response": pair["response"]})
     random.Random(0).shuffle(rows)
-    return rows[:count]
+    return [rows[i % len(rows)] for i in range(count)]
 
 
 def make_tokens(folder: Path, tokenizer) -> list[dict]:

@@ -1,7 +1,13 @@
-"""benchmarks/ours.py: the products that the ceiling of a step is made of."""
+"""benchmarks/ours.py: the products that the ceiling of a step is made of; gpu.py: what it says of a run."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from benchmarks import gpu
 from benchmarks.ours import flops, products_alone, record_products
 
 
@@ -17,3 +23,22 @@ def test_products_of_a_batch_and_products_added_in_place_are_counted_too():
     y, a, b = torch.randn(5, 4), torch.randn(5, 3), torch.randn(3, 4)
     calls = record_products(lambda: (y.addmm_(a, b), torch.randn(2, 5, 3) @ torch.randn(2, 3, 4)))
     assert flops(calls) == (1 + 2) * 2 * 5 * 3 * 4
+
+
+def test_a_run_of_the_recipe_is_told_in_a_line_and_a_failed_one_is_named(tmp_path, monkeypatch):
+    commands = []
+
+    def trained(command, **_):
+        commands.append(" ".join(command))
+        run = Path(next(word for word in command if word.startswith("run.dir=")).removeprefix("run.dir="))
+        run.mkdir(parents=True)
+        steps = [{"step": i, "loss": 30.0 - i, "seconds": 0.5, "tokens": 100, "mfu": 0.25, "peak_memory": i * 10**8} for i in range(1, 26)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        return SimpleNamespace(returncode=0 if "true" in commands[-1].partition("train.compile=")[2][:4] else 1)
+
+    monkeypatch.setattr(subprocess, "run", trained)
+    args = SimpleNamespace(folder=tmp_path, device="cuda", steps=0)
+    said = gpu.train("bf16, compiled", args)
+    assert "25 steps in 12.5 s  200 tokens/s  MFU 25.0%  peak 2.50 GB  loss 19.500 -> 14.500" in said
+    assert "--set train.precision=bf16 --set train.compile=true" in commands[0] and "configs/lab-pii-270m.toml" in commands[0]
+    assert gpu.train("fp16", args).endswith("failed with exit code 1") and "train.force_fp16=true" in commands[1]
