@@ -14,22 +14,14 @@ from lora.inject import adapters, inject
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.weights import save_model
-from training.precision import refuse_without_compiler
+from training.precision import missing_to_compile
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
 
 
-def _no_compiler() -> bool:
-    try:
-        refuse_without_compiler(torch.device("cpu"))
-    except ValueError:
-        return True
-    return False
-
-
-needs_compiler = pytest.mark.skipif(_no_compiler(), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(missing_to_compile(torch.device("cpu")) is not None, reason="torch.compile needs a C++ compiler and Python's headers")
 
 
 def tiny_config(**changes) -> Gemma3Config:

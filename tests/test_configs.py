@@ -106,6 +106,7 @@ def test_an_unknown_section_is_an_error_that_names_the_right_one(tmp_path):
         ("[run]\nname = 5", "run.name = 5 must be a string"),
         ("[adapter]\ntarget_modules = [1]", "adapter.target_modules = [1] must be a string or a list of strings"),
         ("[train]\nobjective = 'stf'", "train.objective = 'stf' is not one of 'sft', 'pretrain'"),
+        ("[train]\ncompile = 1", "train.compile = 1 is not one of 'auto', true, false"),
     ],
 )
 def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, expected):

@@ -77,8 +77,10 @@ def fit(model, objective, loader, optimizers, precision, plan: Plan, state: Stat
     with _StopSignal() as stop:
         while not _done(state, plan):
             batches = iter(loader.batches(state.epoch, state.batch))
-            while not _done(state, plan) and (window := list(islice(batches, plan.accumulate))):
+            while not _done(state, plan):
                 start = time.perf_counter()
+                if not (window := list(islice(batches, plan.accumulate))):
+                    break
                 rate = plan.learning_rate * lr_factor(state.step, plan.total_steps, plan.warmup_steps, plan.lr_scheduler)
                 record = train_step(model, objective, window, trained, optimizers, precision, rate, plan.max_grad_norm)
                 state.step, state.batch = state.step + 1, state.batch + len(window)
@@ -116,13 +118,13 @@ def train_step(model, objective, window, trained, optimizers, precision, rate: f
     Nothing is applied where the loss or the norm is not finite.  The one wait for the device is the reading of loss and norm at the end.
     """
     model.train()
-    total, weight, tokens = 0.0, 0, 0
+    total, weight, tokens, streamed = 0.0, 0, 0, 0
     for batch in window:
         batch = objective.prepare(model, _move(batch, precision.device))
         with precision.autocast():
             loss_sum, count, _ = objective.loss(model, batch)
         precision.scaler.scale(loss_sum).backward()
-        total, weight, tokens = total + loss_sum.detach(), weight + count, tokens + batch.num_tokens
+        total, weight, tokens, streamed = total + loss_sum.detach(), weight + count, tokens + batch.num_tokens, streamed + len(batch.tokens)
     assert weight, "data/render.py leaves out documents without supervision"
     for optimizer in optimizers:
         precision.scaler.unscale_(optimizer)
@@ -140,7 +142,8 @@ def train_step(model, objective, window, trained, optimizers, precision, rate: f
             precision.scaler.step(optimizer)
     if precision.scaler.is_enabled():
         precision.scaler.update()
-    return {"loss": loss, "learning_rate": rate, "grad_norm": norm_value, "tokens": tokens, "supervised_tokens": weight, "applied": applied}
+    return {"loss": loss, "learning_rate": rate, "grad_norm": norm_value, "tokens": tokens, "stream_tokens": streamed, "supervised_tokens": weight,
+            "applied": applied}
 
 
 def _judge(model, objective, window, record: dict, state: State, precision, hooks: Hooks) -> None:

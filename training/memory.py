@@ -1,7 +1,7 @@
 """What memory a run will take here, planned before it starts (train.py --plan).
 
-The tensors are counted without making them (training/rehearsal.py).  On CUDA that is what the allocator's peak will be; on a CPU, where they fit, steps are
-then done for real and the process is measured (training/trial.py).
+The tensors are counted without making them (training/rehearsal.py).  On CUDA that is what the allocator's peak will be, but for what kernels take inside; on a
+CPU, where they fit, steps are then done for real and the process is measured (training/trial.py).
 """
 
 from model.hub import resolve
@@ -9,7 +9,7 @@ from training import setup, trial
 from training.config import Config
 from training.documents import read
 from training.machine import free, mebibytes, resident
-from training.precision import Precision, pick_device, pick_precision, refuse_without_compiler
+from training.precision import Precision, pick_device, pick_precision
 from training.progress import say
 from training.rehearsal import PARTS, Rehearsal, largest
 
@@ -20,10 +20,9 @@ TRIED = 1.1  # times what a trial took is what has to be free for its run: a lon
 
 def plan(cfg: Config) -> None:
     """Prints what the run will take of this machine, and the largest batch that fits where it does not; needs the rows and the base's config.json and
-    tokenizer.json, and writes nothing."""
+    tokenizer.json, and writes no run."""
     device = pick_device(cfg.train.device)
-    if cfg.train.compile:
-        refuse_without_compiler(device)
+    setup.refuse_without_compiler(cfg, device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     reader, data = read(cfg, resolve(cfg.model.name, cfg.model.revision, weights=False))
     process, room = resident() if device.type == "cpu" else 0, free(device)

@@ -5,6 +5,8 @@ import ctypes
 import os
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -32,11 +34,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def refuse_without_compiler(device: torch.device) -> None:
-    """Raises ValueError where torch.compile, for a CPU, would find no C++ compiler (torch/_inductor/cpp_builder.py), before the first step does."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(f"train.compile = true: the C++ compiler {compiler} is not here; install it, name another in CXX, or set train.compile to false")
+def missing_to_compile(device: torch.device) -> str | None:
+    """What torch.compile, for a CPU, would not find (torch/_inductor/cpp_builder.py): a C++ compiler, Python's headers; None where it has both."""
+    compiler, header = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    if device.type != "cpu":
+        return None
+    if not shutil.which(compiler):
+        return f"the C++ compiler {compiler} is not here; install it, or name another in CXX"
+    return None if header.is_file() else f"{header} is not here; install Python's headers (python3-dev on Debian)"
 
 
 def keep_freed_memory() -> None:

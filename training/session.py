@@ -18,9 +18,10 @@ from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, machine, setup
 from training.config import Config
 from training.documents import TrainingData, refuse_missing_files
+from training.flops import peak_flops, step_flops
 from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision, refuse_without_compiler
+from training.precision import Precision, pick_device, pick_precision
 from training.progress import bar, say, warn
 from training.report import write_report
 from training.run import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
@@ -43,8 +44,7 @@ def open_run(cfg: Config, resume: bool) -> Run:
     """Takes the run's folder and decides on device and numbers; whether the data is there is asked before a model is downloaded."""
     refuse_missing_files(cfg)
     device = pick_device(cfg.train.device)
-    if cfg.train.compile:
-        refuse_without_compiler(device)
+    setup.refuse_without_compiler(cfg, device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)
     return Run(cfg, RunFolder(cfg, resume), precision, resume)
@@ -54,8 +54,8 @@ def load(run: Run) -> tuple[setup.Base, TrainingData]:
     """The base model with the run's adapters in it, and its documents; the folder is checked for room for the checkpoints, and then it is this run's."""
     base, data = setup.build_base(run.cfg, run.precision)
     run.trained = setup.add_adapters(base.model, run.cfg)
-    if run.cfg.train.compile:
-        base.model.compile_layers()
+    if setup.compile_where_it_pays(base.model, run.cfg, data.documents, run.precision.device):
+        say("compiling  the layers: half a minute before the first step, and shorter steps then (train.compile)")
     total = sum(p.numel() for p in base.model.parameters())
     share = f"{run.trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters train ({run.cfg.adapter.type})"
     say(f"model      {run.cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
@@ -165,9 +165,14 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
 
 def _hooks(run: Run, base: setup.Base, data: TrainingData, optimizers, print_: dict, plan: loop.Plan, state: loop.State, progress) -> loop.Hooks:
     cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
+    peak, of_a_token, of_a_target = peak_flops(run.precision.device, run.precision.dtype), step_flops(base.model, 1, 0), step_flops(base.model, 0, 1)
 
     def on_step(record: dict) -> None:
-        run.folder.metrics.write(record | {"peak_memory": machine.peak_memory(run.precision.device)})
+        record["peak_memory"] = machine.peak_memory(run.precision.device)
+        if peak:
+            flops = of_a_token * record["stream_tokens"] + of_a_target * record["supervised_tokens"]
+            record["mfu"] = round(flops / record["seconds"] / peak, 4)
+        run.folder.metrics.write(record)
         progress.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
         progress.update()
         if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):

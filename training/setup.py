@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from data.loader import Loader
-from data.render import Document
+from data.render import IGNORE_INDEX, Document
 from lora.inject import inject
 from lora.peft_io import load_adapter
 from model.gemma3 import Gemma3ForCausalLM
@@ -17,11 +17,13 @@ from model.weights import Checkpoint, hash_model
 from training.beside import beside
 from training.config import Config
 from training.documents import Reader, TrainingData, read
+from training.flops import step_flops
 from training.loop import Plan
 from training.objectives import pretrain, sft
-from training.precision import Precision
+from training.precision import Precision, missing_to_compile
 
 OBJECTIVES = {"sft": sft, "pretrain": pretrain}
+COMPILED = 1e14  # FLOPs a thread, about ten minutes' work: half a minute of compiling is then less than the twelfth of the steps that it saves
 
 
 @dataclass
@@ -68,6 +70,32 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
         inject(model, type=a.type, r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, use_rslora=a.use_rslora,
                target_modules=a.target_modules, seed=cfg.run.seed)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def refuse_without_compiler(cfg: Config, device: torch.device) -> None:
+    """Raises ValueError, before the first step would, where the run shall be compiled and cannot be."""
+    if cfg.train.compile is True and (missing := missing_to_compile(device)):
+        raise ValueError(f"train.compile = true: {missing}; or set it to false")
+
+
+def compile_where_it_pays(model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device) -> bool:
+    """Compiles the layers, which have their adapters by now, where train.compile is true or, by "auto", where a run on a CPU is long enough.
+
+    How long is told by its FLOPs and not by a clock, so that a run is computed alike whenever it is started; the answer takes the place of "auto".
+    """
+    if cfg.train.compile == "auto":
+        loader = build_loader(cfg, documents)
+        epochs = build_plan(cfg, loader).total_steps / math.ceil(len(loader) / cfg.train.gradient_accumulation_steps)
+        tokens, supervised = sum(len(d.labels) for d in documents), sum(len(d.labels) - d.labels.count(IGNORE_INDEX) for d in documents)
+        flops = epochs * step_flops(model, tokens, supervised)
+        cfg.train.compile = device.type == "cpu" and flops > COMPILED * torch.get_num_threads() and not missing_to_compile(device)
+        if cfg.train.compile:
+            from torch import _dynamo
+
+            _dynamo.config.suppress_errors = True  # nobody asked for it: a compiler that fails must not end the run
+    if cfg.train.compile:
+        model.compile_layers()
+    return cfg.train.compile
 
 
 def build_loader(cfg: Config, documents: list[Document]) -> Loader:

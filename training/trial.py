@@ -76,8 +76,7 @@ def peak(cfg: Config) -> int:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # the plan has said what there is to say of the rows
         base, data = setup.build_base(cfg, precision)
     setup.add_adapters(base.model, cfg)
-    if cfg.train.compile:
-        base.model.compile_layers()
+    setup.compile_where_it_pays(base.model, cfg, data.documents, device)
     optimizers = make_optimizers(base.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
     _train(cfg, base, data, optimizers, precision)
     for group in longest_groups(data):

@@ -17,7 +17,7 @@ from training.config import load_config
 from training.machine import peak_memory
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision, refuse_without_compiler
+from training.precision import Precision, missing_to_compile, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -39,13 +39,15 @@ def test_auto_takes_cuda_where_there_is_one():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_run_that_would_compile_without_a_compiler_is_refused(monkeypatch):
+def test_what_is_missing_to_compile_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, name another in CXX, or set"):
-        refuse_without_compiler(CPU)
-    refuse_without_compiler(torch.device("cuda"))
+    assert missing_to_compile(CPU) == "the C++ compiler no-such-compiler is not here; install it, or name another in CXX"
+    assert missing_to_compile(torch.device("cuda")) is None
     monkeypatch.setenv("CXX", sys.executable)
-    refuse_without_compiler(CPU)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert missing_to_compile(CPU) == f"{tmp_path / 'Python.h'} is not here; install Python's headers (python3-dev on Debian)"
+    (tmp_path / "Python.h").touch()
+    assert missing_to_compile(CPU) is None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -124,8 +124,10 @@ def test_the_uninterrupted_run_leaves_what_it_promises(whole):
     assert {p.name for p in whole.iterdir()} >= {"config.toml", "metrics.jsonl", "manifest.json", "adapter", "checkpoints", "report.html"}
     steps, evals = read_metrics(whole / "metrics.jsonl")
     assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [3, 6, 9, 12, 15, 16]
-    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_memory"}
+    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "stream_tokens", "supervised_tokens", "tokens_per_second", "seconds",
+            "peak_memory"}
     assert keys == set(steps[0])
+    assert all(r["supervised_tokens"] < r["stream_tokens"] <= r["tokens"] for r in steps)
     peaks = [r["peak_memory"] for r in steps]
     assert peaks[0] > 2**26 and peaks[-1] > peaks[0] - 2**20, "bytes, of which the kernel's count may be some pages off"
     manifest = json.loads((whole / "manifest.json").read_text())
@@ -160,6 +162,14 @@ def sets(**changes) -> list[str]:
 
 
 SHORT = sets(train__epochs=1, train__save_every=1)  # four steps
+
+
+def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
+    monkeypatch.setattr(session, "peak_flops", lambda device, dtype: 1e4)
+    monkeypatch.setattr(session, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
+    assert run(*SHORT) == 0
+    for r in read_metrics("runs/tiny/metrics.jsonl")[0]:
+        assert r["mfu"] == pytest.approx((1000 * r["stream_tokens"] + 3000 * r["supervised_tokens"]) / r["seconds"] / 1e4, rel=0.01)
 
 
 def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):

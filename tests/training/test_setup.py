@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora.inject import adapters
 from lora.peft_io import save_adapter
-from tests.makers import tiny_model, write_jsonl, write_run
+from model.gemma3 import Gemma3ForCausalLM
+from tests.makers import needs_compiler, tiny_model, write_jsonl, write_run
 from training import setup
 from training.config import load_config
 from training.documents import read
+from training.flops import step_flops
 from training.precision import Precision, pick_device
 
 
@@ -40,3 +43,40 @@ def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
         (batch,) = setup.build_loader(cfg, data.documents).batches(0)
         shared[overrides] = batch.num_tokens - len(batch.tokens)
     assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)]
+
+
+def compiled(monkeypatch, flops: float, *overrides: str, device: str = "cpu") -> bool:
+    """Whether the run's layers are compiled where so many FLOPs pay for it."""
+    calls = []
+    monkeypatch.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: calls.append(model))
+    monkeypatch.setattr(setup, "COMPILED", flops / torch.get_num_threads())
+    cfg = load_config("tiny.toml", list(overrides))
+    reader, data = read(cfg, Path("base"))
+    model = setup.without_weights(reader).model
+    setup.add_adapters(model, cfg)
+    answer = setup.compile_where_it_pays(model, cfg, data.documents, torch.device(device))
+    assert answer == cfg.train.compile == bool(calls)
+    return answer
+
+
+@needs_compiler
+def test_auto_compiles_a_run_on_a_cpu_that_is_long_enough(place, monkeypatch):
+    cfg = load_config("tiny.toml")
+    reader, data = read(cfg, Path("base"))
+    model = setup.without_weights(reader).model
+    setup.add_adapters(model, cfg)
+    tokens, targets = (sum(n) for n in zip(*((len(d.labels), sum(i >= 0 for i in d.labels)) for d in data.documents), strict=True))
+    epoch = step_flops(model, tokens, targets)
+    assert compiled(monkeypatch, 3.99 * epoch) and not compiled(monkeypatch, 4.01 * epoch)
+    assert compiled(monkeypatch, 0.24 * epoch, "train.max_steps=1") and not compiled(monkeypatch, 0.26 * epoch, "train.max_steps=1")
+    assert not compiled(monkeypatch, 0, device="cuda")
+    assert compiled(monkeypatch, 9 * epoch, "train.compile=true") and not compiled(monkeypatch, 0, "train.compile=false")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiled(monkeypatch, 0)
+
+
+def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, .*; or set it to false"):
+        setup.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
+    setup.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))
