@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
 from training.metrics import read_metrics  # noqa: E402
 
 FEW = 20  # steps whose mean loss is shown
@@ -56,6 +58,8 @@ def main() -> None:
     parser.add_argument("--peers-python", help="interpreter of an environment with the peers (frameworks.py makes one)")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "gpu")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
     parts, failed, frameworks = args.only or ("tests", "recipe", "frameworks"), False, args.folder.resolve() / "frameworks"
     args.folder = args.folder.resolve() / f"{args.pairs}-pairs"
     if "tests" in parts:

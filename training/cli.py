@@ -30,6 +30,9 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
     except KeyboardInterrupt:
         print(f"\n{stopped()}", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:  # "| head" has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains of the rest when it ends
+        return FAILED
     except Exception as e:
         if stops:  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
             print(f"\n{stopped()}", file=sys.stderr)

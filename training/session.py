@@ -16,7 +16,7 @@ from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
 from training import checkpoint, evaluation, loop, machine, setup
-from training.config import Config
+from training.config import Config, load_config
 from training.documents import TrainingData, refuse_missing_files
 from training.flops import peak_flops, step_flops
 from training.metrics import before_after_table, printable, read_metrics
@@ -47,7 +47,11 @@ def open_run(cfg: Config, resume: bool) -> Run:
     setup.refuse_without_compiler(cfg, device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)
-    return Run(cfg, RunFolder(cfg, resume), precision, resume)
+    run = Run(cfg, RunFolder(cfg, resume), precision, resume)
+    if resume and cfg.train.compile == "auto":  # as it was answered then: this machine may have more threads, or no compiler
+        cfg.train.compile = load_config(run.folder.path / "config.toml").train.compile
+        setup.refuse_without_compiler(cfg, device)
+    return run
 
 
 def load(run: Run) -> tuple[setup.Base, TrainingData]:
@@ -165,9 +169,11 @@ def _restore(run: Run, model, optimizers, print_: dict) -> loop.State:
 
 def _hooks(run: Run, base: setup.Base, data: TrainingData, optimizers, print_: dict, plan: loop.Plan, state: loop.State, progress) -> loop.Hooks:
     cfg, objective = run.cfg, setup.OBJECTIVES[run.cfg.train.objective]
+    seconds = []  # of this process's steps
     peak, of_a_token, of_a_target = peak_flops(run.precision.device, run.precision.dtype), step_flops(base.model, 1, 0), step_flops(base.model, 0, 1)
 
     def on_step(record: dict) -> None:
+        seconds.append(record["seconds"])
         record["peak_memory"] = machine.peak_memory(run.precision.device)
         if peak:
             flops = of_a_token * record["stream_tokens"] + of_a_target * record["supervised_tokens"]
@@ -176,7 +182,8 @@ def _hooks(run: Run, base: setup.Base, data: TrainingData, optimizers, print_: d
         progress.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
         progress.update()
         if progress.disable and (record["step"] % cfg.train.log_every == 0 or record["step"] in (1, plan.total_steps)):
-            left = (plan.total_steps - record["step"]) * state.seconds / state.step  # the mean: a step of short rows says little of the rest
+            usual = seconds[1:] or seconds  # the first may have compiled
+            left = (plan.total_steps - record["step"]) * sum(usual) / len(usual)  # the mean: a step of short rows says little of the rest
             say(f"step {record['step']:>5} of {plan.total_steps}  loss {record['loss']:.4f}  {record['tokens_per_second']:>7,.0f} tokens/s  "
                 f"about {left:,.0f} s left")
 

@@ -81,7 +81,7 @@ def refuse_without_compiler(cfg: Config, device: torch.device) -> None:
 def compile_where_it_pays(model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device) -> bool:
     """Compiles the layers, which have their adapters by now, where train.compile is true or, by "auto", where a run on a CPU is long enough.
 
-    How long is told by its FLOPs and not by a clock, so that a run is computed alike whenever it is started; the answer takes the place of "auto".
+    How long is told by its FLOPs and not by a clock, so that a machine computes a run alike whenever it is started; the answer takes the place of "auto".
     """
     if cfg.train.compile == "auto":
         loader = build_loader(cfg, documents)

@@ -1,10 +1,14 @@
 """training/cli.py: an exit code and one message for every way to end."""
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from tests.makers import ROOT
 from training import cli
 
 
@@ -81,3 +85,10 @@ def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_
 def test_an_exit_that_argparse_asked_for_passes():
     with pytest.raises(SystemExit):
         cli.run(fail(SystemExit(2)))
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_quietly():
+    program = "import sys; from training import cli; sys.exit(cli.run(lambda: [print(i, flush=True) for i in range(10**6)] and 0))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")

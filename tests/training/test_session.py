@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 import train
+from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import ROOT, documents, rows, write_jsonl, write_model, write_run
 from training import checkpoint, loop, session, setup
 from training.config import Config, Train, load_config
@@ -164,6 +165,20 @@ def sets(**changes) -> list[str]:
 SHORT = sets(train__epochs=1, train__save_every=1)  # four steps
 
 
+def test_a_resumed_run_is_compiled_as_it_was_whatever_auto_would_say_now(place, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: compiled.append(model))
+    monkeypatch.setattr(setup, "missing_to_compile", lambda device: None)
+    for first, then in ((0, 1e30), (1e30, 0)):
+        monkeypatch.setattr(setup, "COMPILED", first)
+        assert run(*SHORT, "--set", f"run.name=first{first}") == 0
+        before = len(compiled)
+        monkeypatch.setattr(setup, "COMPILED", then)
+        assert run(*SHORT, "--set", f"run.name=first{first}", "--resume") == 0
+        assert (len(compiled) > before) == (first == 0)
+    assert compiled
+
+
 def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
     monkeypatch.setattr(session, "peak_flops", lambda device, dtype: 1e4)
     monkeypatch.setattr(session, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
@@ -225,12 +240,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place,
     assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
 
 
-def test_the_time_left_is_told_by_the_mean_of_the_steps_so_far(place, monkeypatch, capsys):
-    """Here the first of four takes ten seconds and each of the others two."""
-    ticks = iter([0, 10, 10, 12, 12, 14, 14, 16])
+def test_the_time_left_is_told_by_the_mean_of_the_steps_after_the_first_which_may_have_compiled(place, monkeypatch, capsys):
+    """Here the first of four takes ten seconds, and the others two, four and six."""
+    ticks = iter([0, 10, 10, 12, 12, 16, 16, 22])
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert run(*SHORT) == 0
-    assert re.findall(r"about (\d+) s left", capsys.readouterr().out) == ["30", "12", "5", "0"]
+    assert re.findall(r"about (\d+) s left", capsys.readouterr().out) == ["30", "4", "3", "0"]
 
 
 def test_a_finished_run_that_is_resumed_trains_no_more(place, capsys):
