@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -30,10 +31,9 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
     except KeyboardInterrupt:
         print(f"\n{stopped()}", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # "| head" has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains of the rest when it ends
-        return FAILED
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and nobody_reads():
+            return FAILED
         if stops:  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
             print(f"\n{stopped()}", file=sys.stderr)
             return STOPPED
@@ -47,6 +47,16 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
             return FAILED
         print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
         return FAILED
+
+
+def nobody_reads() -> bool:
+    """Whether stdout's reader has gone ("| head" has read enough); what is left for it is dropped then.  Another broken pipe, a registry's say, is an error."""
+    stdout = select.poll()
+    stdout.register(1, 0)  # POLLERR is told unasked
+    gone = bool(stdout.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains of the rest when it ends
+    return gone
 
 
 def first_line(error: Exception) -> str:

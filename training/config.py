@@ -106,7 +106,7 @@ class Train:
     recompute: bool = False
     """Keep each layer's input alone and work the rest out again in the backward pass: less memory, slower steps."""
     compile: Literal["auto", True, False] = "auto"
-    """torch.compile the layers and the loss: half a minute at the start, then on a CPU steps a twelfth shorter; "auto": for a run of ten minutes there."""
+    """torch.compile the layers and the loss: half a minute at the start, then on a CPU steps 3 to 10% shorter; "auto": for a run of half an hour there."""
     shuffle: bool = True
     """A new order in each epoch."""
     log_every: int = 10

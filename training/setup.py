@@ -23,7 +23,7 @@ from training.objectives import pretrain, sft
 from training.precision import Precision, missing_to_compile
 
 OBJECTIVES = {"sft": sft, "pretrain": pretrain}
-COMPILED = 1e14  # FLOPs a thread, about ten minutes' work: half a minute of compiling is then less than the twelfth of the steps that it saves
+COMPILED = 3e14  # FLOPs a thread, about half an hour's work: half a minute of compiling is then less than the 3 to 10% of the steps that it saves
 
 
 @dataclass

@@ -28,7 +28,8 @@ def test_the_users_mistake_is_exit_code_2_and_the_message_whole(capsys):
     assert capsys.readouterr() == ("", "error: data.train: no such file\nname a file\n")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nand more"), AssertionError("shapes differ"), OSError("shapes differ")])
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nand more"), AssertionError("shapes differ"), OSError("shapes differ"),
+                                   BrokenPipeError("shapes differ")])  # the last of a socket: stdout is well
 def test_whatever_else_fails_is_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, error):
     assert cli.run(fail(error)) == 1
     out, err = capsys.readouterr()
