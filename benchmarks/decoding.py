@@ -3,10 +3,12 @@
     python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 ...] [--rows 64]
 
 The weights are random, so that no answer ends by itself: everybody makes as many new tokens.  Contestants take turns, and the medians of all rounds are
-printed.  The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s
-are those of steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew
-each time.  `--only refill` is ours alone: 128 answers of unequal length, half a prompt's each, 32 at once, where a prompt takes a finished row's place
-and where a batch waits for its longest row.
+printed.  Each has a process of its own: in one, OpenMP counts the threads of all, and has them sleep between two products (docs/log.md).
+
+The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s are those of
+steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew each time.
+`--only refill` is ours alone: 128 answers of unequal length, half a prompt's each, 32 at once, where a prompt takes a finished row's place and where a
+batch waits for its longest row.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,8 +73,15 @@ class Transformers:
 class LlamaCpp:
     """A server with as many places as there are prompts, asked for all at once."""
 
-    def __init__(self, address: str):
-        self.address = address
+    def __init__(self, file: Path, places: int):
+        import xllamacpp as x
+
+        p = x.CommonParams()
+        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 1024 * places, places, 0, 0
+        p.warmup = p.fit_params = False
+        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = torch.get_num_threads()
+        self.server = x.Server(p)
+        self.address = self.server.listening_address
 
     def answer(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         with ThreadPoolExecutor(len(prompts)) as pool:
@@ -84,22 +94,30 @@ class LlamaCpp:
             return json.load(answer)["tokens"]
 
 
-@contextmanager
-def llama_server(file: Path, places: int):
-    import xllamacpp as x
+class Apart:
+    """A contestant in a process of its own, for as long as the `with` lasts."""
 
-    p = x.CommonParams()
-    p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 1024 * places, places, 0, 0
-    p.warmup = p.fit_params = False
-    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = torch.get_num_threads()
-    server = x.Server(p)
-    try:
-        yield LlamaCpp(server.listening_address)
-    finally:
-        del server
+    def __init__(self, *contestant):
+        """Its class, and what that is made with."""
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _make, contestant)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.pool.shutdown()
+
+    def seconds(self, *work) -> tuple[float, list]:
+        """How long its answer takes in its process, and the answer."""
+        return self.pool.submit(_seconds, *work).result()
 
 
-def seconds(contestant, *work) -> tuple[float, list]:
+def _make(kind, *arguments) -> None:
+    global contestant
+    contestant = kind(*arguments)
+
+
+def _seconds(*work) -> tuple[float, list]:
     start = time.perf_counter()
     said = contestant.answer(*work)
     return time.perf_counter() - start, said
@@ -110,7 +128,7 @@ def whole_file(contestants: dict, prompts: list[list[int]], rounds: int, exact: 
     taken, said = {name: [] for name in contestants}, {}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            time_, said[name] = seconds(contestant, prompts, NEW)
+            time_, said[name] = contestant.seconds(prompts, NEW)
             taken[name].append(time_)
     ours, theirs = (statistics.median(taken[name]) for name in ("Loupe", "transformers"))
     print(f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})", flush=True)
@@ -125,7 +143,7 @@ def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
     rates = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            less, more = (seconds(contestant, prompts, count)[0] for count in (SHORT, LONG))
+            less, more = (contestant.seconds(prompts, count)[0] for count in (SHORT, LONG))
             rates[name].append(len(prompts) * (LONG - SHORT) / (more - less))
     ours = statistics.median(rates["Loupe"])
     others = "   ".join(f"{name} {statistics.median(r):.1f} (ratio {ours / statistics.median(r):.2f})" for name, r in rates.items() if name != "Loupe")
@@ -155,7 +173,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder to use instead of making one")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as processes:
         folder = args.model or Path(scratch, "model")
         if not args.model:
             make("270M", folder)
@@ -163,10 +181,10 @@ def main() -> None:
         prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")]
         if args.only == "refill":
             return refill(Ours(folder, dtype), prompts[: 2 * args.rows], args.rounds)
-        contestants = {"Loupe": Ours(folder, dtype), "transformers": Transformers(folder, dtype)}
+        contestants = {name: processes.enter_context(Apart(kind, folder, dtype)) for name, kind in (("Loupe", Ours), ("transformers", Transformers))}
         print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens", flush=True)
         for contestant in contestants.values():
-            contestant.answer(prompts[:1], 2)
+            contestant.seconds(prompts[:1], 2)
         if args.only != "steps":
             whole_file(contestants, prompts[: args.rows], args.rounds, exact=dtype == torch.float32)
         if args.only != "file":
@@ -175,8 +193,8 @@ def main() -> None:
             words = [sys.executable, "export.py", "--model", str(folder), "--to", "gguf", "--quant", quant, "--out", str(file), "--no-verify"]
             subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             for batch in args.batch or [1, 8, 32]:
-                with llama_server(file, batch) as server:
-                    steps(contestants | {"llama.cpp": server}, prompts[:batch], args.rounds)
+                with Apart(LlamaCpp, file, batch) as llama:
+                    steps(contestants | {"llama.cpp": llama}, prompts[:batch], args.rounds)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from training.precision import Precision, pick_device, pick_precision
 from training.progress import bar
 from training.rehearsal import longest_groups, longest_prompts, steps_of
 
-SECONDS, FEWEST = 30, 4  # a run's first steps break up the heap for so long, but so many at the least, before the heaviest come
+SECONDS, FEWEST = 30, 8  # a run's first steps break up the heap for so long, but so many at the least, before the heaviest come
 TOKENS = 16  # of each answer
 
 
