@@ -96,7 +96,7 @@ def warn(results: list[dict]) -> None:
             print(f"{r['name']}, round {r['round']}: other processes kept {max(r['others']):.1f} cores busy in one of its steps", file=sys.stderr)
     losses = {r["name"]: r["losses"][0] for r in results}
     for name, loss in losses.items():
-        if "loupe" in losses and abs(loss - losses["loupe"]) > 0.01 * losses["loupe"]:
+        if "loupe" in losses and abs(loss - losses["loupe"]) > 0.001 * losses["loupe"]:
             print(f"{name}: the first loss is {loss:.4f} and Loupe's {losses['loupe']:.4f}: not the same job", file=sys.stderr)
 
 

@@ -48,9 +48,10 @@ def open_run(cfg: Config, resume: bool) -> Run:
     precision = Precision(pick_precision(cfg.train.precision, device), device)
     torch.manual_seed(cfg.run.seed)
     run = Run(cfg, RunFolder(cfg, resume), precision, resume)
-    if resume and cfg.train.compile == "auto":  # as it was answered then: this machine may have more threads, or no compiler
+    if resume and cfg.train.compile == "auto":  # as it was answered then: this machine may have more threads
         cfg.train.compile = load_config(run.folder.path / "config.toml").train.compile
-        setup.refuse_without_compiler(cfg, device)
+        if cfg.train.compile:
+            setup.forgive_compiler()
     return run
 
 
@@ -120,6 +121,8 @@ def fit(run: Run, base: setup.Base, data: TrainingData, resume_command: str) -> 
     except loop.Stopped:
         say(f"\nstopped after step {state.step} of {plan.total_steps}; continue with:\n    {resume_command}")
         return 130
+    except BrokenPipeError:  # nobody reads what is printed: not the disk's fault
+        raise
     except (OSError, SafetensorError) as e:
         print(f"error: step {state.step}: {run.folder.path} could not be written ({e}); earlier checkpoints are kept. Free some space, then continue "
               f"with:\n    {resume_command}", file=sys.stderr)

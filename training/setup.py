@@ -90,12 +90,17 @@ def compile_where_it_pays(model: Gemma3ForCausalLM, cfg: Config, documents: list
         flops = epochs * step_flops(model, tokens, supervised)
         cfg.train.compile = device.type == "cpu" and flops > COMPILED * torch.get_num_threads() and not missing_to_compile(device)
         if cfg.train.compile:
-            from torch import _dynamo
-
-            _dynamo.config.suppress_errors = True  # nobody asked for it: a compiler that fails must not end the run
+            forgive_compiler()
     if cfg.train.compile:
         model.compile_layers()
     return cfg.train.compile
+
+
+def forgive_compiler() -> None:
+    """Where a compiler fails, what it was to compile runs as it is: nobody asked for it, so it must not end the run."""
+    from torch import _dynamo
+
+    _dynamo.config.suppress_errors = True
 
 
 def build_loader(cfg: Config, documents: list[Document]) -> Loader:

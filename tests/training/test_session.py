@@ -179,6 +179,25 @@ def test_a_resumed_run_is_compiled_as_it_was_whatever_auto_would_say_now(place, 
     assert compiled
 
 
+def test_a_run_that_auto_compiled_goes_on_without_a_compiler(place, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: None)
+        patched.setattr(setup, "missing_to_compile", lambda device: None)
+        patched.setattr(setup, "COMPILED", 0)
+        assert run(*SHORT) == 0
+    shutil.rmtree("runs/tiny/checkpoints/step-00000004")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run(*SHORT, "--resume") == 0
+    assert Path("runs/tiny/checkpoints/step-00000004").is_dir()
+
+
+def test_a_reader_of_the_output_who_left_is_not_taken_for_a_full_disk(place, monkeypatch):
+    kill_in_micro_batch(monkeypatch, 2, BrokenPipeError())
+    opened = session.open_run(load_config("tiny.toml"), resume=False)
+    with pytest.raises(BrokenPipeError):
+        session.fit(opened, *session.load(opened), "train.py")
+
+
 def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
     monkeypatch.setattr(session, "peak_flops", lambda device, dtype: 1e4)
     monkeypatch.setattr(session, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
