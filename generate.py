@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def speak(args: argparse.Namespace) -> int:
+    refuse_settings(args)
     if args.input:
         return answer_file(args)
     bot = Bot(load(args), args)
@@ -56,6 +57,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def refuse_settings(args: argparse.Namespace) -> None:
+    """ValueError that lists every setting that nothing can be generated with, before a model is loaded or a file made."""
+    from model.generate import Sampling, problems
+
+    if found := problems(Sampling(args.temperature, args.top_k, args.top_p), args.max_new_tokens, args.batch_size):
+        raise ValueError("cannot generate: " + "; ".join(found))
+
+
 class Bot:
     """A model, its tokenizer, and how its tokens are chosen."""
 
@@ -65,8 +74,11 @@ class Bot:
         self.settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
     def signature(self, seed: int) -> str:
-        """A short hash of all that answers hang on beside the prompts: the weights (by the first numbers of each), their type, and the settings."""
-        found = hashlib.sha256(json.dumps([self.precision.name, seed, self.settings, sorted(self.stop_ids)]).encode())
+        """A short hash of all that answers hang on beside the prompts: weights (by the first numbers of each), adapters' scales, type, and settings."""
+        from lora.inject import adapters
+
+        scales = {name: layer.scaling for name, layer in adapters(self.model).items()}
+        found = hashlib.sha256(json.dumps([self.precision.name, seed, self.settings, sorted(self.stop_ids), scales]).encode())
         for name, p in self.model.named_parameters():
             found.update(name.encode() + p.detach().flatten()[:4096].float().cpu().numpy().tobytes())
         return found.hexdigest()[:12]
@@ -126,16 +138,16 @@ def answer_file(args: argparse.Namespace) -> int:
     texts = ["\n\n".join(content for _, content in messages) for messages in conversations]
     cut = []
     with AnswerFile(args.output, texts, bot.signature(args.seed)) as file, bot.precision.autocast():
-        first = file.done
-        progress = bar(len(prompts), "answers", "row", initial=first)
+        missing = file.missing
+        progress = bar(len(prompts), "answers", "row", initial=len(prompts) - len(missing))
 
         def on_done(row: int, done) -> None:
-            file.add(first + row, bot.tokenizer.decode(done.token_ids), done.stop_reason)
-            cut.extend([samples[first + row].id] * (done.stop_reason == "length"))
+            file.add(missing[row], bot.tokenizer.decode(done.token_ids), done.stop_reason)
+            cut.extend([samples[missing[row]].id] * (done.stop_reason == "length"))
             progress.update()
 
-        generate(bot.model, prompts[first:], stop_ids=bot.stop_ids, seed=args.seed, first_number=first, batch_size=args.batch_size, on_done=on_done,
-                 **bot.settings)
+        generate(bot.model, [prompts[number] for number in missing], stop_ids=bot.stop_ids, seed=args.seed, numbers=missing, batch_size=args.batch_size,
+                 on_done=on_done, **bot.settings)
         progress.close()
     if cut:
         warn(f"{len(cut)} answers were cut off at --max-new-tokens {args.max_new_tokens}, the first that of {cut[0]}")

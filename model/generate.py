@@ -7,7 +7,7 @@ B rows that grow together, V vocabulary, D hidden size.
 import math
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -33,20 +33,22 @@ class Completion:
 
 
 def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-             seed: int = 0, first_number: int = 0, batch_size: int = 64, max_new_ratio: float | None = None,
+             seed: int = 0, numbers: Sequence[int] | None = None, batch_size: int = 64, max_new_ratio: float | None = None,
              on_token: Callable[[int, int], None] | None = None, on_done: Callable[[int, Completion], None] | None = None) -> list[Completion]:
     """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch, up to rounding.
 
     Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end one; temperature, top_k, top_p, seed as in
-    Sampling, and first_number the place of prompts[0] among those that share the seed; batch_size rows at once; on_token(row, id) hears every new token
-    but stop ids; on_done(row, completion) hears of every prompt that is done.
+    Sampling, and numbers the places of prompts among those that share the seed, 0, 1, ... if not given; batch_size rows at once; on_token(row, id) hears
+    every new token but stop ids; on_done(row, completion) hears of every prompt that is done.
     Raises ValueError that lists every bad argument and prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    _check(model.config, prompts, max_new_tokens, batch_size, max_new_ratio, sampling)
+    found = problems(sampling, max_new_tokens, batch_size, max_new_ratio) + _prompt_problems(model.config, prompts)
+    if found:
+        raise ValueError("cannot generate: " + "; ".join(found))
     limits = [_limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts]
     completions = [Completion() for _ in prompts]
-    rows = [Row(r, p, limit, sampling.uniforms(first_number + r, limit).tolist() if temperature else [], done)
+    rows = [Row(r, p, limit, sampling.uniforms(numbers[r] if numbers else r, limit).tolist() if temperature else [], done)
             for r, (p, limit, done) in enumerate(zip(prompts, limits, completions, strict=True))]
     window = WINDOW * batch_size
     rows = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))]
@@ -67,21 +69,24 @@ def _limit(length: int, max_new_tokens: int, ratio: float | None, max_positions:
     return limit if ratio is None else max(1, min(limit, math.ceil(ratio * length)))
 
 
-def _check(cfg, prompts, max_new_tokens: int, batch_size: int, ratio: float | None, sampling: Sampling) -> None:
-    problems = sampling.problems()
+def problems(sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float | None = None) -> list[str]:
+    """What is wrong with these arguments of `generate`, which needs no model to tell."""
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    problems += [f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1]
-    if ratio is not None and not ratio > 0:
-        problems.append(f"max_new_ratio is {ratio}; it must be above 0, or None for no such limit")
-    positions, words = cfg.max_position_embeddings, cfg.vocab_size
+    found = sampling.problems() + [f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1]
+    if max_new_ratio is not None and not max_new_ratio > 0:
+        found.append(f"max_new_ratio is {max_new_ratio}; it must be above 0, or None for no such limit")
+    return found
+
+
+def _prompt_problems(cfg, prompts: list[list[int]]) -> list[str]:
+    found, positions, words = [], cfg.max_position_embeddings, cfg.vocab_size
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) < positions:
-            problems.append(f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of {positions} is the answer's")
+            found.append(f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of {positions} is the answer's")
         elif not 0 <= min(prompt) <= max(prompt) < words:
-            found = f"prompt {row} holds token ids {min(prompt)} to {max(prompt)}, but the vocabulary has 0 to {words - 1}"
-            problems.append(f"{found}; is this the model's own tokenizer?")
-    if problems:
-        raise ValueError("cannot generate: " + "; ".join(problems))
+            held = f"prompt {row} holds token ids {min(prompt)} to {max(prompt)}, but the vocabulary has 0 to {words - 1}"
+            found.append(f"{held}; is this the model's own tokenizer?")
+    return found
 
 
 @contextmanager

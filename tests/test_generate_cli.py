@@ -185,8 +185,9 @@ def test_an_instruction_stands_before_every_prompt_and_the_redaction_samples_hav
 
 @pytest.mark.parametrize("how", [[], ["--temperature", "1", "--seed", "3"]])
 def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_path, capsys, monkeypatch, how):
-    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"{PROMPT} {n}"} for n in range(6)])
-    words = to_file(base, source, tmp_path / "whole.jsonl", "--batch-size", "2", *how)
+    """The longest prompts are answered first: when three are, the first row is written, and two wait for the row before them."""
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT * n} for n in (6, 1, 5, 2, 4, 3)])
+    words = to_file(base, source, tmp_path / "whole.jsonl", *how, "--batch-size", "2")
     assert script.main(words) == 0
     add, left = AnswerFile.add, [3]
 
@@ -200,10 +201,12 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_
     monkeypatch.setattr(AnswerFile, "add", stop_at_the_fourth)
     capsys.readouterr()
     assert script.main(words) == 130
-    assert "\n    python generate.py --model" in capsys.readouterr().err and len(written(tmp_path / "part.jsonl")) == 3
-    monkeypatch.setattr(AnswerFile, "add", add)
+    assert "\n    python generate.py --model" in capsys.readouterr().err and len(written(tmp_path / "part.jsonl")) == 1
+    added = []
+    monkeypatch.setattr(AnswerFile, "add", lambda file, number, *answer: added.append(number) or add(file, number, *answer))
     assert script.main(words) == 0
     assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(added) == [1, 3, 5] and not (tmp_path / "part.jsonl.waiting").exists()
 
 
 def test_sigterm_leaves_a_file_that_goes_on(base, tmp_path):
@@ -222,14 +225,25 @@ def test_sigterm_leaves_a_file_that_goes_on(base, tmp_path):
 def test_answers_of_another_model_or_setting_are_refused(base, tmp_path, capsys):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}])
     adapter = make_adapter(tmp_path / "adapter", base)
-    words = to_file(base, source, tmp_path / "out.jsonl")
+    words = to_file(base, source, tmp_path / "out.jsonl", "--adapter", adapter)
     assert script.main(words) == 0 and script.main(words) == 0  # a second time there is nothing to do
     before = (tmp_path / "out.jsonl").read_bytes()
-    for other in (["--adapter", adapter], ["--max-new-tokens", "7"], ["--seed", "1"], ["--model", make_model(tmp_path / "other", seed=5)]):
+    scaled = shutil.copytree(adapter, tmp_path / "scaled")
+    settings = json.loads((scaled / "adapter_config.json").read_text())
+    (scaled / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))
+    adapters = [["--adapter", folder] for folder in (str(scaled), make_adapter(tmp_path / "another", base, scale=0.3))]
+    for other in (*adapters, ["--max-new-tokens", "7"], ["--seed", "1"], ["--model", make_model(tmp_path / "other", seed=5)]):
         capsys.readouterr()
         assert script.main([*words, *other]) == 2
         assert "was made by another model" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_settings_that_generate_nothing_are_told_before_the_model_is_looked_for_or_a_file_made(tmp_path, capsys):
+    words = to_file("no/such folder", write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl")
+    assert script.main([*words, "--batch-size", "0", "--top-p", "2"]) == 2
+    err = capsys.readouterr().err
+    assert "batch_size is 0" in err and "top_p is 2.0" in err and err.count("\n") == 1 and not (tmp_path / "out.jsonl").exists()
 
 
 def test_answers_that_were_cut_off_are_counted(base, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from data.answers import AnswerFile
 
+KEYS = ["prompt", "response", "stop_reason", "made_by"]
 PROMPTS = ["one", 'two "2"', "drei\n\u2028 \U0001f689"]
 
 
@@ -15,7 +16,7 @@ def rows(path) -> list[tuple]:
 
 def write(path, count=3, prompts=PROMPTS, made_by="m"):
     with AnswerFile(path, prompts, made_by) as file:
-        for number in range(file.done, count):
+        for number in reversed(file.missing[: count - len(prompts) or None]):
             file.add(number, f"answer to {prompts[number]}", "stop")
     return path
 
@@ -25,11 +26,12 @@ def test_answers_that_come_out_of_order_are_written_in_order_as_soon_as_they_can
     with AnswerFile(path, PROMPTS, "m") as file:
         file.add(1, "B", "length")
         assert path.read_bytes() == b""
+        assert (tmp_path / "out.jsonl.waiting").read_bytes() == b'''1\t{"prompt": "two \\"2\\"", "response": "B", "stop_reason": "length", "made_by": "m"}\n'''
         file.add(0, "A", "stop")
         assert rows(path) == [("one", "A", "stop", "m"), ('two "2"', "B", "length", "m")]
         file.add(2, "C", "stop")
-    assert [list(json.loads(line)) for line in path.read_bytes().splitlines()] == [["prompt", "response", "stop_reason", "made_by"]] * 3
-    assert rows(path)[2] == (PROMPTS[2], "C", "stop", "m")
+    assert [list(json.loads(line)) for line in path.read_bytes().splitlines()] == [KEYS] * 3
+    assert rows(path)[2] == (PROMPTS[2], "C", "stop", "m") and list(tmp_path.iterdir()) == [path]
 
 
 def test_wherever_a_file_breaks_off_it_is_finished_to_the_same_bytes(tmp_path):
@@ -38,8 +40,34 @@ def test_wherever_a_file_breaks_off_it_is_finished_to_the_same_bytes(tmp_path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         with AnswerFile(path, PROMPTS, "m") as file:
-            assert file.done == whole[:cut].count(b"\n")
-        assert write(path).read_bytes() == whole
+            assert file.missing == [0, 1, 2][whole[:cut].count(b"\n") :]
+        assert write(path).read_bytes() == whole and not (tmp_path / "part.jsonl.waiting").exists()
+
+
+def test_an_answer_that_waits_for_an_earlier_row_is_there_for_the_next_run_wherever_it_breaks_off(tmp_path):
+    whole = write(tmp_path / "whole.jsonl").read_bytes()
+    path, beside = tmp_path / "part.jsonl", tmp_path / "part.jsonl.waiting"
+    with AnswerFile(path, PROMPTS, "m") as file:
+        for number in (2, 1):
+            file.add(number, f"answer to {PROMPTS[number]}", "stop")
+    waiting = beside.read_bytes()
+    assert path.read_bytes() == b"" and waiting.count(b"\n") == 2
+    for cut in range(len(waiting) + 1):
+        path.write_bytes(b"")
+        beside.write_bytes(waiting[:cut])
+        file = AnswerFile(path, PROMPTS, "m")
+        assert file.missing == [[0, 1, 2], [0, 1], [0]][waiting[:cut].count(b"\n")]
+        assert write(path).read_bytes() == whole and not beside.exists()
+
+
+def test_a_run_that_was_killed_between_an_answer_and_those_that_waited_for_it_leaves_none_out(tmp_path):
+    whole = write(tmp_path / "whole.jsonl").read_bytes()
+    first, *_ = whole.split(b"\n")
+    path, beside = tmp_path / "part.jsonl", tmp_path / "part.jsonl.waiting"
+    path.write_bytes(first + b"\n")
+    beside.write_bytes(b"".join(b"%d\t%b\n" % (i, line) for i, line in enumerate(whole.split(b"\n")[:3])))
+    assert AnswerFile(path, PROMPTS, "m").missing == []
+    assert write(path).read_bytes() == whole and not beside.exists()
 
 
 def test_rows_that_the_input_gained_are_answered_too(tmp_path):
@@ -50,8 +78,8 @@ def test_rows_that_the_input_gained_are_answered_too(tmp_path):
 @pytest.mark.parametrize(("content", "message"), [
     ("a note without an end", "line 1 of"),
     ('{"prompt": "one", "response": "my own", "label": 3}\n', "line 1 of"),
-    ('{"prompt": "another"', "does not answer that row"),
-    ('{"prompt":"one"}\n', "does not answer that row"),
+    ('{"prompt": "another"', "does not answer row 1 of"),
+    ('{"prompt":"one"}\n', "does not answer row 1 of"),
     ("\n", "made by another"),
 ])
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content, message):
@@ -62,9 +90,23 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content, m
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize(("content", "message"), [
+    ("a note without an end", "line 1 of .*waiting answers none of the input's 3 rows"),
+    ('3\t{"prompt": "one"', "line 1 of .*waiting answers none of the input's 3 rows"),
+    ('1\t{"prompt": "one"', "line 1 of .*waiting does not answer row 2"),
+    ('2\n', "line 1 of .*waiting was made by another"),
+])
+def test_what_waits_for_another_run_is_refused_and_left_alone(tmp_path, content, message):
+    path = tmp_path / "out.jsonl.waiting"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        AnswerFile(tmp_path / "out.jsonl", PROMPTS, "m")
+    assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(("prompts", "made_by", "message"), [
-    (["zero", *PROMPTS[1:]], "m", "line 1 of .* does not answer that row"),
-    (PROMPTS[:2], "m", "line 3 of .* is one more than the input has rows"),
+    (["zero", *PROMPTS[1:]], "m", "line 1 of .* does not answer row 1"),
+    (PROMPTS[:2], "m", "line 3 of .* answers none of the input's 2 rows"),
     (PROMPTS, "n", "line 1 of .* was made by another model"),
 ])
 def test_the_answers_of_another_run_are_refused_and_left_alone(tmp_path, prompts, made_by, message):

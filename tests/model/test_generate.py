@@ -218,6 +218,13 @@ def test_same_seed_same_ids_and_another_seed_others():
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_prompts_that_are_left_of_a_list_are_sampled_as_in_the_whole_list():
+    model = small_model()
+    prompts = texts([6, 9, 7, 8])
+    whole, part = (ids(generate(model, p, max_new_tokens=20, stop_ids=(), temperature=1.0, numbers=n)) for p, n in ((prompts, None), (prompts[1::2], [1, 3])))
+    assert part == whole[1::2]
+
+
 def test_equal_prompts_are_sampled_apart_and_decoded_alike():
     model = small_model()
     (prompt,) = texts([12])
