@@ -40,7 +40,6 @@ class Batch:
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
     ids: list[str]  # the documents' names, for error messages
-    max_seqlen: int  # tokens of the longest document; a plain number, so that no GPU is asked for it
     num_tokens: int  # tokens of the documents, each with its whole opening
     opening: list[int] | None = None  # D numbers; None where nothing is shared
 
@@ -91,7 +90,6 @@ def pack(documents, share=False):
         target_positions=target_positions,
         targets=labels[target_positions],
         ids=ids,
-        max_seqlen=max(whole),
         num_tokens=sum(whole),
         opening=opening if any(o != NONE for o in opening) else None,
     )

@@ -36,7 +36,7 @@ def test_two_documents_make_the_stream_written_here():
     assert batch.target_positions.tolist() == [1, 2, 4, 5]
     assert batch.targets.tolist() == [6, 7, 8, 9]
     assert batch.ids == ["a:1", "a:2"]
-    assert (batch.num_tokens, batch.num_targets, batch.max_seqlen) == (7, 4, 4)
+    assert (batch.num_tokens, batch.num_targets) == (7, 4)
     assert [t.dtype for t in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets)] == [torch.int64] * 4
     assert batch.cu_seqlens.dtype == torch.int32
 
@@ -50,7 +50,6 @@ def test_cutting_the_stream_at_cu_seqlens_gives_the_documents_back(documents):
         assert batch.tokens[start:end].tolist() == document.input_ids
         assert labels[start:end].tolist() == document.labels
         assert batch.position_ids[start:end].tolist() == list(range(end - start))
-    assert batch.max_seqlen == max(len(document.input_ids) for document in documents)
 
 
 @given(documents)
@@ -72,7 +71,6 @@ def test_stream_equals_that_of_transformers_flattening_collator():
     assert torch.equal(ours.tokens, theirs["input_ids"][0])
     assert torch.equal(ours.position_ids, theirs["position_ids"][0])
     assert torch.equal(ours.cu_seqlens, theirs["cu_seq_lens_q"])
-    assert ours.max_seqlen == theirs["max_length_q"]
     shifted = theirs["labels"][0, 1:]  # transformers shifts in its loss, render does so once and for all
     assert torch.equal(ours.target_positions, (shifted != __).nonzero().squeeze(1))
     assert torch.equal(ours.targets, shifted[shifted != __])
@@ -91,7 +89,7 @@ def test_to_moves_every_tensor_but_the_bounds_and_keeps_the_rest():
         assert getattr(moved, name).device.type == "meta"
         assert getattr(batch, name).device.type == "cpu"
     assert moved.cu_seqlens is batch.cu_seqlens  # whoever loops over documents would wait for a GPU
-    assert (moved.ids, moved.max_seqlen, moved.num_tokens) == (["d"], 2, 2)
+    assert (moved.ids, moved.num_tokens) == (["d"], 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU's driver")
@@ -117,7 +115,7 @@ def test_an_opening_of_two_documents_is_laid_down_once():
     assert batch.cu_seqlens.tolist() == [0, OPENING_TOKENS, OPENING_TOKENS + 2, OPENING_TOKENS + 3, OPENING_TOKENS + 5]
     assert batch.opening == [-1, 0, 0, -1]
     assert (batch.target_positions.tolist(), batch.targets.tolist()) == ([OPENING_TOKENS, OPENING_TOKENS + 3], [6, 4])
-    assert (batch.num_tokens, batch.ids, batch.max_seqlen) == (2 * OPENING_TOKENS + 5, ["a", "b", "c"], OPENING_TOKENS + 2)
+    assert (batch.num_tokens, batch.ids) == (2 * OPENING_TOKENS + 5, ["a", "b", "c"])
 
 
 openings = st.lists(st.tuples(st.integers(0, 2), st.integers(0, OPENING_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)), min_size=1, max_size=6)
@@ -137,7 +135,7 @@ def test_documents_written_out_with_their_openings_are_the_documents(parts):
     documents = [w for d, w in enumerate(whole) if d not in opening]
     expected = [list(zip(row.input_ids, row.labels, range(len(row.input_ids)), strict=True)) for row in rows]
     assert sorted(documents) == sorted(expected)
-    assert batch.num_tokens == sum(map(len, expected)) and batch.max_seqlen == max(map(len, expected))
+    assert batch.num_tokens == sum(map(len, expected))
 
 
 @given(documents)
