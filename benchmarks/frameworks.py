@@ -8,7 +8,7 @@ name it with --peers-python:
     python -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
 
 tokens/s      tokens of the rows (prompt, response and turns; no padding) in a step / its seconds: of each round's median step, then the median of rounds
-to Loupe      the median over rounds of the ratio of tokens/s to Loupe's in the same round
+x Loupe's, x compiled's    a step's seconds over those of Loupe's plain and compiled step in the same round: the median of rounds
 peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
 first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
 of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in its process in turn
@@ -115,9 +115,9 @@ def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
         values = list(values)
         return statistics.median(values) if values else None
 
-    def against(name, reference, values):
-        """The medians over the rounds that both have."""
-        return middle(speeds[name, r["round"]] / values[reference, r["round"]] for r in results if r["name"] == name and (reference, r["round"]) in values)
+    def pairs(name, reference, values):
+        """(name's tokens/s, the reference's value) in each of the rounds that both have."""
+        return [(speeds[name, n], values[reference, n]) for other, n in speeds if other == name and (reference, n) in values]
 
     table = []
     for name in OURS + PEERS:
@@ -125,19 +125,21 @@ def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
         if mine:
             reference = name if name in OURS else "loupe-fp32" if name == "hf-fp32" else "loupe"
             used = middle(speeds[key] * work["loupe", key[1]] for key in speeds if key[0] == name and ("loupe", key[1]) in work)
-            table.append({"name": name, "rounds": len(mine), "speed": middle(speeds[name, r["round"]] for r in mine), "ratio": against(name, "loupe", speeds),
+            table.append({"name": name, "rounds": len(mine), "speed": middle(speeds[name, r["round"]] for r in mine),
+                          "times": [middle(theirs / own for own, theirs in pairs(name, other, speeds)) for other in ("loupe", "loupe-compiled")],
                           "peak": middle(r["peak"] for r in mine), "first": middle(r["first_step"] for r in mine),
-                          "share": against(name, reference, ceilings), "mfu": used and used / args.peak_tflops / 1e12})
+                          "share": middle(own / ceiling for own, ceiling in pairs(name, reference, ceilings)),
+                          "mfu": used and used / args.peak_tflops / 1e12})
     return table
 
 
 def show(table: list[dict], args: argparse.Namespace) -> None:
     """Prints the table, as text or as Markdown."""
-    head = ["", "tokens/s", "to Loupe", "peak memory", "first step", "of ceiling", *(["MFU"] if args.device != "cpu" else []), "rounds"]
+    head = ["", "tokens/s", "x Loupe's", "x compiled's", "peak memory", "first step", "of ceiling", *(["MFU"] if args.device != "cpu" else []), "rounds"]
     lines = [head]
     for row in table:
-        cells = [LABELS[row["name"]], f"{row['speed']:,.0f}", _cell(row["ratio"], ".2f"), f"{row['peak'] / 1e9:.1f} GB", f"{row['first']:.1f} s",
-                 _cell(row["share"], ".0%"), *([_cell(row["mfu"], ".1%")] if args.device != "cpu" else []), str(row["rounds"])]
+        cells = [LABELS[row["name"]], f"{row['speed']:,.0f}", *(_cell(times, ".2f") for times in row["times"]), f"{row['peak'] / 1e9:.1f} GB",
+                 f"{row['first']:.1f} s", _cell(row["share"], ".0%"), *([_cell(row["mfu"], ".1%")] if args.device != "cpu" else []), str(row["rounds"])]
         lines.append(cells)
     if args.markdown:
         lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
