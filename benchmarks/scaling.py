@@ -1,7 +1,8 @@
 """How the time of Loupe's step grows with the supervised tokens, with the instruction, and with the rank: python benchmarks/scaling.py
 
 One process, the job of frameworks.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times (ranks
-one after the other, each is a model), and their medians printed with the line that fits them best: seconds = a + b x, and its R2.
+one after the other, each is a model), and their medians printed with the line that fits them best: seconds = a + b x, and its R2.  `sharing` has the
+lab-like rows themselves, another micro-batch a round, with the instruction computed once and in every row.
 """
 
 import argparse
@@ -35,18 +36,23 @@ def documents(instruction: int, text: int, response: int) -> list:
     return rows
 
 
-def timed(trainer, points: dict, rounds: int) -> dict[int, float]:
-    """{x: the median seconds of a step} of {x: micro-batch}; a first step of each is not counted."""
+def clocked(trainer, batch) -> float:
+    """Seconds of a step."""
     import torch
 
+    start = time.perf_counter()
+    trainer.step(batch)
+    if trainer.run.precision.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def timed(trainer, points: dict, rounds: int) -> dict[int, float]:
+    """{x: the median seconds of a step} of {x: micro-batch}; a first step of each is not counted."""
     times = {x: [] for x in points}
     for _ in range(1 + rounds):
         for x, batch in points.items():
-            start = time.perf_counter()
-            trainer.step(batch)
-            if trainer.run.precision.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[x].append(time.perf_counter() - start)
+            times[x].append(clocked(trainer, batch))
     return {x: statistics.median(seconds[1:]) for x, seconds in times.items()}
 
 
@@ -78,6 +84,15 @@ def by_instruction(make, args) -> None:
         show(f"tokens of the instruction, share_prefix {share}", timed(trainer, points, args.rounds))
 
 
+def by_sharing(make, args) -> None:
+    """The lab-like rows, two models in turn."""
+    both = [make([f"train.share_prefix={share}"]) for share in ("true", "false")]
+    batches = [trainer.batches(trainer.data.documents, 1 + args.rounds) for trainer in both]
+    times = [[clocked(trainer, batch) for trainer, batch in zip(both, pair, strict=True)] for pair in zip(*batches, strict=True)][1:]
+    on, off, ratio = (statistics.median(values) for values in zip(*((on, off, off / on) for on, off in times), strict=True))
+    print(f"lab-like rows: share_prefix true {on:.3f} s, false {off:.3f} s, false / true {ratio:.3f}", flush=True)
+
+
 def by_rank(make, args) -> None:
     """The rank grows; one model after the other."""
     times = {}
@@ -89,7 +104,7 @@ def by_rank(make, args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The time of Loupe's step by supervised tokens, instruction and rank.")
-    kinds = {"supervised": by_supervised, "instruction": by_instruction, "rank": by_rank}
+    kinds = {"supervised": by_supervised, "instruction": by_instruction, "sharing": by_sharing, "rank": by_rank}
     parser.add_argument("--only", choices=list(kinds), action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
