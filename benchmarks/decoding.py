@@ -2,8 +2,9 @@
 
     python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 ...] [--rows 64]
 
-The weights are random, so that no answer ends by itself: everybody makes as many new tokens.  Contestants take turns; printed are the medians of all
-rounds.  Each has a process of its own: in one, OpenMP counts the threads of all, and has them sleep between two products (docs/log.md).
+The weights are random, but for norms that have each id hang on the whole text, so that no answer ends by itself: everybody makes as many new tokens.
+Contestants take turns; printed are the medians of all rounds.  Each has a process of its own: in one, OpenMP counts the threads of all, and has them
+sleep between two products (docs/log.md).
 
 The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s are those of
 steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew each time.
@@ -47,6 +48,12 @@ class Ours:
     def answer(self, prompts: list[list[int]], count: int, batch_size: int = 64) -> list[list[int]]:
         with self.precision.autocast():
             return [c.token_ids for c in generate(self.model, prompts, max_new_tokens=count, stop_ids=(), batch_size=batch_size)]
+
+    @torch.no_grad()
+    def apart(self, text: list[int], one: int, other: int) -> float:
+        """How far apart the logits of two ids behind the text are, as a share of the standard deviation of all."""
+        logits = self.model.logits(self.model(torch.tensor(text), torch.arange(len(text)), torch.tensor([0, len(text)]))[-1])
+        return abs((logits[one] - logits[other]) / logits.std()).item()
 
 
 class Transformers:
@@ -107,9 +114,9 @@ class Apart:
     def __exit__(self, *_):
         self.pool.shutdown()
 
-    def seconds(self, *work) -> tuple[float, list]:
-        """How long its answer takes in its process, and the answer."""
-        return self.pool.submit(_seconds, *work).result()
+    def ask(self, method: str, *arguments) -> tuple[float, object]:
+        """How long a method of it takes in its process, and what that returns."""
+        return self.pool.submit(_ask, method, *arguments).result()
 
 
 def _make(kind, *arguments) -> None:
@@ -117,18 +124,18 @@ def _make(kind, *arguments) -> None:
     contestant = kind(*arguments)
 
 
-def _seconds(*work) -> tuple[float, list]:
+def _ask(method: str, *arguments) -> tuple[float, object]:
     start = time.perf_counter()
-    said = contestant.answer(*work)
+    said = getattr(contestant, method)(*arguments)
     return time.perf_counter() - start, said
 
 
 def look_at_few(folder: Path) -> None:
-    """Makes queries and keys 2.5 times as large: attention that looks everywhere alike, as with random weights, would have each row repeat one id."""
+    """Makes queries and keys twice as large: attention that looks everywhere alike, as with random weights, would have each row repeat one id."""
     model = load_model(folder, torch.bfloat16, torch.device("cpu"))
     for layer in model.model.layers:
         for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
-            norm.weight.data.fill_(1.5)
+            norm.weight.data.fill_(1.0)  # the gain is 1 + weight
     save_model(model, folder, torch.bfloat16)
 
 
@@ -137,14 +144,19 @@ def whole_file(contestants: dict, prompts: list[list[int]], rounds: int, exact: 
     taken, said = {name: [] for name in contestants}, {}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            time_, said[name] = contestant.seconds(prompts, NEW)
-            taken[name].append(time_)
+            seconds, said[name] = contestant.ask("answer", prompts, NEW)
+            taken[name].append(seconds)
     ours, theirs = (statistics.median(taken[name]) for name in ("Loupe", "transformers"))
     print(f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})", flush=True)
     if exact:
-        same = sum(a == b for a, b in zip(said["Loupe"], said["transformers"], strict=True))
-        kinds = [len(set(row)) for row in said["Loupe"]]
-        print(f"    the same greedy ids in {same} of {len(prompts)} rows (a row has {min(kinds)} to {max(kinds)} different ids)")
+        kinds, parted = [len(set(row)) for row in said["Loupe"]], []
+        for prompt, a, b in zip(prompts, said["Loupe"], said["transformers"], strict=True):
+            if a != b:
+                same = next(i for i in range(NEW) if a[i] != b[i])
+                parted.append(contestants["Loupe"].ask("apart", prompt + a[:same], a[same], b[same])[1])
+        print(f"    the same greedy ids in {len(prompts) - len(parted)} of {len(prompts)} rows (a row has {min(kinds)} to {max(kinds)} different ids)")
+        if parted:
+            print(f"    the others part where two ids' logits are {max(parted):.1e} standard deviations apart, or less")
 
 
 def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
@@ -152,7 +164,7 @@ def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
     rates = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            less, more = (contestant.seconds(prompts, count)[0] for count in (SHORT, LONG))
+            less, more = (contestant.ask("answer", prompts, count)[0] for count in (SHORT, LONG))
             rates[name].append(len(prompts) * (LONG - SHORT) / (more - less))
     ours = statistics.median(rates["Loupe"])
     others = "   ".join(f"{name} {statistics.median(r):.1f} (ratio {ours / statistics.median(r):.2f})" for name, r in rates.items() if name != "Loupe")
@@ -194,7 +206,7 @@ def main() -> None:
         contestants = {name: processes.enter_context(Apart(kind, folder, dtype)) for name, kind in (("Loupe", Ours), ("transformers", Transformers))}
         print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens", flush=True)
         for contestant in contestants.values():
-            contestant.seconds(prompts[:1], 2)
+            contestant.ask("answer", prompts[:1], 2)
         if args.only != "steps":
             whole_file(contestants, prompts[: args.rows], args.rounds, exact=dtype == torch.float32)
         if args.only != "file":

@@ -8,7 +8,7 @@ name it with --peers-python:
     python -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
 
 tokens/s      tokens of the rows (prompt, response and turns; no padding) in a step / its seconds: of each round's median step, then the median of rounds
-x Loupe's, x compiled's    a step's seconds over those of Loupe's plain and compiled step in the same round: the median of rounds
+x Loupe's, x compiled's    a step's seconds over those of Loupe's plain and compiled step in the round of the same number: the median of rounds
 peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
 first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
 of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in its process in turn
@@ -134,18 +134,18 @@ def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
 
 
 def show(table: list[dict], args: argparse.Namespace) -> None:
-    """Prints the table, as text or as Markdown."""
-    head = ["", "tokens/s", "x Loupe's", "x compiled's", "peak memory", "first step", "of ceiling", *(["MFU"] if args.device != "cpu" else []), "rounds"]
-    lines = [head]
+    """Prints the table, as text or as Markdown, without the columns that nobody has a figure for."""
+    lines = [["", "tokens/s", "x Loupe's", "x compiled's", "peak memory", "first step", "of ceiling", "MFU", "rounds"]]
     for row in table:
-        cells = [LABELS[row["name"]], f"{row['speed']:,.0f}", *(_cell(times, ".2f") for times in row["times"]), f"{row['peak'] / 1e9:.1f} GB",
-                 f"{row['first']:.1f} s", _cell(row["share"], ".0%"), *([_cell(row["mfu"], ".1%")] if args.device != "cpu" else []), str(row["rounds"])]
-        lines.append(cells)
+        lines.append([LABELS[row["name"]], f"{row['speed']:,.0f}", *(_cell(times, ".2f") for times in row["times"]), f"{row['peak'] / 1e9:.1f} GB",
+                      f"{row['first']:.1f} s", _cell(row["share"], ".0%"), _cell(row["mfu"] if args.device != "cpu" else None, ".1%"), str(row["rounds"])])
+    filled = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
+    lines = [[line[i] for i in filled] for line in lines]
     if args.markdown:
-        lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
+        lines.insert(1, ["---", *["---:"] * (len(filled) - 1)])
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
         return
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(filled))]
     for line in lines:
         print(line[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], widths[1:], strict=True)))
 

@@ -1,4 +1,4 @@
-"""benchmarks/ours.py: the products that the ceiling of a step is made of; gpu.py: what it says of a run."""
+"""benchmarks/ours.py: the products that the ceiling of a step is made of; frameworks.py: how steps are compared; gpu.py: what it says of a run."""
 
 import json
 import subprocess
@@ -26,17 +26,17 @@ def test_products_of_a_batch_and_products_added_in_place_are_counted_too():
 
 
 def test_a_step_is_compared_round_by_round_and_the_median_is_taken(tmp_path):
-    """The plain step takes 2 and 4 s, the peer's 10 and 12: 5 and 3 times as long; the compiled one, in the first round alone, 4."""
-    (tmp_path / "tokens.json").write_text(json.dumps([{"input_ids": [1] * n} for n in (100, 100, 300, 100)]))
+    """The plain step takes 2, 4 and 1 s, the peer's 10, 12 and 100: 5, 3 and 100 times as long; the compiled one, in the first round alone, 4."""
+    (tmp_path / "tokens.json").write_text(json.dumps([{"input_ids": [1] * n} for n in (100, 100, 300, 100, 40, 60)]))
     facts = {"peak": 10**9, "first_step": 1.0, "flops": 10**12}
-    ours = [("loupe", 0, [2.0, 2.0, 9.0], 1.0), ("loupe", 1, [4.0], 3.0), ("loupe-compiled", 0, [4.0], 2.0)]
-    turns = [*ours, ("hf-bf16", 0, [10.0], 0), ("hf-bf16", 1, [12.0], 0)]
+    ours = [("loupe", 0, [2.0, 2.0, 9.0], 1.0), ("loupe", 1, [4.0], 3.0), ("loupe", 2, [1.0], 0.8), ("loupe-compiled", 0, [4.0], 2.0)]
+    turns = [*ours, ("hf-bf16", 0, [10.0], 0), ("hf-bf16", 1, [12.0], 0), ("hf-bf16", 2, [100.0], 0)]
     results = [{"name": name, "round": n, "seconds": seconds, "ceiling": ceiling, **facts} for name, n, seconds, ceiling in turns]
     loupe, compiled, peer = frameworks.summarise(results, SimpleNamespace(folder=tmp_path, batch=2, peak_tflops=1))
-    assert loupe["times"] == [1, 0.5] and compiled["times"] == [2, 1] and peer["times"] == [4, 2.5]
-    assert (loupe["speed"], peer["speed"]) == ((100 + 100) / 2, (20 + 100 / 3) / 2)
-    assert loupe["share"] == (1 / 2 + 3 / 4) / 2 and compiled["share"] == 2 / 4
-    assert abs(peer["share"] - (1 / 10 + 3 / 12) / 2) < 1e-12
+    assert loupe["times"] == [1, 0.5] and compiled["times"] == [2, 1] and peer["times"] == [5, 2.5]
+    assert (loupe["speed"], peer["speed"]) == (100, 20)
+    assert (loupe["share"], compiled["share"]) == (3 / 4, 2 / 4)
+    assert abs(peer["share"] - 1 / 10) < 1e-12
 
 
 def test_a_run_of_the_recipe_is_told_in_a_line_and_a_failed_one_is_named(tmp_path, monkeypatch):
