@@ -25,7 +25,8 @@ from training.precision import Precision, pick_device, pick_precision
 from training.progress import bar
 from training.rehearsal import longest_groups, longest_prompts, steps_of
 
-SECONDS, FEWEST = 30, 8  # a run's first steps break up the heap for so long, but so many at the least, before the heaviest come
+STEPS = 96  # micro-batches; the run's first break up the heap before the heaviest come.  A count, for what fits into a time hangs on the machine's other work
+SECONDS, FEWEST = 120, 8  # after which no other of them begins, but so many are done at the least
 TOKENS = 16  # of each answer
 
 
@@ -99,12 +100,12 @@ def _train(cfg: Config, base: setup.Base, data: TrainingData, optimizers: list, 
         base.model.zero_grad(set_to_none=True)
 
     train(steps[0])  # compiles, where that is wanted
-    start, done = time.perf_counter(), 1
-    with bar(SECONDS, "trying", "s") as progress:
-        while done < len(steps) and (done < FEWEST or time.perf_counter() - start < SECONDS):
+    start, done, most = time.perf_counter(), 1, min(STEPS, len(steps))
+    with bar(most, "trying", "step", initial=1) as progress:
+        while done < most and (done < FEWEST or time.perf_counter() - start < SECONDS):
             train(steps[done])
             done += 1
-            progress.update(round(time.perf_counter() - start) - progress.n)
+            progress.update()
         for step in heaviest.difference(steps[:done]):
             train(step)
 

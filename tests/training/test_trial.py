@@ -13,6 +13,7 @@ from tests.makers import write_run
 from training import loop, trial
 from training.config import Config, load_config
 from training.machine import peak_memory
+from training.rehearsal import steps_of
 
 
 @pytest.fixture
@@ -76,11 +77,16 @@ def test_a_trial_does_the_steps_of_a_short_run_in_their_order(cfg, steps):
     assert {(precision.name, rate) for *_, precision, rate, _ in steps} == {("bf16", 0.0)}
 
 
-def test_a_long_run_is_tried_for_a_while_and_then_its_heaviest_steps_come(cfg, steps, monkeypatch):
-    """Where the time is over at once, FEWEST steps and those of the heaviest three that were not among them are done."""
+@pytest.mark.parametrize(("limits", "tried"), [({"STEPS": 5}, 5), ({"SECONDS": -1, "FEWEST": 3}, 3)])
+def test_a_long_run_is_tried_for_a_count_of_steps_or_where_they_are_slow_a_time_and_then_its_heaviest_come(cfg, steps, monkeypatch, limits, tried):
+    """Those of the heaviest three that were not among the first are done behind them, each once."""
     cfg = replace(cfg, train=replace(cfg.train, batch_size=1, max_steps=50))
-    monkeypatch.setattr(trial, "SECONDS", -1)
+    for name, value in limits.items():
+        monkeypatch.setattr(trial, name, value)
     trial.peak(cfg)
-    tokens = [window[0].num_tokens for _, _, window, *_ in steps]
-    longest = max(len(d.input_ids) for d in trial.setup.read(cfg, Path(cfg.model.name))[1].documents)
-    assert trial.FEWEST <= len(tokens) <= trial.FEWEST + 3 and longest in tokens
+    loader = trial.setup.build_loader(cfg, trial.setup.read(cfg, Path(cfg.model.name))[1].documents)
+    planned, heaviest = steps_of(loader, trial.setup.build_plan(cfg, loader))
+    names = [[loader.batch(group).ids for group in step] for step in planned]
+    late = [name for name, step in zip(names, planned, strict=True) if step in heaviest.difference(planned[:tried])]
+    done = [[batch.ids for batch in window] for _, _, window, *_ in steps]
+    assert late and done[:tried] == names[:tried] and sorted(done[tried:]) == sorted(late)
