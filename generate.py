@@ -23,10 +23,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def speak(args: argparse.Namespace) -> int:
-    refuse_settings(args)
     if args.input:
         return answer_file(args)
-    bot = Bot(load(args), args)
+    bot = open_bot(args)
     return answer(bot, args) if args.prompt is not None else chat(bot, args)
 
 
@@ -57,14 +56,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def refuse_settings(args: argparse.Namespace) -> None:
-    """ValueError that lists every setting that nothing can be generated with, before a model is loaded or a file made."""
-    from model.generate import Sampling, problems
-
-    if found := problems(Sampling(args.temperature, args.top_k, args.top_p), args.max_new_tokens, args.batch_size):
-        raise ValueError("cannot generate: " + "; ".join(found))
-
-
 class Bot:
     """A model, its tokenizer, and how its tokens are chosen."""
 
@@ -74,11 +65,12 @@ class Bot:
         self.settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
     def signature(self, seed: int) -> str:
-        """A short hash of all that answers hang on beside the prompts: weights (by the first numbers of each), adapters' scales, type, and settings."""
+        """A short hash of the config, the weights (by the first numbers of each), the adapters' scales, the type and the settings."""
         from lora.inject import adapters
 
         scales = {name: layer.scaling for name, layer in adapters(self.model).items()}
-        found = hashlib.sha256(json.dumps([self.precision.name, seed, self.settings, sorted(self.stop_ids), scales]).encode())
+        known = [self.model.config.to_json(), scales, self.precision.name, self.settings, seed, sorted(self.stop_ids)]
+        found = hashlib.sha256(json.dumps(known).encode())
         for name, p in self.model.named_parameters():
             found.update(name.encode() + p.detach().flatten()[:4096].float().cpu().numpy().tobytes())
         return found.hexdigest()[:12]
@@ -98,6 +90,16 @@ class Bot:
         if show:
             print(stream.flush(), end="")
         return done
+
+
+def open_bot(args: argparse.Namespace) -> Bot:
+    """The model, ready to speak; before it is loaded, a ValueError lists every setting that nothing can be generated with."""
+    from model.generate import problems
+    from model.sampling import Sampling
+
+    if found := problems(Sampling(args.temperature, args.top_k, args.top_p), args.max_new_tokens, args.batch_size):
+        raise ValueError("cannot generate: " + "; ".join(found))
+    return Bot(load(args), args)
 
 
 def instructed(text: str, instruction: str | None) -> str:
@@ -132,7 +134,7 @@ def answer_file(args: argparse.Namespace) -> int:
 
     samples = read_prompts(args.input)
     conversations = [(*s.messages[:-1], ("user", instructed(s.messages[-1][1], args.instruction))) for s in samples]
-    bot = Bot(load(args), args)
+    bot = open_bot(args)
     prompts = [bot.tokenizer.render_prompt(messages) for messages in conversations]
     refuse_long([s.id for s in samples], prompts, bot.model.config.max_position_embeddings)
     texts = ["\n\n".join(content for _, content in messages) for messages in conversations]
@@ -143,14 +145,14 @@ def answer_file(args: argparse.Namespace) -> int:
 
         def on_done(row: int, done) -> None:
             file.add(missing[row], bot.tokenizer.decode(done.token_ids), done.stop_reason)
-            cut.extend([samples[missing[row]].id] * (done.stop_reason == "length"))
+            cut.extend([missing[row]] * (done.stop_reason == "length"))
             progress.update()
 
         generate(bot.model, [prompts[number] for number in missing], stop_ids=bot.stop_ids, seed=args.seed, numbers=missing, batch_size=args.batch_size,
                  on_done=on_done, **bot.settings)
         progress.close()
     if cut:
-        warn(f"{len(cut)} answers were cut off at --max-new-tokens {args.max_new_tokens}, the first that of {cut[0]}")
+        warn(f"{len(cut)} answers of this run were cut off at --max-new-tokens {args.max_new_tokens}, the first in the file that of {samples[min(cut)].id}")
     return 0
 
 

@@ -48,8 +48,9 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
         raise ValueError("cannot generate: " + "; ".join(found))
     limits = [_limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts]
     completions = [Completion() for _ in prompts]
-    rows = [Row(r, p, limit, sampling.uniforms(numbers[r] if numbers else r, limit).tolist() if temperature else [], done)
-            for r, (p, limit, done) in enumerate(zip(prompts, limits, completions, strict=True))]
+    places = numbers or range(len(prompts))
+    rows = [Row(r, p, limit, sampling.uniforms(place, limit).tolist() if temperature else [], done)
+            for r, (p, limit, done, place) in enumerate(zip(prompts, limits, completions, places, strict=True))]
     window = WINDOW * batch_size
     rows = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))]
     with _inference(model):

@@ -219,7 +219,10 @@ def test_sigterm_leaves_a_file_that_goes_on(base, tmp_path):
     run.terminate()
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and shlex.join(["python", "generate.py", *words]) in err and "Traceback" not in err
-    assert 0 < len(written(out)) < 2000
+    lines = written(out)
+    assert 0 < len(lines) < 2000
+    file = AnswerFile(out, [f"{PROMPT} {n}" for n in range(2000)], lines[0]["made_by"])
+    assert len(lines) <= 2000 - len(file.missing) < 2000
 
 
 def test_answers_of_another_model_or_setting_are_refused(base, tmp_path, capsys):
@@ -247,9 +250,9 @@ def test_settings_that_generate_nothing_are_told_before_the_model_is_looked_for_
 
 
 def test_answers_that_were_cut_off_are_counted(base, tmp_path, capsys):
-    source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}])
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}, {"prompt": PROMPT * 3}])
     script.main(to_file(base, source, tmp_path / "out.jsonl"))
-    assert "1 answers were cut off at --max-new-tokens 6, the first that of in.jsonl:1" in capsys.readouterr().err
+    assert "2 answers of this run were cut off at --max-new-tokens 6, the first in the file that of in.jsonl:1" in capsys.readouterr().err
 
 
 def test_all_that_is_wrong_with_a_file_is_one_message(base, tmp_path, capsys):

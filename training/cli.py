@@ -84,7 +84,7 @@ class Loaded:
 
 
 def load(args: argparse.Namespace) -> Loaded:
-    """Torch and the weights are loaded here, after the command line was found good."""
+    """The weights are loaded here, after the command line was found good."""
     from lora.peft_io import load_adapter
     from model.hub import resolve
     from model.tokenizer import Tokenizer

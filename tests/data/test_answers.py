@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.answers import AnswerFile
+from data.answers import AnswerFile, _Lines
 
 KEYS = ["prompt", "response", "stop_reason", "made_by"]
 PROMPTS = ["one", 'two "2"', "drei\n\u2028 \U0001f689"]
@@ -14,9 +14,10 @@ def rows(path) -> list[tuple]:
     return [tuple(json.loads(line).values()) for line in path.read_bytes().splitlines()]
 
 
-def write(path, count=3, prompts=PROMPTS, made_by="m"):
-    with AnswerFile(path, prompts, made_by) as file:
-        for number in reversed(file.missing[: count - len(prompts) or None]):
+def write(path, prompts=PROMPTS, missing=None):
+    with AnswerFile(path, prompts, "m") as file:
+        assert missing in (None, file.missing)
+        for number in reversed(file.missing):
             file.add(number, f"answer to {prompts[number]}", "stop")
     return path
 
@@ -39,9 +40,7 @@ def test_wherever_a_file_breaks_off_it_is_finished_to_the_same_bytes(tmp_path):
     path = tmp_path / "part.jsonl"
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        with AnswerFile(path, PROMPTS, "m") as file:
-            assert file.missing == [0, 1, 2][whole[:cut].count(b"\n") :]
-        assert write(path).read_bytes() == whole and not (tmp_path / "part.jsonl.waiting").exists()
+        assert write(path, missing=[0, 1, 2][whole[:cut].count(b"\n") :]).read_bytes() == whole and not (tmp_path / "part.jsonl.waiting").exists()
 
 
 def test_an_answer_that_waits_for_an_earlier_row_is_there_for_the_next_run_wherever_it_breaks_off(tmp_path):
@@ -55,9 +54,7 @@ def test_an_answer_that_waits_for_an_earlier_row_is_there_for_the_next_run_where
     for cut in range(len(waiting) + 1):
         path.write_bytes(b"")
         beside.write_bytes(waiting[:cut])
-        file = AnswerFile(path, PROMPTS, "m")
-        assert file.missing == [[0, 1, 2], [0, 1], [0]][waiting[:cut].count(b"\n")]
-        assert write(path).read_bytes() == whole and not beside.exists()
+        assert write(path, missing=[[0, 1, 2], [0, 1], [0]][waiting[:cut].count(b"\n")]).read_bytes() == whole and not beside.exists()
 
 
 def test_a_run_that_was_killed_between_an_answer_and_those_that_waited_for_it_leaves_none_out(tmp_path):
@@ -66,12 +63,39 @@ def test_a_run_that_was_killed_between_an_answer_and_those_that_waited_for_it_le
     path, beside = tmp_path / "part.jsonl", tmp_path / "part.jsonl.waiting"
     path.write_bytes(first + b"\n")
     beside.write_bytes(b"".join(b"%d\t%b\n" % (i, line) for i, line in enumerate(whole.split(b"\n")[:3])))
-    assert AnswerFile(path, PROMPTS, "m").missing == []
-    assert write(path).read_bytes() == whole and not beside.exists()
+    assert write(path, missing=[]).read_bytes() == whole and not beside.exists()
+
+
+def test_whoever_interrupts_a_row_that_is_being_written_loses_no_answer(tmp_path, monkeypatch):
+    """Row 1 waits for row 0, whose line is written, and the line of row 1 is not."""
+    path, left = tmp_path / "out.jsonl", [1]
+
+    def interrupted(lines, line, add=_Lines.add):
+        if lines.path == path and not left:
+            raise KeyboardInterrupt
+        add(lines, line)
+        if lines.path == path:
+            left.pop()
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt), AnswerFile(path, PROMPTS, "m") as file:
+        m.setattr("data.answers._Lines.add", interrupted)
+        file.add(1, f"answer to {PROMPTS[1]}", "stop")
+        file.add(0, f"answer to {PROMPTS[0]}", "stop")
+    assert len(rows(path)) == 1
+    assert write(path, missing=[2]).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with AnswerFile(path, PROMPTS, "m") as file:
+        file.add(1, f"answer to {PROMPTS[1]}", "stop")
+        with pytest.raises(ValueError, match="another process is writing"):
+            AnswerFile(path, PROMPTS, "m").__enter__()
+    assert write(path, missing=[0, 2]).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_rows_that_the_input_gained_are_answered_too(tmp_path):
-    path = write(tmp_path / "out.jsonl", 2, PROMPTS[:2])
+    path = write(tmp_path / "out.jsonl", PROMPTS[:2])
     assert write(path).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -117,6 +141,18 @@ def test_the_answers_of_another_run_are_refused_and_left_alone(tmp_path, prompts
     assert path.read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ValueError, match="cannot be written: No such file"):
-        AnswerFile(tmp_path / "no" / "out.jsonl", PROMPTS, "m")
+def test_a_folder_that_is_not_there_and_one_in_the_place_of_the_file_are_told(tmp_path):
+    with pytest.raises(ValueError, match="no/out.jsonl cannot be written: No such file"):
+        write(tmp_path / "no" / "out.jsonl")
+    (tmp_path / "out.jsonl.waiting").mkdir()
+    with pytest.raises(ValueError, match="out.jsonl.waiting cannot be read: Is a directory"):
+        write(tmp_path / "out.jsonl")
+
+
+def test_what_to_remove_is_named_with_what_waits_beside_it(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with AnswerFile(path, PROMPTS, "m") as file:
+        file.add(2, "C", "stop")
+        file.add(0, "A", "stop")
+    with pytest.raises(ValueError, match=f"or remove {path} and {path}.waiting$"):
+        AnswerFile(path, PROMPTS, "n")
