@@ -99,31 +99,21 @@ def test_rows_that_the_input_gained_are_answered_too(tmp_path):
     assert write(path).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("a note without an end", "line 1 of"),
-    ('{"prompt": "one", "response": "my own", "label": 3}\n', "line 1 of"),
-    ('{"prompt": "another"', "does not answer row 1 of"),
-    ('{"prompt":"one"}\n', "does not answer row 1 of"),
-    ("\n", "made by another"),
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("out.jsonl", "a note without an end", "does not answer row 1 of"),
+    ("out.jsonl", '{"prompt": "one", "response": "my own", "label": 3}\n', "was made by another"),
+    ("out.jsonl", '{"prompt": "another"', "does not answer row 1 of"),
+    ("out.jsonl", '{"prompt":"one"}\n', "does not answer row 1 of"),
+    ("out.jsonl", "\n", "was made by another"),
+    ("out.jsonl.waiting", "a note without an end", "answers none of the input's 3 rows"),
+    ("out.jsonl.waiting", '3\t{"prompt": "one"', "answers none of the input's 3 rows"),
+    ("out.jsonl.waiting", '1\t{"prompt": "one"', "does not answer row 2 of"),
+    ("out.jsonl.waiting", "2\n", "was made by another"),
 ])
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content, message):
-    path = tmp_path / "mine.jsonl"
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, name, content, message):
+    path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        AnswerFile(path, PROMPTS, "m")
-    assert path.read_text() == content
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    ("a note without an end", "line 1 of .*waiting answers none of the input's 3 rows"),
-    ('3\t{"prompt": "one"', "line 1 of .*waiting answers none of the input's 3 rows"),
-    ('1\t{"prompt": "one"', "line 1 of .*waiting does not answer row 2"),
-    ('2\n', "line 1 of .*waiting was made by another"),
-])
-def test_what_waits_for_another_run_is_refused_and_left_alone(tmp_path, content, message):
-    path = tmp_path / "out.jsonl.waiting"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"line 1 of {path} {message}"):
         AnswerFile(tmp_path / "out.jsonl", PROMPTS, "m")
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
