@@ -15,13 +15,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="The loss of a model on a file, and its answers against the file's.")
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description="The loss of a model on a file, and its answers against the file's."
+    )
     add_model_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="a JSON array or JSONL, rows as for training")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="a JSON array or JSONL, rows as for training"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N rows only")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens (default %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longest answer, in tokens (default %(default)s)",
+    )
     parser.add_argument("--loss-only", action="store_true", help="no answers, which take most of the time")
-    parser.add_argument("--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}')
+    parser.add_argument(
+        "--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}'
+    )
     args = parser.parse_args(argv)
     for flag, value in (("--limit", args.limit), ("--max-new-tokens", args.max_new_tokens)):
         if value is not None and value < 1:
@@ -35,7 +47,13 @@ def evaluate(args: argparse.Namespace) -> int:
     samples, _ = read_samples(args.data)
     loaded = load(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
-    figures = {"model": args.model, "adapter": args.adapter, "data": args.data, "rows": len(samples), "rows_left_out": left_out}
+    figures = {
+        "model": args.model,
+        "adapter": args.adapter,
+        "data": args.data,
+        "rows": len(samples),
+        "rows_left_out": left_out,
+    }
     figures |= loss(documents, loaded)
     if not args.loss_only:
         figures |= answers(samples, loaded, args.max_new_tokens)
@@ -50,9 +68,13 @@ def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
 
     cfg = loaded.model.config
     longest = cfg.max_position_embeddings
-    documents, counts = render_all(samples, loaded.tokenizer, max_length=longest, on_long="drop", vocab_size=cfg.vocab_size)
+    documents, counts = render_all(
+        samples, loaded.tokenizer, max_length=longest, on_long="drop", vocab_size=cfg.vocab_size
+    )
     if counts.dropped:
-        warn(f"{file}: {counts.dropped} of {len(samples)} rows are left out: the model has {longest} positions and the longest row {counts.longest} tokens")
+        warn(
+            f"{file}: {counts.dropped} of {len(samples)} rows are left out: the model has {longest} positions and the longest row {counts.longest} tokens"
+        )
     kept = {d.id for d in documents}
     return [s for s in samples if s.id in kept], documents, counts.dropped
 
@@ -67,7 +89,9 @@ def loss(documents: list, loaded: Loaded) -> dict:
     found = mean_loss(loaded.model, sft, counted(documents, progress), loaded.precision)
     progress.close()
     if not math.isfinite(found["loss"]):
-        raise ValueError(f"the loss is {found['loss']}: the model's weights or the adapter's are not finite; try --dtype float32, or take them anew")
+        raise ValueError(
+            f"the loss is {found['loss']}: the model's weights or the adapter's are not finite; try --dtype float32, or take them anew"
+        )
     return found
 
 
@@ -84,10 +108,19 @@ def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
     from training.evaluation import answer, measures
     from training.progress import warn
 
-    said = answer(loaded.model, loaded.tokenizer, samples, Generate(max_new_tokens=max_new_tokens), loaded.precision, seed=0)
+    said = answer(
+        loaded.model,
+        loaded.tokenizer,
+        samples,
+        Generate(max_new_tokens=max_new_tokens),
+        loaded.precision,
+        seed=0,
+    )
     longest = max(map(len, loaded.tokenizer.encode_batch(said.golds)), default=0)
     if longest > max_new_tokens:
-        warn(f"answers end after {max_new_tokens} tokens and the longest right one has {longest}; with --max-new-tokens {longest} it could be given")
+        warn(
+            f"answers end after {max_new_tokens} tokens and the longest right one has {longest}; with --max-new-tokens {longest} it could be given"
+        )
     return measures(said)
 
 
@@ -97,13 +130,22 @@ def table(figures: dict) -> str:
 
     lines = [f"{name:16}{figures[name]}" for name in ("model", "adapter", "data") if figures[name]]
     lines += [f"{'rows':16}{figures['rows']:,}, {figures['tokens']:,} supervised tokens", ""]
-    shown = present_metrics(figures) + [Metric("over_mask_rate", "over-masked", percent=True, lower_is_better=True)]
+    shown = present_metrics(figures) + [
+        Metric("over_mask_rate", "over-masked", percent=True, lower_is_better=True)
+    ]
     lines += [f"{m.label:16}{figure(m, figures[m.key]):>8}" for m in shown if m.key in figures]
     if "per_label" in figures:
-        rows = figures["per_label"] | {"all": {k: figures[f"entity_{k}"] for k in ("precision", "recall", "f1")}}
+        rows = figures["per_label"] | {
+            "all": {k: figures[f"entity_{k}"] for k in ("precision", "recall", "f1")}
+        }
         rows["all"]["support"] = sum(scores["support"] for scores in figures["per_label"].values())
         lines += ["", f"{'':20}{'precision':>10}{'recall':>10}{'F1':>10}{'entities':>10}"]
-        lines += [f"{label:20}" + "".join(f"{s[k]:>10.1%}" for k in ("precision", "recall", "f1")) + f"{s['support']:>10,}" for label, s in rows.items()]
+        lines += [
+            f"{label:20}"
+            + "".join(f"{s[k]:>10.1%}" for k in ("precision", "recall", "f1"))
+            + f"{s['support']:>10,}"
+            for label, s in rows.items()
+        ]
     return "\n".join(lines)
 
 

@@ -10,8 +10,13 @@ from pathlib import Path
 from training.cli import FAILED, run
 
 QUANTS = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_0"]
-EXAMPLE = (("user", "Wie heißt die Hauptstadt von Österreich? Answer in one sentence, s'il vous plaît."),
-           ("assistant", "La capital de Austria es Viena; in inglese <Vienna>, 1 900 000 people (2021) and 23 districts."))
+EXAMPLE = (
+    ("user", "Wie heißt die Hauptstadt von Österreich? Answer in one sentence, s'il vous plaît."),
+    (
+        "assistant",
+        "La capital de Austria es Viena; in inglese <Vienna>, 1 900 000 people (2021) and 23 districts.",
+    ),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,21 +26,53 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="export.py", description="Write what was trained as other programs read it.")
+    parser = argparse.ArgumentParser(
+        prog="export.py", description="Write what was trained as other programs read it."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="a folder that train.py wrote")
-    source.add_argument("--model", metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
-    parser.add_argument("--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)")
-    parser.add_argument("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ folder or PEFT's")
-    parser.add_argument("--to", required=True, choices=list(WRITERS),
-                        help="gguf: one file for llama.cpp, the adapter merged in; gguf-lora: the adapter alone for llama.cpp's --lora; ollama: a GGUF and its "
-                        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the merged model for transformers; "
-                        "hub: that folder, uploaded")
-    parser.add_argument("--out", required=True, metavar="PATH", help="the file or folder to write; oci also: registry/name:tag; hub: user/name")
-    parser.add_argument("--quant", type=str.lower, choices=QUANTS, metavar="TYPE",
-                        help=f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)")
-    parser.add_argument("--verify", choices=["loupe", "llama.cpp"], help="llama.cpp: after our own comparison, ask a GGUF in llama.cpp too (needs xllamacpp)")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare a GGUF with the model; the file says so")
+    source.add_argument(
+        "--model",
+        metavar="M",
+        help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it",
+    )
+    parser.add_argument(
+        "--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)"
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="with --model: a LoRA or DoRA adapter, a run's adapter/ folder or PEFT's",
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=list(WRITERS),
+        help="gguf: one file for llama.cpp, the adapter merged in; gguf-lora: the adapter alone for llama.cpp's --lora; ollama: a GGUF and its "
+        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the merged model for transformers; "
+        "hub: that folder, uploaded",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="PATH",
+        help="the file or folder to write; oci also: registry/name:tag; hub: user/name",
+    )
+    parser.add_argument(
+        "--quant",
+        type=str.lower,
+        choices=QUANTS,
+        metavar="TYPE",
+        help=f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=["loupe", "llama.cpp"],
+        help="llama.cpp: after our own comparison, ask a GGUF in llama.cpp too (needs xllamacpp)",
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not compare a GGUF with the model; the file says so"
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier export that is there")
     args = parser.parse_args(argv)
     for flag, value in (("--adapter", args.adapter), ("--revision", args.revision)):
@@ -61,14 +98,21 @@ def export(args: argparse.Namespace) -> int:
     out = Path(args.out) if away else Path(args.out).resolve()
     if not away:
         refuse_existing(out, args.force, folder=not args.to.startswith("gguf"))
-    source, cfg = of_run(Path(args.run)) if args.run is not None else (of_model(args.model, args.adapter, args.revision or "main"), None)
+    source, cfg = (
+        of_run(Path(args.run))
+        if args.run is not None
+        else (of_model(args.model, args.adapter, args.revision or "main"), None)
+    )
     if out in (source.folder.resolve(), source.adapter and source.adapter.resolve()):
         raise ValueError(f"{out} is what is exported; give another --out")
     try:
         with scratch() if away else new_path(out) as part:
             words = WRITERS[args.to](args, source, cfg, part, out)
     except NotTheSame as e:
-        print(f"error: {out} was not written, because it would not say what the model says: {e}", file=sys.stderr)
+        print(
+            f"error: {out} was not written, because it would not say what the model says: {e}",
+            file=sys.stderr,
+        )
         return FAILED
     say(f"{args.out if away else out}: {words}")
     return 0
@@ -94,11 +138,17 @@ def of_model(name: str, adapter: str | None, revision: str = "main"):
     if adapter is not None and (Path(adapter) / "adapter_model.safetensors").is_file():
         origin["adapter_sha256"] = hash_file(Path(adapter) / "adapter_model.safetensors")
     # PEFT looks the name up, from wherever it runs: "tiny" would be a model on the hub to it
-    return Source(str(folder) if name == "tiny" or is_folder(name) else name, revision, folder, None if adapter is None else Path(adapter), origin)
+    return Source(
+        str(folder) if name == "tiny" or is_folder(name) else name,
+        revision,
+        folder,
+        None if adapter is None else Path(adapter),
+        origin,
+    )
 
 
 def public_name(model: str) -> str:
-    """"tiny", a hub id, or of a folder the last part: nobody's home folder is published."""
+    """ "tiny", a hub id, or of a folder the last part: nobody's home folder is published."""
     return Path(os.path.expanduser(model)).absolute().name if is_folder(model) else model
 
 
@@ -112,24 +162,37 @@ def of_run(path: Path):
     from training.metrics import before_after_table
 
     if not (path / "config.toml").is_file():
-        raise ValueError(f"{path}: no run is here; give the folder that train.py wrote, which holds config.toml, such as runs/small")
+        raise ValueError(
+            f"{path}: no run is here; give the folder that train.py wrote, which holds config.toml, such as runs/small"
+        )
     cfg = load_config(path / "config.toml")
     trained = path / ("model" if cfg.adapter.type == "full" else "adapter")
     if not trained.is_dir():
-        raise ValueError(f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end (train.py --resume)")
+        raise ValueError(
+            f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end (train.py --resume)"
+        )
     manifest = read_manifest(path / "manifest.json")
     full = trained.name == "model"
-    source = of_model(str(trained), None) if full else of_model(cfg.model.name, str(trained), cfg.model.revision)
+    source = (
+        of_model(str(trained), None) if full else of_model(cfg.model.name, str(trained), cfg.model.revision)
+    )
     if full:
         source.origin |= {"weights_sha256": source.origin["base_sha256"], "base": public_name(cfg.model.name)}
         source.origin["base_sha256"] = manifest.get("base_sha256", "unknown")
     elif manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
-        raise ValueError(f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
-                         f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}")
+        raise ValueError(
+            f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
+            f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}"
+        )
     source.origin |= {"run": cfg.run.name, "config": (path / "config.toml").read_text(encoding="utf-8")}
     if manifest:
-        hashes = " ".join(f"{Path(file).name}={digest}" for file, digest in manifest.get("data_sha256", {}).items())
-        source.origin |= {"data_sha256": hashes, "measures": before_after_table(manifest["before"], manifest["after"])}
+        hashes = " ".join(
+            f"{Path(file).name}={digest}" for file, digest in manifest.get("data_sha256", {}).items()
+        )
+        source.origin |= {
+            "data_sha256": hashes,
+            "measures": before_after_table(manifest["before"], manifest["after"]),
+        }
     return source, cfg
 
 
@@ -140,10 +203,18 @@ def read_manifest(file: Path) -> dict:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise ValueError(f"{file}: is not JSON ({e}); put a copy back, or take it away to export without the run's measures") from None
-    missing = [key for key in ("base_sha256", "before", "after") if not isinstance(manifest, dict) or key not in manifest]
+        raise ValueError(
+            f"{file}: is not JSON ({e}); put a copy back, or take it away to export without the run's measures"
+        ) from None
+    missing = [
+        key
+        for key in ("base_sha256", "before", "after")
+        if not isinstance(manifest, dict) or key not in manifest
+    ]
     if missing:
-        raise ValueError(f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away to export without the run's measures")
+        raise ValueError(
+            f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away to export without the run's measures"
+        )
     return manifest
 
 
@@ -158,9 +229,15 @@ def held_out_samples(cfg) -> list:
     try:
         if cfg.data.validation:
             return read_samples(cfg.data.validation, cfg.data.format, "skip")[0]
-        return split_validation(read_samples(cfg.data.train, cfg.data.format, "skip")[0], cfg.data.validation_fraction, cfg.run.seed)[1]
+        return split_validation(
+            read_samples(cfg.data.train, cfg.data.format, "skip")[0],
+            cfg.data.validation_fraction,
+            cfg.run.seed,
+        )[1]
     except ValueError as e:
-        warn(f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({' '.join(str(e).split())})")
+        warn(
+            f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({' '.join(str(e).split())})"
+        )
         return []
 
 
@@ -186,14 +263,20 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
     from model.tokenizer import Tokenizer
     from training.progress import bar, say
 
-    quant, model, tokenizer = args.quant or "q8_0", Merged(source.folder, source.adapter), Tokenizer(source.folder)
+    quant, model, tokenizer = (
+        args.quant or "q8_0",
+        Merged(source.folder, source.adapter),
+        Tokenizer(source.folder),
+    )
     if model.adapter:
         model.norms()  # refuses an adapter that changes nothing, before the minutes of writing
     size = sum(tensor.nbytes for tensor in plan(model, quant))
     need_space(part, size + 2**24)
     progress = bar(size, f"writing {quant}", "B")
     origin = source.origin | {"verified": "no" if args.no_verify else "yes"}
-    name = out.stem if args.to == "gguf" else out.name.partition(":")[0]  # a folder's dots, and a registry's port and tag, are no suffix
+    name = (
+        out.stem if args.to == "gguf" else out.name.partition(":")[0]
+    )  # a folder's dots, and a registry's port and tag, are no suffix
     digests = write_model(part, model, quant, name=name, origin=origin, progress=progress.update)
     progress.close()
     if not args.no_verify:
@@ -202,8 +285,10 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
         if args.verify == "llama.cpp":
             differences.append(verify_in_llama_cpp(part, model, quant, sample, tokenizer.encode("a")[0]))
         for d in differences:
-            say(f"{d.name:25} max |delta log p| {d.max_delta:.2g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.2g} (bound {d.bound[1]:g}), "
-                f"same likeliest token {d.agreement:.1%}")
+            say(
+                f"{d.name:25} max |delta log p| {d.max_delta:.2g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.2g} (bound {d.bound[1]:g}), "
+                f"same likeliest token {d.agreement:.1%}"
+            )
     return f"{quant}, {part.stat().st_size / 2**20:,.1f} MiB{', not verified' if args.no_verify else ''}"
 
 
@@ -243,9 +328,13 @@ def write_oci(args, source, cfg, part: Path, out: Path) -> str:
     words = write_gguf(args, source, cfg, gguf, out)
     file = GGUFFile(gguf)
     parameters = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
-    digest = write_layout(gguf, layout, metadata=file.metadata, parameters=parameters, tensor_bytes=file.size - file.data_start)
+    digest = write_layout(
+        gguf, layout, metadata=file.metadata, parameters=parameters, tensor_bytes=file.size - file.data_start
+    )
     if away:
-        progress = bar(sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir()), "pushing", "B")
+        progress = bar(
+            sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir()), "pushing", "B"
+        )
         push(layout, args.out, progress=lambda sent: progress.update(sent - progress.n))
         progress.close()
     gguf.unlink()  # the layout has it under its digest
@@ -260,8 +349,15 @@ def write_hub(args, source, cfg, part: Path, out: Path) -> str:
     return f"{words}; {hub.upload(part, args.out, 'Exported by Loupe')}"
 
 
-WRITERS = {"gguf": write_gguf, "gguf-lora": write_gguf_lora, "ollama": write_ollama, "oci": write_oci, "peft": write_peft,
-           "safetensors": write_safetensors, "hub": write_hub}
+WRITERS = {
+    "gguf": write_gguf,
+    "gguf-lora": write_gguf_lora,
+    "ollama": write_ollama,
+    "oci": write_oci,
+    "peft": write_peft,
+    "safetensors": write_safetensors,
+    "hub": write_hub,
+}
 
 
 def judged(samples: list, tokenizer, config):
@@ -276,7 +372,9 @@ def judged(samples: list, tokenizer, config):
         found = held_out(documents, IGNORE_INDEX, texts, config.max_position_embeddings)
         if found:
             return found
-    raise ValueError(f"the model has {config.max_position_embeddings} positions, too few for a sentence to compare on; --no-verify leaves it out")
+    raise ValueError(
+        f"the model has {config.max_position_embeddings} positions, too few for a sentence to compare on; --no-verify leaves it out"
+    )
 
 
 if __name__ == "__main__":

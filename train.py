@@ -9,11 +9,26 @@ from training.cli import DONE, run
 
 def main(argv: list[str] | None = None) -> int:
     """config -> model -> adapters -> data -> objective -> fit -> report.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one key; may be repeated")
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained."
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override one key; may be repeated",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
-    parser.add_argument("--plan", action="store_true", help="print how much memory the run will take, and the largest batch that fits, without a start")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print how much memory the run will take, and the largest batch that fits, without a start",
+    )
     args = parser.parse_args(argv)
     return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
 

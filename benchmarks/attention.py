@@ -21,7 +21,9 @@ def main() -> None:
 
     from model import attention
 
-    print(f"{args.tokens} tokens, 4 heads that share one key head, head_dim 64; milliseconds, forward + backward")
+    print(
+        f"{args.tokens} tokens, 4 heads that share one key head, head_dim 64; milliseconds, forward + backward"
+    )
     print(f"{'type':10}{'tokens a document':>20}{'fused':>10}{'plain':>10}")
     for dtype in (torch.bfloat16, torch.float32):
         for length in (80, 160, 320, 640, 1280):

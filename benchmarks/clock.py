@@ -11,14 +11,23 @@ from pathlib import Path
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="One contestant of benchmarks/frameworks.py, which starts it.")
+    parser = argparse.ArgumentParser(
+        description="One contestant of benchmarks/frameworks.py, which starts it."
+    )
     parser.add_argument("name")
     parser.add_argument("folder", type=Path, help="what lab_like.py wrote")
-    parser.add_argument("--round", type=int, required=True, help="number of the batch that the timed steps run on; the first step runs on batch 0")
+    parser.add_argument(
+        "--round",
+        type=int,
+        required=True,
+        help="number of the batch that the timed steps run on; the first step runs on batch 0",
+    )
     parser.add_argument("--steps", type=int, required=True, help="timed steps")
     parser.add_argument("--batch", type=int, required=True, help="rows of a step")
     parser.add_argument("--device", required=True)
-    parser.add_argument("--started", type=float, required=True, help="time.time() when the process was started")
+    parser.add_argument(
+        "--started", type=float, required=True, help="time.time() when the process was started"
+    )
     parser.add_argument("--set", action="append", default=[])
     return parser.parse_args()
 
@@ -52,8 +61,14 @@ class Clock:
             import torch
 
             peak = torch.cuda.max_memory_allocated()
-        return {"seconds": self.seconds[1:], "others": self.others, "first_step": self.first, "peak": peak, "losses": self.losses,
-                "versions": versions(self.args.device)}
+        return {
+            "seconds": self.seconds[1:],
+            "others": self.others,
+            "first_step": self.first,
+            "peak": peak,
+            "losses": self.losses,
+            "versions": versions(self.args.device),
+        }
 
 
 def cpu_of_others() -> float:
@@ -70,7 +85,14 @@ def versions(device: str) -> list[str]:
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return [name, *(f"{package} {metadata.version(package)}" for package in ("torch", "transformers", "peft", "trl") if package in sys.modules)]
+    return [
+        name,
+        *(
+            f"{package} {metadata.version(package)}"
+            for package in ("torch", "transformers", "peft", "trl")
+            if package in sys.modules
+        ),
+    ]
 
 
 def finish(result: dict) -> None:

@@ -37,7 +37,11 @@ from model.tokenizer import Tokenizer  # noqa: E402
 from model.weights import load_model, save_model  # noqa: E402
 from training.precision import Precision  # noqa: E402
 
-NEW, SHORT, LONG = 110, 20, 120  # new tokens: of a redaction, and the two counts whose difference is 100 steps
+NEW, SHORT, LONG = (
+    110,
+    20,
+    120,
+)  # new tokens: of a redaction, and the two counts whose difference is 100 steps
 
 
 class Ours:
@@ -47,12 +51,19 @@ class Ours:
 
     def answer(self, prompts: list[list[int]], count: int, batch_size: int = 64) -> list[list[int]]:
         with self.precision.autocast():
-            return [c.token_ids for c in generate(self.model, prompts, max_new_tokens=count, stop_ids=(), batch_size=batch_size)]
+            return [
+                c.token_ids
+                for c in generate(
+                    self.model, prompts, max_new_tokens=count, stop_ids=(), batch_size=batch_size
+                )
+            ]
 
     @torch.no_grad()
     def apart(self, text: list[int], one: int, other: int) -> float:
         """How far apart the logits of two ids behind the text are, as a share of the standard deviation of all."""
-        logits = self.model.logits(self.model(torch.tensor(text), torch.arange(len(text)), torch.tensor([0, len(text)]))[-1])
+        logits = self.model.logits(
+            self.model(torch.tensor(text), torch.arange(len(text)), torch.tensor([0, len(text)]))[-1]
+        )
         return abs((logits[one] - logits[other]) / logits.std()).item()
 
 
@@ -72,7 +83,9 @@ class Transformers:
             width = max(map(len, part))
             ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
-            out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0
+            )
             said += out[:, width:].tolist()
         return said
 
@@ -84,7 +97,13 @@ class LlamaCpp:
         import xllamacpp as x
 
         p = x.CommonParams()
-        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = str(file), 1024 * places, places, 0, 0
+        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers, p.verbosity = (
+            str(file),
+            1024 * places,
+            places,
+            0,
+            0,
+        )
         p.warmup = p.fit_params = False
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = torch.get_num_threads()
         self.server = x.Server(p)
@@ -95,9 +114,20 @@ class LlamaCpp:
             return list(pool.map(lambda prompt: self._one(prompt, count), prompts))
 
     def _one(self, prompt: list[int], count: int) -> list[int]:
-        body = {"prompt": prompt, "n_predict": count, "temperature": 0, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
-        request = urllib.request.Request(self.address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600) as answer:
+        body = {
+            "prompt": prompt,
+            "n_predict": count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_tokens": True,
+            "cache_prompt": False,
+        }
+        request = urllib.request.Request(
+            self.address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=600
+        ) as answer:
             return json.load(answer)["tokens"]
 
 
@@ -147,16 +177,23 @@ def whole_file(contestants: dict, prompts: list[list[int]], rounds: int, exact: 
             seconds, said[name] = contestant.ask("answer", prompts, NEW)
             taken[name].append(seconds)
     ours, theirs = (statistics.median(taken[name]) for name in ("Loupe", "transformers"))
-    print(f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})", flush=True)
+    print(
+        f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})",
+        flush=True,
+    )
     if exact:
         kinds, parted = [len(set(row)) for row in said["Loupe"]], []
         for prompt, a, b in zip(prompts, said["Loupe"], said["transformers"], strict=True):
             if a != b:
                 same = next(i for i in range(NEW) if a[i] != b[i])
                 parted.append(contestants["Loupe"].ask("apart", prompt + a[:same], a[same], b[same])[1])
-        print(f"    the same greedy ids in {len(prompts) - len(parted)} of {len(prompts)} rows (a row has {min(kinds)} to {max(kinds)} different ids)")
+        print(
+            f"    the same greedy ids in {len(prompts) - len(parted)} of {len(prompts)} rows (a row has {min(kinds)} to {max(kinds)} different ids)"
+        )
         if parted:
-            print(f"    the others part where two ids' logits are {max(parted):.1e} standard deviations apart, or less")
+            print(
+                f"    the others part where two ids' logits are {max(parted):.1e} standard deviations apart, or less"
+            )
 
 
 def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
@@ -167,7 +204,11 @@ def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
             less, more = (contestant.ask("answer", prompts, count)[0] for count in (SHORT, LONG))
             rates[name].append(len(prompts) * (LONG - SHORT) / (more - less))
     ours = statistics.median(rates["Loupe"])
-    others = "   ".join(f"{name} {statistics.median(r):.1f} (ratio {ours / statistics.median(r):.2f})" for name, r in rates.items() if name != "Loupe")
+    others = "   ".join(
+        f"{name} {statistics.median(r):.1f} (ratio {ours / statistics.median(r):.2f})"
+        for name, r in rates.items()
+        if name != "Loupe"
+    )
     print(f"batch {len(prompts):2}: tokens/s Loupe {ours:.1f}   {others}", flush=True)
 
 
@@ -179,9 +220,19 @@ def refill(ours: Ours, prompts: list[list[int]], rounds: int) -> None:
             start = time.perf_counter()
             with ours.precision.autocast():
                 for i in range(0, len(prompts), size):
-                    generate(ours.model, prompts[i : i + size], max_new_tokens=512, max_new_ratio=0.5, stop_ids=(), batch_size=32)
+                    generate(
+                        ours.model,
+                        prompts[i : i + size],
+                        max_new_tokens=512,
+                        max_new_ratio=0.5,
+                        stop_ids=(),
+                        batch_size=32,
+                    )
             taken[how].append(time.perf_counter() - start)
-    print(f"{len(prompts)} answers of unequal length, 32 at once: " + ", ".join(f"{how} {statistics.median(t):.1f} s" for how, t in taken.items()))
+    print(
+        f"{len(prompts)} answers of unequal length, 32 at once: "
+        + ", ".join(f"{how} {statistics.median(t):.1f} s" for how, t in taken.items())
+    )
 
 
 def main() -> None:
@@ -203,8 +254,14 @@ def main() -> None:
         prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")]
         if args.only == "refill":
             return refill(Ours(folder, dtype), prompts[: 2 * args.rows], args.rounds)
-        contestants = {name: processes.enter_context(Apart(kind, folder, dtype)) for name, kind in (("Loupe", Ours), ("transformers", Transformers))}
-        print(f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens", flush=True)
+        contestants = {
+            name: processes.enter_context(Apart(kind, folder, dtype))
+            for name, kind in (("Loupe", Ours), ("transformers", Transformers))
+        }
+        print(
+            f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens",
+            flush=True,
+        )
         for contestant in contestants.values():
             contestant.ask("answer", prompts[:1], 2)
         if args.only != "steps":
@@ -212,7 +269,19 @@ def main() -> None:
         if args.only != "file":
             file = Path(scratch, "model.gguf")
             quant = "bf16" if dtype == torch.bfloat16 else "f32"
-            words = [sys.executable, "export.py", "--model", str(folder), "--to", "gguf", "--quant", quant, "--out", str(file), "--no-verify"]
+            words = [
+                sys.executable,
+                "export.py",
+                "--model",
+                str(folder),
+                "--to",
+                "gguf",
+                "--quant",
+                quant,
+                "--out",
+                str(file),
+                "--no-verify",
+            ]
             subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             for batch in args.batch or [1, 8, 32]:
                 with Apart(LlamaCpp, file, batch) as llama:

@@ -27,14 +27,33 @@ from model.hub import TINY  # noqa: E402
 from model.weights import copy_tokenizer, save_model  # noqa: E402
 
 SHAPES = {
-    "270M": {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1},
-    "4 GB": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 14, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "270M": {
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+    },
+    "4 GB": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 14,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
 }
 
 
 def config(shape: dict) -> Gemma3Config:
     kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(shape["num_hidden_layers"])]
-    return Gemma3Config(**shape, vocab_size=262_144, head_dim=256, query_pre_attn_scalar=256, sliding_window=512, layer_types=kinds)
+    return Gemma3Config(
+        **shape,
+        vocab_size=262_144,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        layer_types=kinds,
+    )
 
 
 def make_random(folder: Path, shape: dict) -> None:
@@ -88,14 +107,27 @@ def main() -> None:
             maker.start()
             maker.join()
             size = (folder / "model.safetensors").stat().st_size
-            words = [sys.executable, "export.py", "--model", str(folder), "--to", "gguf", "--quant", args.quant, "--out", str(Path(scratch, "x.gguf"))]
+            words = [
+                sys.executable,
+                "export.py",
+                "--model",
+                str(folder),
+                "--to",
+                "gguf",
+                "--quant",
+                args.quant,
+                "--out",
+                str(Path(scratch, "x.gguf")),
+            ]
             start = time.perf_counter()
             process = subprocess.Popen(words + ["--no-verify"] * args.no_verify, cwd=ROOT)
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 sys.exit(f"the export of {name} failed")
             seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
-        print(f"{name}: {size / 1e9:.2f} GB to {args.quant} in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB")
+        print(
+            f"{name}: {size / 1e9:.2f} GB to {args.quant} in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB"
+        )
 
 
 if __name__ == "__main__":

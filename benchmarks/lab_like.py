@@ -13,8 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-INSTRUCTION = ("Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
-               "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text.")
+INSTRUCTION = (
+    "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
+    "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text."
+)
 SHORTEST, LONGEST = 20, 200  # tokens of a text
 RANK, BATCH = 128, 8
 RECIPE = f"""[model]
@@ -71,9 +73,16 @@ def main() -> None:
     make("270M", folder / "model")
     tokenizer = Tokenizer(folder / "model")
     rows = make_rows(tokenizer, args.rows)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    (folder / "loupe.toml").write_text(RECIPE.format(model=json.dumps(str(folder / "model")), rows=json.dumps(str(folder / "rows.jsonl"))), encoding="utf-8")
-    (folder / "tokens.json").write_text(json.dumps(make_tokens(folder, tokenizer)), encoding="utf-8")  # last: who finds it finds the rest
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    (folder / "loupe.toml").write_text(
+        RECIPE.format(model=json.dumps(str(folder / "model")), rows=json.dumps(str(folder / "rows.jsonl"))),
+        encoding="utf-8",
+    )
+    (folder / "tokens.json").write_text(
+        json.dumps(make_tokens(folder, tokenizer)), encoding="utf-8"
+    )  # last: who finds it finds the rest
 
 
 if __name__ == "__main__":

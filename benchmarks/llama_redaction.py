@@ -17,7 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Entity F1 of a run's export in llama.cpp, and of its adapter here.")
+    parser = argparse.ArgumentParser(
+        description="Entity F1 of a run's export in llama.cpp, and of its adapter here."
+    )
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--quant", default="q8_0")
     parser.add_argument("--data", default="data/samples/val.jsonl")
@@ -26,11 +28,25 @@ def main() -> None:
     from training.config import load_config
 
     model = load_config(args.run / "config.toml").model.name
-    words = [sys.executable, "evaluate.py", "--model", model, "--adapter", str(args.run / "adapter"), "--data", args.data, "--limit", str(args.limit), "--json"]
+    words = [
+        sys.executable,
+        "evaluate.py",
+        "--model",
+        model,
+        "--adapter",
+        str(args.run / "adapter"),
+        "--data",
+        args.data,
+        "--limit",
+        str(args.limit),
+        "--json",
+    ]
     ours = json.loads(subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     theirs = in_llama_cpp(args, model)
     for key in ("entity_f1", "leak_rate", "exact_match"):
-        print(f"{key:12} llama.cpp {args.quant} {theirs[key]:.4f}   evaluate.py {ours[key]:.4f}   difference {theirs[key] - ours[key]:+.4f}")
+        print(
+            f"{key:12} llama.cpp {args.quant} {theirs[key]:.4f}   evaluate.py {ours[key]:.4f}   difference {theirs[key] - ours[key]:+.4f}"
+        )
 
 
 def in_llama_cpp(args, model: str) -> dict:
@@ -47,10 +63,30 @@ def in_llama_cpp(args, model: str) -> dict:
     exchanges = [last_exchange(sample) for sample in read_samples(args.data)[0][: args.limit]]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "x.gguf")
-        subprocess.run([sys.executable, "export.py", "--run", str(args.run), "--to", "gguf", "--quant", args.quant, "--out", str(file)], cwd=ROOT, check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "export.py",
+                "--run",
+                str(args.run),
+                "--to",
+                "gguf",
+                "--quant",
+                args.quant,
+                "--out",
+                str(file),
+            ],
+            cwd=ROOT,
+            check=True,
+        )
         with llama(file, tokenizer.vocab_size, context=2048) as server:
-            texts = [server.answer(tokenizer.render_prompt(messages), 512) for messages, _ in tqdm(exchanges, "llama.cpp")]
-    return measures(Answers([messages[-1][1] for messages, _ in exchanges], [gold for _, gold in exchanges], texts))
+            texts = [
+                server.answer(tokenizer.render_prompt(messages), 512)
+                for messages, _ in tqdm(exchanges, "llama.cpp")
+            ]
+    return measures(
+        Answers([messages[-1][1] for messages, _ in exchanges], [gold for _, gold in exchanges], texts)
+    )
 
 
 if __name__ == "__main__":

@@ -26,16 +26,22 @@ def main() -> None:
     weight = (0.05 * torch.randn(args.words, args.hidden)).bfloat16()
     targets = torch.randint(args.words, (args.positions,))
     job = torch, hidden, weight, targets
-    ways = {"chunks of words": partial(by_words, *job), "chunks of rows, 256 MB": partial(by_rows, *job, 2**28),
-            "chunks of rows, 64 MB": partial(by_rows, *job, 2**26), "fused attention": partial(by_attention, *job),
-            "the products alone": lambda: (hidden @ weight.t()) @ weight}
+    ways = {
+        "chunks of words": partial(by_words, *job),
+        "chunks of rows, 256 MB": partial(by_rows, *job, 2**28),
+        "chunks of rows, 64 MB": partial(by_rows, *job, 2**26),
+        "fused attention": partial(by_attention, *job),
+        "the products alone": lambda: (hidden @ weight.t()) @ weight,
+    }
     seconds = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    print(f"{args.positions} positions, {args.words:,} words, hidden size {args.hidden}, bfloat16, {torch.get_num_threads()} threads; seconds")
+    print(
+        f"{args.positions} positions, {args.words:,} words, hidden size {args.hidden}, bfloat16, {torch.get_num_threads()} threads; seconds"
+    )
     for name, times in seconds.items():
         print(f"{name:24}{statistics.median(times):>8.3f}")
 
@@ -58,7 +64,9 @@ def by_rows(torch, hidden, weight, targets, chunk_bytes: int):
 
 
 def by_attention(torch, hidden, weight, targets):
-    y = torch.nn.functional.scaled_dot_product_attention(hidden[None, None], weight[None, None], weight[None, None], scale=1.0)
+    y = torch.nn.functional.scaled_dot_product_attention(
+        hidden[None, None], weight[None, None], weight[None, None], scale=1.0
+    )
     return y[0, 0] - weight[targets]
 
 

@@ -25,12 +25,16 @@ class Trainer:
         from training.config import load_config
         from training.optim import make_optimizers
 
-        self.scratch = tempfile.TemporaryDirectory()  # of the run's own: two at a time could not hold one folder
+        self.scratch = (
+            tempfile.TemporaryDirectory()
+        )  # of the run's own: two at a time could not hold one folder
         self.cfg = load_config(folder / "loupe.toml", [f"run.dir={self.scratch.name}", *overrides])
         self.run = session.open_run(self.cfg, resume=False)
         self.base, self.data = session.load(self.run)
         self.model, self.objective = self.base.model, setup.OBJECTIVES[self.cfg.train.objective]
-        self.optimizers = make_optimizers(self.model, self.cfg.train.optimizer, self.cfg.train.learning_rate, self.cfg.train.weight_decay)
+        self.optimizers = make_optimizers(
+            self.model, self.cfg.train.optimizer, self.cfg.train.learning_rate, self.cfg.train.weight_decay
+        )
 
     def batches(self, documents: list, count: int) -> list:
         """The first micro-batches of the documents, as the loop gets them."""
@@ -43,8 +47,16 @@ class Trainer:
         from training import loop
 
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        record = loop.train_step(self.model, self.objective, [batch], trained, self.optimizers, self.run.precision, self.cfg.train.learning_rate,
-                                 self.cfg.train.max_grad_norm)
+        record = loop.train_step(
+            self.model,
+            self.objective,
+            [batch],
+            trained,
+            self.optimizers,
+            self.run.precision,
+            self.cfg.train.learning_rate,
+            self.cfg.train.max_grad_norm,
+        )
         self.model.zero_grad(set_to_none=True)
         return record["loss"]
 
@@ -66,7 +78,10 @@ def record_products(step) -> list[tuple]:
                 calls.append(tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in (a, b)))
             return func(*args, **(kwargs or {}))
 
-    with torch.compiler.set_stance("force_eager"), Recorder():  # inside a compiled layer nobody sees the products
+    with (
+        torch.compiler.set_stance("force_eager"),
+        Recorder(),
+    ):  # inside a compiled layer nobody sees the products
         step()
     return calls
 
@@ -90,13 +105,20 @@ def products_alone(calls: list[tuple]):
     import torch
 
     def operand(shape, stride, dtype, device):
-        reach = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))  # numbers from the first to the last
+        reach = 1 + sum(
+            (n - 1) * s for n, s in zip(shape, stride, strict=True)
+        )  # numbers from the first to the last
         return torch.randn(reach, dtype=dtype, device=device).as_strided(shape, stride)
 
     made = {}
     for call in set(calls):
         a, b = (operand(*x) for x in call)
-        made[call] = (torch.mm if a.ndim == 2 else torch.bmm), a, b, torch.empty(*a.shape[:-1], b.shape[-1], dtype=a.dtype, device=a.device)
+        made[call] = (
+            (torch.mm if a.ndim == 2 else torch.bmm),
+            a,
+            b,
+            torch.empty(*a.shape[:-1], b.shape[-1], dtype=a.dtype, device=a.device),
+        )
 
     def run() -> float:
         start = time.perf_counter()
@@ -129,7 +151,10 @@ def main() -> None:
         trainer.step(batches[args.round])
         step = time.perf_counter() - start
         shares.append(products() / step)
-    finish(result | {"ceiling": statistics.median(shares) * statistics.median(result["seconds"]), "flops": flops(calls)})
+    finish(
+        result
+        | {"ceiling": statistics.median(shares) * statistics.median(result["seconds"]), "flops": flops(calls)}
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The process of one peer in frameworks.py, in an environment without Loupe.  Each is written as its users write it:
 
-    hf-fp32, hf-autocast, hf-bf16     transformers + PEFT in a plain loop: a padded batch, logits of all its positions, labels of -100 at prompt and padding;
-                                      float32 throughout, float32 weights under bf16 autocast, bf16 weights under bf16 autocast (which keeps PEFT's float32
-                                      adapters from multiplying in float32, and so is the faster way to use it)
-    hf-patched                        hf-bf16 with the model's forward opened by hand: the head runs at supervised positions only
-    trl, trl-padding-free             TRL's SFTTrainer with its defaults; and with padding_free = True, which wants max_length = None
+hf-fp32, hf-autocast, hf-bf16     transformers + PEFT in a plain loop: a padded batch, logits of all its positions, labels of -100 at prompt and padding;
+                                  float32 throughout, float32 weights under bf16 autocast, bf16 weights under bf16 autocast (which keeps PEFT's float32
+                                  adapters from multiplying in float32, and so is the faster way to use it)
+hf-patched                        hf-bf16 with the model's forward opened by hand: the head runs at supervised positions only
+trl, trl-padding-free             TRL's SFTTrainer with its defaults; and with padding_free = True, which wants max_length = None
 """
 
 import json
@@ -23,13 +23,17 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def lora():
     from peft import LoraConfig
 
-    return LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM"
+    )
 
 
 def rows_of(args) -> list[dict]:
     """The rows of the first step and of the timed ones, in order."""
     rows = json.loads((args.folder / "tokens.json").read_text())
-    return [row for i in [0] + [args.round] * args.steps for row in rows[i * args.batch : (i + 1) * args.batch]]
+    return [
+        row for i in [0] + [args.round] * args.steps for row in rows[i * args.batch : (i + 1) * args.batch]
+    ]
 
 
 def padded(rows: list[dict], device: str) -> dict:
@@ -42,7 +46,11 @@ def padded(rows: list[dict], device: str) -> dict:
         return torch.tensor([values + [value] * (width - len(values)) for values in lists], device=device)
 
     ids = [row["input_ids"] for row in rows]
-    return {"input_ids": fill(ids, 0), "attention_mask": fill([[1] * len(x) for x in ids], 0), "labels": fill([row["labels"] for row in rows], -100)}
+    return {
+        "input_ids": fill(ids, 0),
+        "attention_mask": fill([[1] * len(x) for x in ids], 0),
+        "labels": fill([row["labels"] for row in rows], -100),
+    }
 
 
 def plain_loop(args, clock: Clock) -> None:
@@ -51,11 +59,17 @@ def plain_loop(args, clock: Clock) -> None:
     from transformers import AutoModelForCausalLM
 
     wide = args.name in ("hf-fp32", "hf-autocast")
-    model = AutoModelForCausalLM.from_pretrained(args.folder / "model", dtype=torch.float32 if wide else torch.bfloat16).to(args.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.folder / "model", dtype=torch.float32 if wide else torch.bfloat16
+    ).to(args.device)
     model = get_peft_model(model, lora()).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, fused=True)
-    loss_of = supervised_loss if args.name == "hf-patched" else lambda model, batch: model(**batch, use_cache=False).loss
+    loss_of = (
+        supervised_loss
+        if args.name == "hf-patched"
+        else lambda model, batch: model(**batch, use_cache=False).loss
+    )
     rows = rows_of(args)
     for i in range(0, len(rows), args.batch):
         batch = padded(rows[i : i + args.batch], args.device)
@@ -73,7 +87,9 @@ def supervised_loss(model, batch: dict):
     import torch
 
     causal = model.get_base_model()
-    hidden = causal.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state[:, :-1]
+    hidden = causal.model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state[:, :-1]
     targets = batch["labels"][:, 1:]
     chosen = targets != -100
     return torch.nn.functional.cross_entropy(causal.lm_head(hidden[chosen]).float(), targets[chosen])
@@ -91,9 +107,25 @@ def trl(args, clock: Clock) -> None:
     free = {"padding_free": True, "max_length": None} if args.name == "trl-padding-free" else {}
     # what is not a default: the recipe's numbers, the rows in their order, the loss of each step, and no files
     with tempfile.TemporaryDirectory() as scratch:
-        config = SFTConfig(scratch, per_device_train_batch_size=args.batch, learning_rate=5e-5, max_steps=1 + args.steps, train_sampling_strategy="sequential",
-                           logging_steps=1, save_strategy="no", report_to="none", use_cpu=args.device == "cpu", **free)
-        trainer = SFTTrainer(str(args.folder / "model"), args=config, train_dataset=Dataset.from_list(rows_of(args)), peft_config=lora(), callbacks=[Laps()])
+        config = SFTConfig(
+            scratch,
+            per_device_train_batch_size=args.batch,
+            learning_rate=5e-5,
+            max_steps=1 + args.steps,
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=args.device == "cpu",
+            **free,
+        )
+        trainer = SFTTrainer(
+            str(args.folder / "model"),
+            args=config,
+            train_dataset=Dataset.from_list(rows_of(args)),
+            peft_config=lora(),
+            callbacks=[Laps()],
+        )
         trainer.train()
         clock.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

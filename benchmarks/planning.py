@@ -22,24 +22,68 @@ from benchmarks.exporting import make  # noqa: E402
 RUNS = [
     ("tiny", "train.precision=bf16", "adapter.r=32", "train.batch_size=4"),
     ("tiny", "train.precision=fp32", "adapter.type=dora", "adapter.r=8", "train.batch_size=8"),
-    ("tiny", "train.precision=bf16", "adapter.type=full", "train.batch_size=2", "train.gradient_accumulation_steps=4"),
+    (
+        "tiny",
+        "train.precision=bf16",
+        "adapter.type=full",
+        "train.batch_size=2",
+        "train.gradient_accumulation_steps=4",
+    ),
     ("tiny", "train.precision=fp32", "adapter.r=64", "train.batch_size=6"),
-    ("tiny", "train.precision=bf16", "adapter.type=dora", "adapter.r=16", "train.batch_size=3", "train.gradient_accumulation_steps=2"),
-    ("tiny", "train.precision=fp32", "adapter.type=full", "train.batch_size=4", "train.gradient_accumulation_steps=2"),
+    (
+        "tiny",
+        "train.precision=bf16",
+        "adapter.type=dora",
+        "adapter.r=16",
+        "train.batch_size=3",
+        "train.gradient_accumulation_steps=2",
+    ),
+    (
+        "tiny",
+        "train.precision=fp32",
+        "adapter.type=full",
+        "train.batch_size=4",
+        "train.gradient_accumulation_steps=2",
+    ),
     ("tiny", "train.precision=bf16", "adapter.r=8", "train.batch_size=12"),
-    ("tiny", "train.precision=bf16", "adapter.r=128", "train.batch_size=1", "train.gradient_accumulation_steps=8"),
+    (
+        "tiny",
+        "train.precision=bf16",
+        "adapter.r=128",
+        "train.batch_size=1",
+        "train.gradient_accumulation_steps=8",
+    ),
     ("tiny", "train.precision=fp32", "adapter.r=4", "train.batch_size=16", "train.recompute=true"),
     ("270M", "train.precision=bf16", "adapter.r=16", "train.batch_size=2"),
-    ("270M", "train.precision=fp32", "adapter.type=dora", "adapter.r=128", "train.batch_size=1", "train.gradient_accumulation_steps=2"),
+    (
+        "270M",
+        "train.precision=fp32",
+        "adapter.type=dora",
+        "adapter.r=128",
+        "train.batch_size=1",
+        "train.gradient_accumulation_steps=2",
+    ),
     ("270M", "train.precision=bf16", "adapter.type=full", "train.batch_size=4"),
 ]
 
 
 def train(base: str, folder: Path, settings: tuple, *words: str) -> str:
     """What train.py prints for small.toml's rows, with few of them to evaluate."""
-    small = [f"model.name={base}", f"run.dir={folder}", "train.eval_samples=4", "generate.max_new_tokens=8", "data.validation=data/samples/val.jsonl"]
+    small = [
+        f"model.name={base}",
+        f"run.dir={folder}",
+        "train.eval_samples=4",
+        "generate.max_new_tokens=8",
+        "data.validation=data/samples/val.jsonl",
+    ]
     sets = [word for setting in (*small, *settings) for word in ("--set", setting)]
-    return subprocess.run([sys.executable, "train.py", "--config", "small.toml", *sets, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "train.py", "--config", "small.toml", *sets, *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
 
 
 def mebibytes(text: str) -> int:
@@ -52,7 +96,11 @@ def compare(base: str, folder: Path, settings: tuple) -> tuple[int, int, str]:
     assert not folder.exists(), "a plan writes nothing"
     train(base, folder, settings)
     measured = json.loads((folder / "manifest.json").read_text())["run"]["peak memory"]
-    return mebibytes(plan[plan.index("in all") :]), mebibytes(measured), re.search(r"most is taken in (\w+)", plan)[1]
+    return (
+        mebibytes(plan[plan.index("in all") :]),
+        mebibytes(measured),
+        re.search(r"most is taken in (\w+)", plan)[1],
+    )
 
 
 def main() -> None:
@@ -63,14 +111,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"tiny": "tiny", "270M": str(Path(scratch, "270M"))}
         if any(RUNS[i - 1][0] == "270M" for i in args.only):
-            maker = multiprocessing.get_context("spawn").Process(target=make, args=("270M", Path(folders["270M"])))
+            maker = multiprocessing.get_context("spawn").Process(
+                target=make, args=("270M", Path(folders["270M"]))
+            )
             maker.start()
             maker.join()
         for i in args.only:
             name, *settings = RUNS[i - 1]
-            planned, measured, phase = compare(folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings))
-            print(f"{i:>2}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
-                  f"  {100 * (planned / measured - 1):+5.1f}%", flush=True)
+            planned, measured, phase = compare(
+                folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings)
+            )
+            print(
+                f"{i:>2}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
+                f"  {100 * (planned / measured - 1):+5.1f}%",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

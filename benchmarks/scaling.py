@@ -66,7 +66,9 @@ def fit(times: dict[int, float]) -> tuple[float, float, float]:
 def show(title: str, times: dict[int, float]) -> None:
     (a, b, r2), (first, *_, last) = fit(times), times.values()
     print(f"{title:44}" + "".join(f"{x:>6}: {seconds:.3f} s" for x, seconds in times.items()))
-    print(f"{'':44}    {a:.3f} s + {1e3 * b:.3f} ms x, R2 {r2:.4f}; last / first {last / first:.3f}", flush=True)
+    print(
+        f"{'':44}    {a:.3f} s + {1e3 * b:.3f} ms x, R2 {r2:.4f}; last / first {last / first:.3f}", flush=True
+    )
 
 
 def by_supervised(make, args) -> None:
@@ -92,8 +94,14 @@ def by_sharing(make, args) -> None:
     for n in range(1 + args.rounds):
         order = (0, 1) if n % 2 else (1, 0)
         times.append({i: clocked(both[i], batches[i][n]) for i in order})
-    on, off, ratio = (statistics.median(values) for values in zip(*((t[0], t[1], t[1] / t[0]) for t in times[1:]), strict=True))
-    print(f"lab-like rows: share_prefix true {on:.3f} s, false {off:.3f} s, false / true {ratio:.3f}", flush=True)
+    on, off, ratio = (
+        statistics.median(values)
+        for values in zip(*((t[0], t[1], t[1] / t[0]) for t in times[1:]), strict=True)
+    )
+    print(
+        f"lab-like rows: share_prefix true {on:.3f} s, false {off:.3f} s, false / true {ratio:.3f}",
+        flush=True,
+    )
 
 
 def by_rank(make, args) -> None:
@@ -106,19 +114,34 @@ def by_rank(make, args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The time of Loupe's step by supervised tokens, instruction and rank.")
-    kinds = {"supervised": by_supervised, "instruction": by_instruction, "sharing": by_sharing, "rank": by_rank}
+    parser = argparse.ArgumentParser(
+        description="The time of Loupe's step by supervised tokens, instruction and rank."
+    )
+    kinds = {
+        "supervised": by_supervised,
+        "instruction": by_instruction,
+        "sharing": by_sharing,
+        "rank": by_rank,
+    }
     parser.add_argument("--only", choices=list(kinds), action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark", help="where the model of frameworks.py is, or will be")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "runs" / "benchmark",
+        help="where the model of frameworks.py is, or will be",
+    )
     args = parser.parse_args()
     if not (args.folder / "tokens.json").is_file():
         subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)
     from benchmarks.ours import Trainer
 
     for kind in args.only or kinds:
-        kinds[kind](lambda overrides: Trainer(args.folder.resolve(), [f"train.device={args.device}", *overrides]), args)
+        kinds[kind](
+            lambda overrides: Trainer(args.folder.resolve(), [f"train.device={args.device}", *overrides]),
+            args,
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ class AnswerFile:
 
     def _write(self):
         while self.done in self.waiting:
-            self.output.add(self.waiting[self.done])  # and stays among the waiting: whoever interrupts here loses nothing
+            self.output.add(
+                self.waiting[self.done]
+            )  # and stays among the waiting: whoever interrupts here loses nothing
             self.done += 1
 
     def _opening(self, number):
@@ -64,7 +66,10 @@ class AnswerFile:
 
     def _check(self, file, numbered):
         """Raise for (row number, line) of a file's lines, or the beginning of one, that are no answers of this run."""
-        remedy = f"name another --output, or remove {self.output.path}" + f" and {self.beside.path}" * self.beside.path.exists()
+        remedy = (
+            f"name another --output, or remove {self.output.path}"
+            + f" and {self.beside.path}" * self.beside.path.exists()
+        )
         for place, (number, line) in enumerate(numbered, 1):
             where = f"--output: line {place} of {file.path}"
             if not 0 <= number < len(self.prompts):
@@ -91,7 +96,9 @@ class _Lines:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"--output: another process is writing {self.path}; wait for it, or name another file") from None
+                raise ValueError(
+                    f"--output: another process is writing {self.path}; wait for it, or name another file"
+                ) from None
             self.file.truncate(sum(map(len, self.lines[:-1])) + len(self.lines) - 1)
 
     def begun(self):

@@ -67,7 +67,9 @@ def brief(report):
     for key, text in FINDINGS.items():
         ids = report[key]
         if ids:
-            lines.append(f"  {len(ids):,} {text}: {', '.join(ids[:EXAMPLES])}{', ...' if len(ids) > EXAMPLES else ''}")
+            lines.append(
+                f"  {len(ids):,} {text}: {', '.join(ids[:EXAMPLES])}{', ...' if len(ids) > EXAMPLES else ''}"
+            )
     return "\n".join(lines)
 
 

@@ -24,7 +24,9 @@ class Sample:
     """One row: a conversation that ends with the assistant, or raw text; the other of the two is None."""
 
     id: str  # "train.jsonl:12" is a line, "train.json:[11]" an array's element
-    messages: tuple[tuple[str, str], ...] | None = None  # (role, content), role one of system, user, assistant
+    messages: tuple[tuple[str, str], ...] | None = (
+        None  # (role, content), role one of system, user, assistant
+    )
     text: str | None = None
 
 
@@ -65,7 +67,9 @@ def _read_files(paths, format, on_bad, parse):
     names = [p.name for p in paths]
     samples, problems, unreadable = [], [], []
     for path, name in zip(paths, names, strict=True):
-        label = name if names.count(name) == 1 else str(path)  # ids stay unique when two folders hold a train.jsonl
+        label = (
+            name if names.count(name) == 1 else str(path)
+        )  # ids stay unique when two folders hold a train.jsonl
         try:
             _read_file(path, label, format, samples, problems, parse)
         except _UnreadableFile as error:
@@ -73,7 +77,11 @@ def _read_files(paths, format, on_bad, parse):
     if unreadable or (problems and on_bad == "error"):
         raise ValueError(_summary(unreadable + problems, remedy=not unreadable and parse is _sample))
     if not samples:
-        raise ValueError(_summary([f"no sample in {', '.join(names) or 'an empty list of files'}"] + problems, remedy=False))
+        raise ValueError(
+            _summary(
+                [f"no sample in {', '.join(names) or 'an empty list of files'}"] + problems, remedy=False
+            )
+        )
     return samples, problems
 
 
@@ -148,7 +156,9 @@ def _array_rows(text, label):
             raise json.JSONDecodeError("Extra data after the array", text, position)
     except (ValueError, RecursionError) as fault:
         where = getattr(fault, "lineno", line)
-        raise _UnreadableFile(f"{where}: not JSON: {_fault(fault)}, after {index} whole element(s); repair the file or write it as JSONL") from None
+        raise _UnreadableFile(
+            f"{where}: not JSON: {_fault(fault)}, after {index} whole element(s); repair the file or write it as JSONL"
+        ) from None
 
 
 def _decoder():
@@ -222,7 +232,12 @@ def _prompt(row_id, row):
     if isinstance(row, dict):
         if "messages" in row:
             turns = row["messages"]
-            unanswered = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user"
+            unanswered = (
+                isinstance(turns, list)
+                and turns
+                and isinstance(turns[-1], dict)
+                and turns[-1].get("role") == "user"
+            )
             row = {"messages": [*turns, {"role": "assistant", "content": "..."}] if unanswered else turns}
         elif "prompt" in row or "text" in row:
             row = {"prompt": row.get("prompt", row.get("text")), "response": "..."}
@@ -248,14 +263,19 @@ def _from_messages(turns):
             faults.append(f"messages[{number}] must be an object, not {_kind(turn)}")
             continue
         empty = "empty response" if turn.get("role") == "assistant" else None
-        faults += [f"messages[{number}]: {fault}" for fault in _string_faults(turn, "role") + _string_faults(turn, "content", empty)]
+        faults += [
+            f"messages[{number}]: {fault}"
+            for fault in _string_faults(turn, "role") + _string_faults(turn, "content", empty)
+        ]
     if faults:
         return None, faults
     roles = [turn["role"] for turn in turns]
     spoken = roles[1:] if roles[0] == "system" else roles
     expected = ["user", "assistant"] * (len(spoken) // 2)
     if not spoken or spoken != expected:
-        return None, [f"roles must be an optional system, then user and assistant in turn, ending with assistant; got {', '.join(roles)}"]
+        return None, [
+            f"roles must be an optional system, then user and assistant in turn, ending with assistant; got {', '.join(roles)}"
+        ]
     return tuple((turn["role"], turn["content"]) for turn in turns), []
 
 
@@ -274,14 +294,23 @@ def _string_faults(row, key, empty=None):
 
 
 def _kind(value):
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     if isinstance(value, (list, str, dict)) and not value:
         return f"an empty {names[type(value)].split()[1]}"
     return "null" if value is None else f"{names[type(value)]} ({json.dumps(value)[:40]})"
 
 
 def _summary(problems, remedy):
-    lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data:"] + [f"  {p}" for p in problems[:SHOWN]]
+    lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data:"] + [
+        f"  {p}" for p in problems[:SHOWN]
+    ]
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
     if remedy:

@@ -43,7 +43,13 @@ class Loader:
             raise ValueError("there is no document to train on: data.train gave none")
         if not max_tokens and batch_size < 1:
             raise ValueError(f"train.batch_size = {batch_size} must be at least 1")
-        self.documents, self.batch_size, self.seed, self.shuffle, self.share = documents, batch_size, seed, shuffle, share
+        self.documents, self.batch_size, self.seed, self.shuffle, self.share = (
+            documents,
+            batch_size,
+            seed,
+            shuffle,
+            share,
+        )
         # cut once, not in each epoch: then all epochs have equally many steps, which the learning rate's schedule needs
         self.groups = self._cut_by_tokens(max_tokens) if max_tokens else None
 
@@ -122,7 +128,9 @@ def split_validation(items, fraction, seed):
             held_out.update(group)
     if not held_out:  # every group is larger than the share asked for
         held_out.update(min(groups.values(), key=len))
-    return [x for i, x in enumerate(items) if i not in held_out], [x for i, x in enumerate(items) if i in held_out]
+    return [x for i, x in enumerate(items) if i not in held_out], [
+        x for i, x in enumerate(items) if i in held_out
+    ]
 
 
 def prompt_of(item):

@@ -50,14 +50,20 @@ class Batch:
 
     def to(self, device, non_blocking=False):
         """The same batch on another device, but for cu_seqlens: its numbers are asked for where the kernels are launched."""
-        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), cu_seqlens=self.cu_seqlens)
+        return replace(
+            self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), cu_seqlens=self.cu_seqlens
+        )
 
     def pin_memory(self):
         """The same batch in page-locked memory, from which a copy to the GPU overlaps with its work."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function):
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}
+        tensors = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), torch.Tensor)
+        }
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
@@ -85,7 +91,9 @@ def pack(documents, share=False):
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
         tokens=torch.tensor(list(chain.from_iterable(document.input_ids for document in documents))),
-        position_ids=torch.cat([torch.arange(start, start + length) for start, length in zip(first, lengths, strict=True)]),
+        position_ids=torch.cat(
+            [torch.arange(start, start + length) for start, length in zip(first, lengths, strict=True)]
+        ),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
@@ -99,18 +107,27 @@ def _cut_openings(documents):
     """The documents with shared openings cut off and laid before them, and `opening`; nothing that is supervised is shared."""
     groups = {}
     for number, document in enumerate(documents):
-        own = next((i for i, label in enumerate(document.labels) if label != IGNORE_INDEX), len(document.labels))
+        own = next(
+            (i for i, label in enumerate(document.labels) if label != IGNORE_INDEX), len(document.labels)
+        )
         free = min(own, len(document.labels) - 1)  # every document keeps a token
         key = tuple(document.input_ids[:OPENING_TOKENS]) if free >= OPENING_TOKENS else number
         groups.setdefault(key, []).append((document, free))
     out, opening = [], []
     for group in groups.values():
-        shared = _common([document.input_ids for document, _ in group], min(free for _, free in group)) if len(group) > 1 else 0
+        shared = (
+            _common([document.input_ids for document, _ in group], min(free for _, free in group))
+            if len(group) > 1
+            else 0
+        )
         if shared:
             out.append(Document(group[0][0].input_ids[:shared], [IGNORE_INDEX] * shared, ""))
             opening.append(NONE)
         at = len(out) - 1 if shared else NONE
-        out += [Document(document.input_ids[shared:], document.labels[shared:], document.id) for document, _ in group]
+        out += [
+            Document(document.input_ids[shared:], document.labels[shared:], document.id)
+            for document, _ in group
+        ]
         opening += [at] * len(group)
     return out, opening
 

@@ -36,11 +36,16 @@ _KNOWN_LABEL = re.compile(r"\[(?:{}|MASKED)(?:_\d+)?\]".format("|".join(CLASSES)
 _ANY_LABEL = re.compile(r"(\[[A-Z]+(?:_[A-Z]+)*(?:_\d+)?\])")  # a model may invent a class
 _TOKEN = re.compile(r" ?\w+|\s|[^\w\s]")
 _WORD = re.compile(r"\s*\S+")
-_WORDY = {"GIVENNAME": 1.0, "SURNAME": 0.9, "CITY": 0.5, "STREET": 0.5}  # the price of each word after the first
+_WORDY = {
+    "GIVENNAME": 1.0,
+    "SURNAME": 0.9,
+    "CITY": 0.5,
+    "STREET": 0.5,
+}  # the price of each word after the first
 _UNSPACED = {"EMAIL", "USERNAME", "PASSWORD"}
 _SEARCH_LIMIT = 4000  # gaps weighed for one text; beyond, the leftmost placing is taken
-_BLOCK = 3            # shorter runs of equal characters between differing words are chance
-_VERBATIM = 3         # a shorter value is found inside other words by chance
+_BLOCK = 3  # shorter runs of equal characters between differing words are chance
+_VERBATIM = 3  # a shorter value is found inside other words by chance
 
 
 class Span(NamedTuple):
@@ -52,15 +57,15 @@ class Span(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    text: str          # as it stands in the redaction
+    text: str  # as it stands in the redaction
     label: str | None  # the class, or None for text to be copied
 
 
 class _Alignment(NamedTuple):
     spans: list[Span]
-    copied: bytearray   # one flag a source character
+    copied: bytearray  # one flag a source character
     inserted: list[int]  # source positions before which the redaction has text of its own
-    literal: str        # the redaction's text, a NUL for each label
+    literal: str  # the redaction's text, a NUL for each label
 
 
 def prompt_for(text: str) -> str:
@@ -114,11 +119,15 @@ def score(rows: Iterable[tuple[str, str, str]]) -> dict:
     return {
         "exact_match": total["exact"] / total["rows"],
         "leak_rate": total["leaked"] / max(total["entity"], 1),
-        "entity_precision": precision, "entity_recall": recall, "entity_f1": f1,
+        "entity_precision": precision,
+        "entity_recall": recall,
+        "entity_f1": f1,
         "over_mask_rate": total["overmasked"] / max(total["outside"], 1),
         "preserved": total["preserved"] / total["rows"],
-        "per_label": {label: _label_scores(found[label], predicted[label], expected[label])
-                      for label in sorted(expected | predicted)},
+        "per_label": {
+            label: _label_scores(found[label], predicted[label], expected[label])
+            for label in sorted(expected | predicted)
+        },
     }
 
 
@@ -129,7 +138,9 @@ def _prf(found: int, predicted: int, expected: int) -> tuple[float, float, float
 
 
 def _label_scores(found: int, predicted: int, expected: int) -> dict:
-    return dict(zip(("precision", "recall", "f1"), _prf(found, predicted, expected), strict=False)) | {"support": expected}
+    return dict(zip(("precision", "recall", "f1"), _prf(found, predicted, expected), strict=False)) | {
+        "support": expected
+    }
 
 
 def _row_counts(source: str, truth: _Alignment, guess: _Alignment) -> dict[str, int]:
@@ -137,8 +148,14 @@ def _row_counts(source: str, truth: _Alignment, guess: _Alignment) -> dict[str, 
     inside, covered = _flags(len(source), truth.spans), _flags(len(source), guess.spans)
     kept = all(ours for ours, gold in zip(guess.copied, truth.copied, strict=False) if gold)
     added = any(not (0 < at < len(source) and _within(at, truth.spans)) for at in guess.inserted)
-    return {"rows": 1, "entity": sum(inside), "outside": len(source) - sum(inside), "leaked": _leaked(source, truth, guess),
-            "overmasked": sum(c for c, i in zip(covered, inside, strict=False) if not i), "preserved": kept and not added}
+    return {
+        "rows": 1,
+        "entity": sum(inside),
+        "outside": len(source) - sum(inside),
+        "leaked": _leaked(source, truth, guess),
+        "overmasked": sum(c for c, i in zip(covered, inside, strict=False) if not i),
+        "preserved": kept and not added,
+    }
 
 
 def _flags(size: int, marked: list[Span]) -> bytearray:
@@ -175,6 +192,7 @@ def _surviving(source: str, copied: bytearray, start: int, end: int) -> int:
 
 # Alignment: exact where the redaction copied well (all of gold, most of a good model), else by tokens.
 
+
 def _align(source: str, redacted: str) -> _Alignment:
     """Where each part of `redacted` comes from in `source`."""
     pieces = _pieces(redacted, lambda bracket: bracket not in source)
@@ -204,7 +222,9 @@ def _pieces(redacted: str, is_label) -> list[_Piece]:
     return pieces
 
 
-def _record(source: str, pieces: list[_Piece], bounds: list[tuple[int, int]], offset: int, result: _Alignment) -> None:
+def _record(
+    source: str, pieces: list[_Piece], bounds: list[tuple[int, int]], offset: int, result: _Alignment
+) -> None:
     """Enter pieces placed at `bounds` of a text that begins at `offset` of the source."""
     for piece, (start, end) in zip(pieces, bounds, strict=False):
         start, end = start + offset, end + offset
@@ -227,7 +247,7 @@ def _place(source: str, pieces: list[_Piece]) -> list[tuple[int, int]] | None:
     literals = _literals(pieces)
     head, tail = literals[0], literals[-1]
     if not labels:
-        return [(0, len(source))][:len(pieces)] if source == head else None
+        return [(0, len(source))][: len(pieces)] if source == head else None
     limit = len(source) - len(tail)
     if not (source.startswith(head) and source.endswith(tail)):
         return None
@@ -269,7 +289,9 @@ def _bounds(pieces: list[_Piece], literals: list[str], starts: list[int]) -> lis
     return bounds
 
 
-def _cheapest(source: str, literals: list[str], labels: list[str], left: list[int], right: list[int]) -> list[int]:
+def _cheapest(
+    source: str, literals: list[str], labels: list[str], left: list[int], right: list[int]
+) -> list[int]:
     """Starts of the inner literals, within [left, right], with the least sum of `_strain` over the labels' texts."""
     places = [[0]]
     for text, low, high in zip(literals[1:-1], left, right, strict=False):
@@ -281,8 +303,11 @@ def _cheapest(source: str, literals: list[str], labels: list[str], left: list[in
     for label, text, ends in zip(labels, literals, places[1:], strict=False):
         following = {}
         for end in ends:
-            ways = [(cost + _strain(label, source[start + len(text):end]) + _cut(source, end), path)
-                    for start, (cost, path) in best.items() if start + len(text) < end]
+            ways = [
+                (cost + _strain(label, source[start + len(text) : end]) + _cut(source, end), path)
+                for start, (cost, path) in best.items()
+                if start + len(text) < end
+            ]
             if ways:
                 cost, path = min(ways, key=lambda way: way[0])
                 following[end] = (cost, [*path, end])
@@ -292,7 +317,7 @@ def _cheapest(source: str, literals: list[str], labels: list[str], left: list[in
 
 def _cut(source: str, at: int) -> float:
     """The price of a bound inside a word."""
-    return 3.0 if 0 < at < len(source) and source[at - 1:at + 1].isalnum() else 0.0
+    return 3.0 if 0 < at < len(source) and source[at - 1 : at + 1].isalnum() else 0.0
 
 
 def _strain(label: str, text: str) -> float:
@@ -324,11 +349,11 @@ def _walk_blocks(source: str, ours, theirs, shortest: int, offset: int, result: 
         starts.append(starts[-1] + len(token))
     i = j = 0
     for block in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
-        if block.size and sum(map(len, ours[block.a:block.a + block.size])) < shortest:
+        if block.size and sum(map(len, ours[block.a : block.a + block.size])) < shortest:
             continue
-        fill(source, starts[i], starts[block.a], theirs[j:block.b], result)
+        fill(source, starts[i], starts[block.a], theirs[j : block.b], result)
         i, j = block.a + block.size, block.b + block.size
-        result.copied[starts[block.a]:starts[i]] = b"\1" * (starts[i] - starts[block.a])
+        result.copied[starts[block.a] : starts[i]] = b"\1" * (starts[i] - starts[block.a])
 
 
 def _fill_gap(source: str, start: int, end: int, theirs: list, result: _Alignment) -> None:

@@ -62,7 +62,9 @@ def render(sample, tokenizer, loss_on="response"):
     return _document(sample, _pieces(sample, tokenizer), tokenizer.bos_id, loss_on)
 
 
-def render_all(samples, tokenizer, loss_on="response", max_length=None, on_long="error", vocab_size=None, progress=None):
+def render_all(
+    samples, tokenizer, loss_on="response", max_length=None, on_long="error", vocab_size=None, progress=None
+):
     """Turn samples into documents of at most max_length tokens.
 
     Args:
@@ -138,7 +140,9 @@ class _Same(dict):
 
 def _tokenised(samples, tokenizer, loss_on, progress):
     """Yield the samples' documents; the texts go through the tokenizer many at a time, which it does in parallel."""
-    one = _Same().__getitem__  # one int object for each id: a list of them costs 8 bytes a token, and 36 without
+    one = (
+        _Same().__getitem__
+    )  # one int object for each id: a list of them costs 8 bytes a token, and 36 without
     for start in range(0, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
         texts = iter(tokenizer.encode_batch([sample.text for sample in chunk if sample.text is not None]))
@@ -165,14 +169,23 @@ def _check_ids(document, vocab_size):
 
 
 def _too_long(too_long, max_length, longest):
-    lines = [f"{len(too_long)} sample{'s are' if len(too_long) > 1 else ' is'} longer than data.max_length = {max_length} tokens:"]
+    lines = [
+        f"{len(too_long)} sample{'s are' if len(too_long) > 1 else ' is'} longer than data.max_length = {max_length} tokens:"
+    ]
     lines += [f"  {entry}" for entry in too_long[:SHOWN]]
     if len(too_long) > SHOWN:
         lines.append(f"  ... and {len(too_long) - SHOWN} more")
-    lines.append(f'Set data.max_length = {longest}, or leave them out with data.on_long = "drop", or cut them with "truncate".')
+    lines.append(
+        f'Set data.max_length = {longest}, or leave them out with data.on_long = "drop", or cut them with "truncate".'
+    )
     return "\n".join(lines)
 
 
 def _print_progress(done, total):
     if sys.stderr.isatty() and total > CHUNK:
-        print(f"\rtokenised {done:,} of {total:,} samples", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(
+            f"\rtokenised {done:,} of {total:,} samples",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -64,7 +64,10 @@ def _decode(tokens, supervised, lengths, ids, counts):
     labels = words[np.where(supervised, np.append(tokens[1:], 0), -1)].tolist()
     tokens, ends = words[tokens].tolist(), lengths.cumsum().tolist()
     names = ids.tobytes().decode("utf-8", "surrogatepass").split("\0")
-    documents = [Document(tokens[end - n : end], labels[end - n : end], name) for end, n, name in zip(ends, lengths.tolist(), names, strict=True)]
+    documents = [
+        Document(tokens[end - n : end], labels[end - n : end], name)
+        for end, n, name in zip(ends, lengths.tolist(), names, strict=True)
+    ]
     return documents, Counts(*counts.tolist())
 
 
@@ -89,7 +92,9 @@ def _save(file, documents, counts):
         finally:
             Path(partial.name).unlink(missing_ok=True)
     total = 0
-    for old in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True):  # what a kill left half written grows old too
+    for old in sorted(
+        folder.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True
+    ):  # what a kill left half written grows old too
         total += old.stat().st_size
         if total > ROOM:
             old.unlink()

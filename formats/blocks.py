@@ -27,7 +27,9 @@ def slow_q8_0(x: np.ndarray) -> bytes:
     """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded, halves away from 0."""
     d = max(abs(v) for v in x) / f32(127)
     inverse = f32(1) / d if d else f32(0)
-    q = [slow_floor(float(abs(v) * inverse) + 0.5) * (-1 if v < 0 else 1) for v in x]  # + 0.5 in float64, where the sum is exact
+    q = [
+        slow_floor(float(abs(v) * inverse) + 0.5) * (-1 if v < 0 else 1) for v in x
+    ]  # + 0.5 in float64, where the sum is exact
     return np.float16(d).tobytes() + np.array(q, np.int8).tobytes()
 
 
@@ -61,7 +63,9 @@ def slow_floor(v) -> int:
 
 
 def slow_pack(q: list[int], name: str) -> bytes:
-    fifth = b"" if name == "q4_0" else sum((level >> 4) << i for i, level in enumerate(q)).to_bytes(4, "little")
+    fifth = (
+        b"" if name == "q4_0" else sum((level >> 4) << i for i, level in enumerate(q)).to_bytes(4, "little")
+    )
     return fifth + bytes(q[i] & 15 | (q[i + 16] & 15) << 4 for i in range(16))
 
 
@@ -73,22 +77,30 @@ def fast_q8_0(x: np.ndarray) -> np.ndarray:
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
     v = x * inverse_of(d)
     whole = np.trunc(v)
-    whole += np.trunc(f32(2) * (v - whole))  # halves away from 0; trunc(v + 0.5) would take 0.49999997 up, for the sum is rounded
+    whole += np.trunc(
+        f32(2) * (v - whole)
+    )  # halves away from 0; trunc(v + 0.5) would take 0.49999997 up, for the sum is rounded
     return np.concatenate([half_bytes(d), finite(whole).astype(np.int8).view(u8)], axis=1)
 
 
 def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
     """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0; slow_q45_0 explains it."""
     half = HALF[name]
-    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)  # of two that are equal but for the sign, the first
-    d = np.where(largest == 0, f32(0), largest) / f32(-half)  # a block of zeros of either sign: 0 / -half is -0, and stored so
+    largest = np.take_along_axis(
+        x, np.abs(x).argmax(axis=1)[:, None], axis=1
+    )  # of two that are equal but for the sign, the first
+    d = np.where(largest == 0, f32(0), largest) / f32(
+        -half
+    )  # a block of zeros of either sign: 0 / -half is -0, and stored so
     q = np.minimum(finite(x * inverse_of(d) + f32(half + 0.5)).astype(u8), u8(2 * half - 1))
     return np.concatenate([half_bytes(d), fast_pack(q, name)], axis=1)
 
 
 def fast_q5_1(x: np.ndarray) -> np.ndarray:
     """(n, 32) float32 -> (n, 24) uint8; slow_q5_1 explains it."""
-    low = np.take_along_axis(x, x.argmin(axis=1)[:, None], axis=1)  # of 0 and -0 the first, whose sign is stored; x.min() may take either
+    low = np.take_along_axis(
+        x, x.argmin(axis=1)[:, None], axis=1
+    )  # of 0 and -0 the first, whose sign is stored; x.min() may take either
     d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
     q = finite((x - low) * inverse_of(d) + f32(0.5)).astype(u8)
     return np.concatenate([half_bytes(d), half_bytes(low), fast_pack(q, "q5_1")], axis=1)
@@ -111,7 +123,11 @@ def half_bytes(d: np.ndarray) -> np.ndarray:
 def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
     """(n, 32) uint8 levels -> (n, 16) uint8, or (n, 20) with the fifth bits before."""
     nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
-    return nibbles if name == "q4_0" else np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
+    return (
+        nibbles
+        if name == "q4_0"
+        else np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
+    )
 
 
 # back to weights

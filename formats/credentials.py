@@ -38,8 +38,12 @@ def _read(file: Path) -> dict:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
-        raise ValueError(f"{file} cannot be read as JSON ({e}); repair it, or set {USER} and {PASSWORD}") from None
-    if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("auths", "credHelpers")):
+        raise ValueError(
+            f"{file} cannot be read as JSON ({e}); repair it, or set {USER} and {PASSWORD}"
+        ) from None
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(key, {}), dict) for key in ("auths", "credHelpers")
+    ):
         raise ValueError(f"{file} is no docker config; repair it, or set {USER} and {PASSWORD}")
     return config
 
@@ -48,17 +52,23 @@ def _stored(auths: dict, key: str, file: Path) -> tuple[str, str] | None:
     """The entry of "auths" whose key is the host, with or without scheme and path."""
     entry = next((entry for name, entry in auths.items() if _host(name) == _host(key)), None) or {}
     if entry.get("identitytoken"):
-        raise ValueError(f"{file} holds an identity token for {_host(key)}, which Loupe cannot use; set {USER} and {PASSWORD}")
+        raise ValueError(
+            f"{file} holds an identity token for {_host(key)}, which Loupe cannot use; set {USER} and {PASSWORD}"
+        )
     if entry.get("username") and entry.get("password"):
         return entry["username"], entry["password"]
     if not entry.get("auth"):
         return None
     try:
-        user, colon, password = base64.b64decode(entry["auth"], validate=True).decode().rstrip("\0").partition(":")
+        user, colon, password = (
+            base64.b64decode(entry["auth"], validate=True).decode().rstrip("\0").partition(":")
+        )
     except (binascii.Error, UnicodeDecodeError, TypeError):
         colon = ""
     if not colon:
-        raise ValueError(f'{file}: "auth" of {_host(key)} is not base64 of user:password; run docker login {_host(key)} again')
+        raise ValueError(
+            f'{file}: "auth" of {_host(key)} is not base64 of user:password; run docker login {_host(key)} again'
+        )
     return user, password
 
 
@@ -72,15 +82,21 @@ def _ask(helper: str, key: str, file: Path) -> tuple[str, str] | None:
     try:
         done = subprocess.run([program, "get"], input=key, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise ValueError(f"{file} names {program}, which does not run ({type(e).__name__}); install it, or set {USER} and {PASSWORD}") from None
+        raise ValueError(
+            f"{file} names {program}, which does not run ({type(e).__name__}); install it, or set {USER} and {PASSWORD}"
+        ) from None
     if done.returncode and "credentials not found" in done.stdout:
         return None
     try:
         answer = json.loads(done.stdout)
         pair = answer["Username"], answer["Secret"]
     except (ValueError, KeyError, TypeError):  # its output may hold a secret: it is not repeated here
-        raise ValueError(f"{program} gave no credentials for {key} (exit code {done.returncode}); run docker login {_host(key)}, "
-                         f"or set {USER} and {PASSWORD}") from None
+        raise ValueError(
+            f"{program} gave no credentials for {key} (exit code {done.returncode}); run docker login {_host(key)}, "
+            f"or set {USER} and {PASSWORD}"
+        ) from None
     if pair[0] == "<token>":
-        raise ValueError(f"{program} holds an identity token for {_host(key)}, which Loupe cannot use; set {USER} and {PASSWORD}")
+        raise ValueError(
+            f"{program} holds an identity token for {_host(key)}, which Loupe cannot use; set {USER} and {PASSWORD}"
+        )
     return pair

@@ -7,7 +7,12 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}  # one of these is in a folder of ours
+EXPORTED = {
+    "config.json",
+    "adapter_config.json",
+    "Modelfile",
+    "oci-layout",
+}  # one of these is in a folder of ours
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
@@ -26,7 +31,10 @@ def refuse_existing(out: Path, force: bool, folder: bool) -> None:
 def is_our_folder(path: Path) -> bool:
     """Whether it is a folder that is empty or has an export's marks, and no folders but an OCI layout's blobs."""
     entries = {p.name: p.is_dir() for p in path.iterdir()} if path.is_dir() else {"": True}
-    return not entries or (bool(EXPORTED & entries.keys()) and not any(is_dir and name != "blobs" for name, is_dir in entries.items()))
+    return not entries or (
+        bool(EXPORTED & entries.keys())
+        and not any(is_dir and name != "blobs" for name, is_dir in entries.items())
+    )
 
 
 def is_our_file(path: Path) -> bool:
@@ -39,8 +47,10 @@ def need_space(part: Path, size: int) -> None:
     place = next(p for p in part.absolute().parents if p.exists())
     free = shutil.disk_usage(place).free
     if free < size:
-        raise ValueError(f"the export needs {size / 1e9:,.2f} GB, but {place} has {free / 1e9:,.2f} GB free; make room there, or give another --out "
-                         "(another TMPDIR for what is uploaded)")
+        raise ValueError(
+            f"the export needs {size / 1e9:,.2f} GB, but {place} has {free / 1e9:,.2f} GB free; make room there, or give another --out "
+            "(another TMPDIR for what is uploaded)"
+        )
 
 
 @contextmanager
@@ -56,7 +66,9 @@ def new_path(out: Path):
             for parent in made:
                 parent.rmdir()
         if isinstance(e, OSError):
-            raise ValueError(f"{out} cannot be written ({e.strerror or e}); make room there, or give another --out") from e
+            raise ValueError(
+                f"{out} cannot be written ({e.strerror or e}); make room there, or give another --out"
+            ) from e
         raise
 
 
@@ -111,7 +123,9 @@ def scratch():
         try:
             yield Path(folder)
         except OSError as e:
-            raise ValueError(f"{folder} cannot be written ({e.strerror}); make room there, or set TMPDIR to a larger disk") from e
+            raise ValueError(
+                f"{folder} cannot be written ({e.strerror}); make room there, or set TMPDIR to a larger disk"
+            ) from e
 
 
 def remove(path: Path) -> None:

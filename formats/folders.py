@@ -27,14 +27,20 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
     from model.weights import copy_tokenizer
 
     if source.adapter is None:
-        raise ValueError(f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model")
-    merged = Merged(source.folder, source.adapter)  # the adapter fits; its layers have shapes and no numbers yet
+        raise ValueError(
+            f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model"
+        )
+    merged = Merged(
+        source.folder, source.adapter
+    )  # the adapter fits; its layers have shapes and no numbers yet
     need_space(folder, 4 * sum(t.numel() for t in merged.tensors.values()) + 2**24)
     for path, layer in merged.layers.items():
         for key, _ in list(layer.named_parameters(recurse=False)):
             setattr(layer, key, nn.Parameter(merged.tensors[f"{path}.{key}"]))
     config, revision = merged.adapter, None if source.revision == "main" else source.revision
-    save_adapter(merged.checkpoint.model, folder, base_model_name=source.name, config=config | {"revision": revision})
+    save_adapter(
+        merged.checkpoint.model, folder, base_model_name=source.name, config=config | {"revision": revision}
+    )
     copy_tokenizer(source.folder, folder)
     kind = f"{'DoRA' if config.get('use_dora') else 'LoRA'} adapter (r = {config['r']}, lora_alpha = {config['lora_alpha']:g})"
     (folder / "README.md").write_text(model_card(source, title, kind, "peft"), encoding="utf-8")
@@ -62,7 +68,10 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
     save_tensors(merged.config, merged.pieces, folder, torch.float32)
     copy_tokenizer(source.folder, folder)
     write_generation_config(folder, tokenizer)
-    (folder / "README.md").write_text(model_card(source, title, "model, its adapter merged in" if norms else "model", "transformers"), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(source, title, "model, its adapter merged in" if norms else "model", "transformers"),
+        encoding="utf-8",
+    )
     return f"{sum(math.prod(shape) for shape in merged.shapes.values()) / 1e6:.2f} M parameters in float32, {words}"
 
 
@@ -70,22 +79,49 @@ def write_generation_config(folder: Path, tokenizer) -> None:
     """generation_config.json, where the base has none: without it others do not stop at the end of the model's turn."""
     path = folder / "generation_config.json"
     if not path.exists():
-        settings = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+        settings = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": sorted(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-LOADERS = {"peft": "from peft import AutoPeftModelForCausalLM as AutoModel", "transformers": "from transformers import AutoModelForCausalLM as AutoModel"}
+LOADERS = {
+    "peft": "from peft import AutoPeftModelForCausalLM as AutoModel",
+    "transformers": "from transformers import AutoModelForCausalLM as AutoModel",
+}
 
 
 def model_card(source: Source, title: str, kind: str, library: str) -> str:
     """README.md: what it is, how it is loaded, where it comes from and, after a run, what it measured."""
     base = source.origin["base"]  # after a full run not source.name, which is the run's own model
-    front = ["---", *([f"base_model: {base}"] if "/" in base else []), f"library_name: {library}", "pipeline_tag: text-generation"]
-    front += ["license: gemma"] if "gemma" in base.lower() else ["license: apache-2.0"] if base == "tiny" else []  # the embedded model's is Loupe's own
-    lines = [*front, "---", "", f"# {title}", "",
-             f"A {kind}, from the base `{base}`, written by Loupe. The licence of the base model holds for what is made from it.", "",
-             "```python", LOADERS[library], "from transformers import AutoTokenizer", "", f'model = AutoModel.from_pretrained("{title}")',
-             f'tokenizer = AutoTokenizer.from_pretrained("{title}")', "```", ""]
+    front = [
+        "---",
+        *([f"base_model: {base}"] if "/" in base else []),
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+    ]
+    front += (
+        ["license: gemma"] if "gemma" in base.lower() else ["license: apache-2.0"] if base == "tiny" else []
+    )  # the embedded model's is Loupe's own
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"A {kind}, from the base `{base}`, written by Loupe. The licence of the base model holds for what is made from it.",
+        "",
+        "```python",
+        LOADERS[library],
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = AutoModel.from_pretrained("{title}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
+        "```",
+        "",
+    ]
     measures = source.origin.get("measures")
     if measures:
         lines += ["Measured on held-out rows:", "", "```", measures, "```", ""]

@@ -29,7 +29,15 @@ OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", 
 USUAL_PATTERN, LAYERS_27B = 6, 62  # every sixth layer is global unless the file says otherwise
 
 
-def write_model(path: str | Path, model: Merged, quant: str, *, name: str, origin: dict[str, str], progress: Callable[[int], None]) -> dict[str, str]:
+def write_model(
+    path: str | Path,
+    model: Merged,
+    quant: str,
+    *,
+    name: str,
+    origin: dict[str, str],
+    progress: Callable[[int], None],
+) -> dict[str, str]:
     """Writes the merged model in the types of `quant` and returns write_gguf's digests; `origin` becomes loupe.* keys.
 
     progress(bytes) is called after each piece.
@@ -42,20 +50,36 @@ def write_model(path: str | Path, model: Merged, quant: str, *, name: str, origi
     def read(tensor: str) -> Iterator[np.ndarray]:
         for rows in transformed(model, sources[tensor]):
             if not np.isfinite(rows).all():
-                raise ValueError(f"{model.folder}: {sources[tensor]} holds an infinity or NaN; look at the training run, and export an earlier step")
+                raise ValueError(
+                    f"{model.folder}: {sources[tensor]} holds an infinity or NaN; look at the training run, and export an earlier step"
+                )
             piece = quantize(rows, types[tensor])
             yield piece
             progress(piece.nbytes)
 
-    metadata = architecture_metadata(model.config, quant, name) | tokenizer_metadata(model.folder, model.config.vocab_size)
-    metadata |= {"tokenizer.chat_template": ("str", chat_template(model.folder)), "tokenizer.ggml.add_space_prefix": ("bool", False)}
-    return write_gguf(path, metadata | {f"loupe.{key}": ("str", value) for key, value in origin.items()}, tensors, read)
+    metadata = architecture_metadata(model.config, quant, name) | tokenizer_metadata(
+        model.folder, model.config.vocab_size
+    )
+    metadata |= {
+        "tokenizer.chat_template": ("str", chat_template(model.folder)),
+        "tokenizer.ggml.add_space_prefix": ("bool", False),
+    }
+    return write_gguf(
+        path, metadata | {f"loupe.{key}": ("str", value) for key, value in origin.items()}, tensors, read
+    )
 
 
 def plan(model: Merged, quant: str) -> list[TensorInfo]:
     """The tensors of the file in the order of the checkpoint's, each with the type that `quant` gives it."""
-    layers, tied, names = model.config.num_hidden_layers, model.config.tie_word_embeddings, {gguf_name(n): model.shapes[n] for n in model.names}
-    return [TensorInfo(name, shape, tensor_type(quant, name, layers, shape[-1], tied)) for name, shape in names.items()]
+    layers, tied, names = (
+        model.config.num_hidden_layers,
+        model.config.tie_word_embeddings,
+        {gguf_name(n): model.shapes[n] for n in model.names},
+    )
+    return [
+        TensorInfo(name, shape, tensor_type(quant, name, layers, shape[-1], tied))
+        for name, shape in names.items()
+    ]
 
 
 def gguf_name(name: str) -> str:
@@ -81,14 +105,25 @@ def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> dict[str,
         "attention.head_count_kv": ("u32", cfg.num_key_value_heads),
     }  # fmt: skip
     if cfg.rope_linear_factor != 1.0:
-        own |= {"rope.scaling.type": ("str", "linear"), "rope.scaling.factor": ("f32", cfg.rope_linear_factor)}
+        own |= {
+            "rope.scaling.type": ("str", "linear"),
+            "rope.scaling.factor": ("f32", cfg.rope_linear_factor),
+        }
     own |= {
         "rope.freq_base": ("f32", cfg.rope_theta), "rope.freq_base_swa": ("f32", cfg.rope_local_base_freq),
         "attention.layer_norm_rms_epsilon": ("f32", cfg.rms_norm_eps),
         "attention.key_length": ("u32", cfg.head_dim), "attention.value_length": ("u32", cfg.head_dim),
     }  # fmt: skip
-    general = {"general.architecture": ("str", "gemma3"), "general.type": ("str", "model"), "general.name": ("str", name)}
-    keys = general | {f"gemma3.{key}": value for key, value in own.items()} | {"general.file_type": ("u32", FILE_TYPES[quant])}
+    general = {
+        "general.architecture": ("str", "gemma3"),
+        "general.type": ("str", "model"),
+        "general.name": ("str", name),
+    }
+    keys = (
+        general
+        | {f"gemma3.{key}": value for key, value in own.items()}
+        | {"general.file_type": ("u32", FILE_TYPES[quant])}
+    )
     if cfg.final_logit_softcapping is not None:
         keys["gemma3.final_logit_softcapping"] = ("f32", cfg.final_logit_softcapping)
     keys["gemma3.attention.sliding_window"] = ("u32", cfg.sliding_window)
@@ -103,13 +138,19 @@ def refuse_inexpressible(cfg: Gemma3Config) -> None:
     width = cfg.hidden_size / cfg.num_attention_heads if cfg.num_hidden_layers == LAYERS_27B else cfg.head_dim
     problems = []
     if cfg.query_pre_attn_scalar != width:
-        problems.append(f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}, but llama.cpp scales the scores of such a model by {width:g} ** -0.5")
+        problems.append(
+            f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}, but llama.cpp scales the scores of such a model by {width:g} ** -0.5"
+        )
     if cfg.attn_logit_softcapping is not None:
-        problems.append(f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}, but llama.cpp's Gemma 3 has no such cap")
+        problems.append(
+            f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}, but llama.cpp's Gemma 3 has no such cap"
+        )
     if cfg.attention_bias:
         problems.append("attention_bias is true, but llama.cpp's Gemma 3 has no biases")
     if problems:
-        raise ValueError("this model cannot be a GGUF: " + "; ".join(problems) + "; --to safetensors can hold it")
+        raise ValueError(
+            "this model cannot be a GGUF: " + "; ".join(problems) + "; --to safetensors can hold it"
+        )
 
 
 def chat_template(folder: Path) -> str:
@@ -118,7 +159,9 @@ def chat_template(folder: Path) -> str:
         if (source / "chat_template.jinja").is_file():
             return (source / "chat_template.jinja").read_text(encoding="utf-8")
         config = source / "tokenizer_config.json"
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        template = (
+            json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        )
         if isinstance(template, str):
             return template
     raise AssertionError("the embedded model has a template")

@@ -25,8 +25,34 @@ MAGIC, VERSION, ALIGNMENT, MAX_DIMS = b"GGUF", 3, 32, 4
 HEADER = "the header"
 SLICE = 2**24  # bytes hashed at a time
 # The types of values by our names: struct's letters, and GGUF's ids.
-SCALARS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?", "u64": "Q", "i64": "q", "f64": "d"}
-VALUE_IDS = {"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8, "array": 9, "u64": 10, "i64": 11, "f64": 12}
+SCALARS = {
+    "u8": "B",
+    "i8": "b",
+    "u16": "H",
+    "i16": "h",
+    "u32": "I",
+    "i32": "i",
+    "f32": "f",
+    "bool": "?",
+    "u64": "Q",
+    "i64": "q",
+    "f64": "d",
+}
+VALUE_IDS = {
+    "u8": 0,
+    "i8": 1,
+    "u16": 2,
+    "i16": 3,
+    "u32": 4,
+    "i32": 5,
+    "f32": 6,
+    "bool": 7,
+    "str": 8,
+    "array": 9,
+    "u64": 10,
+    "i64": 11,
+    "f64": 12,
+}
 VALUE_NAMES = {number: name for name, number in VALUE_IDS.items()}
 TYPE_NAMES = {kind.ggml_id: name for name, kind in TYPES.items()}
 
@@ -49,8 +75,12 @@ class TensorInfo:
         return self.rows * row_bytes(self.type, self.shape[-1])
 
 
-def write_gguf(path: str | Path, metadata: dict[str, tuple[str, object]], tensors: list[TensorInfo],
-               read: Callable[[str], Iterable[np.ndarray]]) -> dict[str, str]:
+def write_gguf(
+    path: str | Path,
+    metadata: dict[str, tuple[str, object]],
+    tensors: list[TensorInfo],
+    read: Callable[[str], Iterable[np.ndarray]],
+) -> dict[str, str]:
     """Writes the file, one tensor after the other; `read(name)` gives a tensor's bytes, in one array or several.
 
     Returns {HEADER or a tensor's name: sha256 of its bytes}, so that who reads the file again can tell whether it is what was written.
@@ -69,7 +99,9 @@ def write_gguf(path: str | Path, metadata: dict[str, tuple[str, object]], tensor
                 digest.update(piece)
                 written += piece.nbytes
             if written != tensor.nbytes:
-                raise ValueError(f"{path}: {tensor.name} has {written:,} bytes, but {tensor.type} of shape {tensor.shape} takes {tensor.nbytes:,}")
+                raise ValueError(
+                    f"{path}: {tensor.name} has {written:,} bytes, but {tensor.type} of shape {tensor.shape} takes {tensor.nbytes:,}"
+                )
             file.write(bytes(padding(written)))
             digests[tensor.name] = digest.hexdigest()
     return digests
@@ -83,7 +115,10 @@ def header(metadata: dict[str, tuple[str, object]], tensors: list[TensorInfo]) -
     offset = 0
     for tensor in tensors:
         sizes = tensor.shape[::-1]
-        parts += [packed_string(tensor.name), struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TYPES[tensor.type].ggml_id, offset)]
+        parts += [
+            packed_string(tensor.name),
+            struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TYPES[tensor.type].ggml_id, offset),
+        ]
         offset += tensor.nbytes + padding(tensor.nbytes)
     text = b"".join(parts)
     return text + bytes(padding(len(text)))
@@ -102,9 +137,15 @@ def packed_string(text: str) -> bytes:
 def packed_value(kind: str, value) -> bytes:
     """A value with its type before it; kind "[f32]" is an array of f32."""
     if not kind.startswith("["):
-        return struct.pack("<I", VALUE_IDS[kind]) + (packed_string(value) if kind == "str" else struct.pack(f"<{SCALARS[kind]}", value))
+        return struct.pack("<I", VALUE_IDS[kind]) + (
+            packed_string(value) if kind == "str" else struct.pack(f"<{SCALARS[kind]}", value)
+        )
     item = kind[1:-1]
-    items = b"".join(map(packed_string, value)) if item == "str" else struct.pack(f"<{len(value)}{SCALARS[item]}", *value)
+    items = (
+        b"".join(map(packed_string, value))
+        if item == "str"
+        else struct.pack(f"<{len(value)}{SCALARS[item]}", *value)
+    )
     return struct.pack("<IIQ", VALUE_IDS["array"], VALUE_IDS[item], len(value)) + items
 
 
@@ -118,7 +159,9 @@ class GGUFFile:
         with open(self.path, "rb") as file:
             self.size = file.seek(0, 2)
             if self.size < 24 or file.seek(0) or file.read(4) != MAGIC:
-                raise ValueError(f"{self.path}: is no GGUF file, it does not begin with 'GGUF' and two counts")
+                raise ValueError(
+                    f"{self.path}: is no GGUF file, it does not begin with 'GGUF' and two counts"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
                 self._read_header(Cursor(self.path, raw, at=4))
         self._check_places()
@@ -126,7 +169,9 @@ class GGUFFile:
     def _read_header(self, cursor) -> None:
         version, n_tensors, n_pairs = cursor.unpack("IQQ", "the counts")
         if version != VERSION:
-            raise cursor.wrong(f"this is version {version} of GGUF (or a big-endian file), and only version {VERSION} is read here")
+            raise cursor.wrong(
+                f"this is version {version} of GGUF (or a big-endian file), and only version {VERSION} is read here"
+            )
         for _ in range(cursor.count(n_pairs, 13, "pairs")):
             self._read_pair(cursor)
         for _ in range(cursor.count(n_tensors, 32, "tensors")):
@@ -139,7 +184,9 @@ class GGUFFile:
             raise cursor.wrong(f"the key {key!r} occurs twice")
         self.kinds[key], self.metadata[key] = cursor.value(key)
         if key == "general.alignment" and self.metadata[key] != ALIGNMENT:
-            raise cursor.wrong(f"general.alignment is {self.metadata[key]!r}, and only {ALIGNMENT} is read here")
+            raise cursor.wrong(
+                f"general.alignment is {self.metadata[key]!r}, and only {ALIGNMENT} is read here"
+            )
 
     def _read_tensor(self, cursor) -> None:
         name = cursor.string("a tensor's name")
@@ -160,22 +207,38 @@ class GGUFFile:
         expected = 0
         for tensor in self.tensors.values():
             if tensor.offset != expected:
-                raise ValueError(f"{self.path}: {tensor.name} begins at {tensor.offset:,} of the data, but what stands before it ends at {expected:,}")
+                raise ValueError(
+                    f"{self.path}: {tensor.name} begins at {tensor.offset:,} of the data, but what stands before it ends at {expected:,}"
+                )
             end = self.data_start + tensor.offset + tensor.nbytes
             if end > self.size:
-                raise ValueError(f"{self.path}: is cut off: {tensor.name} would end at byte {end:,}, the file has {self.size:,}; write or download it again")
+                raise ValueError(
+                    f"{self.path}: is cut off: {tensor.name} would end at byte {end:,}, the file has {self.size:,}; write or download it again"
+                )
             expected += tensor.nbytes + padding(tensor.nbytes)
         if self.size > self.data_start + expected:
-            raise ValueError(f"{self.path}: {self.size - self.data_start - expected:,} bytes stand behind the last tensor and belong to nothing")
+            raise ValueError(
+                f"{self.path}: {self.size - self.data_start - expected:,} bytes stand behind the last tensor and belong to nothing"
+            )
 
     def data(self, name: str) -> np.ndarray:
         """A tensor's bytes, (rows, bytes of a row) of uint8, mapped and not copied."""
         tensor = self.tensors[name]
-        return np.memmap(self.path, np.uint8, "r", self.data_start + tensor.offset, (tensor.rows, row_bytes(tensor.type, tensor.shape[-1])))
+        return np.memmap(
+            self.path,
+            np.uint8,
+            "r",
+            self.data_start + tensor.offset,
+            (tensor.rows, row_bytes(tensor.type, tensor.shape[-1])),
+        )
 
     def digest(self, name: str) -> str:
         """sha256 of a tensor's bytes, or of the HEADER's, a slice in memory at a time."""
-        start, size = (0, self.data_start) if name == HEADER else (self.data_start + self.tensors[name].offset, self.tensors[name].nbytes)
+        start, size = (
+            (0, self.data_start)
+            if name == HEADER
+            else (self.data_start + self.tensors[name].offset, self.tensors[name].nbytes)
+        )
         found = hashlib.sha256()
         with open(self.path, "rb") as file:
             file.seek(start)
@@ -191,11 +254,15 @@ class Cursor:
         self.path, self.raw, self.size, self.at = path, raw, len(raw), at
 
     def wrong(self, problem: str) -> ValueError:
-        return ValueError(f"{self.path}: {problem} (before byte {self.at:,}); write or download the file again")
+        return ValueError(
+            f"{self.path}: {problem} (before byte {self.at:,}); write or download the file again"
+        )
 
     def take(self, size: int, what: str) -> bytes:
         if size > self.size - self.at:
-            raise self.wrong(f"the file ends within {what}: {size:,} bytes are wanted, {self.size - self.at:,} are left")
+            raise self.wrong(
+                f"the file ends within {what}: {size:,} bytes are wanted, {self.size - self.at:,} are left"
+            )
         self.at += size
         return self.raw[self.at - size : self.at]
 

@@ -22,7 +22,9 @@ def upload(folder: Path, repo: str, message: str) -> str:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, commit_message=message)
-    except Exception as e:  # the HTTP library's errors come through, and which library that is changes between releases
+    except (
+        Exception
+    ) as e:  # the HTTP library's errors come through, and which library that is changes between releases
         if isinstance(e, OSError) and e.errno is not None:
             raise
         raise ValueError(explain(repo, e)) from e

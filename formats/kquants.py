@@ -15,7 +15,10 @@ import numpy as np
 
 f32, u8 = np.float32, np.uint8
 MAGIC = f32(1.5 * 2**23)  # float32 has steps of 1 there: adding it rounds to a whole number, halves to even
-SEARCH = {"q4_k": (15, -1.0, 20), "q5_k": (31, -0.5, 15)}  # the highest level, where the search begins, and how many steps of 0.1 it takes
+SEARCH = {
+    "q4_k": (15, -1.0, 20),
+    "q5_k": (31, -0.5, 15),
+}  # the highest level, where the search begins, and how many steps of 0.1 it takes
 
 
 def nearest(v):
@@ -40,7 +43,9 @@ def slow_q45_k(x: np.ndarray, name: str) -> bytes:
     top = SEARCH[name][0]
     groups = x.reshape(8, 32)
     scales, mins, levels = zip(*(slow_scale_and_min(group, *SEARCH[name]) for group in groups), strict=True)
-    largest_scale, largest_min = (max([f32(0), *(v for v in values if v > 0)]) for values in (scales, mins))  # a NaN is not > 0
+    largest_scale, largest_min = (
+        max([f32(0), *(v for v in values if v > 0)]) for values in (scales, mins)
+    )  # a NaN is not > 0
     to_scale, to_min = (f32(63) / v if v > 0 else f32(0) for v in (largest_scale, largest_min))
     scales = [min(63, nearest(to_scale * v) & 0xFF) for v in scales]
     mins = [min(63, nearest(to_min * v) & 0xFF) for v in mins]
@@ -53,7 +58,9 @@ def slow_q45_k(x: np.ndarray, name: str) -> bytes:
     if name == "q5_k":  # bit g of byte i is the fifth bit of weight i of group g
         packed += bytes(sum((levels[g][i] >> 4) << g for g in range(8)) for i in range(32))
     # Groups share bytes in pairs: weight i of the even group in the low nibble, of the odd one in the high.
-    return packed + bytes(levels[g][i] & 15 | (levels[g + 1][i] & 15) << 4 for g in (0, 2, 4, 6) for i in range(32))
+    return packed + bytes(
+        levels[g][i] & 15 | (levels[g + 1][i] & 15) << 4 for g in (0, 2, 4, 6) for i in range(32)
+    )
 
 
 def slow_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
@@ -65,7 +72,10 @@ def slow_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
     mean = np.sqrt(slow_sum(v * v for v in x) / f32(32))
     w = [mean + abs(v) for v in x]
     sum_w, sum_x = slow_sum(w), slow_sum(a * v for a, v in zip(w, x, strict=True))
-    low, high = min(f32(0), *x), max(x)  # the min of a group is never above 0: the file stores it negated, unsigned
+    low, high = (
+        min(f32(0), *x),
+        max(x),
+    )  # the min of a group is never above 0: the file stores it negated, unsigned
     if high == low:
         return f32(0), -low, [0] * 32
     to_level = f32(top) / (high - low)
@@ -115,7 +125,9 @@ def slow_pack_scales(scales: list[int], mins: list[int]) -> bytes:
     Bytes 0-3 and 4-7 hold those of groups 0-3 in their low six bits, bytes 8-11 the low nibbles of groups 4-7, scale below min; the two high bits of
     groups 4-7 lie on top of bytes 0-7.
     """
-    first = [scales[g] | (scales[g + 4] >> 4) << 6 for g in range(4)] + [mins[g] | (mins[g + 4] >> 4) << 6 for g in range(4)]
+    first = [scales[g] | (scales[g + 4] >> 4) << 6 for g in range(4)] + [
+        mins[g] | (mins[g + 4] >> 4) << 6 for g in range(4)
+    ]
     return bytes(first + [scales[g] & 15 | (mins[g] & 15) << 4 for g in range(4, 8)])
 
 
@@ -168,7 +180,11 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
         error = fast_error(x, w, q, new_scale, new_low)
         better = (determinant > 0) & (error < best)
         found = [np.where(better, new, old) for new, old in zip((to_level, low), found, strict=True)]
-        best, scale, low = np.where(better, error, best), np.where(better, new_scale, scale), np.where(better, new_low, low)
+        best, scale, low = (
+            np.where(better, error, best),
+            np.where(better, new_scale, scale),
+            np.where(better, new_low, low),
+        )
     return scale, -low, *found
 
 
@@ -218,5 +234,10 @@ def weights_q45_k(blocks: np.ndarray, name: str) -> np.ndarray:
     nibbles = blocks[:, -128:].reshape(n, 4, 1, 32)
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(n, 8, 32)
     if name == "q5_k":
-        q |= np.unpackbits(blocks[:, 16:48].reshape(n, 1, 32, 1), axis=3, bitorder="little")[:, 0].transpose(0, 2, 1) << 4
+        q |= (
+            np.unpackbits(blocks[:, 16:48].reshape(n, 1, 32, 1), axis=3, bitorder="little")[:, 0].transpose(
+                0, 2, 1
+            )
+            << 4
+        )
     return ((d * scales)[:, :, None] * q - (dmin * mins)[:, :, None]).reshape(n, 256)

@@ -26,19 +26,34 @@ class Llama:
         self.server, self.vocab_size = server, vocab_size
 
     def post(self, path: str, body: dict):
-        request = urllib.request.Request(self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.server.listening_address + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600) as answer:  # no proxy to this very process
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                request, timeout=600
+            ) as answer:  # no proxy to this very process
                 return json.load(answer)
         except OSError as e:
             raise RuntimeError(f"llama.cpp did not answer {path}: {e}") from e
 
     def tokenize(self, text: str) -> list[int]:
-        return self.post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+        return self.post("/tokenize", {"content": text, "add_special": False, "parse_special": False})[
+            "tokens"
+        ]
 
     def log_probs(self, ids: list[int], ascii_id: int) -> torch.Tensor:
         """(V,) log-probabilities of the next token; the bias makes the server sample an ASCII token, or it would leave the field out, and is not in it."""
-        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": self.vocab_size, "cache_prompt": False, "logit_bias": [[ascii_id, 1000]]}
+        body = {
+            "prompt": ids,
+            "n_predict": 1,
+            "temperature": 0,
+            "n_probs": self.vocab_size,
+            "cache_prompt": False,
+            "logit_bias": [[ascii_id, 1000]],
+        }
         found = torch.full((self.vocab_size,), float("nan"))
         for entry in self.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]:
             found[entry["id"]] = entry["logprob"]
@@ -48,14 +63,28 @@ class Llama:
         """(positions, V) for a sample of one or more documents, one request each."""
         starts = sample.cu_seqlens.tolist()
         document = [max(s for s in starts if s <= at) for at in positions]
-        return torch.stack([self.log_probs(sample.tokens[start : at + 1].tolist(), ascii_id) for start, at in zip(document, positions, strict=True)])
+        return torch.stack(
+            [
+                self.log_probs(sample.tokens[start : at + 1].tolist(), ascii_id)
+                for start, at in zip(document, positions, strict=True)
+            ]
+        )
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        body = {"prompt": ids, "n_predict": count, "temperature": 0, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
+        body = {
+            "prompt": ids,
+            "n_predict": count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_tokens": True,
+            "cache_prompt": False,
+        }
         return self.post("/completion", body)["tokens"]
 
     def answer(self, ids: list[int], count: int) -> str:
-        return self.post("/completion", {"prompt": ids, "n_predict": count, "temperature": 0, "cache_prompt": False})["content"]
+        return self.post(
+            "/completion", {"prompt": ids, "n_predict": count, "temperature": 0, "cache_prompt": False}
+        )["content"]
 
     def scale_lora(self, scale: float) -> None:
         self.post("/lora-adapters", [{"id": 0, "scale": scale}])

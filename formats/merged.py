@@ -53,7 +53,10 @@ class Merged:
 
         Raises ValueError, as lora.merge.merge does, if a weight would not be finite, or if none would change: an untrained or lost adapter.
         """
-        norms = {path: change(layer.base_layer.weight, layer.merged_weight()) for path, layer in ((path, self.layer(path)) for path in self.layers)}
+        norms = {
+            path: change(layer.base_layer.weight, layer.merged_weight())
+            for path, layer in ((path, self.layer(path)) for path in self.layers)
+        }
         refuse_empty(norms)
         return norms
 
@@ -61,7 +64,9 @@ class Merged:
     def layer(self, path: str) -> nn.Module:
         """The LoRA or DoRA layer at `path` with its numbers in it, the base's in float32."""
         shell = self.layers[path]
-        base = nn.Linear(shell.base_layer.in_features, shell.base_layer.out_features, bias=False, device="meta")
+        base = nn.Linear(
+            shell.base_layer.in_features, shell.base_layer.out_features, bias=False, device="meta"
+        )
         base.weight = nn.Parameter(self.checkpoint.read(path + ".weight").float(), requires_grad=False)
         layer = type(shell)(base, shell.r, shell.lora_alpha, use_rslora=shell.use_rslora)
         for key, p in layer.named_parameters(recurse=False):

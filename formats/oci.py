@@ -23,14 +23,43 @@ LICENSE = "application/vnd.docker.ai.license"
 
 LONGEST_ARRAY = 50  # elements; longer ones, the vocabulary above all, stay out of the config
 # general.file_type; F32 is MOSTLY here and ALL in llama.cpp
-FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L",
-              14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
-BYTE_UNITS = [(base, unit) for power in (5, 4, 3, 2, 1) for base, unit in ((1024**power, "KMGTP"[power - 1] + "iB"), (1000**power, "KMGTP"[power - 1] + "B"))]
+FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    32: "BF16",
+}
+BYTE_UNITS = [
+    (base, unit)
+    for power in (5, 4, 3, 2, 1)
+    for base, unit in ((1024**power, "KMGTP"[power - 1] + "iB"), (1000**power, "KMGTP"[power - 1] + "B"))
+]
 COUNT_UNITS = [(1e15, "Q"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")]
 
 
-def write_layout(gguf: Path, out: Path, *, metadata: dict, parameters: int, tensor_bytes: int, license: Path | None = None,
-                 created: datetime | None = None) -> str:
+def write_layout(
+    gguf: Path,
+    out: Path,
+    *,
+    metadata: dict,
+    parameters: int,
+    tensor_bytes: int,
+    license: Path | None = None,
+    created: datetime | None = None,
+) -> str:
     """Writes the image layout of one GGUF file into the folder `out` and returns the manifest's digest, "sha256:...".
 
     metadata: {key: str, int, float, bool or list} of the file's header; parameters: its weights, counted; tensor_bytes: its length behind the header;
@@ -38,16 +67,34 @@ def write_layout(gguf: Path, out: Path, *, metadata: dict, parameters: int, tens
     in place afterwards, and is never held in memory.  Raises ValueError for an adapter, or a file type that has no name.
     """
     if metadata.get("general.type") == "adapter":
-        raise ValueError(f"{gguf} is an adapter, which an OCI model artifact has no layer for; merge it into its base and export that")
+        raise ValueError(
+            f"{gguf} is an adapter, which an OCI model artifact has no layer for; merge it into its base and export that"
+        )
     described = describe(metadata, parameters, tensor_bytes)
     (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     layers = [_file_layer(gguf, GGUF, out)] + ([_file_layer(license, LICENSE, out)] if license else [])
     instant = created or datetime.now(UTC)
-    config = {"config": described, "descriptor": {"created": _go_time(int(instant.timestamp()) * 10**9 + instant.microsecond * 1000)},
-              "rootfs": {"type": "rootfs", "diff_ids": [layer["digest"] for layer in layers]}}
-    manifest = _blob(_go_json({"schemaVersion": 2, "mediaType": MANIFEST, "config": _blob(_go_json(config), CONFIG, out), "layers": layers}), MANIFEST, out)
+    config = {
+        "config": described,
+        "descriptor": {"created": _go_time(int(instant.timestamp()) * 10**9 + instant.microsecond * 1000)},
+        "rootfs": {"type": "rootfs", "diff_ids": [layer["digest"] for layer in layers]},
+    }
+    manifest = _blob(
+        _go_json(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": _blob(_go_json(config), CONFIG, out),
+                "layers": layers,
+            }
+        ),
+        MANIFEST,
+        out,
+    )
     (out / "oci-layout").write_bytes(_go_json({"imageLayoutVersion": "1.0.0"}))
-    (out / "index.json").write_bytes(_go_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest]}))
+    (out / "index.json").write_bytes(
+        _go_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest]})
+    )
     return manifest["digest"]
 
 
@@ -55,10 +102,22 @@ def describe(metadata: dict, parameters: int, tensor_bytes: int) -> dict:
     """The "config" of the config JSON: format, quantization, parameters, architecture, size, gguf {key: text}, context_size, in model-runner's order."""
     kind, architecture = metadata.get("general.file_type"), metadata["general.architecture"]
     if kind not in FILE_TYPES:
-        raise ValueError(f"general.file_type of the GGUF is {kind}; an OCI model artifact takes {', '.join(FILE_TYPES.values())}: export one of these")
-    texts = {key: _go_text(value) for key, value in sorted(metadata.items()) if not (isinstance(value, list) and len(value) > LONGEST_ARRAY)}
-    described = {"format": "gguf", "quantization": f"MOSTLY_{FILE_TYPES[kind]}", "parameters": _scaled(parameters, COUNT_UNITS, ""),
-                 "architecture": architecture, "size": _scaled(tensor_bytes, BYTE_UNITS, "B"), "gguf": texts}
+        raise ValueError(
+            f"general.file_type of the GGUF is {kind}; an OCI model artifact takes {', '.join(FILE_TYPES.values())}: export one of these"
+        )
+    texts = {
+        key: _go_text(value)
+        for key, value in sorted(metadata.items())
+        if not (isinstance(value, list) and len(value) > LONGEST_ARRAY)
+    }
+    described = {
+        "format": "gguf",
+        "quantization": f"MOSTLY_{FILE_TYPES[kind]}",
+        "parameters": _scaled(parameters, COUNT_UNITS, ""),
+        "architecture": architecture,
+        "size": _scaled(tensor_bytes, BYTE_UNITS, "B"),
+        "gguf": texts,
+    }
     context = metadata.get(f"{architecture}.context_length")
     return described | ({"context_size": context} if context else {})
 
@@ -73,11 +132,25 @@ def _file_layer(file: Path, media_type: str, out: Path) -> dict:
             os.link(file, blob)
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(file, blob)
-    about = {"name": file.name, "mode": facts.st_mode & 0o777, "uid": 0, "gid": 0, "size": facts.st_size, "mtime": _go_time(facts.st_mtime_ns), "typeflag": 0}
-    return {"mediaType": media_type, "size": facts.st_size, "digest": f"sha256:{digest}", "annotations": {
-        "org.cncf.model.file.mediatype.untested": "false",
-        "org.cncf.model.file.metadata+json": _go_json(about).decode(),
-        "org.cncf.model.filepath": file.name}}
+    about = {
+        "name": file.name,
+        "mode": facts.st_mode & 0o777,
+        "uid": 0,
+        "gid": 0,
+        "size": facts.st_size,
+        "mtime": _go_time(facts.st_mtime_ns),
+        "typeflag": 0,
+    }
+    return {
+        "mediaType": media_type,
+        "size": facts.st_size,
+        "digest": f"sha256:{digest}",
+        "annotations": {
+            "org.cncf.model.file.mediatype.untested": "false",
+            "org.cncf.model.file.metadata+json": _go_json(about).decode(),
+            "org.cncf.model.filepath": file.name,
+        },
+    }
 
 
 def _blob(content: bytes, media_type: str, out: Path) -> dict:

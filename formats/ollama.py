@@ -37,15 +37,29 @@ TEMPLATE = """\
 
 def chat_template() -> str:
     """The Go template for what Tokenizer.render_prompt writes, but for <bos>, which llama.cpp puts in front."""
-    words = {"WHITE_SPACE": WHITE_SPACE, "START_OF_TURN": START_OF_TURN, "END_OF_TURN": END_OF_TURN, "USER": ROLES["user"], "MODEL": ROLES["assistant"]}
+    words = {
+        "WHITE_SPACE": WHITE_SPACE,
+        "START_OF_TURN": START_OF_TURN,
+        "END_OF_TURN": END_OF_TURN,
+        "USER": ROLES["user"],
+        "MODEL": ROLES["assistant"],
+    }
     template = TEMPLATE
     for word, text in words.items():
         template = template.replace(word, text)
     return template
 
 
-def write_modelfile(folder: Path, gguf_name: str, *, adapter_name: str | None = None, stops: tuple[str, ...] = (END_OF_TURN,), temperature: float = 1.0,
-                    top_k: int = 64, top_p: float = 0.95) -> Path:
+def write_modelfile(
+    folder: Path,
+    gguf_name: str,
+    *,
+    adapter_name: str | None = None,
+    stops: tuple[str, ...] = (END_OF_TURN,),
+    temperature: float = 1.0,
+    top_k: int = 64,
+    top_p: float = 0.95,
+) -> Path:
     """Writes folder/Modelfile for the GGUF file and, if there is one, the LoRA GGUF beside it; returns its path.
 
     stops: texts that end a response; temperature, top_k and top_p: Gemma's own generation settings.  Then: ollama create NAME -f Modelfile.
@@ -53,10 +67,18 @@ def write_modelfile(folder: Path, gguf_name: str, *, adapter_name: str | None = 
     """
     for name in filter(None, (gguf_name, adapter_name)):
         if Path(name).name != name or not name.isprintable() or '"' in name or name != name.strip():
-            raise ValueError(f"{name!r} cannot stand in a Modelfile; give a plain file name beside it, such as model.gguf")
-    lines = [f"FROM ./{gguf_name}", *([f"ADAPTER ./{adapter_name}"] if adapter_name else []), f'TEMPLATE """{chat_template()}"""',
-             *(f'PARAMETER stop "{stop}"' for stop in stops), f"PARAMETER temperature {temperature:g}", f"PARAMETER top_k {top_k}",
-             f"PARAMETER top_p {top_p:g}"]
+            raise ValueError(
+                f"{name!r} cannot stand in a Modelfile; give a plain file name beside it, such as model.gguf"
+            )
+    lines = [
+        f"FROM ./{gguf_name}",
+        *([f"ADAPTER ./{adapter_name}"] if adapter_name else []),
+        f'TEMPLATE """{chat_template()}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in stops),
+        f"PARAMETER temperature {temperature:g}",
+        f"PARAMETER top_k {top_k}",
+        f"PARAMETER top_p {top_p:g}",
+    ]
     file = folder / "Modelfile"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return file

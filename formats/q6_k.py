@@ -39,8 +39,14 @@ def slow_q6_k(x: np.ndarray) -> bytes:
         step = f32(d) * f32(scales[g])
         if step != 0:
             levels[g][:] = [min(31, max(-32, nearest(v / step))) + 32 for v in groups[g]]
-    q = np.array(levels).reshape(2, 4, 32)  # two halves of four runs: nibbles of runs 0 and 2 share bytes, then 1 and 3; a byte holds the high bits of all four
-    nibbles = [q[h, r, i] & 15 | (q[h, r + 2, i] & 15) << 4 for h in (0, 1) for r in (0, 1) for i in range(32)]
+    q = np.array(
+        levels
+    ).reshape(
+        2, 4, 32
+    )  # two halves of four runs: nibbles of runs 0 and 2 share bytes, then 1 and 3; a byte holds the high bits of all four
+    nibbles = [
+        q[h, r, i] & 15 | (q[h, r + 2, i] & 15) << 4 for h in (0, 1) for r in (0, 1) for i in range(32)
+    ]
     high = [sum((q[h, r, i] >> 4) << 2 * r for r in range(4)) for h in (0, 1) for i in range(32)]
     return bytes(nibbles) + bytes(high) + scales.tobytes() + d.tobytes()
 
@@ -111,7 +117,10 @@ def fast_scale(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scale, best, found = new_scale, new_scale * sum_xl, to_level
             continue
         better = (sum_l2 > 0) & (sum_xl * sum_xl > best * sum_l2)
-        found, scale, best = (np.where(better, new, old) for new, old in ((to_level, found), (new_scale, scale), (new_scale * sum_xl, best)))
+        found, scale, best = (
+            np.where(better, new, old)
+            for new, old in ((to_level, found), (new_scale, scale), (new_scale * sum_xl, best))
+        )
     return np.where(np.abs(largest) < EPS, f32(0), scale), found
 
 

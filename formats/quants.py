@@ -9,11 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.blocks import fast_q5_1, fast_q8_0, fast_q45_0, slow_q5_1, slow_q8_0, slow_q45_0, weights_q8_0, weights_q45
+from formats.blocks import (
+    fast_q5_1,
+    fast_q8_0,
+    fast_q45_0,
+    slow_q5_1,
+    slow_q8_0,
+    slow_q45_0,
+    weights_q8_0,
+    weights_q45,
+)
 from formats.kquants import fast_q45_k, slow_q45_k, weights_q45_k
 from formats.q6_k import fast_q6_k, slow_q6_k, weights_q6_k
 
-SLICE = 2**17  # weights that are quantised at a time: the arrays between then take some MiB, whatever the tensor's size
+SLICE = (
+    2**17
+)  # weights that are quantised at a time: the arrays between then take some MiB, whatever the tensor's size
 
 
 class QuantType(NamedTuple):
@@ -41,7 +52,20 @@ TYPES = {
     ]
 }
 # What a file of each --quant says of itself in general.file_type; llama.cpp calls q4_k and q5_k Q4_K_S and Q5_K_S.
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q4_k": 14, "q4_k_m": 15, "q5_k": 16, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q4_k": 14,
+    "q4_k_m": 15,
+    "q5_k": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "bf16": 32,
+}
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are no whole number of 256-blocks
 
 
@@ -49,7 +73,9 @@ def row_bytes(name: str, n_cols: int) -> int:
     """Bytes of one row of `n_cols` weights; raises ValueError if they are no whole number of blocks."""
     quant = TYPES[name]
     if n_cols % quant.block_size:
-        raise ValueError(f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; take {FALLBACK.get(name, 'f16')} for this tensor")
+        raise ValueError(
+            f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; take {FALLBACK.get(name, 'f16')} for this tensor"
+        )
     return n_cols // quant.block_size * quant.block_bytes
 
 
@@ -66,7 +92,9 @@ def quantize(rows: np.ndarray, name: str) -> np.ndarray:
             piece = np.ascontiguousarray(rows[i : i + height], np.float32)
             if not np.isfinite(piece).all():
                 row = i + int(np.argmin(np.isfinite(piece).all(axis=1)))
-                raise ValueError(f"{name}: row {row} holds an infinity or NaN, which cannot be quantised; export a run whose weights are finite")
+                raise ValueError(
+                    f"{name}: row {row} holds an infinity or NaN, which cannot be quantised; export a run whose weights are finite"
+                )
             blocks = piece.reshape(-1, TYPES[name].block_size)
             out[i : i + height] = _quantize_blocks(blocks, name).reshape(len(piece), -1)
     return out
@@ -112,10 +140,14 @@ def dequantize(data: np.ndarray, name: str) -> np.ndarray:
     """
     quant, (n_rows, n_bytes) = TYPES[name], data.shape
     if n_bytes % quant.block_bytes:
-        raise ValueError(f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; the data is of another type, or cut off")
+        raise ValueError(
+            f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; the data is of another type, or cut off"
+        )
     out = np.empty((n_rows, n_bytes // quant.block_bytes * quant.block_size), np.float32)
     height = max(1, SLICE // max(1, out.shape[1]))
-    with np.errstate(all="ignore"):  # a scale past float16's range is stored as infinity, and infinity times 0 is a NaN
+    with np.errstate(
+        all="ignore"
+    ):  # a scale past float16's range is stored as infinity, and infinity times 0 is a NaN
         for i in range(0, n_rows, height):
             blocks = np.ascontiguousarray(data[i : i + height]).reshape(-1, quant.block_bytes)
             out[i : i + height] = _dequantize_blocks(blocks, name).reshape(-1, out.shape[1])

@@ -52,8 +52,17 @@ class Client:
         handlers = [_NoRedirect()] + ([urllib.request.ProxyHandler({})] if self.local else [])
         self.opener = urllib.request.build_opener(*handlers)
 
-    def call(self, method: str, url: str, body: bytes | None = None, content_type: str = "application/octet-stream", *, expect: tuple[int, ...],
-              again: tuple[int, ...] = (), content_range: str | None = None) -> Answer:
+    def call(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        content_type: str = "application/octet-stream",
+        *,
+        expect: tuple[int, ...],
+        again: tuple[int, ...] = (),
+        content_range: str | None = None,
+    ) -> Answer:
         """A request, with a login where the registry asks for one.  Raises Interrupted for a broken line, a busy server or a status in `again`,
         ValueError for any other status that is not in `expect`."""
         headers = {"Content-Type": content_type} if body is not None else {}
@@ -71,14 +80,22 @@ class Client:
         if answer.status == 401 and ours and self.authorization and self.authorization.startswith("Basic"):
             raise ValueError(f"{self.host} refuses user {self.user} with this password; {self._remedy()}")
         if answer.status in (401, 403):
-            raise ValueError(f"{self.host} does not let {self.user or 'someone without a login'} push to {self.repository} ({said}); take a repository that is "
-                             f"yours, or {self._remedy()}")
-        raise ValueError(f"{self.host} answered {method} {urlsplit(url).path} with {said}, which no push expects; check that this is a registry's address")
+            raise ValueError(
+                f"{self.host} does not let {self.user or 'someone without a login'} push to {self.repository} ({said}); take a repository that is "
+                f"yours, or {self._remedy()}"
+            )
+        raise ValueError(
+            f"{self.host} answered {method} {urlsplit(url).path} with {said}, which no push expects; check that this is a registry's address"
+        )
 
     def _request(self, method: str, url: str, body: bytes | None, headers: dict) -> Answer:
         if _origin(url)[0] not in ("http", "https"):  # urllib would open a file: too
-            raise ValueError(f"{self.host} points to {url[:100]!r}, which is no web address; check that it is a registry")
-        request = urllib.request.Request(url, data=body, headers={"User-Agent": "loupe"} | headers, method=method)
+            raise ValueError(
+                f"{self.host} points to {url[:100]!r}, which is no web address; check that it is a registry"
+            )
+        request = urllib.request.Request(
+            url, data=body, headers={"User-Agent": "loupe"} | headers, method=method
+        )
         try:
             try:
                 response = self.opener.open(request, timeout=TIMEOUT)
@@ -89,8 +106,10 @@ class Client:
         except (OSError, http.client.HTTPException) as e:
             reason = getattr(e, "reason", None) or e
             if not self.reached:
-                raise ValueError(f"{urlsplit(url).netloc} is out of reach ({reason}); check the name, the connection and proxies (only localhost goes "
-                                 "without https)") from e
+                raise ValueError(
+                    f"{urlsplit(url).netloc} is out of reach ({reason}); check the name, the connection and proxies (only localhost goes "
+                    "without https)"
+                ) from e
             raise Interrupted(str(reason) or type(reason).__name__) from e
         self.reached = True
         return answer
@@ -102,8 +121,11 @@ class Client:
 
     def _log_in(self, refusal: Answer) -> None:
         """Takes up the challenge of a 401: Bearer before Basic."""
-        challenges = {scheme.lower(): {key: quoted or plain for key, quoted, plain in PARAMETER.findall(rest)}
-                      for header in refusal.headers.get_all("WWW-Authenticate", []) for scheme, rest in CHALLENGE.findall(header)}
+        challenges = {
+            scheme.lower(): {key: quoted or plain for key, quoted, plain in PARAMETER.findall(rest)}
+            for header in refusal.headers.get_all("WWW-Authenticate", [])
+            for scheme, rest in CHALLENGE.findall(header)
+        }
         login = find_credentials(self.host)
         self.user = login and login[0]
         basic = login and "Basic " + base64.b64encode(":".join(login).encode()).decode()
@@ -114,18 +136,31 @@ class Client:
         elif "basic" in challenges:
             raise ValueError(f"{self.host} asks for a password and there is none; {self._remedy()}")
         else:
-            raise ValueError(f"{self.host} asks for a login other than Basic or Bearer, which Loupe does not know; use skopeo copy oci:FOLDER docker://...")
+            raise ValueError(
+                f"{self.host} asks for a login other than Basic or Bearer, which Loupe does not know; use skopeo copy oci:FOLDER docker://..."
+            )
 
     def _token(self, challenge: dict, basic: str | None) -> str:
         """Asks the realm for the right to push; the password goes there, so it has to be https, or this machine."""
         realm = challenge.get("realm", "")
         if _origin(realm)[0] != "https" and not (self.local and _is_loopback(urlsplit(realm).netloc)):
-            raise ValueError(f"{self.host} sends logins to {realm!r}, which is not https; no password was sent")
+            raise ValueError(
+                f"{self.host} sends logins to {realm!r}, which is not https; no password was sent"
+            )
         query = {"service": challenge["service"]} if "service" in challenge else {}
         query["scope"] = f"repository:{self.repository}:pull,push"
-        answer = self._request("GET", f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}", None, {"Authorization": basic} if basic else {})
+        answer = self._request(
+            "GET",
+            f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}",
+            None,
+            {"Authorization": basic} if basic else {},
+        )
         if answer.status in (400, 401, 403):
-            who = f"refuses user {self.user} with this password" if basic else "asks for a password and there is none"
+            who = (
+                f"refuses user {self.user} with this password"
+                if basic
+                else "asks for a password and there is none"
+            )
             raise ValueError(f"{self.host} {who}; {self._remedy()}")
         if answer.status >= 500 or answer.status == 429:
             raise Interrupted(f"{urlsplit(realm).netloc} answered {answer.status}")
@@ -133,7 +168,9 @@ class Client:
             found = json.loads(answer.body)
             return found.get("token") or found["access_token"]
         except (ValueError, KeyError, AttributeError):
-            raise ValueError(f"{urlsplit(realm).netloc} answered {answer.status} without a token; check that {self.host} is a registry's address") from None
+            raise ValueError(
+                f"{urlsplit(realm).netloc} answered {answer.status} without a token; check that {self.host} is a registry's address"
+            ) from None
 
     def _remedy(self) -> str:
         name = "" if self.host == DOCKER_HUB else f" {self.host}"

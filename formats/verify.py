@@ -26,14 +26,41 @@ from model.rope import rope_angles
 
 # Root mean square of a tensor's error over that of its weights: what rounding to the type costs at worst, an outlier in every block; a tensor that
 # was mixed up is off by 1 or more.
-TENSOR_BOUNDS = {"f32": 0.0, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.02, "q6_k": 0.05, "q5_0": 0.12, "q5_1": 0.12, "q5_k": 0.12, "q4_0": 0.25, "q4_k": 0.25}
+TENSOR_BOUNDS = {
+    "f32": 0.0,
+    "f16": 1e-3,
+    "bf16": 4e-3,
+    "q8_0": 0.02,
+    "q6_k": 0.05,
+    "q5_0": 0.12,
+    "q5_1": 0.12,
+    "q5_k": 0.12,
+    "q4_0": 0.25,
+    "q4_k": 0.25,
+}
 # (max |delta log p|, mean KL in nats) by --quant.
-BOUNDS = {"f32": (0.01, 1e-5), "f16": (0.06, 1e-4), "bf16": (0.5, 1e-3), "q8_0": (1.7, 0.01), "q6_k": (4.0, 0.1), "q5_k_m": (6.0, 0.2), "q5_k": (6.0, 0.2),
-          "q5_0": (6.0, 0.2), "q5_1": (6.0, 0.2), "q4_k_m": (10.0, 0.4), "q4_k": (10.0, 0.4), "q4_0": (10.0, 0.6)}
+BOUNDS = {
+    "f32": (0.01, 1e-5),
+    "f16": (0.06, 1e-4),
+    "bf16": (0.5, 1e-3),
+    "q8_0": (1.7, 0.01),
+    "q6_k": (4.0, 0.1),
+    "q5_k_m": (6.0, 0.2),
+    "q5_k": (6.0, 0.2),
+    "q5_0": (6.0, 0.2),
+    "q5_1": (6.0, 0.2),
+    "q4_k_m": (10.0, 0.4),
+    "q4_k": (10.0, 0.4),
+    "q4_0": (10.0, 0.6),
+}
 ADAPTER_BOUND = (0.01, 1e-5)  # between adapter and merged, both in float32
 LLAMA_BOUNDS = BOUNDS | {"f32": (0.03, 1e-4)}  # llama.cpp looks its GELU up in a table of float16
 LLAMA_POSITIONS = 8  # each is a request and an answer of the whole vocabulary
-JUDGED, CONTEXT, STREAM = 64, 1024, 2048  # tokens that are judged; of a document that may stand before them; of all documents
+JUDGED, CONTEXT, STREAM = (
+    64,
+    1024,
+    2048,
+)  # tokens that are judged; of a document that may stand before them; of all documents
 PROBE = "<bos> 😀\t日本  Ω"  # a control token that somebody typed, characters of which only bytes are known, a run of blanks
 TEXTS, TEXT_LENGTH = 200, 2000  # for the tokenizer: texts, and characters of each
 
@@ -53,7 +80,9 @@ class Sample:
     texts: list[str]
 
 
-def held_out(documents: list[tuple[list[int], list[int]]], ignored: int, texts: list[str], limit: int) -> Sample | None:
+def held_out(
+    documents: list[tuple[list[int], list[int]]], ignored: int, texts: list[str], limit: int
+) -> Sample | None:
     """The first documents (token ids, labels) that have something to judge, as one stream; None where there are none.
 
     ignored: the label that means none; limit: the positions that the model has.
@@ -67,8 +96,16 @@ def held_out(documents: list[tuple[list[int], list[int]]], ignored: int, texts: 
     labels = torch.tensor([label for _, labels in kept for label in labels])
     bounds = torch.tensor([0] + [len(ids) for ids, _ in kept]).cumsum(0).int()
     position_ids = torch.cat([torch.arange(len(ids)) for ids, _ in kept])
-    texts = [text[:TEXT_LENGTH] for text in texts[:TEXTS] if SPACE not in text]  # which the two programs read differently when it is typed
-    return Sample(torch.tensor([i for ids, _ in kept for i in ids]), position_ids, bounds, (labels != ignored).nonzero()[:JUDGED, 0], texts)
+    texts = [
+        text[:TEXT_LENGTH] for text in texts[:TEXTS] if SPACE not in text
+    ]  # which the two programs read differently when it is typed
+    return Sample(
+        torch.tensor([i for ids, _ in kept for i in ids]),
+        position_ids,
+        bounds,
+        (labels != ignored).nonzero()[:JUDGED, 0],
+        texts,
+    )
 
 
 @dataclass
@@ -86,7 +123,14 @@ class Difference:
         return self.max_delta <= self.bound[0] and self.mean_kl <= self.bound[1]  # False for NaN
 
 
-def verify(path: str | Path, model: Merged, quant: str, sample: Sample, encode_ours: Callable[[str], list[int]], written: dict[str, str]) -> list[Difference]:
+def verify(
+    path: str | Path,
+    model: Merged,
+    quant: str,
+    sample: Sample,
+    encode_ours: Callable[[str], list[int]],
+    written: dict[str, str],
+) -> list[Difference]:
     """Compares the file with the model: bytes, architecture, tokenizer, every tensor, then the answers; returns the differences, all within bounds.
 
     written: {HEADER or tensor: sha256 of the bytes that were handed to the disk}.  Raises NotTheSame at the first thing that is not as it should be.
@@ -99,9 +143,19 @@ def verify(path: str | Path, model: Merged, quant: str, sample: Sample, encode_o
     merged = log_probs(model.config, model, sample) if model.adapter else adapter
     written_file = log_probs(config_of(file), FileSource(file), sample)
     found = [difference("merged against adapter", adapter, merged, ADAPTER_BOUND)] if model.adapter else []
-    found.append(difference("file against adapter" if model.adapter else "file against model", adapter, written_file, BOUNDS[quant]))
+    found.append(
+        difference(
+            "file against adapter" if model.adapter else "file against model",
+            adapter,
+            written_file,
+            BOUNDS[quant],
+        )
+    )
     for d in found:
-        refuse_past_bound(d, f"; of the tensors, {max(shares, key=shares.get)} differs most, by {max(shares.values()):.3g} of its size")
+        refuse_past_bound(
+            d,
+            f"; of the tensors, {max(shares, key=shares.get)} differs most, by {max(shares.values()):.3g} of its size",
+        )
     return found
 
 
@@ -113,16 +167,22 @@ def compare_bytes(path: str | Path, written: dict[str, str]) -> GGUFFile:
         raise NotTheSame(str(e)) from None
     for name, digest in written.items():
         if file.digest(name) != digest:
-            raise NotTheSame(f"{name}: the disk gives back other bytes than were written; the first place that differs")
+            raise NotTheSame(
+                f"{name}: the disk gives back other bytes than were written; the first place that differs"
+            )
     return file
 
 
 def refuse_past_bound(d: Difference, more: str = "") -> None:
     if not d.within:
-        raise NotTheSame(f"{d.name}: max |delta log p| {d.max_delta:.3g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.3g} (bound {d.bound[1]:g}){more}")
+        raise NotTheSame(
+            f"{d.name}: max |delta log p| {d.max_delta:.3g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.3g} (bound {d.bound[1]:g}){more}"
+        )
 
 
-def verify_in_llama_cpp(path: str | Path, model: Merged, quant: str, sample: Sample, ascii_id: int) -> Difference:
+def verify_in_llama_cpp(
+    path: str | Path, model: Merged, quant: str, sample: Sample, ascii_id: int
+) -> Difference:
     """Asks llama.cpp itself for the next-token probabilities at LLAMA_POSITIONS of the sample's positions; raises NotTheSame past the type's bound."""
     from formats.llama_cpp import llama
 
@@ -131,7 +191,12 @@ def verify_in_llama_cpp(path: str | Path, model: Merged, quant: str, sample: Sam
     adapter = log_probs(model.config, AdapterSource(model), few)
     with llama(path, model.config.vocab_size, context=len(sample.tokens) + 16) as server:
         theirs = server.next_log_probs(sample, ascii_id, positions.tolist())
-    d = difference("llama.cpp against adapter" if model.adapter else "llama.cpp against model", adapter, theirs, LLAMA_BOUNDS[quant])
+    d = difference(
+        "llama.cpp against adapter" if model.adapter else "llama.cpp against model",
+        adapter,
+        theirs,
+        LLAMA_BOUNDS[quant],
+    )
     refuse_past_bound(d)
     return d
 
@@ -139,7 +204,12 @@ def verify_in_llama_cpp(path: str | Path, model: Merged, quant: str, sample: Sam
 def config_of(file: GGUFFile) -> Gemma3Config:
     """The architecture as llama.cpp reads it from the keys, with its defaults for those that are not there (src/models/gemma3.cpp)."""
     get = {key.removeprefix("gemma3."): value for key, value in file.metadata.items()}.get
-    layers, hidden, heads, head_dim = get("block_count"), get("embedding_length"), get("attention.head_count"), get("attention.key_length")
+    layers, hidden, heads, head_dim = (
+        get("block_count"),
+        get("embedding_length"),
+        get("attention.head_count"),
+        get("attention.key_length"),
+    )
     sliding = get("attention.sliding_window_pattern") or [(i + 1) % USUAL_PATTERN != 0 for i in range(layers)]
     if not get("attention.sliding_window"):
         sliding = [False] * layers
@@ -157,7 +227,11 @@ def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
     wrong = []
     for key, value in vars(ours).items():
         other = getattr(theirs, key)
-        same = np.float32(value) == np.float32(other) if isinstance(value, float) and other is not None else value == other
+        same = (
+            np.float32(value) == np.float32(other)
+            if isinstance(value, float) and other is not None
+            else value == other
+        )
         if not same and not key.endswith("_token_id"):
             wrong.append(f"{key} is {other} in the file and {value} in the model")
     if wrong:
@@ -168,27 +242,47 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], encode_ours: Callable[[s
     """NotTheSame with the first text that the file's pieces and scores cut otherwise than tokenizer.json does."""
     get = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}.get
     tokens = get("tokens")
-    cutter = Cutter(tokens, get("scores", [0.0] * len(tokens)), get("token_type", [NORMAL] * len(tokens)), get("add_space_prefix", True))
+    cutter = Cutter(
+        tokens,
+        get("scores", [0.0] * len(tokens)),
+        get("token_type", [NORMAL] * len(tokens)),
+        get("add_space_prefix", True),
+    )
     for text in [*texts, PROBE]:
         theirs, ours = cutter.encode(text), encode_ours(text)
         if theirs != ours:
-            at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-            raise NotTheSame(f"tokenizer.ggml: {text!r} is cut otherwise from token {at}: {theirs[at:at + 3]} and not {ours[at:at + 3]}; "
-                             "if your tokenizer is meant to differ from Gemma's, --no-verify writes the file all the same")
+            at = next(
+                (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b),
+                min(len(theirs), len(ours)),
+            )
+            raise NotTheSame(
+                f"tokenizer.ggml: {text!r} is cut otherwise from token {at}: {theirs[at : at + 3]} and not {ours[at : at + 3]}; "
+                "if your tokenizer is meant to differ from Gemma's, --no-verify writes the file all the same"
+            )
 
 
 def compare_tensor(file: GGUFFile, model: Merged, name: str) -> float:
     """Root mean square of a tensor's error over that of its weights; NotTheSame where that is more than the type's rounding explains."""
     tensor, source, error, size, start = file.tensors[gguf_name(name)], FileSource(file), 0.0, 0.0, 0
     if source.shape(name) != model.shapes[name]:
-        raise NotTheSame(f"{tensor.name}: has the shape {source.shape(name)} and not {model.shapes[name]}; first tensor that differs")
+        raise NotTheSame(
+            f"{tensor.name}: has the shape {source.shape(name)} and not {model.shapes[name]}; first tensor that differs"
+        )
     step = max(1, SLICE // tensor.shape[-1])
-    for ours in model.read_rows(name, step) if len(tensor.shape) > 1 else [model.read(name)[None] + 1.0]:  # a norm as the file has it
+    for ours in (
+        model.read_rows(name, step) if len(tensor.shape) > 1 else [model.read(name)[None] + 1.0]
+    ):  # a norm as the file has it
         theirs = source.rows(name, start, start + step)
-        error, size, start = error + (theirs - ours).square().sum().item(), size + ours.square().sum().item(), start + step
+        error, size, start = (
+            error + (theirs - ours).square().sum().item(),
+            size + ours.square().sum().item(),
+            start + step,
+        )
     share = (error / size) ** 0.5 if size else error
     if not share <= TENSOR_BOUNDS[tensor.type]:  # NaN is no less than anything
-        raise NotTheSame(f"{tensor.name}: differs by {share:.3g} of its size, {tensor.type} explains {TENSOR_BOUNDS[tensor.type]:g}; first tensor that differs")
+        raise NotTheSame(
+            f"{tensor.name}: differs by {share:.3g} of its size, {tensor.type} explains {TENSOR_BOUNDS[tensor.type]:g}; first tensor that differs"
+        )
     return share
 
 
@@ -230,9 +324,17 @@ class AdapterSource:
 def log_probs(cfg: Gemma3Config, source, sample: Sample) -> torch.Tensor:
     """(positions, V) log-probabilities of the next token in float32, with one layer's weights in memory at a time."""
     x = picked_rows(source, "model.embed_tokens.weight", sample.tokens) * cfg.hidden_size**0.5  # (T, D)
-    attend = PackedAttention(sample.cu_seqlens, len(sample.tokens), cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping)
-    angles = {FULL: rope_angles(sample.position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
-              SLIDING: rope_angles(sample.position_ids, cfg.head_dim, cfg.rope_local_base_freq)}
+    attend = PackedAttention(
+        sample.cu_seqlens,
+        len(sample.tokens),
+        cfg.sliding_window,
+        cfg.attention_scale,
+        cfg.attn_logit_softcapping,
+    )
+    angles = {
+        FULL: rope_angles(sample.position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
+        SLIDING: rope_angles(sample.position_ids, cfg.head_dim, cfg.rope_local_base_freq),
+    }
     for i in range(cfg.num_hidden_layers):
         with torch.device("meta"):
             layer = Gemma3DecoderLayer(cfg, i)
@@ -270,4 +372,10 @@ def picked_rows(source, name: str, ids: torch.Tensor) -> torch.Tensor:
 
 def difference(name: str, p: torch.Tensor, q: torch.Tensor, bound: tuple[float, float]) -> Difference:
     """Compares log-probabilities p and q, (positions, V) each; KL(p || q)."""
-    return Difference(name, (p - q).abs().max().item(), (p.exp() * (p - q)).sum(-1).mean().item(), (p.argmax(-1) == q.argmax(-1)).float().mean().item(), bound)
+    return Difference(
+        name,
+        (p - q).abs().max().item(),
+        (p.exp() * (p - q)).sum(-1).mean().item(),
+        (p.argmax(-1) == q.argmax(-1)).float().mean().item(),
+        bound,
+    )

@@ -21,8 +21,13 @@ def tokenizer_metadata(folder: str | Path, rows: int) -> dict[str, tuple[str, ob
     tokens, scores, types = vocabulary(read_tokenizer(Path(folder)), rows)
     missing = [piece for piece in ("<bos>", "<eos>", "<unk>", "<pad>") if piece not in tokens]
     if missing:
-        raise ValueError(f"{Path(folder) / 'tokenizer.json'}: has no {', '.join(missing)} among the model's {rows:,} words; take a Gemma 3's tokenizer")
-    ids = {name: tokens.index(piece) for name, piece in (("bos", "<bos>"), ("eos", "<eos>"), ("unknown", "<unk>"), ("padding", "<pad>"))}
+        raise ValueError(
+            f"{Path(folder) / 'tokenizer.json'}: has no {', '.join(missing)} among the model's {rows:,} words; take a Gemma 3's tokenizer"
+        )
+    ids = {
+        name: tokens.index(piece)
+        for name, piece in (("bos", "<bos>"), ("eos", "<eos>"), ("unknown", "<unk>"), ("padding", "<pad>"))
+    }
     return {
         "tokenizer.ggml.model": ("str", "llama"), "tokenizer.ggml.pre": ("str", "default"), "tokenizer.ggml.tokens": ("[str]", tokens),
         "tokenizer.ggml.scores": ("[f32]", scores), "tokenizer.ggml.token_type": ("[i32]", types),
@@ -38,9 +43,13 @@ def read_tokenizer(folder: Path) -> dict:
         raw = json.loads(path.read_text(encoding="utf-8"))
         kind = (raw["model"]["type"], raw["model"]["byte_fallback"])
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: not a tokenizer.json ({type(e).__name__}: {e}); download the model again") from None
+        raise ValueError(
+            f"{path}: not a tokenizer.json ({type(e).__name__}: {e}); download the model again"
+        ) from None
     if kind != ("BPE", True):
-        raise ValueError(f"{path}: model type {kind[0]!r}, byte_fallback {kind[1]}; Gemma's is 'BPE' with byte_fallback true")
+        raise ValueError(
+            f"{path}: model type {kind[0]!r}, byte_fallback {kind[1]}; Gemma's is 'BPE' with byte_fallback true"
+        )
     return raw
 
 
@@ -87,8 +96,14 @@ class Cutter:
     """
 
     def __init__(self, tokens: list[str], scores: list[float], types: list[int], space_prefix: bool = False):
-        self.ids, self.scores, self.space_prefix = {piece: i for i, piece in enumerate(tokens) if types[i] not in (UNUSED, CONTROL)}, scores, space_prefix
-        fixed = sorted((piece for piece, i in self.ids.items() if types[i] == USER_DEFINED), key=len, reverse=True)
+        self.ids, self.scores, self.space_prefix = (
+            {piece: i for i, piece in enumerate(tokens) if types[i] not in (UNUSED, CONTROL)},
+            scores,
+            space_prefix,
+        )
+        fixed = sorted(
+            (piece for piece, i in self.ids.items() if types[i] == USER_DEFINED), key=len, reverse=True
+        )
         self.bytes = {piece: i for i, piece in enumerate(tokens) if types[i] == BYTE}
         self.fixed = re.compile("(" + "|".join(map(re.escape, fixed)) + ")" if fixed else r"((?!))")
 
@@ -102,7 +117,11 @@ class Cutter:
 
     def numbers(self, piece: str) -> list[int]:
         """A piece's id, or those of its bytes; the file must call them bytes, or llama.cpp does not find them (None here)."""
-        return [self.ids[piece]] if piece in self.ids else [self.bytes.get(f"<0x{byte:02X}>") for byte in piece.encode("utf-8")]
+        return (
+            [self.ids[piece]]
+            if piece in self.ids
+            else [self.bytes.get(f"<0x{byte:02X}>") for byte in piece.encode("utf-8")]
+        )
 
 
 def joined(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:

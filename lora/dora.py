@@ -18,7 +18,15 @@ from lora.layer import LoRALinear
 class DoRALinear(LoRALinear):
     """y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A||, one gain for each output; m starts as ||W||, so that g = 1."""
 
-    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        r: int,
+        lora_alpha: float,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
+        seed: int = 0,
+    ):
         super().__init__(base_layer, r, lora_alpha, lora_dropout, use_rslora, seed)
         self.lora_magnitude_vector = nn.Parameter(self.row_norms())
 

@@ -12,12 +12,24 @@ from lora.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
 SHOWN = 20  # tensors named in one error; the rest are counted
-OUTPUT_HEAD = "lm_head"  # never adapted: a loss in chunks reads the head's weight and does not call the module
+OUTPUT_HEAD = (
+    "lm_head"  # never adapted: a loss in chunks reads the head's weight and does not call the module
+)
 
 
-def inject(model: nn.Module, *, type: str = "lora", r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False,
-           target_modules: list[str] | str, seed: int, rank_pattern: dict[str, int] | None = None,
-           alpha_pattern: dict[str, float] | None = None) -> list[str]:
+def inject(
+    model: nn.Module,
+    *,
+    type: str = "lora",
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float = 0.0,
+    use_rslora: bool = False,
+    target_modules: list[str] | str,
+    seed: int,
+    rank_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, float] | None = None,
+) -> list[str]:
     """Freezes the model, wraps its targeted linear layers and returns their names; raises ValueError with every bad setting.
 
     target_modules: names as PEFT matches them (a whole dotted path or the end of one), "all-linear", or one regular expression for whole paths.
@@ -29,14 +41,20 @@ def inject(model: nn.Module, *, type: str = "lora", r: int, lora_alpha: float, l
     names = []
     try:
         names = find_targets(model, target_modules)
-        problems += [f"{field}: {key!r} fits none of the targeted modules, for example {names[0]}" for field, pattern in
-                     (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)) for key in pattern
-                     if not any(fits(key, name) for name in names)]
+        problems += [
+            f"{field}: {key!r} fits none of the targeted modules, for example {names[0]}"
+            for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
+            for key in pattern
+            if not any(fits(key, name) for name in names)
+        ]
     except ValueError as error:
         problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
-    sizes = {name: (pattern_value(rank_pattern, name, r), pattern_value(alpha_pattern, name, lora_alpha)) for name in names}
+    sizes = {
+        name: (pattern_value(rank_pattern, name, r), pattern_value(alpha_pattern, name, lora_alpha))
+        for name in names
+    }
     wrap(model, sizes, type=type, lora_dropout=lora_dropout, use_rslora=use_rslora, seed=seed)
     return names
 
@@ -47,13 +65,20 @@ def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pa
     for field, value in [("r", r), *((f"rank_pattern.{key}", v) for key, v in rank_pattern.items())]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             problems.append(f"{field}: {value!r} is not a whole number above 0")
-    for field, value in [("lora_alpha", lora_alpha), *((f"alpha_pattern.{key}", v) for key, v in alpha_pattern.items())]:
+    for field, value in [
+        ("lora_alpha", lora_alpha),
+        *((f"alpha_pattern.{key}", v) for key, v in alpha_pattern.items()),
+    ]:
         if not is_number(value) or value <= 0:
             problems.append(f"{field}: {value!r} is not a number above 0")
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
     for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
-        problems += [f"{field}: {key!r} is not a regular expression; write the end of a module's path" for key in pattern if not is_regex(key)]
+        problems += [
+            f"{field}: {key!r} is not a regular expression; write the end of a module's path"
+            for key in pattern
+            if not is_regex(key)
+        ]
     return problems
 
 
@@ -71,7 +96,11 @@ def is_regex(text: str) -> bool:
 
 def linear_names(model: nn.Module) -> list[str]:
     """Paths of the nn.Linear layers that can be adapted, in the model's order."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.rpartition(".")[2] != OUTPUT_HEAD]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] != OUTPUT_HEAD
+    ]
 
 
 def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]:
@@ -82,8 +111,13 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
     unknown = [target for target in wanted if not any(is_target(name, target) for name in names)]
     if unknown or not found:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none at all"
-        what = ", ".join(repr(target if isinstance(target, str) else target[0]) for target in unknown) or "as the empty list says"
-        raise ValueError(f'target_modules: no linear layer is called {what}; there are {there}, or take all with "{ALL_LINEAR}"')
+        what = (
+            ", ".join(repr(target if isinstance(target, str) else target[0]) for target in unknown)
+            or "as the empty list says"
+        )
+        raise ValueError(
+            f'target_modules: no linear layer is called {what}; there are {there}, or take all with "{ALL_LINEAR}"'
+        )
     return found
 
 
@@ -94,7 +128,9 @@ def is_target(name: str, target_modules: list[str] | str) -> bool:
     if not isinstance(target_modules, str):
         return any(name == target or name.endswith("." + target) for target in target_modules)
     if not is_regex(target_modules):
-        raise ValueError(f"target_modules: {target_modules!r} is not a regular expression; give a list of names")
+        raise ValueError(
+            f"target_modules: {target_modules!r} is not a regular expression; give a list of names"
+        )
     return re.fullmatch(target_modules, name) is not None
 
 
@@ -108,14 +144,24 @@ def pattern_value(pattern: dict, name: str, default):
     return next((value for key, value in pattern.items() if fits(key, name)), default)
 
 
-def wrap(model: nn.Module, sizes: dict[str, tuple[int, float]], *, type: str, lora_dropout: float, use_rslora: bool, seed: int) -> None:
+def wrap(
+    model: nn.Module,
+    sizes: dict[str, tuple[int, float]],
+    *,
+    type: str,
+    lora_dropout: float,
+    use_rslora: bool,
+    seed: int,
+) -> None:
     """Freezes the model and puts an adapter of (r, lora_alpha) around each named linear layer; ValueError if the model has adapters."""
     if adapters(model):
         raise ValueError("the model has adapters already; merge them or load the model anew")
     model.requires_grad_(False)
     for name, (r, lora_alpha) in sizes.items():
         base = model.get_submodule(name)
-        layer = (DoRALinear if type == "dora" else LoRALinear)(base, r, lora_alpha, lora_dropout, use_rslora, seed=module_seed(seed, name))
+        layer = (DoRALinear if type == "dora" else LoRALinear)(
+            base, r, lora_alpha, lora_dropout, use_rslora, seed=module_seed(seed, name)
+        )
         set_module(model, name, layer.train(base.training))
 
 
@@ -161,19 +207,35 @@ def disabled(model: nn.Module):
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """{path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached but not copied: clone what must outlive the next step."""
-    return {f"{name}.{key}": p.detach() for name, layer in adapters(model).items() for key, p in layer.named_parameters(recurse=False)}
+    return {
+        f"{name}.{key}": p.detach()
+        for name, layer in adapters(model).items()
+        for key, p in layer.named_parameters(recurse=False)
+    }
 
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Copies adapter_state's tensors back; raises ValueError with every missing, unexpected or misshapen one, and then changes nothing."""
     mine = adapter_state(model)
-    problems = [f"missing: {key}" for key in mine.keys() - state.keys()] + [f"unexpected: {key}" for key in state.keys() - mine.keys()]
-    problems += [f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(mine[key].shape)}" for key in mine.keys() & state.keys()
-                 if state[key].shape != mine[key].shape]
+    problems = [f"missing: {key}" for key in mine.keys() - state.keys()] + [
+        f"unexpected: {key}" for key in state.keys() - mine.keys()
+    ]
+    problems += [
+        f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(mine[key].shape)}"
+        for key in mine.keys() & state.keys()
+        if state[key].shape != mine[key].shape
+    ]
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ValueError("\n".join(["these tensors do not fit the model's adapters; take the base that they were made for:",
-                                    *sorted(problems)[:SHOWN], *more]))
+        raise ValueError(
+            "\n".join(
+                [
+                    "these tensors do not fit the model's adapters; take the base that they were made for:",
+                    *sorted(problems)[:SHOWN],
+                    *more,
+                ]
+            )
+        )
     for key, tensor in mine.items():
         tensor.copy_(state[key])

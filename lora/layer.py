@@ -19,7 +19,15 @@ class LoRALinear(nn.Module):
     since an update of learning_rate's size is lost in bfloat16's 8 bits.
     """
 
-    def __init__(self, base_layer: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        r: int,
+        lora_alpha: float,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
+        seed: int = 0,
+    ):
         super().__init__()
         self.base_layer = base_layer.requires_grad_(False)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
@@ -38,13 +46,19 @@ class LoRALinear(nn.Module):
             return self.base_layer(x)
         dtype = self.fused_type(x)
         if dtype is not None:
-            return FusedLoRA.apply(x.to(dtype), self.base_layer.weight.to(dtype), self.lora_A, self.lora_B, self.scaling)
+            return FusedLoRA.apply(
+                x.to(dtype), self.base_layer.weight.to(dtype), self.lora_A, self.lora_B, self.scaling
+            )
         y = self.base_layer(x)
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
 
     def fused_type(self, x: torch.Tensor) -> torch.dtype | None:
         """The one type in which lora.fused multiplies; None where gradients, types, dropout or a bias ask for the plain sum."""
-        if not torch.is_grad_enabled() or self.base_layer.bias is not None or (self.training and self.lora_dropout > 0):
+        if (
+            not torch.is_grad_enabled()
+            or self.base_layer.bias is not None
+            or (self.training and self.lora_dropout > 0)
+        ):
             return None
         if torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
@@ -62,7 +76,9 @@ class LoRALinear(nn.Module):
 
     def delta_weight(self) -> torch.Tensor:
         """(out, in) float32: scaling * B A."""
-        device = "cpu" if self.lora_A.is_meta else self.lora_A.device.type  # an export checks an adapter's shapes on the meta device
+        device = (
+            "cpu" if self.lora_A.is_meta else self.lora_A.device.type
+        )  # an export checks an adapter's shapes on the meta device
         with torch.autocast(device, enabled=False):
             return self.scaling * (self.lora_B @ self.lora_A)
 

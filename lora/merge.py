@@ -28,14 +28,18 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
     return norms
 
 
-def refuse_empty(norms: dict[str, float], allow_zero: bool = False, dtype: torch.dtype = torch.float32) -> None:
+def refuse_empty(
+    norms: dict[str, float], allow_zero: bool = False, dtype: torch.dtype = torch.float32
+) -> None:
     """ValueError for norms of which one is not finite, or, unless allow_zero, all are zero."""
     broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if broken:
         raise ValueError("not merged, these weights would not be finite: " + ", ".join(broken))
     if not any(norms.values()) and not allow_zero:
-        raise ValueError(f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is zero), or too small for "
-                         f"{dtype}: load the base in float32")
+        raise ValueError(
+            f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is zero), or too small for "
+            f"{dtype}: load the base in float32"
+        )
 
 
 def rounded(layer) -> torch.Tensor:

@@ -32,7 +32,16 @@ def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
     return marks.cumsum(0)
 
 
-def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None, softcap: float | None = None, opening: list[int] | None = None):
+def slow_attention(
+    q,
+    k,
+    v,
+    cu_seqlens,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    opening: list[int] | None = None,
+):
     """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T, H, D).
 
     Token i sees token j where both are in one document, or j is in the opening of i's, where j is not later, and where it is less than `window`
@@ -44,16 +53,28 @@ def slow_attention(q, k, v, cu_seqlens, scale: float, window: int | None = None,
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale  # (H, T, T)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    document, before = document_index(cu_seqlens, total), torch.tensor(opening or [NONE] * (len(cu_seqlens) - 1), device=q.device)
+    document, before = (
+        document_index(cu_seqlens, total),
+        torch.tensor(opening or [NONE] * (len(cu_seqlens) - 1), device=q.device),
+    )
     lengths = cu_seqlens.diff()
-    position = torch.arange(total, device=q.device) - cu_seqlens[document] + torch.where(before < 0, 0, lengths[before])[document]
-    own, opened = document[:, None] == document[None, :], before[document][:, None] == document[None, :]  # (T, T)
+    position = (
+        torch.arange(total, device=q.device)
+        - cu_seqlens[document]
+        + torch.where(before < 0, 0, lengths[before])[document]
+    )
+    own, opened = (
+        document[:, None] == document[None, :],
+        before[document][:, None] == document[None, :],
+    )  # (T, T)
     distance = position[:, None] - position[None, :]
     seen = (own | opened) & (distance >= 0)
     if window is not None:
         seen &= distance < window
     scores = scores.masked_fill(~seen, float("-inf"))
-    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)  # float32: a row may sum thousands of small weights
+    weights = (
+        scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+    )  # float32: a row may sum thousands of small weights
     return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)
 
 
@@ -63,10 +84,14 @@ def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tenso
     q (N, I, H, D), k and v (N, J, K, D) -> (N, I, H, D), with N H I J scores kept for the backward pass.
     """
     queries, groups = q.shape[1], q.shape[2] // k.shape[2]
-    q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (N, K, H/K * I, D): one matrix for all heads that share a key head
+    q = (
+        q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    )  # (N, K, H/K * I, D): one matrix for all heads that share a key head
     k, v = k.transpose(1, 2), v.transpose(1, 2)  # (N, K, J, D)
     scores = ((q * scale) @ k.transpose(-1, -2)).unflatten(2, (groups, queries))  # (N, K, H/K, I, J)
-    scores.detach().masked_fill_(hidden[:, None, None], float("-inf"))  # unseen by the backward pass: where a weight is 0 its score's gradient is 0
+    scores.detach().masked_fill_(
+        hidden[:, None, None], float("-inf")
+    )  # unseen by the backward pass: where a weight is 0 its score's gradient is 0
     weights = scores.softmax(-1)
     y = (weights.flatten(2, 3) @ v).unflatten(2, (groups, queries))  # (N, K, H/K, I, D)
     return y.permute(0, 3, 1, 2, 4).flatten(2, 3)
@@ -78,7 +103,9 @@ def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
 
 
-def document_attention(q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None, window: int | None = None) -> torch.Tensor:
+def document_attention(
+    q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None, window: int | None = None
+) -> torch.Tensor:
     """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention.
 
     A `window` is for documents that plain_is_faster takes: the fused kernel has none.
@@ -89,13 +116,17 @@ def document_attention(q, k, v, lengths: list[int], scale: float, opening: list[
         if o != NONE:
             before, kd, vd = lengths[o], torch.cat((documents[o][1], kd)), torch.cat((documents[o][2], vd))
         if plain_is_faster(q, len(kd)):
-            unseen = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(1 + before)  # (1, L, before + L): what comes later
+            unseen = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(
+                1 + before
+            )  # (1, L, before + L): what comes later
             if window is not None and len(kd) > window:
                 unseen |= torch.ones_like(unseen).tril_(before - window)
             out.append(masked_attention(qd[None], kd[None], vd[None], unseen, scale)[0])
             continue
         if before:
-            qd = torch.cat((documents[o][0], qd))  # asked again, for the fused kernel's causal mask is a square
+            qd = torch.cat(
+                (documents[o][0], qd)
+            )  # asked again, for the fused kernel's causal mask is a square
         qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, before + L, D)
         y = F.scaled_dot_product_attention(qd, kd, vd, is_causal=True, scale=scale, enable_gqa=True)
         out.append(y[0].transpose(0, 1)[before:])  # (L, H, D)
@@ -106,16 +137,37 @@ def write_out(x: torch.Tensor, lengths: list[int], opening: list[int], most: int
     """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) -> (T', ...)."""
     documents = x.split(lengths)
     ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(opening) - {NONE}}
-    return torch.cat([part for own, o in zip(documents, opening, strict=True) for part in ([ends[o], own] if o != NONE else [own])])
+    return torch.cat(
+        [
+            part
+            for own, o in zip(documents, opening, strict=True)
+            for part in ([ends[o], own] if o != NONE else [own])
+        ]
+    )
 
 
 def varlen_is_possible(v: torch.Tensor) -> bool:
     """Whether PyTorch's FlashAttention takes numbers like v's: half precision, heads of 8, 16, ... 256, on a GPU of the Ampere generation or later."""
-    return (v.device.type == "cuda" and v.dtype in (torch.bfloat16, torch.float16) and v.shape[-1] <= 256 and v.shape[-1] % 8 == 0
-            and torch.cuda.get_device_capability(v.device) >= (8, 0))
+    return (
+        v.device.type == "cuda"
+        and v.dtype in (torch.bfloat16, torch.float16)
+        and v.shape[-1] <= 256
+        and v.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(v.device) >= (8, 0)
+    )
 
 
-def varlen_attention(q, k, v, starts: torch.Tensor, key_starts: torch.Tensor, longest: int, most_keys: int, scale: float, window: int | None = None):
+def varlen_attention(
+    q,
+    k,
+    v,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest: int,
+    most_keys: int,
+    scale: float,
+    window: int | None = None,
+):
     """Causal attention of a whole stream in one launch; q (T, H, D), k and v (T', K, D) -> (T, H, D).
 
     starts and key_starts (documents + 1,) int32 bound each document's queries and its keys.  Where it has more keys, its queries are the last tokens: query i
@@ -124,16 +176,33 @@ def varlen_attention(q, k, v, starts: torch.Tensor, key_starts: torch.Tensor, lo
     from torch.nn.attention.varlen import varlen_attn
 
     back = -1 if window is None else window - 1
-    return varlen_attn(q.to(v.dtype), k.to(v.dtype), v, starts, key_starts, longest, most_keys, scale=scale, window_size=(back, 0), enable_gqa=True)
+    return varlen_attn(
+        q.to(v.dtype),
+        k.to(v.dtype),
+        v,
+        starts,
+        key_starts,
+        longest,
+        most_keys,
+        scale=scale,
+        window_size=(back, 0),
+        enable_gqa=True,
+    )
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
     """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside the keys of its own block and the one before."""
     blocks = -(-total // window)
-    document = F.pad(document_index(cu_seqlens, total), (0, blocks * window - total), value=-1).view(blocks, window)
+    document = F.pad(document_index(cu_seqlens, total), (0, blocks * window - total), value=-1).view(
+        blocks, window
+    )
     before = F.pad(document, (0, 0, 1, 0), value=-2)[:-1]  # (N, W); the first block has nothing before it
     keys = torch.cat((before, document), dim=1)  # (N, 2W)
-    distance = torch.arange(window, device=keys.device)[:, None] + window - torch.arange(2 * window, device=keys.device)[None, :]  # (W, 2W)
+    distance = (
+        torch.arange(window, device=keys.device)[:, None]
+        + window
+        - torch.arange(2 * window, device=keys.device)[None, :]
+    )  # (W, 2W)
     return ((document[:, :, None] == keys[:, None, :]) & (distance >= 0) & (distance < window))[:, None]
 
 
@@ -143,7 +212,10 @@ def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> to
     A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et al. 2020, Longformer).
     """
     total, blocks = q.shape[0], mask.shape[0]
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, blocks * window - total)).view(blocks, window, *x.shape[1:]) for x in (q, k, v))  # (N, W, H or K, D)
+    q, k, v = (
+        F.pad(x, (0, 0, 0, 0, 0, blocks * window - total)).view(blocks, window, *x.shape[1:])
+        for x in (q, k, v)
+    )  # (N, W, H or K, D)
     k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x), dim=1) for x in (k, v))  # (N, 2W, K, D)
     if plain_is_faster(q, 2 * window):
         return masked_attention(q, k, v, ~mask[:, 0], scale).flatten(0, 1)[:total]
@@ -154,14 +226,27 @@ def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> to
 
 def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """x on the device; a GPU is not waited for."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+    return (
+        x.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda" and x.device.type == "cpu"
+        else x.to(device)
+    )
 
 
 class PackedAttention:
     """How the layers of one forward pass attend: chosen once for a stream, called by every layer as attend(layer, q, k, v, sliding)."""
 
-    def __init__(self, cu_seqlens: torch.Tensor, total: int, window: int, scale: float, softcap: float | None = None, slow: bool = False,
-                 opening: list[int] | None = None, device: torch.device | None = None):
+    def __init__(
+        self,
+        cu_seqlens: torch.Tensor,
+        total: int,
+        window: int,
+        scale: float,
+        softcap: float | None = None,
+        slow: bool = False,
+        opening: list[int] | None = None,
+        device: torch.device | None = None,
+    ):
         """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for; `device` is where q, k and v will be."""
         self.window, self.scale, self.softcap, self.opening = window, scale, softcap, opening
         self.slow = slow or softcap is not None
@@ -170,7 +255,11 @@ class PackedAttention:
         self.before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
         self.longest = max(map(sum, zip(self.before, self.lengths, strict=True)))
         # Of an opening, only what the window still reaches stands before each document's own tokens.
-        self.parts = [n for pair in zip((min(b, window - 1) for b in self.before), self.lengths, strict=True) for n in pair]
+        self.parts = [
+            n
+            for pair in zip((min(b, window - 1) for b in self.before), self.lengths, strict=True)
+            for n in pair
+        ]
 
     @cached_property
     def key_starts(self) -> dict[bool, torch.Tensor]:
@@ -178,8 +267,14 @@ class PackedAttention:
         if self.opening is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         reach = {False: self.longest, True: self.window - 1}
-        keys = {sliding: [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)] for sliding, most in reach.items()}
-        return {sliding: _there(torch.tensor([0, *accumulate(n)], dtype=torch.int32), self.cu_seqlens.device) for sliding, n in keys.items()}
+        keys = {
+            sliding: [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)]
+            for sliding, most in reach.items()
+        }
+        return {
+            sliding: _there(torch.tensor([0, *accumulate(n)], dtype=torch.int32), self.cu_seqlens.device)
+            for sliding, n in keys.items()
+        }
 
     @cached_property
     def band(self) -> torch.Tensor:
@@ -188,15 +283,40 @@ class PackedAttention:
 
     def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
         if self.slow:
-            return slow_attention(q, k, v, self.cu_seqlens, self.scale, self.window if sliding else None, self.softcap, self.opening)
+            return slow_attention(
+                q,
+                k,
+                v,
+                self.cu_seqlens,
+                self.scale,
+                self.window if sliding else None,
+                self.softcap,
+                self.opening,
+            )
         if varlen_is_possible(v):
             if self.opening is not None:
-                k, v = (write_out(x, self.lengths, self.opening, self.window - 1 if sliding else self.longest) for x in (k, v))
-            return varlen_attention(q, k, v, self.cu_seqlens, self.key_starts[sliding], max(self.lengths), self.longest, self.scale,
-                                    self.window if sliding else None)
-        if not sliding or self.longest <= self.window:  # a document no longer than the window never feels it: the causal kernel alone is right
+                k, v = (
+                    write_out(x, self.lengths, self.opening, self.window - 1 if sliding else self.longest)
+                    for x in (k, v)
+                )
+            return varlen_attention(
+                q,
+                k,
+                v,
+                self.cu_seqlens,
+                self.key_starts[sliding],
+                max(self.lengths),
+                self.longest,
+                self.scale,
+                self.window if sliding else None,
+            )
+        if (
+            not sliding or self.longest <= self.window
+        ):  # a document no longer than the window never feels it: the causal kernel alone is right
             return document_attention(q, k, v, self.lengths, self.scale, self.opening)
-        if self.longest <= 2 * self.window and plain_is_faster(q, self.longest):  # squares, then, are no more than the band
+        if self.longest <= 2 * self.window and plain_is_faster(
+            q, self.longest
+        ):  # squares, then, are no more than the band
             return document_attention(q, k, v, self.lengths, self.scale, self.opening, self.window)
         if self.opening is None:
             return band_attention(q, k, v, self.band, self.window, self.scale)
@@ -207,7 +327,9 @@ class PackedAttention:
 class Gemma3Attention(nn.Module):
     """Grouped-query attention with RMS-normed queries and keys; the norm comes before RoPE (Gemma 3 report, section 2)."""
 
-    def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False):
+    def __init__(
+        self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False
+    ):
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
@@ -217,9 +339,13 @@ class Gemma3Attention(nn.Module):
         self.q_norm = Gemma3RMSNorm(head_dim, eps)
         self.k_norm = Gemma3RMSNorm(head_dim, eps)
 
-    def project(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (T, hidden) -> q (T, H, D), k (T, K, D), v (T, K, D)."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
     def output(self, y: torch.Tensor) -> torch.Tensor:

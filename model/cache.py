@@ -57,12 +57,16 @@ class KVCache:
         used, shortest = max(self.lengths[rows]), min(self.lengths[rows])
         hidden = torch.arange(used, device=self.device) >= lengths[rows, None]  # (B, S)
         dtype = next(iter(self.values.values())).dtype
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[
+            :, None, None
+        ]
         # A ring that is full holds the window and nothing else, so that one mask says what is hidden on layers of both kinds.
         slots = {False: used, True: min(used, self.ring)}
         return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in slots.items()}
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
+    ) -> torch.Tensor:
         """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that advance() opened."""
         keys, values = self.keys[layer], self.values[layer]
         slot = self.slot if sliding else self.position
@@ -74,7 +78,9 @@ class KVCache:
             parts.append(self._attend(grouped[rows], keys[rows, :, :used], values[rows, :, :used], mask))
         return torch.cat(parts).flatten(1, 2)
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, S, D) -> (B, K, G, D)."""
         scale, softcap = self.cfg.attention_scale, self.cfg.attn_logit_softcapping
         if softcap is None:
@@ -119,10 +125,14 @@ class Opening:
         self.length = length
         self.position_ids = torch.arange(length, device=device)
         self.cu_seqlens = torch.tensor([0, length], device=device)
-        self.attend = PackedAttention(self.cu_seqlens, length, cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping)
+        self.attend = PackedAttention(
+            self.cu_seqlens, length, cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping
+        )
         self.layers: dict[int, tuple] = {}  # layer -> q (O, H, D), k, v (O, K, D)
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
+    ) -> torch.Tensor:
         self.layers[layer] = q, k, v
         return self.attend(layer, q, k, v, sliding)
 
@@ -140,19 +150,32 @@ class Prefill:
         self.cache, self.opening = cache, opening
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)
         self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
-        number = torch.arange(len(lengths), device=device).repeat_interleave(bounds.diff())  # (T,) of whole prompts
+        number = torch.arange(len(lengths), device=device).repeat_interleave(
+            bounds.diff()
+        )  # (T,) of whole prompts
         position = torch.arange(sum(lengths), device=device) - bounds[number]  # (T,)
         self.position_ids = position[position >= shared]
         # (T,) where each token of the whole prompts stands in the opening with the own tokens behind it
         self.source = torch.where(position < shared, position, (position >= shared).cumsum(0) - 1 + shared)
         self.row, self.position = torch.tensor(rows, device=device)[number], position  # (T,)
-        self.recent = (position >= bounds.diff()[number] - cache.ring).nonzero()[:, 0]  # tokens that a sliding layer will still look at
+        self.recent = (position >= bounds.diff()[number] - cache.ring).nonzero()[
+            :, 0
+        ]  # tokens that a sliding layer will still look at
         seen, before = self.cu_seqlens, None  # of the stream that attention sees
         if opening:
             seen, before = F.pad(self.cu_seqlens + shared, (1, 0)), [NONE] + [0] * len(lengths)
-        self.attend = PackedAttention(seen, int(seen[-1]), cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, opening=before)
+        self.attend = PackedAttention(
+            seen,
+            int(seen[-1]),
+            cfg.sliding_window,
+            cfg.attention_scale,
+            cfg.attn_logit_softcapping,
+            opening=before,
+        )
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
+    ) -> torch.Tensor:
         if self.opening is None:
             self._store(layer, k, v, sliding)
             return self.attend(layer, q, k, v, sliding)

@@ -50,7 +50,12 @@ class Gemma3Config:
         if factor != 1.0:
             full |= {"rope_type": "linear", "factor": factor}
         local = {"rope_type": "default", "rope_theta": out.pop("rope_local_base_freq")}
-        return {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **out, "rope_parameters": {FULL: full, SLIDING: local}}
+        return {
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            **out,
+            "rope_parameters": {FULL: full, SLIDING: local},
+        }
 
 
 def read_config(folder: str | Path) -> Gemma3Config:
@@ -59,14 +64,20 @@ def read_config(folder: str | Path) -> Gemma3Config:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors") from None
+        raise ValueError(
+            f"{path}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors"
+        ) from None
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror}); a model folder holds config.json, tokenizer.json and *.safetensors") from None
+        raise ValueError(
+            f"{path}: cannot be read ({e.strerror}); a model folder holds config.json, tokenizer.json and *.safetensors"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not valid JSON ({e}); download the model again") from None
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in ("gemma3", "gemma3_text"):
-        raise ValueError(f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')")
+        raise ValueError(
+            f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')"
+        )
     return parse_config(_text_part(raw, str(path)), str(path))
 
 
@@ -76,8 +87,12 @@ def _text_part(raw: dict, where: str) -> dict:
         return raw
     text = raw.get("text_config") or {}
     if not isinstance(text, dict):
-        raise ValueError(f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the model again")
-    ids = {key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if raw.get(key) is not None}
+        raise ValueError(
+            f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the model again"
+        )
+    ids = {
+        key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if raw.get(key) is not None
+    }
     return ids | text
 
 
@@ -121,10 +136,26 @@ def _is_id_or_ids(value) -> bool:
     return _is_id(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_id, value)))
 
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-         "max_position_embeddings", "sliding_window")
-POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_linear_factor", "final_logit_softcapping",
-            "attn_logit_softcapping")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+)
+POSITIVE = (
+    "rms_norm_eps",
+    "query_pre_attn_scalar",
+    "rope_theta",
+    "rope_local_base_freq",
+    "rope_linear_factor",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+)
 CHECKS = {  # what a value must be: the test, and its words
     **dict.fromkeys(SIZES, (_is_size, "a whole number of 1 or more")),
     **dict.fromkeys(POSITIVE, (_is_positive, "a number above 0")),
@@ -139,20 +170,29 @@ def _read_rope(raw: dict, problems: list[str]) -> dict:
     rope_parameters by layer type (transformers 5)."""
     new, found = raw.get("rope_parameters") or {}, {}
     if new and not (isinstance(new, dict) and new.keys() & {FULL, SLIDING}):
-        problems.append(f"rope_parameters is {new!r}; it must be an object with the keys '{FULL}' and '{SLIDING}'")
+        problems.append(
+            f"rope_parameters is {new!r}; it must be an object with the keys '{FULL}' and '{SLIDING}'"
+        )
         new = {}
     parts = [("rope_scaling", raw.get("rope_scaling"), "rope_theta")]
-    parts += [(f"{kind} of rope_parameters", new.get(kind), theta) for kind, theta in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq"))]
+    parts += [
+        (f"{kind} of rope_parameters", new.get(kind), theta)
+        for kind, theta in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq"))
+    ]
     for place, part, theta in parts:
         if part is None:
             continue
         if not isinstance(part, dict):
-            problems.append(f"{place} is {part!r}; it must be an object such as {{\"rope_type\": \"linear\", \"factor\": 8}}")
+            problems.append(
+                f'{place} is {part!r}; it must be an object such as {{"rope_type": "linear", "factor": 8}}'
+            )
             continue
         if "rope_theta" in part:
             found[theta] = (f"rope_theta of {place}", part["rope_theta"])
         kind = part.get("rope_type", part.get("type", "default"))
-        if kind == "linear" and theta == "rope_theta":  # local layers never look further than the window: Gemma 3 stretches global ones only
+        if (
+            kind == "linear" and theta == "rope_theta"
+        ):  # local layers never look further than the window: Gemma 3 stretches global ones only
             found["rope_linear_factor"] = (f"factor of {place}", part.get("factor"))
         elif kind != "default":
             problems.append(f"{place} has the type {kind!r}; Gemma 3 uses 'linear' on {FULL} or none")
@@ -161,12 +201,19 @@ def _read_rope(raw: dict, problems: list[str]) -> dict:
 
 def _read_pattern(raw: dict, problems: list[str]) -> dict:
     """layer_types where only "every n-th layer is global" is given, or nothing, which means every sixth."""
-    key = next((k for k in ("sliding_window_pattern", "_sliding_window_pattern") if raw.get(k) is not None), None)
+    key = next(
+        (k for k in ("sliding_window_pattern", "_sliding_window_pattern") if raw.get(k) is not None), None
+    )
     pattern, layers = raw[key] if key else 6, raw.get("num_hidden_layers")
     if not _is_size(pattern):
         problems.append(f"{key} is {pattern!r}; it must be a whole number of 1 or more")
     elif _is_size(layers):
-        return {"layer_types": ("layer_types", [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)])}
+        return {
+            "layer_types": (
+                "layer_types",
+                [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)],
+            )
+        }
     return {}
 
 
@@ -174,14 +221,22 @@ def _impossible(good: dict, raw: dict) -> list[str]:
     """What is wrong with lists and names, and between values that are each possible."""
     cfg, found = Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good), []
     layers, kinds = good.get("num_hidden_layers"), good.get("layer_types", [])
-    if not isinstance(kinds, list) or any(kind not in (SLIDING, FULL) for kind in kinds) or ("layer_types" in good and layers not in (None, len(kinds))):
+    if (
+        not isinstance(kinds, list)
+        or any(kind not in (SLIDING, FULL) for kind in kinds)
+        or ("layer_types" in good and layers not in (None, len(kinds)))
+    ):
         found.append(f"layer_types must list {layers or 'num_hidden_layers'} times '{SLIDING}' or '{FULL}'")
     if cfg.num_attention_heads % cfg.num_key_value_heads:
-        found.append(f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads {cfg.num_key_value_heads}")
+        found.append(
+            f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads {cfg.num_key_value_heads}"
+        )
     if cfg.head_dim % 2:
         found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings turn pairs")
     if cfg.hidden_activation != "gelu_pytorch_tanh":
         found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):
-        found.append("use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate")
+        found.append(
+            "use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate"
+        )
     return found

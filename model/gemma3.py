@@ -19,8 +19,14 @@ class Gemma3DecoderLayer(nn.Module):
         self.kind = cfg.layer_types[index]
         self.index, self.sliding = index, self.kind == SLIDING
         self.compiled = None
-        self.self_attn = Gemma3Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim, cfg.rms_norm_eps,
-                                         cfg.attention_bias)
+        self.self_attn = Gemma3Attention(
+            cfg.hidden_size,
+            cfg.num_attention_heads,
+            cfg.num_key_value_heads,
+            cfg.head_dim,
+            cfg.rms_norm_eps,
+            cfg.attention_bias,
+        )
         self.mlp = Gemma3MLP(cfg.hidden_size, cfg.intermediate_size)
         self.input_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.post_attention_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -34,9 +40,15 @@ class Gemma3DecoderLayer(nn.Module):
         x = x + self.post_attention_layernorm(self.self_attn.output(y))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """x (T, D) -> (T, D), or only the named rows of it."""
-        before, after = self.compiled if self.compiled and self.training else (self.before_attention, self.after_attention)
+        before, after = (
+            self.compiled
+            if self.compiled and self.training
+            else (self.before_attention, self.after_attention)
+        )
         q, k, v = before(x, cos, sin)
         y = attend(self.index, q, k, v, self.sliding)
         return after(x, y) if rows is None else after(x[rows], y[rows])
@@ -50,21 +62,33 @@ class Gemma3TextModel(nn.Module):
         super().__init__()
         self.config, self.recompute = cfg, False
         # Not nn.Embedding(V, D), which draws numbers, and on the meta device that imports PyTorch's compiler.
-        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.hidden_size), freeze=False)  # (V, D)
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(cfg.vocab_size, cfg.hidden_size), freeze=False
+        )  # (V, D)
         self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, attend, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, position_ids: torch.Tensor, attend, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         cfg, weight = self.config, self.embed_tokens.weight
         # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
-        x = self.embed_tokens(tokens) * torch.full((), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)  # (T, D)
-        angles = {FULL: rope_angles(position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
-                  SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq)}
+        x = self.embed_tokens(tokens) * torch.full(
+            (), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device
+        )  # (T, D)
+        angles = {
+            FULL: rope_angles(position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
+            SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq),
+        }
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
         for layer in self.layers:
             # Nobody looks at the last layer's other rows.
             arguments = x, *angles[layer.kind], attend, rows if layer is self.layers[-1] else None
-            x = checkpoint(layer, *arguments, use_reentrant=False) if self.recompute and self.training else layer(*arguments)
+            x = (
+                checkpoint(layer, *arguments, use_reentrant=False)
+                if self.recompute and self.training
+                else layer(*arguments)
+            )
         return self.norm(x)
 
 
@@ -83,16 +107,32 @@ class Gemma3ForCausalLM(nn.Module):
         """(V, D) the language-model head, which is the embedding where the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, attend=None, slow: bool = False,
-                opening: list[int] | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        attend=None,
+        slow: bool = False,
+        opening: list[int] | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D), or (rows, D) of the named rows alone.
 
         `opening`: the documents' shared openings (model/attention.py); `attend` replaces packed attention (KV cache).
         """
         cfg = self.config
         if attend is None:
-            attend = PackedAttention(cu_seqlens, tokens.shape[0], cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping, slow, opening,
-                                     tokens.device)
+            attend = PackedAttention(
+                cu_seqlens,
+                tokens.shape[0],
+                cfg.sliding_window,
+                cfg.attention_scale,
+                cfg.attn_logit_softcapping,
+                slow,
+                opening,
+                tokens.device,
+            )
         return self.model(tokens, position_ids, attend, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -108,7 +148,9 @@ class Gemma3ForCausalLM(nn.Module):
         """
         self.compiled = True
         for layer in self.model.layers:
-            layer.compiled = tuple(torch.compile(half, dynamic=True) for half in (layer.before_attention, layer.after_attention))
+            layer.compiled = tuple(
+                torch.compile(half, dynamic=True) for half in (layer.before_attention, layer.after_attention)
+            )
 
     def reset_parameters(self, seed: int, std: float = 0.02) -> None:
         """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 * layers) (GPT-2), zero norm weights."""
@@ -118,4 +160,8 @@ class Gemma3ForCausalLM(nn.Module):
             if p.ndim < 2:
                 nn.init.zeros_(p)
             else:
-                nn.init.normal_(p, std=std * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0), generator=generator)
+                nn.init.normal_(
+                    p,
+                    std=std * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0),
+                    generator=generator,
+                )

@@ -18,9 +18,13 @@ from model.sampling import Sampling, choose, likeliest
 
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches
 OPENING_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
-REFILL = 1 / 16  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
+REFILL = (
+    1 / 16
+)  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
 WINDOW = 4  # batches whose prompts are taken longest first: like lengths then grow together, and prompts are still done nearly in their order
-SHRINK = 1 / 4  # of the rows have to be free, with no prompt left, before they are dropped: it costs a copy of the cache
+SHRINK = (
+    1 / 4
+)  # of the rows have to be free, with no prompt left, before they are dropped: it costs a copy of the cache
 
 
 @dataclass
@@ -32,9 +36,22 @@ class Completion:
     stop_id: int | None = None
 
 
-def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-             seed: int = 0, numbers: Sequence[int] | None = None, batch_size: int = 64, max_new_ratio: float | None = None,
-             on_token: Callable[[int, int], None] | None = None, on_done: Callable[[int, Completion], None] | None = None) -> list[Completion]:
+def generate(
+    model,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = 64,
+    max_new_ratio: float | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+    on_done: Callable[[int, Completion], None] | None = None,
+) -> list[Completion]:
     """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch, up to rounding.
 
     Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end one; temperature, top_k, top_p, seed as in
@@ -43,18 +60,30 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
     Raises ValueError that lists every bad argument and prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    found = problems(sampling, max_new_tokens, batch_size, max_new_ratio) + _prompt_problems(model.config, prompts)
+    found = problems(sampling, max_new_tokens, batch_size, max_new_ratio) + _prompt_problems(
+        model.config, prompts
+    )
     if found:
         raise ValueError("cannot generate: " + "; ".join(found))
-    limits = [_limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts]
+    limits = [
+        _limit(len(p), max_new_tokens, max_new_ratio, model.config.max_position_embeddings) for p in prompts
+    ]
     completions = [Completion() for _ in prompts]
     places = numbers or range(len(prompts))
-    rows = [Row(r, p, limit, sampling.uniforms(place, limit).tolist() if temperature else [], done)
-            for r, (p, limit, done, place) in enumerate(zip(prompts, limits, completions, places, strict=True))]
+    rows = [
+        Row(r, p, limit, sampling.uniforms(place, limit).tolist() if temperature else [], done)
+        for r, (p, limit, done, place) in enumerate(zip(prompts, limits, completions, places, strict=True))
+    ]
     window = WINDOW * batch_size
-    rows = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))]
+    rows = [
+        row
+        for i in range(0, len(rows), window)
+        for row in sorted(rows[i : i + window], key=lambda row: (-len(row.prompt), row.prompt))
+    ]
     with _inference(model):
-        table = Table(model, rows, batch_size, frozenset(stop_ids), sampling, on_token or _deaf, on_done or _deaf)
+        table = Table(
+            model, rows, batch_size, frozenset(stop_ids), sampling, on_token or _deaf, on_done or _deaf
+        )
         while table.fill():
             table.step()
     return completions
@@ -70,10 +99,14 @@ def _limit(length: int, max_new_tokens: int, ratio: float | None, max_positions:
     return limit if ratio is None else max(1, min(limit, math.ceil(ratio * length)))
 
 
-def problems(sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float | None = None) -> list[str]:
+def problems(
+    sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float | None = None
+) -> list[str]:
     """What is wrong with these arguments of `generate`, which needs no model to tell."""
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    found = sampling.problems() + [f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1]
+    found = sampling.problems() + [
+        f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1
+    ]
     if max_new_ratio is not None and not max_new_ratio > 0:
         found.append(f"max_new_ratio is {max_new_ratio}; it must be above 0, or None for no such limit")
     return found
@@ -83,7 +116,9 @@ def _prompt_problems(cfg, prompts: list[list[int]]) -> list[str]:
     found, positions, words = [], cfg.max_position_embeddings, cfg.vocab_size
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) < positions:
-            found.append(f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of {positions} is the answer's")
+            found.append(
+                f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of {positions} is the answer's"
+            )
         elif not 0 <= min(prompt) <= max(prompt) < words:
             held = f"prompt {row} holds token ids {min(prompt)} to {max(prompt)}, but the vocabulary has 0 to {words - 1}"
             found.append(f"{held}; is this the model's own tokenizer?")
@@ -136,14 +171,38 @@ class Row:
 class Table:
     """B places with a cache: `while table.fill(): table.step()` seats the rows that wait, and grows all that sit by a token."""
 
-    def __init__(self, model, rows: list[Row], places: int, stop_ids: frozenset[int], sampling: Sampling, on_token, on_done):
-        self.model, self.stop_ids, self.sampling, self.on_token, self.on_done = model, stop_ids, sampling, on_token, on_done
+    def __init__(
+        self,
+        model,
+        rows: list[Row],
+        places: int,
+        stop_ids: frozenset[int],
+        sampling: Sampling,
+        on_token,
+        on_done,
+    ):
+        self.model, self.stop_ids, self.sampling, self.on_token, self.on_done = (
+            model,
+            stop_ids,
+            sampling,
+            on_token,
+            on_done,
+        )
         self.device = next(model.parameters()).device
         self.waiting = deque(rows)
         self.places: list[Row | None] = [None] * min(places, len(rows))
-        self.tokens = torch.zeros(len(self.places), dtype=torch.long, device=self.device)  # (B,) what each row said last
-        self.opening = _read_opening(model, [tuple(row.prompt) for row in rows], self.device)  # of all, so that it is read once
-        self.cache = KVCache(model.config, len(self.places), max((len(row.prompt) + row.limit for row in rows), default=0), self.device)
+        self.tokens = torch.zeros(
+            len(self.places), dtype=torch.long, device=self.device
+        )  # (B,) what each row said last
+        self.opening = _read_opening(
+            model, [tuple(row.prompt) for row in rows], self.device
+        )  # of all, so that it is read once
+        self.cache = KVCache(
+            model.config,
+            len(self.places),
+            max((len(row.prompt) + row.limit for row in rows), default=0),
+            self.device,
+        )
 
     def fill(self) -> bool:
         """Seats rows where enough places are free, or drops the places where nobody waits for them; False when all rows are done."""
@@ -179,12 +238,22 @@ class Table:
     def _take(self, hidden: torch.Tensor, places) -> torch.Tensor:
         """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a row that ends leaves its place."""
         rows = [self.places[i] for i in places]
-        if self.sampling.temperature == 0 and self.device.type == "cpu" and self.model.config.final_logit_softcapping is None:
+        if (
+            self.sampling.temperature == 0
+            and self.device.type == "cpu"
+            and self.model.config.final_logit_softcapping is None
+        ):
             tokens = likeliest(hidden, self.model.head_weight)
         else:
-            uniform = torch.tensor([row.uniform if row else 0.0 for row in rows]) if self.sampling.temperature else None
+            uniform = (
+                torch.tensor([row.uniform if row else 0.0 for row in rows])
+                if self.sampling.temperature
+                else None
+            )
             tokens = choose(self.model.logits(hidden), self.sampling, uniform)
-        for i, row, token in zip(places, rows, tokens.tolist(), strict=True):  # tolist: the step's only wait for the device
+        for i, row, token in zip(
+            places, rows, tokens.tolist(), strict=True
+        ):  # tolist: the step's only wait for the device
             if row:
                 row.take(token, self.stop_ids, self.on_token)
                 if row.completion.stop_reason:
@@ -195,10 +264,16 @@ class Table:
 
 def _products(rows: int, device: torch.device):
     """How a step multiplies: one row on a CPU without oneDNN, which lays bfloat16 weights out anew for each product, to use them once."""
-    return torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None) if rows == 1 and device.type == "cpu" else nullcontext()
+    return (
+        torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
+        if rows == 1 and device.type == "cpu"
+        else nullcontext()
+    )
 
 
-def _prefill(model, cache: KVCache, rows: list[int], prompts: list[tuple], opening: Opening | None) -> torch.Tensor:
+def _prefill(
+    model, cache: KVCache, rows: list[int], prompts: list[tuple], opening: Opening | None
+) -> torch.Tensor:
     """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends.  Equal prompts (GRPO's groups) are read once and copied."""
     found: dict[tuple, int] = {}
     source = [found.setdefault(prompt, len(found)) for prompt in prompts]
@@ -218,13 +293,21 @@ def _read_opening(model, prompts: list[tuple], device: torch.device) -> Opening 
     """The tokens that all prompts begin with, run through the model; None for one prompt, or where too few are shared to pay for the call."""
     if len(set(prompts)) < 2:
         return None
-    low, high = min(prompts), max(prompts)  # in the order of a dictionary, so that what these two begin with all do
+    low, high = (
+        min(prompts),
+        max(prompts),
+    )  # in the order of a dictionary, so that what these two begin with all do
     most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, whose logits are wanted
     shared = next((i for i in range(most) if low[i] != high[i]), most)
     if shared < OPENING_TOKENS:
         return None
     opening = Opening(model.config, shared, device)
-    model(torch.tensor(prompts[0][:shared], device=device), opening.position_ids, opening.cu_seqlens, attend=opening)
+    model(
+        torch.tensor(prompts[0][:shared], device=device),
+        opening.position_ids,
+        opening.cu_seqlens,
+        attend=opening,
+    )
     return opening
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 TINY = Path(__file__).resolve().parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # an organisation or user, and a name
 EXAMPLE = "a hub id such as google/gemma-3-270m-it"
-FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.*"]
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.*",
+]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -23,9 +29,13 @@ def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
     if name and folder.is_dir():  # "" would be the current folder
         return folder
     if folder.is_file():
-        raise ValueError(f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and *.safetensors")
+        raise ValueError(
+            f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and *.safetensors"
+        )
     if not HUB_ID.fullmatch(name):
-        raise ValueError(f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the spelling")
+        raise ValueError(
+            f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the spelling"
+        )
     return _download(name, revision, weights)
 
 
@@ -33,14 +43,20 @@ def _download(name: str, revision: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES + (WEIGHTS if weights else [])))
-    except Exception as e:  # the HTTP library's errors come through, and which library that is changes between releases
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=FILES + (WEIGHTS if weights else []))
+        )
+    except (
+        Exception
+    ) as e:  # the HTTP library's errors come through, and which library that is changes between releases
         if isinstance(e, OSError) and e.errno is not None:
             raise  # the disk's own error: full, or not ours to write
         raise ValueError(_explain(name, revision, e)) from e
     if not (folder / "config.json").is_file() or (weights and not list(folder.glob("*.safetensors"))):
-        raise ValueError(f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or a download was cut off and "
-                         "the hub is out of reach now; go online and run again, or take another model")
+        raise ValueError(
+            f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or a download was cut off and "
+            "the hub is out of reach now; go online and run again, or take another model"
+        )
     return folder
 
 

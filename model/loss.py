@@ -9,13 +9,20 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # float32 logits of one chunk: on a CPU they stay in its cache, a GPU wants few launches
+CHUNK_BYTES = {
+    "cpu": 16 * 2**20,
+    "cuda": 256 * 2**20,
+}  # float32 logits of one chunk: on a CPU they stay in its cache, a GPU wants few launches
 
 
-def slow_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
+def slow_linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
     """sum over s of -log softmax(hidden_s W^T)[target_s]; hidden (S, D), weight (V, D), targets (S,) -> a scalar, in nats.  All logits at once."""
     logits = F.linear(hidden, weight)  # (S, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the sum of V exponentials loses digits in bfloat16
+    logits = logits.to(
+        torch.promote_types(logits.dtype, torch.float32)
+    )  # the sum of V exponentials loses digits in bfloat16
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="sum")
@@ -33,8 +40,13 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, softcap, compiled, chunk):
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         wide, t = torch.promote_types(hidden.dtype, torch.float32), targets[:, None]
-        top = torch.full((len(t), 1), -torch.inf, dtype=wide, device=hidden.device)  # the largest logit so far
-        total, at_target = torch.zeros_like(top), torch.zeros_like(top)  # sum of exp(logit - top); the target's logit
+        top = torch.full(
+            (len(t), 1), -torch.inf, dtype=wide, device=hidden.device
+        )  # the largest logit so far
+        total, at_target = (
+            torch.zeros_like(top),
+            torch.zeros_like(top),
+        )  # sum of exp(logit - top); the target's logit
         dh = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if wants_h else None
         fold = _compiled_fold() if compiled else _fold
         for words, w, here in _chunks(weight, hidden.dtype, t, chunk):
@@ -56,7 +68,14 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum, _):
         dh, dw = ctx.saved_tensors
-        return (None if dh is None else dh * grad_sum.to(dh.dtype)), (None if dw is None else dw * grad_sum.to(dw.dtype)), None, None, None, None
+        return (
+            (None if dh is None else dh * grad_sum.to(dh.dtype)),
+            (None if dw is None else dw * grad_sum.to(dw.dtype)),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _chunks(weight, dtype, targets, chunk: int):
@@ -111,15 +130,18 @@ def words_at_once(rows: int, device: str) -> int:
     return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, rows)))
 
 
-def linear_cross_entropy(hidden, weight, targets, softcap: float | None = None, chunk: int | None = None,
-                         compiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def linear_cross_entropy(
+    hidden, weight, targets, softcap: float | None = None, chunk: int | None = None, compiled: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
 
     `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.  `compiled`: torch.compile what is between the products.
     """
     device = hidden.device.type
     chunk = chunk or words_at_once(len(targets), device)
-    if not torch.is_grad_enabled():  # an autograd function's forward is not told, and would work out gradients that nobody asks for
+    if (
+        not torch.is_grad_enabled()
+    ):  # an autograd function's forward is not told, and would work out gradients that nobody asks for
         hidden, weight = hidden.detach(), weight.detach()
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))

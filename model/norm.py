@@ -18,7 +18,13 @@ def slow_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and s (..., 1) of the formula below."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    s = (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        .square_()
+        .div_(x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
     return x.to(wide, copy=True).mul_(s).mul_(1.0 + weight.to(wide)).to(x.dtype), s
 
 
@@ -55,4 +61,6 @@ class Gemma3RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps)
-        return _normed(x, self.weight, self.eps)[0]  # the Function's own cost is a third of a decoding step's norm
+        return _normed(x, self.weight, self.eps)[
+            0
+        ]  # the Function's own cost is a third of a decoding step's norm

@@ -3,7 +3,9 @@
 import torch
 
 
-def rope_angles(position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_angles(
+    position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, each (T, D) float32, of position * theta^(-2i/D) / linear_factor for i < D/2, written twice side by side."""
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)
@@ -15,4 +17,6 @@ def rope_angles(position_ids: torch.Tensor, head_dim: int, theta: float, linear_
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns the pairs (x_i, x_{i+D/2}) of x (T, H, D) by their angles: x cos + (-x2, x1) sin."""
     x1, x2 = x.chunk(2, dim=-1)
-    return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(x)  # the angles may be finer than x
+    return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(
+        x
+    )  # the angles may be finer than x

@@ -30,7 +30,9 @@ class Sampling:
 
     def uniforms(self, row: int, count: int) -> torch.Tensor:
         """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its number only, not on its batch."""
-        return torch.rand(count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63))
+        return torch.rand(
+            count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63)
+        )
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -57,7 +59,9 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     probs, ids = distribution(logits, sampling)
     cdf = probs.cumsum(-1)
     target = uniform.to(cdf.device)[:, None] * cdf[:, -1:]
-    index = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)  # right: never one of probability 0
+    index = torch.searchsorted(cdf, target, right=True).clamp_(
+        max=cdf.shape[-1] - 1
+    )  # right: never one of probability 0
     return (index if ids is None else ids.gather(-1, index))[:, 0]
 
 

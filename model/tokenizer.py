@@ -1,6 +1,6 @@
 """Text to token ids and back, and the only place that knows Gemma's chat turns and where generation stops.
 
-    <bos><start_of_turn>user\\n{system, if any, and a blank line}{user}<end_of_turn>\\n<start_of_turn>model\\n{response}<end_of_turn>\\n
+<bos><start_of_turn>user\\n{system, if any, and a blank line}{user}<end_of_turn>\\n<start_of_turn>model\\n{response}<end_of_turn>\\n
 """
 
 import json
@@ -20,23 +20,41 @@ class Tokenizer:
 
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
-            raise ValueError(f"{file}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors")
+            raise ValueError(
+                f"{file}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors"
+            )
         try:
             self.backend = Backend.from_file(str(file))
         except Exception as e:  # the library raises a bare Exception
             raise ValueError(f"{file}: not a tokenizer.json ({e}); download the model again") from None
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.backend.encode_special_tokens = True  # "<bos>" typed by a user is five letters and brackets, never the id
-        names = {"bos_id": "<bos>", "eos_id": "<eos>", "pad_id": "<pad>", "start_of_turn_id": START_OF_TURN, "end_of_turn_id": END_OF_TURN}
+        self.backend.encode_special_tokens = (
+            True  # "<bos>" typed by a user is five letters and brackets, never the id
+        )
+        names = {
+            "bos_id": "<bos>",
+            "eos_id": "<eos>",
+            "pad_id": "<pad>",
+            "start_of_turn_id": START_OF_TURN,
+            "end_of_turn_id": END_OF_TURN,
+        }
         missing = [name for name in names.values() if self.backend.token_to_id(name) is None]
         if missing:
-            raise ValueError(f"{file}: has no {', '.join(missing)}; Loupe needs the tokenizer of a Gemma 3 model")
-        self.bos_id, self.eos_id, self.pad_id, self.start_of_turn_id, self.end_of_turn_id = map(self.backend.token_to_id, names.values())
+            raise ValueError(
+                f"{file}: has no {', '.join(missing)}; Loupe needs the tokenizer of a Gemma 3 model"
+            )
+        self.bos_id, self.eos_id, self.pad_id, self.start_of_turn_id, self.end_of_turn_id = map(
+            self.backend.token_to_id, names.values()
+        )
         typed = [name for name in names.values() if self.backend.token_to_id(name) in self.encode(name)]
         if typed:
-            raise ValueError(f'{file}: {", ".join(typed)} typed by a user would become a control token; set "special": true for it in added_tokens')
-        self.stop_ids = frozenset((self.eos_id, self.end_of_turn_id)) | _generation_stops(file.with_name("generation_config.json"))
+            raise ValueError(
+                f'{file}: {", ".join(typed)} typed by a user would become a control token; set "special": true for it in added_tokens'
+            )
+        self.stop_ids = frozenset((self.eos_id, self.end_of_turn_id)) | _generation_stops(
+            file.with_name("generation_config.json")
+        )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -65,9 +83,17 @@ class Tokenizer:
     def render_batch(self, conversations) -> list[list[tuple[list[int], bool]]]:
         """render_turns of many conversations: all their texts are tokenised at once, in parallel."""
         parts = [self._parts(messages) for messages in conversations]
-        texts = list({part for pieces in parts for piece, _ in pieces for part in piece if isinstance(part, str)})
+        texts = list(
+            {part for pieces in parts for piece, _ in pieces for part in piece if isinstance(part, str)}
+        )
         ids = dict(zip(texts, self.encode_batch(texts), strict=True))
-        return [[([i for part in piece for i in ids.get(part, (part,))], is_response) for piece, is_response in pieces] for pieces in parts]
+        return [
+            [
+                ([i for part in piece for i in ids.get(part, (part,))], is_response)
+                for piece, is_response in pieces
+            ]
+            for pieces in parts
+        ]
 
     def _parts(self, messages) -> list[tuple[list[str | int], bool]]:
         """The pieces of render_turns as texts and control ids."""
@@ -76,7 +102,17 @@ class Tokenizer:
             if role == "system":
                 system = content + "\n\n"
             elif role == "user":
-                pieces.append(([self.start_of_turn_id, f"{ROLES[role]}\n{system}{content.strip()}", self.end_of_turn_id, "\n"], False))
+                pieces.append(
+                    (
+                        [
+                            self.start_of_turn_id,
+                            f"{ROLES[role]}\n{system}{content.strip()}",
+                            self.end_of_turn_id,
+                            "\n",
+                        ],
+                        False,
+                    )
+                )
                 system = ""
             else:
                 pieces.append(([self.start_of_turn_id, ROLES[role] + "\n"], False))
@@ -100,7 +136,9 @@ class TextStream:
         """The text that `token` completes; "" while a character's bytes are still arriving."""
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
-        if text.endswith("\ufffd"):  # byte-fallback tokens of an unfinished character decode to replacement marks
+        if text.endswith(
+            "\ufffd"
+        ):  # byte-fallback tokens of an unfinished character decode to replacement marks
             return ""
         new, self.done = text[self.done :], len(text)
         return new
@@ -123,4 +161,6 @@ def _generation_stops(path: Path) -> set[int]:
             return set(ids)
     except (OSError, ValueError, AttributeError):
         pass
-    raise ValueError(f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it')
+    raise ValueError(
+        f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it'
+    )

@@ -20,13 +20,19 @@ from model.gemma3 import Gemma3ForCausalLM
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # the multimodal wrapper's, new and old, and the text model's
+PREFIXES = (
+    "model.language_model.",
+    "language_model.model.",
+    "model.",
+)  # the multimodal wrapper's, new and old, and the text model's
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHOWN, ALIGNED = 20, 64  # lines of an error; bytes, a cache line
 HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a file
 
 
-def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu") -> Gemma3ForCausalLM:
+def load_model(
+    folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> Gemma3ForCausalLM:
     """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and, where they are cast or moved, one tensor in passing.
 
     Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count), or names the file that is broken.
@@ -102,7 +108,11 @@ class Checkpoint:
 def _refuse(folder: Path, problems: list[str]) -> None:
     more = len(problems) - SHOWN
     lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    raise ValueError(f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(lines) + "\ndownload the model again, or correct config.json")
+    raise ValueError(
+        f"{folder}: the weights do not fit config.json:\n  "
+        + "\n  ".join(lines)
+        + "\ndownload the model again, or correct config.json"
+    )
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -118,7 +128,9 @@ def weight_files(folder: str | Path) -> list[Path]:
             f"{folder}: holds {pickles[0]} but no {SINGLE}; a pickle can run any code when it is opened, so Loupe does not. Convert it where you "
             "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
         )
-    raise ValueError(f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and *.safetensors")
+    raise ValueError(
+        f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and *.safetensors"
+    )
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -126,13 +138,21 @@ def _shards(folder: Path) -> list[Path]:
     try:
         names = list(dict.fromkeys(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: not an index of shards ({type(e).__name__}: {e}); download the model again") from None
-    strange = [n for n in names if not isinstance(n, str) or Path(n).name != n or not n.endswith(".safetensors")]
+        raise ValueError(
+            f"{path}: not an index of shards ({type(e).__name__}: {e}); download the model again"
+        ) from None
+    strange = [
+        n for n in names if not isinstance(n, str) or Path(n).name != n or not n.endswith(".safetensors")
+    ]
     if strange:
-        raise ValueError(f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the model again")
+        raise ValueError(
+            f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the model again"
+        )
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:SHOWN])}; download the model again")
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:SHOWN])}; download the model again"
+        )
     return [folder / n for n in names]
 
 
@@ -147,7 +167,9 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
                 if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
                     continue  # vision, or a second copy of the embedding
                 if name in found:
-                    problems.append(f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in {file.name}")
+                    problems.append(
+                        f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in {file.name}"
+                    )
                 piece = f.get_slice(stored)
                 found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype(), first_bytes[stored])
     return found, problems
@@ -169,15 +191,23 @@ def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
     """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point numbers."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [f"unexpected: {stored} {shape}" for name, (_, stored, shape, *_) in found.items() if name not in wanted]
+    problems += [
+        f"unexpected: {stored} {shape}"
+        for name, (_, stored, shape, *_) in found.items()
+        if name not in wanted
+    ]
     for name in (n for n in wanted if n in found):
         _, stored, shape, dtype, _ = found[name]
         if name == "model.embed_tokens.weight" and shape[0] != cfg.vocab_size:
-            problems.append(f"misshapen: {stored} has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}")
+            problems.append(
+                f"misshapen: {stored} has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
+            )
         elif shape != wanted[name]:
             problems.append(f"misshapen: {stored} is {shape}, but config.json makes it {wanted[name]}")
         elif dtype not in FLOATS.values():
-            problems.append(f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take the unquantised model")
+            problems.append(
+                f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take the unquantised model"
+            )
     return problems
 
 
@@ -201,29 +231,52 @@ def _first_bytes(file: Path) -> dict[str, int]:
     """Where a safetensors file has each tensor's first byte."""
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        return {name: 8 + length + entry["data_offsets"][0] for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"}
+        return {
+            name: 8 + length + entry["data_offsets"][0]
+            for name, entry in json.loads(f.read(length)).items()
+            if name != "__metadata__"
+        }
 
 
-def save_model(model: Gemma3ForCausalLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 5 * 10**9) -> None:
+def save_model(
+    model: Gemma3ForCausalLM,
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
     """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger tensor has its own), over what was there.
 
     Everything is written under *.part, synced, and renamed at the end: a save that dies leaves what was there before.  The tied head is not written.
     """
     parameters = dict(model.named_parameters())
     with torch.device("meta"):
-        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), "merge the adapters first"
+        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), (
+            "merge the adapters first"
+        )
     save_tensors(model.config, lambda name: [parameters[name].detach()], folder, dtype, shard_bytes)
 
 
-def save_tensors(config: Gemma3Config, read, folder: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 5 * 10**9) -> None:
+def save_tensors(
+    config: Gemma3Config,
+    read,
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
     """What save_model does, for tensors that come one at a time: read(name) gives a tensor in pieces, which are its rows in order."""
     with torch.device("meta"):
         parameters = dict(Gemma3ForCausalLM(config).named_parameters())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _cut(parameters, dtype, shard_bytes)
-    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    files = {name: _tensor_file(shard, read, dtype) for name, shard in zip(names, shards, strict=True)}  # generators: nothing is cast yet
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
+    files = {
+        name: _tensor_file(shard, read, dtype) for name, shard in zip(names, shards, strict=True)
+    }  # generators: nothing is cast yet
     if len(shards) > 1:
         size = sum(p.numel() for p in parameters.values()) * dtype.itemsize
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -324,5 +377,7 @@ def _hash_sample(file: Path, digest) -> None:
         header = f.read(8)
         digest.update(header + f.read(min(int.from_bytes(header, "little"), size)))
         for i in range(HASH_BLOCKS):
-            f.seek(i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1))  # the first block begins the file, the last ends it
+            f.seek(
+                i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1)
+            )  # the first block begins the file, the last ends it
             digest.update(f.read(HASH_BLOCK))

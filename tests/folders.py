@@ -22,19 +22,40 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 7  # Gemma's pattern of five local layers and a global one, and a local one behind it
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = [
-    {"prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nWrite to Anna Muster, 8001 Zürich.",
-     "response": "Write to [GIVENNAME_1] [SURNAME_1], [ZIPCODE_1] [CITY_1]."},
-    {"prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nIl señor Gómez llamó al 0171 555 123.",
-     "response": "Il señor [SURNAME_1] llamó al [TELEPHONENUM_1]."},
+    {
+        "prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nWrite to Anna Muster, 8001 Zürich.",
+        "response": "Write to [GIVENNAME_1] [SURNAME_1], [ZIPCODE_1] [CITY_1].",
+    },
+    {
+        "prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nIl señor Gómez llamó al 0171 555 123.",
+        "response": "Il señor [SURNAME_1] llamó al [TELEPHONENUM_1].",
+    },
 ]
-CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."},
-                     {"role": "user", "content": " Et en français ? "}, {"role": "assistant", "content": "Quatre.\nC'est tout. "}]}
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Two and two?"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": " Et en français ? "},
+        {"role": "assistant", "content": "Quatre.\nC'est tout. "},
+    ]
+}
 
 
 def make_model(folder: Path, seed: int = 0, **changes) -> str:
     """Writes a model of random float32 weights with the embedded model's tokenizer; its window is shorter than any of the prompts."""
-    sizes = {"vocab_size": Tokenizer(TINY).vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-             "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "max_position_embeddings": 256}
+    sizes = {
+        "vocab_size": Tokenizer(TINY).vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "max_position_embeddings": 256,
+    }
     sizes |= changes
     kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(sizes["num_hidden_layers"])]
     model = Gemma3ForCausalLM(Gemma3Config(**sizes, layer_types=kinds))
@@ -58,7 +79,9 @@ def shake(model: torch.nn.Module, scale: float) -> None:
     generator = torch.Generator().manual_seed(2)
     for name, p in model.named_parameters():
         if "lora_" in name:
-            p.data += scale * max(1.0, p.abs().mean().item()) * (2 * torch.rand(p.shape, generator=generator) - 1)
+            p.data += (
+                scale * max(1.0, p.abs().mean().item()) * (2 * torch.rand(p.shape, generator=generator) - 1)
+            )
 
 
 def write_rows(path: Path, rows: list) -> str:
@@ -88,8 +111,14 @@ def _cut_file(folder: Path) -> None:
 
 
 BROKEN = {
-    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json does not exist"),
-    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors does not exist"),
+    "no config": (
+        lambda folder: (folder / "adapter_config.json").unlink(),
+        "adapter_config.json does not exist",
+    ),
+    "no weights": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        "adapter_model.safetensors does not exist",
+    ),
     "a pickle": (_make_pickle, "is a pickle, which can run any program"),
     "wrong shapes": (_cut_rank, "shape (2, 32), the model's is (4, 32)"),
     "half a file": (_cut_file, "is not a whole safetensors file"),
@@ -108,13 +137,22 @@ def make_broken_adapter(folder: Path, base: str, what: str) -> tuple[str, str]:
 def logits(model: Gemma3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
     """(T,) ids of one document -> (T, V) logits."""
     with torch.no_grad():
-        return model.logits(model(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)], dtype=torch.int32)))
+        return model.logits(
+            model(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)], dtype=torch.int32))
+        )
 
 
 def run_script(*words: str) -> subprocess.CompletedProcess:
     """A script with its arguments in a process of its own, as a user starts it; offline, whatever the model is called."""
     command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
 
 
 def help_seconds(script: str) -> float:

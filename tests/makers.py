@@ -21,18 +21,35 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>
 VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
 
 
-needs_compiler = pytest.mark.skipif(missing_to_compile(torch.device("cpu")) is not None, reason="torch.compile needs a C++ compiler and Python's headers")
+needs_compiler = pytest.mark.skipif(
+    missing_to_compile(torch.device("cpu")) is not None,
+    reason="torch.compile needs a C++ compiler and Python's headers",
+)
 
 
 def tiny_config(**changes) -> Gemma3Config:
     """Six layers, local and global ones, and a window of 16 tokens that the documents here outgrow."""
-    return Gemma3Config(**{
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "vocab_size": len(VOCABULARY), "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "max_position_embeddings": 512,
-        "layer_types": [SLIDING, SLIDING, FULL] * 2} | changes)
+    return Gemma3Config(
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 6,
+            "vocab_size": len(VOCABULARY),
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "max_position_embeddings": 512,
+            "layer_types": [SLIDING, SLIDING, FULL] * 2,
+        }
+        | changes
+    )
 
 
-def tiny_model(seed: int = 0, adapted: bool = True, dtype: torch.dtype = torch.float32, **settings) -> Gemma3ForCausalLM:
+def tiny_model(
+    seed: int = 0, adapted: bool = True, dtype: torch.dtype = torch.float32, **settings
+) -> Gemma3ForCausalLM:
     """A random model; with adapters whose lora_B is not zero, so that every adapter weight has a gradient."""
     model = Gemma3ForCausalLM(tiny_config())
     model.reset_parameters(seed, std=0.1)
@@ -57,7 +74,9 @@ def documents(count: int, seed: int = 0, shortest: int = 3, longest: int = 40) -
 
 def write_tokenizer(folder: Path) -> None:
     """A tokenizer.json with Gemma's control tokens, one token a character, and bytes for the rest."""
-    model = models.BPE(vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[], unk_token="<unk>", byte_fallback=True)
+    model = models.BPE(
+        vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[], unk_token="<unk>", byte_fallback=True
+    )
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
@@ -74,7 +93,13 @@ def write_model(folder: Path, seed: int = 0) -> Path:
 def rows(count: int, seed: int = 0) -> list[dict]:
     """Prompts with one number each and responses of unequal lengths."""
     rng = random.Random(seed)
-    return [{"prompt": f"Count to {n} from {rng.randrange(100)}.", "response": " ".join(map(str, range(rng.randint(1, 12))))} for n in range(count)]
+    return [
+        {
+            "prompt": f"Count to {n} from {rng.randrange(100)}.",
+            "response": " ".join(map(str, range(rng.randint(1, 12)))),
+        }
+        for n in range(count)
+    ]
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:

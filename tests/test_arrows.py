@@ -9,16 +9,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.py", "evaluate.py", "generate.py", "export.py")
-MAY_IMPORT = {"model": set(), "lora": set(), "data": set(), "training": {"lora", "data", "model"}, "formats": {"lora", "model"}}
-REFERENCES = {"transformers", "peft", "xllamacpp"}  # what tests compare with; nothing that a user runs needs them
-OPTIONAL = {"formats/llama_cpp.py": {"xllamacpp"}}  # an export is compared in the program itself, where somebody has it
+MAY_IMPORT = {
+    "model": set(),
+    "lora": set(),
+    "data": set(),
+    "training": {"lora", "data", "model"},
+    "formats": {"lora", "model"},
+}
+REFERENCES = {
+    "transformers",
+    "peft",
+    "xllamacpp",
+}  # what tests compare with; nothing that a user runs needs them
+OPTIONAL = {
+    "formats/llama_cpp.py": {"xllamacpp"}
+}  # an export is compared in the program itself, where somebody has it
 SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
 OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
 
 
 def sources():
     """{path from the root: text} of all Python of ours that is neither test nor benchmark."""
-    files = [ROOT / script for script in SCRIPTS] + [file for room in MAY_IMPORT for file in sorted((ROOT / room).rglob("*.py"))]
+    files = [ROOT / script for script in SCRIPTS] + [
+        file for room in MAY_IMPORT for file in sorted((ROOT / room).rglob("*.py"))
+    ]
     return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
 
@@ -40,20 +54,36 @@ def against_the_arrows(path, text):
     """The imports of the file that the arrows forbid, as "file:line imports module"."""
     room = path.split("/")[0] if "/" in path else None
     upstairs = {Path(script).stem for script in SCRIPTS} | {"tests", "benchmarks"}
-    forbidden = (upstairs | REFERENCES | set(MAY_IMPORT)) - {room} - MAY_IMPORT[room] if room else REFERENCES | {"tests", "benchmarks"}
+    forbidden = (
+        (upstairs | REFERENCES | set(MAY_IMPORT)) - {room} - MAY_IMPORT[room]
+        if room
+        else REFERENCES | {"tests", "benchmarks"}
+    )
     forbidden -= OPTIONAL.get(path, set())
-    return [f"{path}:{line} imports {module}" for line, module in imports(ast.parse(text)) if module.split(".")[0] in forbidden]
+    return [
+        f"{path}:{line} imports {module}"
+        for line, module in imports(ast.parse(text))
+        if module.split(".")[0] in forbidden
+    ]
 
 
 def docstrings(tree):
     """The nodes of docstrings and other bare strings: they may talk about anything."""
-    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    return {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
 
 
 def strings(tree):
     """(line, text) of every string that is no docstring, the fixed parts of f-strings included."""
     skipped = docstrings(tree)
-    return [(n.lineno, n.value) for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skipped]
+    return [
+        (n.lineno, n.value)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skipped
+    ]
 
 
 def names(tree):
@@ -70,7 +100,11 @@ def run_config(tree):
 def distributed(tree):
     found = [line for line, name in names(tree) if name.startswith(("dist.", "torch.distributed"))]
     found += [line for line, module in imports(tree) if module.startswith("torch.distributed")]
-    return found + [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Compare) and ast.unparse(n).split(".")[-1] in ("rank == 0", "rank() == 0")]
+    return found + [
+        n.lineno
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Compare) and ast.unparse(n).split(".")[-1] in ("rank == 0", "rank() == 0")
+    ]
 
 
 def grad_scaler(tree):
@@ -87,7 +121,11 @@ def turn_marks(tree):
 
 
 def minus_hundred(tree):
-    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) and ast.unparse(n.operand) == "100"]
+    return [
+        n.lineno
+        for n in ast.walk(tree)
+        if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) and ast.unparse(n.operand) == "100"
+    ]
 
 
 def peft_prefix(tree):
@@ -101,20 +139,49 @@ def gguf_names(tree):
 # rule, where it is at home (files, or folders that end with /), a line that breaks it, a line that does not
 HOMES = {
     "cfg.": (run_config, (*SCRIPTS, "training/"), "r = cfg.adapter.r", "n = cfg.hidden_size"),
-    "dist.": (distributed, ("training/distributed.py",), "from torch import distributed as dist", "distance.sum()"),
-    "rank == 0": (distributed, ("training/distributed.py",), "if self.rank == 0: save()", "if rank == 1: pass"),
+    "dist.": (
+        distributed,
+        ("training/distributed.py",),
+        "from torch import distributed as dist",
+        "distance.sum()",
+    ),
+    "rank == 0": (
+        distributed,
+        ("training/distributed.py",),
+        "if self.rank == 0: save()",
+        "if rank == 1: pass",
+    ),
     "GradScaler": (grad_scaler, ("training/precision.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
-    "<start_of_turn>": (turn_marks, ("model/tokenizer.py", "model/tiny/recipe/"), "s = f'<start_of_turn>{r}'", '"""<start_of_turn> opens a turn."""'),
+    "<start_of_turn>": (
+        turn_marks,
+        ("model/tokenizer.py", "model/tiny/recipe/"),
+        "s = f'<start_of_turn>{r}'",
+        '"""<start_of_turn> opens a turn."""',
+    ),
     "-100": (minus_hundred, ("data/render.py",), "labels = [-100] * n", "x = y - 100"),
-    "base_model.model.": (peft_prefix, ("lora/peft_io.py",), "name = 'base_model.model.' + name", "# base_model.model. is PEFT's"),
+    "base_model.model.": (
+        peft_prefix,
+        ("lora/peft_io.py",),
+        "name = 'base_model.model.' + name",
+        "# base_model.model. is PEFT's",
+    ),
     "blk.": (gguf_names, ("formats/",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
-    "optimisers": (optimizer_made, ("training/optim.py",), "o = torch.optim.AdamW(p)", "o: torch.optim.Optimizer"),
+    "optimisers": (
+        optimizer_made,
+        ("training/optim.py",),
+        "o = torch.optim.AdamW(p)",
+        "o: torch.optim.Optimizer",
+    ),
 }
 
 
 def strays(find, home):
     """Where the rule finds a line outside its home, as "file:line"."""
-    abroad = {path: text for path, text in sources().items() if not any(path == h or (h.endswith("/") and path.startswith(h)) for h in home)}
+    abroad = {
+        path: text
+        for path, text in sources().items()
+        if not any(path == h or (h.endswith("/") and path.startswith(h)) for h in home)
+    }
     return [f"{path}:{line}" for path, text in abroad.items() for line in find(ast.parse(text))]
 
 
@@ -169,7 +236,13 @@ def test_each_rule_sees_what_breaks_it_and_nothing_else(rule):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_no_torch(script):
     """Neither the script nor a module that it imports at its top may import torch there: --help answers at once."""
-    done = subprocess.run([sys.executable, "-X", "importtime", script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", script, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr[-500:]
     assert not loaded & {"torch", "numpy", "tokenizers", "huggingface_hub", *REFERENCES}
@@ -184,5 +257,7 @@ def test_nothing_that_help_touches_imports_torch_at_its_top(script):
             if module.split(".")[0] == "torch":
                 found.append(f"{path}:{line}")
             stem = module.replace(".", "/")
-            queue += [p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts and p not in queue]
+            queue += [
+                p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts and p not in queue
+            ]
     assert not found

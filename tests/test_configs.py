@@ -16,7 +16,11 @@ from training.config import Adapter, Config, Data, Generate, Model, Run, Train, 
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [ROOT / "small.toml", *sorted((ROOT / "configs").glob("*.toml"))]
-BRING_YOUR_OWN = ("lab-pii-270m.toml", "tiny-base.toml", "tiny-base-2.toml")  # their data is not in the checkout
+BRING_YOUR_OWN = (
+    "lab-pii-270m.toml",
+    "tiny-base.toml",
+    "tiny-base-2.toml",
+)  # their data is not in the checkout
 SAMPLES = ROOT / "data" / "samples"
 
 
@@ -45,7 +49,9 @@ def test_every_recipe_loads(path):
 def test_a_recipe_says_in_its_header_what_it_costs_and_how_to_run_it(path):
     header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
     assert header and f"train.py --config {path.relative_to(ROOT).as_posix()}" in header[0]
-    assert re.search(r"^# costs: +\S", header[0], re.M) and re.search(r"^# measured: +(?!not yet)\S", header[0], re.M)
+    assert re.search(r"^# costs: +\S", header[0], re.M) and re.search(
+        r"^# measured: +(?!not yet)\S", header[0], re.M
+    )
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.name not in BRING_YOUR_OWN], ids=lambda p: p.name)
@@ -64,23 +70,33 @@ def test_the_labs_recipe_is_the_labs():
     )  # fmt: skip
     t = cfg.train
     assert (t.batch_size, t.gradient_accumulation_steps, t.epochs, t.learning_rate) == (8, 1, 1, 5e-5)
-    assert (t.lr_scheduler, t.warmup_steps, t.weight_decay, cfg.run.seed, cfg.data.max_length) == ("linear", 5, 0.01, 3407, 2048)
+    assert (t.lr_scheduler, t.warmup_steps, t.weight_decay, cfg.run.seed, cfg.data.max_length) == (
+        "linear",
+        5,
+        0.01,
+        3407,
+        2048,
+    )
     assert cfg.data.loss_on == "response" and cfg.data.validation_fraction > 0
     assert cfg.generate.prompts[0].startswith(INSTRUCTION + "\n\nText:\n")
 
 
 def test_the_small_samples_are_what_their_script_writes():
     for name, rows in make_all().items():
-        assert (SAMPLES / name).read_text(encoding="utf-8") == to_jsonl(rows), f"{name}: run data/samples/make_small.py"
+        assert (SAMPLES / name).read_text(encoding="utf-8") == to_jsonl(rows), (
+            f"{name}: run data/samples/make_small.py"
+        )
 
 
 def test_no_review_of_validation_shares_a_clause_with_training():
     clauses = {}
     for name in ("classification", "classification-val"):
-        rows = [json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert {label: sum(r["output"] == label for r in rows) for label in ("positive", "negative", "neutral")} == dict.fromkeys(
-            ("positive", "negative", "neutral"), len(rows) // 3
-        )
+        rows = [
+            json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        assert {
+            label: sum(r["output"] == label for r in rows) for label in ("positive", "negative", "neutral")
+        } == dict.fromkeys(("positive", "negative", "neutral"), len(rows) // 3)
         clauses[name] = {clause for row in rows for clause in re.split(r"(?<=[.!])\s(?!!)", row["input"])}
     assert not clauses["classification"] & clauses["classification-val"]
 
@@ -89,11 +105,15 @@ def test_no_review_of_validation_shares_a_clause_with_training():
 
 
 def test_a_misspelt_key_is_an_error_that_names_the_right_one(tmp_path):
-    assert "no key train.learning_rat; did you mean 'learning_rate'?" in message_of(config_file(tmp_path, "[train]\nlearning_rat = 1e-4\n"))
+    assert "no key train.learning_rat; did you mean 'learning_rate'?" in message_of(
+        config_file(tmp_path, "[train]\nlearning_rat = 1e-4\n")
+    )
 
 
 def test_an_unknown_section_is_an_error_that_names_the_right_one(tmp_path):
-    assert "no section [trian]; did you mean 'train'?" in message_of(config_file(tmp_path, "[trian]\nepochs = 1\n"))
+    assert "no section [trian]; did you mean 'train'?" in message_of(
+        config_file(tmp_path, "[trian]\nepochs = 1\n")
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,10 @@ def test_an_unknown_section_is_an_error_that_names_the_right_one(tmp_path):
         ("[train]\nlearning_rate = '1e-4'", "train.learning_rate = '1e-4' must be a number"),
         ("[train]\nshuffle = 1", "train.shuffle = 1 must be true or false"),
         ("[run]\nname = 5", "run.name = 5 must be a string"),
-        ("[adapter]\ntarget_modules = [1]", "adapter.target_modules = [1] must be a string or a list of strings"),
+        (
+            "[adapter]\ntarget_modules = [1]",
+            "adapter.target_modules = [1] must be a string or a list of strings",
+        ),
         ("[train]\nobjective = 'stf'", "train.objective = 'stf' is not one of 'sft', 'pretrain'"),
         ("[train]\ncompile = 1", "train.compile = 1 is not one of 'auto', true, false"),
     ],
@@ -122,12 +145,18 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
         ("[train]\nprecision = 'fp16'", "train.force_fp16"),
         ("[train]\nlearning_rate = inf", "train.learning_rate = inf must be a finite number"),
-        ("[run]\nseed = 9223372036854775808", "run.seed = 9223372036854775808 must be a whole number of 64 bits"),
+        (
+            "[run]\nseed = 9223372036854775808",
+            "run.seed = 9223372036854775808 must be a whole number of 64 bits",
+        ),
         ("[train]\nepochs = inf", "train.epochs = inf must be a finite number"),
         ("[generate]\ntop_p = 0.0", "generate.top_p = 0.0 must be above 0 and at most 1"),
         ("[generate]\ntop_p = 1.5", "generate.top_p = 1.5 must be above 0 and at most 1"),
         ("[train]\nearly_stopping_patience = 2", "train.early_stopping_patience = 2 needs evaluations"),
-        ("[adapter]\ntype = 'full'\ninit_from = 'a'", "adapter.init_from = 'a' goes with adapter.type 'lora' or 'dora'"),
+        (
+            "[adapter]\ntype = 'full'\ninit_from = 'a'",
+            "adapter.init_from = 'a' goes with adapter.type 'lora' or 'dora'",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expected):
@@ -135,23 +164,40 @@ def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expecte
 
 
 def test_all_problems_stand_in_one_message(tmp_path):
-    text = message_of(config_file(tmp_path, "[train]\nepoch = 1\nbatch_size = 'x'\n[nowhere]\na = 1\n"), ["adapter.rank=8", "nonsense"])
+    text = message_of(
+        config_file(tmp_path, "[train]\nepoch = 1\nbatch_size = 'x'\n[nowhere]\na = 1\n"),
+        ["adapter.rank=8", "nonsense"],
+    )
     assert len(text.splitlines()) == 5
     for part in ("train.epoch;", "train.batch_size", "[nowhere]", "adapter.rank", "--set nonsense"):
         assert part in text
 
 
 def test_types_spelling_and_ranges_stand_in_one_message(tmp_path):
-    text = message_of(config_file(tmp_path, "[train]\nbatch_size = 'x'\nwarmup_steps = -1\nlearning_rate = inf\n[run]\nsed = 1\n"), ["adapter.r=0"])
+    text = message_of(
+        config_file(
+            tmp_path, "[train]\nbatch_size = 'x'\nwarmup_steps = -1\nlearning_rate = inf\n[run]\nsed = 1\n"
+        ),
+        ["adapter.r=0"],
+    )
     assert len(text.splitlines()) == 5
-    for part in ("train.batch_size = 'x'", "train.warmup_steps = -1", "train.learning_rate = inf", "run.sed", "adapter.r = 0"):
+    for part in (
+        "train.batch_size = 'x'",
+        "train.warmup_steps = -1",
+        "train.learning_rate = inf",
+        "run.sed",
+        "adapter.r = 0",
+    ):
         assert part in text
 
 
 def test_a_key_of_the_wrong_type_is_not_called_missing_too(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text("[data]\ntrain = 3\n[train]\neval_every = 'x'\nearly_stopping_patience = 1\n")
-    assert [line.split(" = ")[0].split(": ")[1] for line in message_of(path).splitlines()] == ["data.train", "train.eval_every"]
+    assert [line.split(" = ")[0].split(": ")[1] for line in message_of(path).splitlines()] == [
+        "data.train",
+        "train.eval_every",
+    ]
 
 
 def test_a_section_in_double_brackets_is_told_how_to_write_it(tmp_path):
@@ -176,7 +222,9 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
     assert "nowhere.toml: no such file" in message_of(tmp_path / "nowhere.toml")
     assert "some.toml: not valid TOML" in message_of(config_file(tmp_path, "[train\n"))
     (tmp_path / "wide.toml").write_text("[train]\n", encoding="utf-16")
-    assert "wide.toml: not valid TOML: byte 1 is not UTF-8; save the file as UTF-8" in message_of(tmp_path / "wide.toml")
+    assert "wide.toml: not valid TOML: byte 1 is not UTF-8; save the file as UTF-8" in message_of(
+        tmp_path / "wide.toml"
+    )
     assert f"{tmp_path}: cannot be read (Is a directory)" in message_of(tmp_path)
 
 
@@ -200,7 +248,10 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
     ],
 )
 def test_set_overrides_the_file(tmp_path, override, section, key, value):
-    found = getattr(getattr(load_config(config_file(tmp_path, "[train]\nlearning_rate = 5e-5\n"), [override]), section), key)
+    found = getattr(
+        getattr(load_config(config_file(tmp_path, "[train]\nlearning_rate = 5e-5\n"), [override]), section),
+        key,
+    )
     assert found == value and type(found) is type(value)
 
 
@@ -218,7 +269,9 @@ def test_every_key_has_a_docstring():
     for part in (Run, Model, Adapter, Data, Train, Generate):
         body = text.split(f"class {part.__name__}:")[1]
         for f in fields(part):
-            assert re.search(rf'^    {f.name}: .*\n    """', body, re.M), f"{part.__name__}.{f.name} has no docstring"
+            assert re.search(rf'^    {f.name}: .*\n    """', body, re.M), (
+                f"{part.__name__}.{f.name} has no docstring"
+            )
 
 
 # --- the resolved config that a run writes
@@ -231,9 +284,22 @@ configs = st.builds(
     Config,
     run=st.builds(Run, name=words, dir=words, seed=st.integers(-(2**40), 2**40)),
     model=st.builds(Model, name=texts, dtype=st.sampled_from(["auto", "float32", "bfloat16"])),
-    adapter=st.builds(Adapter, r=counts, lora_alpha=rates, use_rslora=st.booleans(), target_modules=st.lists(texts, max_size=3)),
-    data=st.builds(Data, train=st.lists(texts, min_size=1, max_size=3), validation=st.lists(texts, max_size=3), max_length=st.integers(2, 2**40)),
-    train=st.builds(Train, max_steps=counts, learning_rate=rates, weight_decay=rates, shuffle=st.booleans(), device=texts),
+    adapter=st.builds(
+        Adapter,
+        r=counts,
+        lora_alpha=rates,
+        use_rslora=st.booleans(),
+        target_modules=st.lists(texts, max_size=3),
+    ),
+    data=st.builds(
+        Data,
+        train=st.lists(texts, min_size=1, max_size=3),
+        validation=st.lists(texts, max_size=3),
+        max_length=st.integers(2, 2**40),
+    ),
+    train=st.builds(
+        Train, max_steps=counts, learning_rate=rates, weight_decay=rates, shuffle=st.booleans(), device=texts
+    ),
     generate=st.builds(Generate, temperature=rates, prompts=st.lists(texts, max_size=3)),
 )
 

@@ -34,10 +34,19 @@ from training.config import Config  # noqa: E402
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
 FOLDERS = {"model", "lora", "data", "training", "formats", "tests", "docs", "configs"}
 SCRIPTS = {"train", "evaluate", "generate", "export"}
-MADE_BY_RUNS = ("runs/", "corpus/", "out/", "data/lab/", "config.toml")  # git ignores these, or a run's folder holds them
+MADE_BY_RUNS = (
+    "runs/",
+    "corpus/",
+    "out/",
+    "data/lab/",
+    "config.toml",
+)  # git ignores these, or a run's folder holds them
 SUFFIXES = ("py", "toml", "md", "json", "jsonl", "safetensors", "html", "gguf", "txt")
 TABLE = ROOT / "docs" / "your-own-model.md"
-START, END = "<!-- made from training/config.py by: python tests/test_docs.py -->", "<!-- end of the table -->"
+START, END = (
+    "<!-- made from training/config.py by: python tests/test_docs.py -->",
+    "<!-- end of the table -->",
+)
 
 
 # --- reading a page
@@ -83,7 +92,12 @@ def named(page):
 
 
 def cases(wanted):
-    return [pytest.param(page, b, id=f"{named(page)}:{b.line}") for page in PAGES for b in blocks(page) if wanted(b.info)]
+    return [
+        pytest.param(page, b, id=f"{named(page)}:{b.line}")
+        for page in PAGES
+        for b in blocks(page)
+        if wanted(b.info)
+    ]
 
 
 # --- links
@@ -117,7 +131,11 @@ def test_every_relative_link_resolves(page):
 
 def test_the_tour_leads_to_every_page():
     tour = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    missing = [p.name for p in (ROOT / "docs").glob("*.md") if p.name not in ("README.md", "benchmarks.md") and f"({p.name}" not in tour]
+    missing = [
+        p.name
+        for p in (ROOT / "docs").glob("*.md")
+        if p.name not in ("README.md", "benchmarks.md") and f"({p.name}" not in tour
+    ]
     assert not missing
 
 
@@ -125,7 +143,11 @@ def test_the_tour_leads_to_every_page():
 
 
 def config_keys():
-    return {f"{section.name}.{key.name}" for section in fields(Config) for key in fields(getattr(Config(), section.name))}
+    return {
+        f"{section.name}.{key.name}"
+        for section in fields(Config)
+        for key in fields(getattr(Config(), section.name))
+    }
 
 
 def members(node):
@@ -167,7 +189,11 @@ def fault(span):
         return None
     if dotted[2] not in FOLDERS | SCRIPTS | {f.name for f in fields(Config)}:
         return None
-    return None if dotted[1] in config_keys() or exists_in_code(dotted[1]) else f"`{span}`: neither a name in the code nor a key of the config"
+    return (
+        None
+        if dotted[1] in config_keys() or exists_in_code(dotted[1])
+        else f"`{span}`: neither a name in the code nor a key of the config"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -181,7 +207,17 @@ def test_a_right_name_passes(span):
     assert fault(span) is None
 
 
-@pytest.mark.parametrize("span", ["data/pack.py", "trian.py", "configs/*.yaml", "data.packing.packs", "data.packing.Batch.tokenz", "data.max_lenght"])
+@pytest.mark.parametrize(
+    "span",
+    [
+        "data/pack.py",
+        "trian.py",
+        "configs/*.yaml",
+        "data.packing.packs",
+        "data.packing.Batch.tokenz",
+        "data.max_lenght",
+    ],
+)
 def test_a_wrong_name_is_seen(span):
     assert fault(span)
 
@@ -204,7 +240,14 @@ def misquoted(quotation, source):
     for chunk in re.split(r"^\s*\.\.\.\n", textwrap.dedent(quotation), flags=re.M):
         wanted = [line.rstrip() for line in textwrap.dedent(chunk).split("\n") if line.strip()]
         places = range(at, len(lines) - len(wanted) + 1)
-        found = next((i for i in places if textwrap.dedent("\n".join(lines[i : i + len(wanted)])) == "\n".join(wanted)), None)
+        found = next(
+            (
+                i
+                for i in places
+                if textwrap.dedent("\n".join(lines[i : i + len(wanted)])) == "\n".join(wanted)
+            ),
+            None,
+        )
         if found is None:
             return "\n".join(wanted[:2])
         at = found + len(wanted)
@@ -221,7 +264,11 @@ def test_a_quotation_is_what_the_file_says(page, block):
 def test_a_quotation_may_leave_out_lines_but_not_swap_or_change_them():
     source = "def f(x):\n    a = 1\n\n    b = 2\n    return a\n"
     assert not misquoted("a = 1\nb = 2\n", source) and not misquoted("def f(x):\n...\n    return a\n", source)
-    assert misquoted("b = 2\na = 1\n", source) and misquoted("a = 2\n", source) and misquoted("b = 2\n...\na = 1\n", source)
+    assert (
+        misquoted("b = 2\na = 1\n", source)
+        and misquoted("a = 2\n", source)
+        and misquoted("b = 2\n...\na = 1\n", source)
+    )
 
 
 def command_faults(text):
@@ -233,9 +280,19 @@ def command_faults(text):
         if script and not (ROOT / script).is_file():
             bad.append(f"{script}: no such script")
         elif script:
-            source = "".join((ROOT / file).read_text(encoding="utf-8") for file in (script, "training/cli.py"))
-            bad += [f"{script} has no {w}" for w in words if re.fullmatch(r"--[a-z-]+", w) and f'"{w}"' not in source]
-        bad += [f"{w}: no such config" for w in words if re.fullmatch(r"[\w/-]+\.toml", w) and not w.startswith("my") and not (ROOT / w).is_file()]
+            source = "".join(
+                (ROOT / file).read_text(encoding="utf-8") for file in (script, "training/cli.py")
+            )
+            bad += [
+                f"{script} has no {w}"
+                for w in words
+                if re.fullmatch(r"--[a-z-]+", w) and f'"{w}"' not in source
+            ]
+        bad += [
+            f"{w}: no such config"
+            for w in words
+            if re.fullmatch(r"[\w/-]+\.toml", w) and not w.startswith("my") and not (ROOT / w).is_file()
+        ]
         keys = [w.partition("=")[0] for before, w in itertools.pairwise(words) if before == "--set"]
         bad += [f"--set {key}: no such key" for key in keys if key not in config_keys()]
     return bad
@@ -248,7 +305,12 @@ def test_commands_name_scripts_options_configs_and_keys_that_exist(page, block):
 
 def test_a_wrong_command_is_seen():
     wrong = "python trane.py\npython train.py --conf x\npython train.py --config configs/no.toml --set train.epoch=1  # python no.py\n"
-    assert [f.split(":")[0] for f in command_faults(wrong)] == ["trane.py", "train.py has no --conf", "configs/no.toml", "--set train.epoch"]
+    assert [f.split(":")[0] for f in command_faults(wrong)] == [
+        "trane.py",
+        "train.py has no --conf",
+        "configs/no.toml",
+        "--set train.epoch",
+    ]
 
 
 # --- the config table
@@ -266,7 +328,9 @@ def config_table():
             if isinstance(declared, ast.AnnAssign):
                 key, default = declared.target.id, json.dumps(getattr(part, declared.target.id))
                 meaning = doc.value.value.replace("|", "\\|").replace("<", "&lt;")
-                rows.append(f"| `{section.name}.{key}` | `{default}` | {values_of(declared.annotation)} | {meaning} |")
+                rows.append(
+                    f"| `{section.name}.{key}` | `{default}` | {values_of(declared.annotation)} | {meaning} |"
+                )
     return "\n".join(rows)
 
 
@@ -274,7 +338,13 @@ def values_of(annotation):
     text = ast.unparse(annotation)
     if text.startswith("Literal["):
         return ", ".join(f"`{json.dumps(value)}`" for value in ast.literal_eval(text.removeprefix("Literal")))
-    return {"str": "text", "list[str]": "texts", "int": "whole number", "float": "number", "bool": "`true`, `false`"}[text]
+    return {
+        "str": "text",
+        "list[str]": "texts",
+        "int": "whole number",
+        "float": "number",
+        "bool": "`true`, `false`",
+    }[text]
 
 
 def test_the_config_table_is_made_from_the_config():
@@ -286,5 +356,7 @@ def test_the_config_table_is_made_from_the_config():
 
 if __name__ == "__main__":
     before, _, rest = TABLE.read_text(encoding="utf-8").partition(START)
-    TABLE.write_text(f"{before}{START}\n\n{config_table()}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    TABLE.write_text(
+        f"{before}{START}\n\n{config_table()}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
+    )
     print(f"{TABLE.relative_to(ROOT)}: {len(config_keys())} keys")

@@ -11,10 +11,29 @@ from lora.peft_io import load_adapter
 from model.generate import generate
 from model.tokenizer import Tokenizer
 from model.weights import load_model
-from tests.folders import BROKEN, CHAT, ROWS, help_seconds, make_adapter, make_broken_adapter, make_model, run_script, write_rows
+from tests.folders import (
+    BROKEN,
+    CHAT,
+    ROWS,
+    help_seconds,
+    make_adapter,
+    make_broken_adapter,
+    make_model,
+    run_script,
+    write_rows,
+)
 from training import evaluation
 
-REDACTION = {"exact_match", "leak_rate", "entity_precision", "entity_recall", "entity_f1", "over_mask_rate", "preserved", "per_label"}
+REDACTION = {
+    "exact_match",
+    "leak_rate",
+    "entity_precision",
+    "entity_recall",
+    "entity_f1",
+    "over_mask_rate",
+    "preserved",
+    "per_label",
+}
 ALWAYS = {"model", "adapter", "data", "rows", "rows_left_out", "loss", "tokens"}
 
 
@@ -30,7 +49,10 @@ def data(tmp_path) -> str:
 
 def evaluated(capsys, *words: str) -> dict:
     """The one JSON object on stdout."""
-    assert evaluate.main([*words, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4", "--json"]) == 0
+    assert (
+        evaluate.main([*words, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4", "--json"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     return json.loads(out)
@@ -38,6 +60,7 @@ def evaluated(capsys, *words: str) -> dict:
 
 def answer_with(monkeypatch, texts: list[str]) -> None:
     """Lets the model say these texts, a row after the other."""
+
     def say(model, tokenizer, samples, *_, **__):
         prompts = [s.messages[-2][1] for s in samples]
         return evaluation.Answers(prompts, [s.messages[-1][1] for s in samples], texts[: len(samples)])
@@ -48,13 +71,24 @@ def answer_with(monkeypatch, texts: list[str]) -> None:
 def test_json_of_redactions_has_the_loss_and_every_measure_and_nothing_else(base, data, capsys):
     found = evaluated(capsys, "--model", base, "--data", data)
     assert found.keys() == ALWAYS | REDACTION
-    assert (found["model"], found["adapter"], found["data"], found["rows"], found["rows_left_out"]) == (base, None, data, 2, 0)
-    assert found["tokens"] == sum(len(Tokenizer(base).encode(row["response"])) + 1 for row in ROWS)  # and <end_of_turn>
+    assert (found["model"], found["adapter"], found["data"], found["rows"], found["rows_left_out"]) == (
+        base,
+        None,
+        data,
+        2,
+        0,
+    )
+    assert found["tokens"] == sum(
+        len(Tokenizer(base).encode(row["response"])) + 1 for row in ROWS
+    )  # and <end_of_turn>
     assert found["per_label"]["SURNAME"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
 
 
 def test_json_of_other_chats_has_exact_match_and_of_raw_text_the_loss_only(base, tmp_path, capsys):
-    chat, text = write_rows(tmp_path / "chat.jsonl", [CHAT]), write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}])
+    chat, text = (
+        write_rows(tmp_path / "chat.jsonl", [CHAT]),
+        write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}]),
+    )
     assert evaluated(capsys, "--model", base, "--data", chat).keys() == ALWAYS | {"exact_match"}
     found = evaluated(capsys, "--model", base, "--data", text)
     assert found.keys() == ALWAYS
@@ -65,7 +99,10 @@ def test_the_measures_are_those_of_the_answers(base, data, capsys, monkeypatch):
     leaky = ROWS[1]["response"].replace("[SURNAME_1]", "Gómez")
     answer_with(monkeypatch, [ROWS[0]["response"], leaky])
     found = evaluated(capsys, "--model", base, "--data", data)
-    rows = [(pii.source_text(row["prompt"]), row["response"], said) for row, said in zip(ROWS, [ROWS[0]["response"], leaky], strict=True)]
+    rows = [
+        (pii.source_text(row["prompt"]), row["response"], said)
+        for row, said in zip(ROWS, [ROWS[0]["response"], leaky], strict=True)
+    ]
     assert {key: found[key] for key in REDACTION} == pii.score(rows)
     assert found["exact_match"] == 0.5 and found["entity_recall"] == 5 / 6 and 0 < found["leak_rate"] < 1
 
@@ -75,15 +112,24 @@ def test_the_answers_are_the_models_likeliest_ones(base, tmp_path, capsys):
     model, tokenizer = load_model(base, torch.float32), Tokenizer(base)
     questions = ["Say something.", "Say more.", "And then?"]
     prompts = [tokenizer.render_prompt([("user", q)]) for q in questions]
-    said = [tokenizer.decode(c.token_ids).strip() for c in generate(model, prompts, max_new_tokens=4, stop_ids=tokenizer.stop_ids)]
-    rows = [{"prompt": q, "response": gold or "nothing"} for q, gold in zip(questions, [said[0], said[1], "else"], strict=True)]
+    said = [
+        tokenizer.decode(c.token_ids).strip()
+        for c in generate(model, prompts, max_new_tokens=4, stop_ids=tokenizer.stop_ids)
+    ]
+    rows = [
+        {"prompt": q, "response": gold or "nothing"}
+        for q, gold in zip(questions, [said[0], said[1], "else"], strict=True)
+    ]
     found = evaluated(capsys, "--model", base, "--data", write_rows(tmp_path / "said.jsonl", rows))
     assert found["exact_match"] == pytest.approx(2 / 3)
 
 
 def test_limit_takes_the_first_rows(base, tmp_path, data, capsys):
     first = write_rows(tmp_path / "first.jsonl", ROWS[:1])
-    limited, alone = (evaluated(capsys, "--model", base, *words) for words in (("--data", data, "--limit", "1"), ("--data", first)))
+    limited, alone = (
+        evaluated(capsys, "--model", base, *words)
+        for words in (("--data", data, "--limit", "1"), ("--data", first))
+    )
     assert limited["rows"] == 1 and limited | {"data": first} == alone
 
 
@@ -96,14 +142,34 @@ def test_loss_only_gives_the_same_loss_and_asks_for_no_answers(base, data, capsy
 
 def test_the_adapter_changes_the_figures(base, tmp_path, data, capsys):
     adapter = make_adapter(tmp_path / "adapter", base)
-    plain, adapted = (evaluated(capsys, "--model", base, "--data", data, "--loss-only", *words) for words in ((), ("--adapter", adapter)))
+    plain, adapted = (
+        evaluated(capsys, "--model", base, "--data", data, "--loss-only", *words)
+        for words in ((), ("--adapter", adapter))
+    )
     assert adapted["adapter"] == adapter and abs(plain["loss"] - adapted["loss"]) > 1e-3
 
 
 def test_rows_that_the_model_has_no_positions_for_are_counted_and_left_out(base, tmp_path, data, capsys):
     long = {"prompt": "word " * 300, "response": "yes"}
     mixed = write_rows(tmp_path / "mixed.jsonl", [ROWS[0], long, ROWS[1]])
-    assert evaluate.main(["--model", base, "--data", mixed, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4", "--json"]) == 0
+    assert (
+        evaluate.main(
+            [
+                "--model",
+                base,
+                "--data",
+                mixed,
+                "--device",
+                "cpu",
+                "--dtype",
+                "float32",
+                "--max-new-tokens",
+                "4",
+                "--json",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert "1 of 3 rows are left out: the model has 256 positions" in err
     found, short = json.loads(out), evaluated(capsys, "--model", base, "--data", data)
@@ -114,7 +180,9 @@ def test_golds_longer_than_an_answer_may_be_are_told(base, data, capsys):
     evaluate.main(["--model", base, "--data", data, "--device", "cpu", "--max-new-tokens", "4", "--json"])
     longest = max(len(Tokenizer(base).encode(row["response"])) for row in ROWS)
     assert f"the longest right one has {longest}" in capsys.readouterr().err
-    evaluate.main(["--model", base, "--data", data, "--device", "cpu", "--max-new-tokens", str(longest), "--json"])
+    evaluate.main(
+        ["--model", base, "--data", data, "--device", "cpu", "--max-new-tokens", str(longest), "--json"]
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -128,12 +196,15 @@ def test_the_table_has_the_figures_aligned(base, data, capsys, monkeypatch):
     assert "all                     100.0%     83.3%     90.9%         6" in lines
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--model", "no/such folder"], "neither a folder"),
-    (["--data", "no-such.jsonl"], "no-such.jsonl: cannot be read"),
-    (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
-    (["--device", "no-such-device"], "no-such-device"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "no/such folder"], "neither a folder"),
+        (["--data", "no-such.jsonl"], "no-such.jsonl: cannot be read"),
+        (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
+        (["--device", "no-such-device"], "no-such-device"),
+    ],
+)
 def test_a_name_of_nothing_is_one_message_and_exit_code_2(base, data, capsys, words, message):
     assert evaluate.main(["--model", base, "--data", data, *words]) == 2
     out, err = capsys.readouterr()
@@ -149,7 +220,9 @@ def test_a_broken_adapter_is_one_message_and_exit_code_2(base, tmp_path, data, c
 
 
 def test_every_bad_row_is_named_with_its_line(base, tmp_path, capsys):
-    rows = write_rows(tmp_path / "bad.jsonl", [ROWS[0], {"prompt": "Hello"}, {"prompt": "Hello", "response": " "}])
+    rows = write_rows(
+        tmp_path / "bad.jsonl", [ROWS[0], {"prompt": "Hello"}, {"prompt": "Hello", "response": " "}]
+    )
     assert evaluate.main(["--model", base, "--data", rows]) == 2
     err = capsys.readouterr().err
     assert 'bad.jsonl:2: missing key "response"' in err and "bad.jsonl:3: empty response" in err
@@ -176,10 +249,16 @@ def test_an_impossible_command_line_is_exit_code_2(base, data, capsys, words):
 
 
 def test_the_process_has_the_exit_code_and_keeps_stdout_for_the_json(base, data):
-    done = run_script("evaluate.py", "--model", base, "--data", data, "--json", "--limit", "1", "--max-new-tokens", "2")
+    done = run_script(
+        "evaluate.py", "--model", base, "--data", data, "--json", "--limit", "1", "--max-new-tokens", "2"
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 1
     done = run_script("evaluate.py", "--model", "nobody/no-such-model", "--data", data)
-    assert (done.returncode, done.stdout) == (2, "") and "Traceback" not in done.stderr and "HF_HUB_OFFLINE" in done.stderr
+    assert (
+        (done.returncode, done.stdout) == (2, "")
+        and "Traceback" not in done.stderr
+        and "HF_HUB_OFFLINE" in done.stderr
+    )
 
 
 def test_help_costs_less_than_a_second():

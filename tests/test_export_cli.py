@@ -18,7 +18,16 @@ from lora.inject import inject
 from lora.peft_io import load_adapter, save_adapter
 from model import weights
 from model.weights import hash_model, load_model
-from tests.folders import BROKEN, TARGETS, help_seconds, logits, make_adapter, make_broken_adapter, make_model, run_script
+from tests.folders import (
+    BROKEN,
+    TARGETS,
+    help_seconds,
+    logits,
+    make_adapter,
+    make_broken_adapter,
+    make_model,
+    run_script,
+)
 from training.config import Config
 
 TOKENS = torch.randint(200, 6000, (48,), generator=torch.Generator().manual_seed(5))
@@ -56,7 +65,15 @@ def make_run(folder: Path, base: str, type: str) -> str:
     cfg.model.name, cfg.adapter.type, cfg.data.train = base, type, ["rows.jsonl"]
     folder.mkdir()
     (folder / "config.toml").write_text(cfg.to_toml())
-    (folder / "manifest.json").write_text(json.dumps({"base_sha256": hash_model(base), "before": {"val": {"loss": 2.5}}, "after": {"val": {"loss": 0.25}}}))
+    (folder / "manifest.json").write_text(
+        json.dumps(
+            {
+                "base_sha256": hash_model(base),
+                "before": {"val": {"loss": 2.5}},
+                "after": {"val": {"loss": 0.25}},
+            }
+        )
+    )
     if type == "full":
         make_model(folder / "model", seed=1)
     else:
@@ -83,10 +100,24 @@ def refused(capsys, out: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("type", ["lora", "dora"])
-def test_transformers_loads_the_merged_model_without_a_warning_and_gives_the_adapter_models_logits(tmp_path, base, capsys, type):
+def test_transformers_loads_the_merged_model_without_a_warning_and_gives_the_adapter_models_logits(
+    tmp_path, base, capsys, type
+):
     adapter = make_adapter(tmp_path / "adapter", base, type=type)
-    assert export.main(["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
-    assert files(tmp_path / "out") == {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert (
+        export.main(
+            ["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(tmp_path / "out")]
+        )
+        == 0
+    )
+    assert files(tmp_path / "out") == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    }
     said, handler = [], logging.Handler(logging.WARNING)
     handler.emit = said.append
     logger = logging.getLogger("transformers")
@@ -94,18 +125,29 @@ def test_transformers_loads_the_merged_model_without_a_warning_and_gives_the_ada
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+            model, tokenizer = (
+                AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+                AutoTokenizer.from_pretrained(tmp_path / "out"),
+            )
     finally:
         logger.removeHandler(handler)
     assert [record.getMessage() for record in said] == [] and model.dtype == torch.float32
-    assert model.generation_config.eos_token_id == [1, 106] and tokenizer.convert_tokens_to_ids("<end_of_turn>") == 106
+    assert (
+        model.generation_config.eos_token_id == [1, 106]
+        and tokenizer.convert_tokens_to_ids("<end_of_turn>") == 106
+    )
     merged, expected = their_logits(model), adapted_logits(base, adapter)
     assert_same(merged, expected)
     assert (expected - adapted_logits(base, None)).abs().max() > 0.01
 
 
 def test_the_norm_of_what_was_merged_is_reported(tmp_path, base, adapter, capsys):
-    assert export.main(["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        export.main(
+            ["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(tmp_path / "out")]
+        )
+        == 0
+    )
     was, now = load_file(Path(base) / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     norms = {name: (now[name] - was[name]).norm() for name in was if not torch.equal(was[name], now[name])}
     total, largest = torch.stack(list(norms.values())).norm(), max(norms, key=norms.get)
@@ -116,25 +158,46 @@ def test_the_norm_of_what_was_merged_is_reported(tmp_path, base, adapter, capsys
 def test_peft_loads_the_adapter_folder_and_gives_the_same_logits(tmp_path, base, adapter):
     out = tmp_path / "my-adapter"
     assert export.main(["--model", base, "--adapter", adapter, "--to", "peft", "--out", str(out)]) == 0
-    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= files(out)
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    } <= files(out)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == base
-    assert_same(their_logits(AutoPeftModelForCausalLM.from_pretrained(out)), adapted_logits(base, adapter))  # finds the base by that name
-    assert AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False).startswith("<bos><start_of_turn>")
+    assert_same(
+        their_logits(AutoPeftModelForCausalLM.from_pretrained(out)), adapted_logits(base, adapter)
+    )  # finds the base by that name
+    assert (
+        AutoTokenizer.from_pretrained(out)
+        .apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+        .startswith("<bos><start_of_turn>")
+    )
     card = (out / "README.md").read_text()
-    assert "# my-adapter" in card and "r = 4, lora_alpha = 8" in card and 'from_pretrained("my-adapter")' in card
+    assert (
+        "# my-adapter" in card and "r = 4, lora_alpha = 8" in card and 'from_pretrained("my-adapter")' in card
+    )
     assert str(Path(base).parent) not in card  # nobody's home folder is published
 
 
 def test_a_model_without_an_adapter_keeps_its_weights(tmp_path, base, capsys):
     assert export.main(["--model", base, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
     assert "nothing to merge" in capsys.readouterr().out
-    assert_same(their_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), adapted_logits(base, None))
+    assert_same(
+        their_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), adapted_logits(base, None)
+    )
 
 
 def test_generation_settings_are_written_where_the_base_has_none(tmp_path, base):
     shutil.copytree(base, tmp_path / "bare")
     (tmp_path / "bare" / "generation_config.json").unlink()
-    assert export.main(["--model", str(tmp_path / "bare"), "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        export.main(
+            ["--model", str(tmp_path / "bare"), "--to", "safetensors", "--out", str(tmp_path / "out")]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 106]
 
 
@@ -164,7 +227,11 @@ def test_a_full_runs_card_names_the_base_it_was_trained_from_and_not_its_folder(
     run = make_run(tmp_path / "run", base, "full")
     assert export.main(["--run", run, "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"A model, from the base `{Path(base).name}`" in card and f"- base: `{Path(base).name}`" in card and str(tmp_path) not in card
+    assert (
+        f"A model, from the base `{Path(base).name}`" in card
+        and f"- base: `{Path(base).name}`" in card
+        and str(tmp_path) not in card
+    )
     assert "license:" not in card and "base_model:" not in card  # nobody knows them of a folder
 
 
@@ -185,7 +252,21 @@ def test_the_adapter_of_a_run_is_not_merged_into_other_weights_unless_asked(tmp_
     make_model(tmp_path / "base", seed=3)
     err = refused(capsys, tmp_path / "out", "--run", run, "--to", "safetensors")
     assert f"--model {tmp_path / 'base'} --revision main --adapter {run}/adapter" in err
-    assert export.main(["--model", str(tmp_path / "base"), "--adapter", f"{run}/adapter", "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        export.main(
+            [
+                "--model",
+                str(tmp_path / "base"),
+                "--adapter",
+                f"{run}/adapter",
+                "--to",
+                "safetensors",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_runs_own_adapter_and_revision_are_not_overruled(tmp_path, capsys):
@@ -202,20 +283,35 @@ def test_a_folder_that_is_no_run_and_a_run_that_has_saved_nothing_are_told_apart
     assert "has no adapter/ yet" in refused(capsys, tmp_path / "out", "--run", run, "--to", "peft")
 
 
-@pytest.mark.parametrize(("text", "message"), [('{"base', "is not JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "has no base_sha256")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"base', "is not JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "has no base_sha256")],
+)
 def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text, message):
     run = Path(make_run(tmp_path / "run", base, "lora"))
     (run / "manifest.json").write_text(text)
     err = refused(capsys, tmp_path / "out", "--run", str(run), "--to", "safetensors")
-    assert f"{run / 'manifest.json'}: {message}" in err and "take it away to export without the run's measures" in err and err.count("\n") == 1
+    assert (
+        f"{run / 'manifest.json'}: {message}" in err
+        and "take it away to export without the run's measures" in err
+        and err.count("\n") == 1
+    )
 
 
-def test_a_base_given_by_a_relative_path_is_found_and_named_from_everywhere(tmp_path, base, adapter, monkeypatch):
+def test_a_base_given_by_a_relative_path_is_found_and_named_from_everywhere(
+    tmp_path, base, adapter, monkeypatch
+):
     monkeypatch.chdir(base)
-    assert export.main(["--model", ".", "--adapter", adapter, "--to", "peft", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        export.main(["--model", ".", "--adapter", adapter, "--to", "peft", "--out", str(tmp_path / "out")])
+        == 0
+    )
     monkeypatch.chdir(tmp_path)
     assert f"- base: `{Path(base).name}`" in (tmp_path / "out" / "README.md").read_text()
-    assert_same(their_logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")), adapted_logits(base, adapter))
+    assert_same(
+        their_logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")),
+        adapted_logits(base, adapter),
+    )
 
 
 # what is refused
@@ -232,7 +328,9 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
 def test_an_empty_word_is_no_missing_one(tmp_path, base, capsys, monkeypatch):
     """What a shell makes of --adapter "$UNSET"."""
     monkeypatch.chdir(tmp_path)
-    assert "adapter_config.json does not exist" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", "", "--to", "safetensors")
+    assert "adapter_config.json does not exist" in refused(
+        capsys, tmp_path / "out", "--model", base, "--adapter", "", "--to", "safetensors"
+    )
     assert "no run is here" in refused(capsys, tmp_path / "out", "--run", "", "--to", "safetensors")
 
 
@@ -241,13 +339,19 @@ def test_an_untrained_adapter_is_not_merged(tmp_path, base, capsys, to):
     model = load_model(base, torch.float32)
     inject(model, r=4, lora_alpha=8, target_modules=TARGETS, seed=1)
     save_adapter(model, tmp_path / "adapter", base_model_name=base)
-    assert "untrained" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", str(tmp_path / "adapter"), "--to", to)
+    assert "untrained" in refused(
+        capsys, tmp_path / "out", "--model", base, "--adapter", str(tmp_path / "adapter"), "--to", to
+    )
 
 
 @pytest.mark.parametrize("to", ["safetensors", "gguf", "ollama", "oci", "gguf-lora", "peft"])
-def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, base, adapter, capsys, to, monkeypatch):
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(
+    tmp_path, base, adapter, capsys, to, monkeypatch
+):
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**6))
-    assert "has 0.00 GB free; make room there" in refused(capsys, tmp_path / "out", "--model", base, "--adapter", adapter, "--to", to)
+    assert "has 0.00 GB free; make room there" in refused(
+        capsys, tmp_path / "out", "--model", base, "--adapter", adapter, "--to", to
+    )
 
 
 def test_peft_without_an_adapter_is_refused_with_the_remedy(tmp_path, base, capsys):
@@ -279,8 +383,12 @@ def test_force_replaces_no_folder_of_another_kind_and_no_source(tmp_path, base, 
         assert "is what is exported" in refused(capsys, Path(out), *words)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("broken")])
-def test_what_fails_halfway_leaves_the_earlier_export_and_nothing_else(tmp_path, base, adapter, capsys, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("broken")]
+)
+def test_what_fails_halfway_leaves_the_earlier_export_and_nothing_else(
+    tmp_path, base, adapter, capsys, monkeypatch, error
+):
     def fail(*_):
         raise error
 
@@ -298,7 +406,15 @@ def test_what_fails_halfway_leaves_the_earlier_export_and_nothing_else(tmp_path,
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before and files(out.parent) == {"out"}
 
 
-@pytest.mark.parametrize("words", [["--run", "a", "--model", "b"], ["--run", "a", "--adapter", "b"], [], ["--model", "a", "--to", "nothing"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--run", "a", "--model", "b"],
+        ["--run", "a", "--adapter", "b"],
+        [],
+        ["--model", "a", "--to", "nothing"],
+    ],
+)
 def test_an_impossible_command_line_is_exit_code_2(capsys, words):
     with pytest.raises(SystemExit) as end:
         export.main(["--to", "peft", "--out", "out", *words])

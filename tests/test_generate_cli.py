@@ -16,7 +16,18 @@ from data.answers import AnswerFile
 from model.generate import Completion, generate
 from model.tokenizer import Tokenizer
 from model.weights import load_model
-from tests.folders import BROKEN, CHAT, ROOT, ROWS, help_seconds, make_adapter, make_broken_adapter, make_model, run_script, write_rows
+from tests.folders import (
+    BROKEN,
+    CHAT,
+    ROOT,
+    ROWS,
+    help_seconds,
+    make_adapter,
+    make_broken_adapter,
+    make_model,
+    run_script,
+    write_rows,
+)
 
 PROMPT = "Où est la gare ?"
 
@@ -27,7 +38,19 @@ def base(tmp_path_factory) -> str:
 
 
 def ask(base: str, *words: str, prompt: str = PROMPT) -> list[str]:
-    return ["--model", base, "--prompt", prompt, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8", *words]
+    return [
+        "--model",
+        base,
+        "--prompt",
+        prompt,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "8",
+        *words,
+    ]
 
 
 def answered(capsys, base: str, *words: str, prompt: str = PROMPT) -> dict:
@@ -41,7 +64,11 @@ def answered(capsys, base: str, *words: str, prompt: str = PROMPT) -> dict:
 def test_json_is_one_object_of_text_ids_and_stop_reason(base, capsys):
     found = answered(capsys, base)
     assert found.keys() == {"text", "token_ids", "stop_reason"}
-    assert found["text"] == Tokenizer(base).decode(found["token_ids"]) and found["stop_reason"] == "length" and len(found["token_ids"]) == 8
+    assert (
+        found["text"] == Tokenizer(base).decode(found["token_ids"])
+        and found["stop_reason"] == "length"
+        and len(found["token_ids"]) == 8
+    )
 
 
 def test_without_json_the_text_alone_is_printed(base, capsys):
@@ -53,8 +80,12 @@ def test_without_json_the_text_alone_is_printed(base, capsys):
 @pytest.mark.parametrize("raw", [False, True])
 def test_the_prompt_is_in_chat_turns_or_raw_behind_bos(base, capsys, raw):
     tokenizer = Tokenizer(base)
-    ids = [tokenizer.bos_id, *tokenizer.encode(PROMPT)] if raw else tokenizer.render_prompt([("user", PROMPT)])
-    expected = generate(load_model(base, torch.float32), [ids], max_new_tokens=8, stop_ids=tokenizer.stop_ids)[0]
+    ids = (
+        [tokenizer.bos_id, *tokenizer.encode(PROMPT)] if raw else tokenizer.render_prompt([("user", PROMPT)])
+    )
+    expected = generate(
+        load_model(base, torch.float32), [ids], max_new_tokens=8, stop_ids=tokenizer.stop_ids
+    )[0]
     assert answered(capsys, base, *(["--raw"] if raw else []))["token_ids"] == expected.token_ids
 
 
@@ -63,7 +94,9 @@ def test_raw_and_chat_prompts_are_answered_differently(base, capsys):
 
 
 def test_a_seed_repeats_its_answer_and_another_gives_another(base, capsys):
-    first, again, other = (answered(capsys, base, "--temperature", "1", "--seed", seed) for seed in ("1", "1", "2"))
+    first, again, other = (
+        answered(capsys, base, "--temperature", "1", "--seed", seed) for seed in ("1", "1", "2")
+    )
     assert first == again and first["token_ids"] != other["token_ids"]
 
 
@@ -77,6 +110,7 @@ def test_top_k_1_is_the_likeliest_at_any_temperature(base, capsys):
 
 def streamed(base: str, monkeypatch, ids: list[int]) -> list[str]:
     """What goes to a terminal, print by print, where the model says just these ids."""
+
     def say(model, prompts, *, on_token, **_):
         for token in ids:
             on_token(0, token)
@@ -99,7 +133,9 @@ def test_text_that_streams_equals_the_final_text_and_tears_no_character(base, mo
     ids = ids[: len(ids) - cut]
     pieces = streamed(base, monkeypatch, ids)
     assert "".join(pieces) == tokenizer.decode(ids) + "\n" and len(pieces) > len(ids)
-    assert not any("\ufffd" in piece for piece in pieces[: len(ids)])  # the rest is flushed behind the last id
+    assert not any(
+        "\ufffd" in piece for piece in pieces[: len(ids)]
+    )  # the rest is flushed behind the last id
 
 
 def test_an_id_that_generation_config_names_ends_the_answer(base, tmp_path, capsys):
@@ -120,7 +156,9 @@ def test_the_adapter_changes_the_answer(base, tmp_path, capsys):
 def test_a_control_token_in_the_prompt_is_plain_text(base, capsys, monkeypatch):
     asked = []
     complete = script.Bot.complete
-    monkeypatch.setattr(script.Bot, "complete", lambda bot, prompt, *how: asked.append(prompt) or complete(bot, prompt, *how))
+    monkeypatch.setattr(
+        script.Bot, "complete", lambda bot, prompt, *how: asked.append(prompt) or complete(bot, prompt, *how)
+    )
     answered(capsys, base, prompt="<end_of_turn><start_of_turn>model")
     answered(capsys, base, "--raw", prompt="<bos><end_of_turn>")
     tokenizer = Tokenizer(base)
@@ -128,15 +166,18 @@ def test_a_control_token_in_the_prompt_is_plain_text(base, capsys, monkeypatch):
     assert asked[1].count(tokenizer.bos_id) == 1 and tokenizer.end_of_turn_id not in asked[1]
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--model", "no/such folder"], "neither a folder"),
-    (["--model", __file__], "is a file; a model is the folder"),
-    (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
-    (["--temperature", "-1"], "temperature is -1.0"),
-    (["--top-p", "0"], "top_p is 0.0"),
-    (["--max-new-tokens", "0"], "max_new_tokens is 0"),
-    (["--prompt", "word " * 300], "it may have 1 to 255"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "no/such folder"], "neither a folder"),
+        (["--model", __file__], "is a file; a model is the folder"),
+        (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "0"], "top_p is 0.0"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--prompt", "word " * 300], "it may have 1 to 255"),
+    ],
+)
 def test_wrong_input_is_one_message_that_names_it_and_exit_code_2(base, capsys, words, message):
     assert script.main(ask(base, *words)) == 2
     out, err = capsys.readouterr()
@@ -144,7 +185,21 @@ def test_wrong_input_is_one_message_that_names_it_and_exit_code_2(base, capsys, 
 
 
 def to_file(base: str, source, target, *words: str) -> list[str]:
-    return ["--model", base, "--input", str(source), "--output", str(target), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "6", *words]
+    return [
+        "--model",
+        base,
+        "--input",
+        str(source),
+        "--output",
+        str(target),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "6",
+        *words,
+    ]
 
 
 def written(path) -> list[dict]:
@@ -152,12 +207,28 @@ def written(path) -> list[dict]:
 
 
 def test_a_file_is_answered_row_by_row_as_each_prompt_alone_is(base, tmp_path, capsys):
-    source = write_rows(tmp_path / "in.jsonl", [
-        {"prompt": PROMPT}, ROWS[0], {"instruction": "Translate.", "input": "Brot"}, {"text": "Ein Text."}, CHAT, {"messages": CHAT["messages"][:4]}])
+    source = write_rows(
+        tmp_path / "in.jsonl",
+        [
+            {"prompt": PROMPT},
+            ROWS[0],
+            {"instruction": "Translate.", "input": "Brot"},
+            {"text": "Ein Text."},
+            CHAT,
+            {"messages": CHAT["messages"][:4]},
+        ],
+    )
     assert script.main(to_file(base, source, tmp_path / "out.jsonl")) == 0
     rows = written(tmp_path / "out.jsonl")
     history = "Be brief.\n\nTwo and two?\n\nFour.\n\n Et en français ? "
-    assert [row["prompt"] for row in rows] == [PROMPT, ROWS[0]["prompt"], "Translate.\n\nBrot", "Ein Text.", history, history]
+    assert [row["prompt"] for row in rows] == [
+        PROMPT,
+        ROWS[0]["prompt"],
+        "Translate.\n\nBrot",
+        "Ein Text.",
+        history,
+        history,
+    ]
     for row in rows[:4]:
         capsys.readouterr()
         script.main([*ask(base, "--max-new-tokens", "6", "--json", prompt=row["prompt"])])
@@ -168,23 +239,37 @@ def test_a_file_is_answered_row_by_row_as_each_prompt_alone_is(base, tmp_path, c
 
 def test_a_text_file_is_a_prompt_a_line_behind_the_instruction_that_evaluation_knows(base, tmp_path):
     (tmp_path / "in.txt").write_text("Ana Ruiz is here.\r\n\n  Bob\u2028too. \n", encoding="utf-8")
-    assert script.main(to_file(base, tmp_path / "in.txt", tmp_path / "out.jsonl", "--instruction", "redact")) == 0
+    assert (
+        script.main(to_file(base, tmp_path / "in.txt", tmp_path / "out.jsonl", "--instruction", "redact"))
+        == 0
+    )
     prompts = [row["prompt"] for row in written(tmp_path / "out.jsonl")]
-    assert [pii.source_text(p) for p in prompts] == ["Ana Ruiz is here.", "Bob\u2028too."] and all(pii.is_redaction(p, "") for p in prompts)
+    assert [pii.source_text(p) for p in prompts] == ["Ana Ruiz is here.", "Bob\u2028too."] and all(
+        pii.is_redaction(p, "") for p in prompts
+    )
 
 
-def test_an_instruction_stands_before_every_prompt_and_the_redaction_samples_have_theirs_once(base, tmp_path, capsys):
+def test_an_instruction_stands_before_every_prompt_and_the_redaction_samples_have_theirs_once(
+    base, tmp_path, capsys
+):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "Brot"}, {"messages": CHAT["messages"][:2]}])
     script.main(to_file(base, source, tmp_path / "out.jsonl", "--instruction", "Translate."))
     capsys.readouterr()
-    assert [row["prompt"] for row in written(tmp_path / "out.jsonl")] == ["Translate.\n\nBrot", "Be brief.\n\nTranslate.\n\nTwo and two?"]
-    assert answered(capsys, base, "--instruction", "Translate.", prompt="Brot") == answered(capsys, base, prompt="Translate.\n\nBrot")
+    assert [row["prompt"] for row in written(tmp_path / "out.jsonl")] == [
+        "Translate.\n\nBrot",
+        "Be brief.\n\nTranslate.\n\nTwo and two?",
+    ]
+    assert answered(capsys, base, "--instruction", "Translate.", prompt="Brot") == answered(
+        capsys, base, prompt="Translate.\n\nBrot"
+    )
     whole = pii.prompt_for("Ana.")
     assert whole != "Ana." and pii.prompt_for(whole) == whole
 
 
 @pytest.mark.parametrize("how", [[], ["--temperature", "1", "--seed", "3"]])
-def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_path, capsys, monkeypatch, how):
+def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(
+    base, tmp_path, capsys, monkeypatch, how
+):
     """The longest prompts are answered first: when three are, the first row is written, and two wait for the row before them."""
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT * n} for n in (6, 1, 5, 2, 4, 3)])
     words = to_file(base, source, tmp_path / "whole.jsonl", *how, "--batch-size", "2")
@@ -201,9 +286,14 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_
     monkeypatch.setattr(AnswerFile, "add", stop_at_the_fourth)
     capsys.readouterr()
     assert script.main(words) == 130
-    assert "\n    python generate.py --model" in capsys.readouterr().err and len(written(tmp_path / "part.jsonl")) == 1
+    assert (
+        "\n    python generate.py --model" in capsys.readouterr().err
+        and len(written(tmp_path / "part.jsonl")) == 1
+    )
     added = []
-    monkeypatch.setattr(AnswerFile, "add", lambda file, number, *answer: added.append(number) or add(file, number, *answer))
+    monkeypatch.setattr(
+        AnswerFile, "add", lambda file, number, *answer: added.append(number) or add(file, number, *answer)
+    )
     assert script.main(words) == 0
     assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(added) == [1, 3, 5] and not (tmp_path / "part.jsonl.waiting").exists()
@@ -212,13 +302,19 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(base, tmp_
 def test_sigterm_leaves_a_file_that_goes_on(base, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"{PROMPT} {n}"} for n in range(2000)])
     words = to_file(base, source, tmp_path / "out.jsonl", "--batch-size", "1", "--max-new-tokens", "40")
-    run = subprocess.Popen([sys.executable, "generate.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "generate.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     out = tmp_path / "out.jsonl"
     while run.poll() is None and not (out.exists() and out.stat().st_size):
         time.sleep(0.05)
     run.terminate()
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and shlex.join(["python", "generate.py", *words]) in err and "Traceback" not in err
+    assert (
+        run.returncode == 130
+        and shlex.join(["python", "generate.py", *words]) in err
+        and "Traceback" not in err
+    )
     lines = written(out)
     assert 0 < len(lines) < 2000
     file = AnswerFile(out, [f"{PROMPT} {n}" for n in range(2000)], lines[0]["made_by"])
@@ -233,40 +329,73 @@ def test_answers_of_another_model_or_setting_are_refused(base, tmp_path, capsys)
     before = (tmp_path / "out.jsonl").read_bytes()
     scaled = shutil.copytree(adapter, tmp_path / "scaled")
     settings = json.loads((scaled / "adapter_config.json").read_text())
-    (scaled / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))
-    adapters = [["--adapter", folder] for folder in (str(scaled), make_adapter(tmp_path / "another", base, scale=0.3))]
-    for other in (*adapters, ["--max-new-tokens", "7"], ["--seed", "1"], ["--model", make_model(tmp_path / "other", seed=5)]):
+    (scaled / "adapter_config.json").write_text(
+        json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]})
+    )
+    adapters = [
+        ["--adapter", folder] for folder in (str(scaled), make_adapter(tmp_path / "another", base, scale=0.3))
+    ]
+    for other in (
+        *adapters,
+        ["--max-new-tokens", "7"],
+        ["--seed", "1"],
+        ["--model", make_model(tmp_path / "other", seed=5)],
+    ):
         capsys.readouterr()
         assert script.main([*words, *other]) == 2
         assert "was made by another model" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
-def test_settings_that_generate_nothing_are_told_before_the_model_is_looked_for_or_a_file_made(tmp_path, capsys):
+def test_settings_that_generate_nothing_are_told_before_the_model_is_looked_for_or_a_file_made(
+    tmp_path, capsys
+):
     words = to_file("no/such folder", write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl")
     assert script.main([*words, "--batch-size", "0", "--top-p", "2"]) == 2
     err = capsys.readouterr().err
-    assert "batch_size is 0" in err and "top_p is 2.0" in err and err.count("\n") == 1 and not (tmp_path / "out.jsonl").exists()
+    assert (
+        "batch_size is 0" in err
+        and "top_p is 2.0" in err
+        and err.count("\n") == 1
+        and not (tmp_path / "out.jsonl").exists()
+    )
 
 
 def test_answers_that_were_cut_off_are_counted(base, tmp_path, capsys):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT}, {"prompt": PROMPT * 3}])
     script.main(to_file(base, source, tmp_path / "out.jsonl"))
-    assert "2 answers of this run were cut off at --max-new-tokens 6, the first in the file that of in.jsonl:1" in capsys.readouterr().err
+    assert (
+        "2 answers of this run were cut off at --max-new-tokens 6, the first in the file that of in.jsonl:1"
+        in capsys.readouterr().err
+    )
 
 
 def test_all_that_is_wrong_with_a_file_is_one_message(base, tmp_path, capsys):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": 3}\n{"promt": "x"}\n{"prompt": "fine"}\n{"prompt": " "}\n{"messages": [{"role": "assistant", "content": "Hi"}]}\nnone\n')
+    path.write_text(
+        '{"prompt": 3}\n{"promt": "x"}\n{"prompt": "fine"}\n{"prompt": " "}\n{"messages": [{"role": "assistant", "content": "Hi"}]}\nnone\n'
+    )
     assert script.main(to_file(base, path, tmp_path / "out.jsonl")) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: 5 problems") and "on_bad" not in err and not (tmp_path / "out.jsonl").exists()
-    for part in ('1: "prompt" must be a string', "2: unknown row", "4: the prompt is empty", "5: roles", "6: not JSON"):
+    assert (
+        err.startswith("error: 5 problems") and "on_bad" not in err and not (tmp_path / "out.jsonl").exists()
+    )
+    for part in (
+        '1: "prompt" must be a string',
+        "2: unknown row",
+        "4: the prompt is empty",
+        "5: roles",
+        "6: not JSON",
+    ):
         assert f"in.jsonl:{part}" in err
     write_rows(path, [{"prompt": "word " * 300}, {"prompt": "fine"}, {"prompt": "word " * 400}])
     assert script.main(to_file(base, path, tmp_path / "out.jsonl")) == 2
     err = capsys.readouterr().err
-    assert "2 prompts are too long for the model's 256 positions" in err and "in.jsonl:1: " in err and "in.jsonl:3: " in err
+    assert (
+        "2 prompts are too long for the model's 256 positions" in err
+        and "in.jsonl:1: " in err
+        and "in.jsonl:3: " in err
+    )
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -285,8 +414,19 @@ def test_a_model_folder_without_one_of_its_files_is_exit_code_2(base, tmp_path, 
     assert file in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--raw"], ["--json"], ["--prompt", "Hello", "--dtype", "int8"], ["--input", "a"], ["--output", "a"], ["--instruction", "a"],
-                                   ["--input", "a", "--output", "b", "--prompt", "c"], ["--input", "a", "--output", "./a"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--raw"],
+        ["--json"],
+        ["--prompt", "Hello", "--dtype", "int8"],
+        ["--input", "a"],
+        ["--output", "a"],
+        ["--instruction", "a"],
+        ["--input", "a", "--output", "b", "--prompt", "c"],
+        ["--input", "a", "--output", "./a"],
+    ],
+)
 def test_an_impossible_command_line_is_exit_code_2(base, capsys, words):
     with pytest.raises(SystemExit) as end:
         script.main(["--model", base, *words])

@@ -17,7 +17,9 @@ from training.metrics import read_metrics
 
 
 def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *args], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *args], cwd=cwd, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def refused(capsys, *settings: str, config: str = "tiny.toml") -> str:
     code, _, error = run(capsys, *settings, config=config)
     assert code == 2, error
     assert error.startswith("error: ") and "Traceback" not in error
-    assert not list(Path().glob("runs/*/adapter")) and not any(p.stat().st_size for p in Path().glob("runs/*/metrics.jsonl"))
+    assert not list(Path().glob("runs/*/adapter")) and not any(
+        p.stat().st_size for p in Path().glob("runs/*/metrics.jsonl")
+    )
     return error
 
 
@@ -59,14 +63,21 @@ def test_help_comes_in_under_a_second_and_without_torch():
         start = time.perf_counter()
         done = script("--help")
         seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0 and "--config" in done.stdout and "--set" in done.stdout and "--resume" in done.stdout
+        assert (
+            done.returncode == 0
+            and "--config" in done.stdout
+            and "--set" in done.stdout
+            and "--resume" in done.stdout
+        )
     assert min(seconds) < 1
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_process_with_a_bad_config_ends_with_2_and_every_mistake_on_stderr(place):
-    (place / "bad.toml").write_text('[data]\ntrain = "train.jsonl"\n[train]\nlearning_rat = 1e-4\nbatch_size = "8"\n[trian]\nepochs = 2\n')
+    (place / "bad.toml").write_text(
+        '[data]\ntrain = "train.jsonl"\n[train]\nlearning_rat = 1e-4\nbatch_size = "8"\n[trian]\nepochs = 2\n'
+    )
     done = script("--config", "bad.toml", "--set", "train.epochs", "--set", "adapter.type=lore", cwd=place)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == [
@@ -88,7 +99,9 @@ def test_a_process_without_a_config_is_told_its_usage():
 
 
 def test_a_config_that_is_not_there_has_a_remedy(place, capsys):
-    assert "no-such.toml: no such file; start from small.toml or one of configs/" in refused(capsys, config="no-such.toml")
+    assert "no-such.toml: no such file; start from small.toml or one of configs/" in refused(
+        capsys, config="no-such.toml"
+    )
 
 
 def test_toml_that_cannot_be_read_names_its_line(place, capsys):
@@ -140,7 +153,9 @@ def test_every_bad_row_is_named_in_one_error_with_its_line(place, capsys):
 
 
 def test_bad_rows_are_left_out_and_counted_where_the_config_says_so(place, capsys):
-    Path("train.jsonl").write_text("\n".join([json.dumps(r) for r in rows(4)] + [line for line, _ in BAD_ROWS]) + "\n")
+    Path("train.jsonl").write_text(
+        "\n".join([json.dumps(r) for r in rows(4)] + [line for line, _ in BAD_ROWS]) + "\n"
+    )
     code, out, error = run(capsys, "data.on_bad=skip")
     assert code == 0 and "data: 4 samples" in out
     assert "5 bad rows skipped (data.on_bad = 'skip'); the first: train.jsonl:5: not JSON" in error
@@ -153,13 +168,23 @@ def test_fewer_rows_than_a_batch_are_one_step_an_epoch(place, capsys):
     assert [r["step"] for r in steps] == [1, 2] and steps[0]["tokens"] == steps[1]["tokens"]
 
 
-@pytest.mark.parametrize("records, what", [(rows(1), r"1 sample(s) with 1 distinct prompt(s)"), (rows(1) * 5, r"5 sample(s) with 1 distinct prompt(s)")])
+@pytest.mark.parametrize(
+    "records, what",
+    [
+        (rows(1), r"1 sample(s) with 1 distinct prompt(s)"),
+        (rows(1) * 5, r"5 sample(s) with 1 distinct prompt(s)"),
+    ],
+)
 def test_one_row_and_copies_of_one_row_cannot_be_split_but_can_be_trained_on(place, capsys, records, what):
     write_jsonl(Path("train.jsonl"), records)
     error = refused(capsys, "data.validation=[]")
     assert what in error and "name a file in data.validation, or set the fraction to 0" in error
     code, out, _ = run(capsys, "data.validation=[]", "data.validation_fraction=0")
-    assert code == 0 and Path("runs/tiny/adapter/adapter_model.safetensors").is_file() and Path("runs/tiny/report.html").is_file()
+    assert (
+        code == 0
+        and Path("runs/tiny/adapter/adapter_model.safetensors").is_file()
+        and Path("runs/tiny/report.html").is_file()
+    )
     assert ("exact copies of an earlier sample" in out) == (len(records) > 1)
 
 
@@ -186,7 +211,9 @@ def pickle_only(base: Path) -> str:
 
 def other_architecture(base: Path) -> str:
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (base / "config.json").write_text(
+        json.dumps(config | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    )
     return "base/config.json: model_type is 'llama'; Loupe knows Gemma 3 only"
 
 
@@ -212,7 +239,18 @@ def no_tokenizer(base: Path) -> str:
     return "base/tokenizer.json: no such file"
 
 
-@pytest.mark.parametrize("harm", [damage_weights, pickle_only, other_architecture, other_sizes, larger_tokenizer, tokenizer_without_turns, no_tokenizer])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        damage_weights,
+        pickle_only,
+        other_architecture,
+        other_sizes,
+        larger_tokenizer,
+        tokenizer_without_turns,
+        no_tokenizer,
+    ],
+)
 def test_a_model_folder_that_does_not_fit_is_refused_and_named(place, capsys, harm):
     message = harm(place / "base")
     assert message in refused(capsys)
@@ -233,8 +271,13 @@ def test_an_error_of_the_program_has_its_traceback_on_request(place, monkeypatch
 def test_a_run_on_cuda_learns_and_reports_its_peak_memory(place, capsys, precision):
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    code, _, error = run(capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4")
+    code, _, error = run(
+        capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4"
+    )
     assert code == 0, error
     manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
-    assert float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0 and manifest["run"]["device"] == torch.cuda.get_device_name()
+    assert (
+        float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0
+        and manifest["run"]["device"] == torch.cuda.get_device_name()
+    )
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]

@@ -36,10 +36,16 @@ def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[
     if torch.cuda.is_available():
         tensors |= {f"rng/cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     version, numbers, gauss = random.getstate()
-    return tensors, {"optimizers": settings, "scaler": scaler.state_dict(), "python_rng": [version, list(numbers), gauss]}
+    return tensors, {
+        "optimizers": settings,
+        "scaler": scaler.state_dict(),
+        "python_rng": [version, list(numbers), gauss],
+    }
 
 
-def restore(tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, torch.Tensor], optimizers, scaler) -> None:
+def restore(
+    tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, torch.Tensor], optimizers, scaler
+) -> None:
     """The reverse of capture, in place."""
     with torch.no_grad():
         for n, p in weights.items():
@@ -54,7 +60,9 @@ def restore(tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, to
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(tensors["rng/cpu"])
     if torch.cuda.is_available() and "rng/cuda0" in tensors:
-        torch.cuda.set_rng_state_all([tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors])
+        torch.cuda.set_rng_state_all(
+            [tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors]
+        )
     version, numbers, gauss = state["python_rng"]
     random.setstate((version, tuple(numbers), gauss))
 
@@ -78,7 +86,9 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     except BaseException:
         clean(folder)
         raise
-    kept = [p for p in checkpoints(folder) if p <= final][-keep:]  # later ones were damaged: the run went back behind them
+    kept = [p for p in checkpoints(folder) if p <= final][
+        -keep:
+    ]  # later ones were damaged: the run went back behind them
     for old in set(checkpoints(folder)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     clean(folder)
@@ -89,7 +99,9 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """The three files, flushed to the disk."""
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-    (folder / SUMS).write_text("".join(f"{file_hash(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8")
+    (folder / SUMS).write_text(
+        "".join(f"{file_hash(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8"
+    )
     for path in (folder / TENSORS, folder / STATE, folder / SUMS, folder):
         _sync(path)
 
@@ -123,7 +135,9 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
             return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
         warn(f"{problem}; trying the checkpoint before it")
     if found:
-        raise ValueError(f"{folder}: all {len(found)} checkpoints are damaged; remove the folder to start anew")
+        raise ValueError(
+            f"{folder}: all {len(found)} checkpoints are damaged; remove the folder to start anew"
+        )
     return None
 
 
@@ -131,7 +145,12 @@ def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, the first of them named; None where each has the SHA-256 that was noted."""
     file = path / SUMS
     try:
-        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines())}
+        wanted = {
+            name: digest
+            for digest, _, name in (
+                line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()
+            )
+        }
         for name in (TENSORS, STATE):
             file = path / name
             if file_hash(file) != wanted.get(name):

@@ -23,7 +23,9 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
         stops.append(True)
         raise KeyboardInterrupt  # not by sending SIGINT, which a shell makes its background jobs ignore
 
-    signal.signal(signal.SIGTERM, interrupt)  # one way to stop; the training loop takes both signals over while it runs
+    signal.signal(
+        signal.SIGTERM, interrupt
+    )  # one way to stop; the training loop takes both signals over while it runs
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
@@ -34,7 +36,9 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
     except Exception as e:
         if isinstance(e, BrokenPipeError) and nobody_reads():
             return FAILED
-        if stops:  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
+        if (
+            stops
+        ):  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
             print(f"\n{stopped()}", file=sys.stderr)
             return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
@@ -43,9 +47,15 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
             print(f"error: {e}", file=sys.stderr)
             return WRONG_INPUT
         if type(e).__name__ == "OutOfMemoryError":  # torch's; torch may not be loaded here
-            print(f"error: out of memory ({first_line(e)}); take fewer or shorter rows at a time, bfloat16, or a smaller model", file=sys.stderr)
+            print(
+                f"error: out of memory ({first_line(e)}); take fewer or shorter rows at a time, bfloat16, or a smaller model",
+                file=sys.stderr,
+            )
             return FAILED
-        print(f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)", file=sys.stderr)
+        print(
+            f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)",
+            file=sys.stderr,
+        )
         return FAILED
 
 
@@ -65,12 +75,30 @@ def first_line(error: Exception) -> str:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --revision, --adapter, --device, --dtype, as `load` reads them."""
-    parser.add_argument("--model", required=True, metavar="M", help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it")
-    parser.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit on the hub (default %(default)s)")
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
-    parser.add_argument("--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...')
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
-                        help="type of the weights and sums (default: by device)")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it",
+    )
+    parser.add_argument(
+        "--revision",
+        default="main",
+        metavar="R",
+        help="branch, tag or commit on the hub (default %(default)s)",
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's"
+    )
+    parser.add_argument(
+        "--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...'
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="type of the weights and sums (default: by device)",
+    )
 
 
 @dataclass
@@ -92,7 +120,9 @@ def load(args: argparse.Namespace) -> Loaded:
     from training.precision import Precision, pick_device, pick_precision
 
     device = pick_device(args.device)
-    precision = Precision(pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device)
+    precision = Precision(
+        pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device
+    )
     folder = resolve(args.model, args.revision)
     tokenizer = Tokenizer(folder)
     model = load_model(folder, precision.dtype, device)

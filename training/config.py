@@ -148,7 +148,10 @@ class Config:
 
     def to_toml(self) -> str:
         """The config as TOML text that load_config reads back to an equal one."""
-        return "\n".join(f"[{name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in section.items()) for name, section in asdict(self).items())
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in section.items())
+            for name, section in asdict(self).items()
+        )
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -159,9 +162,13 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; start from small.toml or one of configs/") from None
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror}); name a TOML file such as small.toml") from None
+        raise ValueError(
+            f"{path}: cannot be read ({e.strerror}); name a TOML file such as small.toml"
+        ) from None
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8") from None
+        raise ValueError(
+            f"{path}: not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path}: not valid TOML: {e}") from None
     cfg, problems, wrong = Config(), [], []
@@ -170,12 +177,18 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
             for key, value in values.items():
                 _assign(cfg, section, key, value, str(path), problems, wrong)
         elif section in _names(cfg):
-            problems.append(f"{path}: {section} must be a section of keys; write [{section}] once, in single brackets, and the keys under it")
+            problems.append(
+                f"{path}: {section} must be a section of keys; write [{section}] once, in single brackets, and the keys under it"
+            )
         else:
-            problems.append(f"{path}: {section} stands outside a section; put it under one of {_list(_names(cfg))}")
+            problems.append(
+                f"{path}: {section} stands outside a section; put it under one of {_list(_names(cfg))}"
+            )
     for text in overrides:
         _override(cfg, text, problems, wrong)
-    problems += [p for p in _check(cfg, str(path)) if not any(name in p for name in wrong)]  # a wrong key has its default, which is nobody's mistake
+    problems += [
+        p for p in _check(cfg, str(path)) if not any(name in p for name in wrong)
+    ]  # a wrong key has its default, which is nobody's mistake
     if problems:
         raise ValueError("\n".join(problems))
     cfg.run.name = cfg.run.name or path.stem
@@ -193,12 +206,18 @@ def _override(cfg: Config, text: str, problems: list[str], wrong: list[str]) -> 
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()  # a bare word is a string: --set model.name=tiny
-    if section in _names(cfg) and get_type_hints(type(getattr(cfg, section))).get(key) is str and not isinstance(parsed, str):
+    if (
+        section in _names(cfg)
+        and get_type_hints(type(getattr(cfg, section))).get(key) is str
+        and not isinstance(parsed, str)
+    ):
         parsed = value.strip()  # and so is what TOML takes for a number or a date: --set run.name=2026-11-21
     _assign(cfg, section, key, parsed, "--set", problems, wrong)
 
 
-def _assign(cfg: Config, section: str, key: str, value, where: str, problems: list[str], wrong: list[str]) -> None:
+def _assign(
+    cfg: Config, section: str, key: str, value, where: str, problems: list[str], wrong: list[str]
+) -> None:
     """Sets one key, or adds to `problems` what is wrong with it; a known key that keeps its default so is added to `wrong`."""
     part = getattr(cfg, section, None) if section in _names(cfg) else None
     if part is None:
@@ -217,7 +236,9 @@ def _assign(cfg: Config, section: str, key: str, value, where: str, problems: li
 def _convert(value, kind):
     """`value` as the type `kind`; raises ValueError that says what was expected."""
     if get_origin(kind) is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):  # 1 is not true
+        if not any(
+            value == choice and type(value) is type(choice) for choice in get_args(kind)
+        ):  # 1 is not true
             raise ValueError(f"is not one of {_list(get_args(kind))}")
         return value
     if isinstance(kind, types.GenericAlias):  # list[str]; one string stands for a list of it
@@ -228,17 +249,37 @@ def _convert(value, kind):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"must be {({int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string'})[kind]}")
+        raise ValueError(
+            f"must be {({int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string'})[kind]}"
+        )
     if kind is int and not -(2**63) <= value < 2**63:
         raise ValueError("must be a whole number of 64 bits")
     return value
 
 
 AT_LEAST = {
-    "adapter.r": 1, "adapter.lora_alpha": 0, "adapter.lora_dropout": 0, "data.validation_fraction": 0, "data.max_length": 2, "train.epochs": 0,
-    "train.max_steps": 0, "train.batch_size": 1, "train.max_tokens": 0, "train.gradient_accumulation_steps": 1, "train.learning_rate": 0,
-    "train.warmup_steps": 0, "train.weight_decay": 0, "train.max_grad_norm": 0, "train.log_every": 1, "train.eval_every": 0, "train.eval_samples": 0,
-    "train.save_every": 0, "train.keep_checkpoints": 1, "train.early_stopping_patience": 0, "generate.max_new_tokens": 1, "generate.temperature": 0,
+    "adapter.r": 1,
+    "adapter.lora_alpha": 0,
+    "adapter.lora_dropout": 0,
+    "data.validation_fraction": 0,
+    "data.max_length": 2,
+    "train.epochs": 0,
+    "train.max_steps": 0,
+    "train.batch_size": 1,
+    "train.max_tokens": 0,
+    "train.gradient_accumulation_steps": 1,
+    "train.learning_rate": 0,
+    "train.warmup_steps": 0,
+    "train.weight_decay": 0,
+    "train.max_grad_norm": 0,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.eval_samples": 0,
+    "train.save_every": 0,
+    "train.keep_checkpoints": 1,
+    "train.early_stopping_patience": 0,
+    "generate.max_new_tokens": 1,
+    "generate.temperature": 0,
     "generate.top_k": 0,
 }
 BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction")
@@ -257,21 +298,33 @@ def _check(cfg: Config, where: str) -> list[str]:
         if name in BELOW_ONE and value >= 1:
             found.append(f"{where}: {name} = {value} must be below 1")
     if not 0 < cfg.generate.top_p <= 1:
-        found.append(f"{where}: generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1; 1 keeps every token")
-    if cfg.train.early_stopping_patience and not (cfg.train.eval_every and (cfg.data.validation or cfg.data.validation_fraction)):
-        found.append(f"{where}: train.early_stopping_patience = {cfg.train.early_stopping_patience} needs evaluations on the way; set train.eval_every, and "
-                     "data.validation or data.validation_fraction")
+        found.append(
+            f"{where}: generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1; 1 keeps every token"
+        )
+    if cfg.train.early_stopping_patience and not (
+        cfg.train.eval_every and (cfg.data.validation or cfg.data.validation_fraction)
+    ):
+        found.append(
+            f"{where}: train.early_stopping_patience = {cfg.train.early_stopping_patience} needs evaluations on the way; set train.eval_every, and "
+            "data.validation or data.validation_fraction"
+        )
     if cfg.adapter.type == "full" and cfg.adapter.init_from:
-        found.append(f"{where}: adapter.init_from = {cfg.adapter.init_from!r} goes with adapter.type 'lora' or 'dora'; a full run starts from model.name")
+        found.append(
+            f"{where}: adapter.init_from = {cfg.adapter.init_from!r} goes with adapter.type 'lora' or 'dora'; a full run starts from model.name"
+        )
     if not cfg.data.train:
         found.append(f"{where}: data.train is missing; name a JSON or JSONL file of training rows")
     if not cfg.train.max_steps and not cfg.train.epochs:
         found.append(f"{where}: train.epochs and train.max_steps are both 0; nothing would be trained")
     if cfg.train.objective in ("dpo", "grpo"):
-        found.append(f"{where}: train.objective = {cfg.train.objective!r} is not built yet; use 'sft' or 'pretrain'")
+        found.append(
+            f"{where}: train.objective = {cfg.train.objective!r} is not built yet; use 'sft' or 'pretrain'"
+        )
     if cfg.train.precision == "fp16" and not cfg.train.force_fp16:
-        found.append(f"{where}: train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16', "
-                     "or set train.force_fp16 = true to try all the same")
+        found.append(
+            f"{where}: train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16', "
+            "or set train.force_fp16 = true to try all the same"
+        )
     return found
 
 
@@ -294,7 +347,9 @@ def _toml(value) -> str:
     if isinstance(value, str):
         import json
 
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a TOML basic string has JSON's escapes, and refuses a raw DEL
+        return json.dumps(value, ensure_ascii=False).replace(
+            "\x7f", "\\u007f"
+        )  # a TOML basic string has JSON's escapes, and refuses a raw DEL
     if isinstance(value, list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return repr(value)

@@ -52,10 +52,19 @@ def read(cfg: Config, folder: Path) -> tuple[Reader, TrainingData]:
 def refuse_missing_files(cfg: Config) -> None:
     """Raises ValueError that lists every data file that is not there, with the folder from which it was looked for."""
     files = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
-    missing = [f"  {key}: {file or repr(file)}: cannot be read: " + ("Is a directory" if Path(file).is_dir() else "No such file or directory")
-               for key, names in files.items() for file in names if not Path(file).exists() or Path(file).is_dir()]
+    missing = [
+        f"  {key}: {file or repr(file)}: cannot be read: "
+        + ("Is a directory" if Path(file).is_dir() else "No such file or directory")
+        for key, names in files.items()
+        for file in names
+        if not Path(file).exists() or Path(file).is_dir()
+    ]
     if missing:
-        raise ValueError("\n".join(["the data is not there:", *missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}"]))
+        raise ValueError(
+            "\n".join(
+                ["the data is not there:", *missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}"]
+            )
+        )
 
 
 def build_data(cfg: Config, base: Reader) -> TrainingData:
@@ -87,7 +96,9 @@ def _validation_set(cfg: Config, base: Reader, name: str, samples: list) -> Vali
     """The samples that are measured, loss and answers alike: those that data.on_long leaves."""
     documents, counts = _render(cfg, base, samples)
     if counts.dropped:
-        warn(f"{name}: {counts.dropped} of {len(samples)} rows are longer than data.max_length and are not measured")
+        warn(
+            f"{name}: {counts.dropped} of {len(samples)} rows are longer than data.max_length and are not measured"
+        )
     kept = {d.id for d in documents}
     return ValidationSet(name, [s for s in samples if s.id in kept], documents)
 
@@ -96,20 +107,35 @@ def _refuse_too_long(cfg: Config, base: Reader, sets: list[list[Document]]) -> N
     """Raises ValueError before training for what the model has no positions for: a prompt needs one more for its answer."""
     positions = base.config.max_position_embeddings
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
-    problems = [f"the longest row has {longest} tokens; set data.max_length to {positions}"] if longest > positions else []
+    problems = (
+        [f"the longest row has {longest} tokens; set data.max_length to {positions}"]
+        if longest > positions
+        else []
+    )
     for i, prompt in enumerate(cfg.generate.prompts, 1):
         length = len(base.tokenizer.render_prompt((("user", prompt),)))
-        problems += [f"prompt {i} of generate.prompts has {length} tokens; shorten it to {positions - 1}"] if length >= positions else []
+        problems += (
+            [f"prompt {i} of generate.prompts has {length} tokens; shorten it to {positions - 1}"]
+            if length >= positions
+            else []
+        )
     if problems:
         raise ValueError(f"{base.folder}: the model has {positions} positions:\n" + "\n".join(problems))
 
 
 def _render(cfg: Config, base: Reader, samples):
     """The samples' documents and their counts; those of many rows are kept for the next run."""
-    how = ("all" if cfg.train.objective == "pretrain" else cfg.data.loss_on, cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
+    how = (
+        "all" if cfg.train.objective == "pretrain" else cfg.data.loss_on,
+        cfg.data.max_length,
+        cfg.data.on_long,
+        base.config.vocab_size,
+    )
 
     def others() -> bytes:
-        files = [Path(module.__file__) for module in (render, store, tokenizer)] + [base.folder / "tokenizer.json"]
+        files = [Path(module.__file__) for module in (render, store, tokenizer)] + [
+            base.folder / "tokenizer.json"
+        ]
         return repr((how, version("tokenizers"))).encode() + b"".join(hash_file(f).encode() for f in files)
 
     return store.stored(TOKENS, samples, others, lambda: render.render_all(samples, base.tokenizer, *how))

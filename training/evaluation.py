@@ -58,16 +58,31 @@ def last_exchange(sample) -> tuple[tuple, str] | None:
     return sample.messages[:-1], sample.messages[-1][1].strip()
 
 
-def answer(model, tokenizer, samples, settings, precision, seed: int, what: str = "answers", quiet: bool = False) -> Answers:
+def answer(
+    model, tokenizer, samples, settings, precision, seed: int, what: str = "answers", quiet: bool = False
+) -> Answers:
     """Generates the last response of each sample (raw text has none and is left out); `settings` are the config's [generate]."""
     exchanges = [e for e in map(last_exchange, samples) if e]
     prompts = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
     progress = bar(len(prompts), what, "answer", quiet)
     with precision.autocast():
-        done = generate(model, prompts, max_new_tokens=settings.max_new_tokens, stop_ids=tokenizer.stop_ids, temperature=settings.temperature,
-                        top_k=settings.top_k, top_p=settings.top_p, seed=seed, on_done=lambda *_: progress.update())
+        done = generate(
+            model,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=tokenizer.stop_ids,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=seed,
+            on_done=lambda *_: progress.update(),
+        )
     progress.close()
-    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], [tokenizer.decode(c.token_ids) for c in done])
+    return Answers(
+        [m[-1][1] for m, _ in exchanges],
+        [gold for _, gold in exchanges],
+        [tokenizer.decode(c.token_ids) for c in done],
+    )
 
 
 def measures(answers: Answers) -> dict:

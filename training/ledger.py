@@ -19,7 +19,9 @@ class Outline(torch.Tensor):
 
     @staticmethod
     def __new__(cls, meta: torch.Tensor, device: torch.device):
-        return torch.Tensor._make_wrapper_subclass(cls, meta.shape, meta.stride(), meta.storage_offset(), dtype=meta.dtype, device=device)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, meta.shape, meta.stride(), meta.storage_offset(), dtype=meta.dtype, device=device
+        )
 
     def __init__(self, meta: torch.Tensor, device: torch.device):
         self.meta = meta
@@ -82,7 +84,12 @@ class Ledger(TorchDispatchMode):
         if storage._cdata not in self.living and (inner.is_meta or inner.device.type == self.device.type):
             size = storage.nbytes()
             size = -(-size // BLOCK) * BLOCK if self.device.type == "cuda" else size
-            part = LOGITS if inner.ndim > 1 and (inner.shape[-1] == self.vocab_size or tuple(inner.shape) in self.logits) else WORKING
+            part = (
+                LOGITS
+                if inner.ndim > 1
+                and (inner.shape[-1] == self.vocab_size or tuple(inner.shape) in self.logits)
+                else WORKING
+            )
             self.living[storage._cdata] = size, part
             self.now[part] = self.now.get(part, 0) + size
             self.total += size
@@ -100,7 +107,9 @@ class Ledger(TorchDispatchMode):
 def _make(func, args, kwargs):
     """A new tensor out of no other: floating-point ones without numbers."""
     if any(argument.name == "device" for argument in func._schema.arguments):
-        out = func(*args, **{key: value for key, value in kwargs.items() if key != "pin_memory"} | {"device": "meta"})
+        out = func(
+            *args, **{key: value for key, value in kwargs.items() if key != "pin_memory"} | {"device": "meta"}
+        )
         if out.is_floating_point():
             return out
     return func(*args, **kwargs)
@@ -111,7 +120,11 @@ def _on_meta(func, args, kwargs):
     known = {}
 
     def bare(x):
-        meta = x.meta if isinstance(x, Outline) else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        meta = (
+            x.meta
+            if isinstance(x, Outline)
+            else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        )
         known[id(meta)] = x
         return meta
 

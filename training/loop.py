@@ -81,15 +81,26 @@ def fit(model, objective, loader, optimizers, precision, plan: Plan, state: Stat
                 start = time.perf_counter()
                 if not (window := list(islice(batches, plan.accumulate))):
                     break
-                rate = plan.learning_rate * lr_factor(state.step, plan.total_steps, plan.warmup_steps, plan.lr_scheduler)
-                record = train_step(model, objective, window, trained, optimizers, precision, rate, plan.max_grad_norm)
+                rate = plan.learning_rate * lr_factor(
+                    state.step, plan.total_steps, plan.warmup_steps, plan.lr_scheduler
+                )
+                record = train_step(
+                    model, objective, window, trained, optimizers, precision, rate, plan.max_grad_norm
+                )
                 state.step, state.batch = state.step + 1, state.batch + len(window)
                 _judge(model, objective, window, record, state, precision, hooks)
                 seconds = time.perf_counter() - start
                 state.tokens, state.seconds = state.tokens + record["tokens"], state.seconds + seconds
                 epoch = state.epoch + state.batch / plan.batches_per_epoch
-                hooks.on_step({"step": state.step, "epoch": round(epoch, 4), **record,
-                               "tokens_per_second": round(record["tokens"] / seconds, 1), "seconds": round(seconds, 4)})
+                hooks.on_step(
+                    {
+                        "step": state.step,
+                        "epoch": round(epoch, 4),
+                        **record,
+                        "tokens_per_second": round(record["tokens"] / seconds, 1),
+                        "seconds": round(seconds, 4),
+                    }
+                )
                 if plan.eval_every and state.step % plan.eval_every == 0 and state.step < plan.total_steps:
                     _evaluate(hooks, state)
                 if stop.asked or (plan.save_every and state.step % plan.save_every == 0):
@@ -112,7 +123,9 @@ def _done(state: State, plan: Plan) -> bool:
     return state.step >= plan.total_steps or 0 < plan.patience <= state.stale
 
 
-def train_step(model, objective, window, trained, optimizers, precision, rate: float, max_grad_norm: float) -> dict:
+def train_step(
+    model, objective, window, trained, optimizers, precision, rate: float, max_grad_norm: float
+) -> dict:
     """One optimiser step over the micro-batches of `window`; the record has the mean loss, the gradient's norm before clipping, and "applied".
 
     Nothing is applied where the loss or the norm is not finite.  The one wait for the device is the reading of loss and norm at the end.
@@ -124,14 +137,21 @@ def train_step(model, objective, window, trained, optimizers, precision, rate: f
         with precision.autocast():
             loss_sum, count, _ = objective.loss(model, batch)
         precision.scaler.scale(loss_sum).backward()
-        total, weight, tokens, streamed = total + loss_sum.detach(), weight + count, tokens + batch.num_tokens, streamed + len(batch.tokens)
+        total, weight, tokens, streamed = (
+            total + loss_sum.detach(),
+            weight + count,
+            tokens + batch.num_tokens,
+            streamed + len(batch.tokens),
+        )
     assert weight, "data/render.py leaves out documents without supervision"
     for optimizer in optimizers:
         precision.scaler.unscale_(optimizer)
     grads = [p.grad for p in trained if p.grad is not None]
     torch._foreach_div_(grads, float(weight))
     norm = torch.nn.utils.get_total_norm(grads)
-    loss, norm_value = (torch.stack((torch.as_tensor(total, device=norm.device).float() / weight, norm.float()))).tolist()
+    loss, norm_value = (
+        torch.stack((torch.as_tensor(total, device=norm.device).float() / weight, norm.float()))
+    ).tolist()
     applied = math.isfinite(loss) and math.isfinite(norm_value)
     if applied:
         if max_grad_norm:
@@ -142,8 +162,15 @@ def train_step(model, objective, window, trained, optimizers, precision, rate: f
             precision.scaler.step(optimizer)
     if precision.scaler.is_enabled():
         precision.scaler.update()
-    return {"loss": loss, "learning_rate": rate, "grad_norm": norm_value, "tokens": tokens, "stream_tokens": streamed, "supervised_tokens": weight,
-            "applied": applied}
+    return {
+        "loss": loss,
+        "learning_rate": rate,
+        "grad_norm": norm_value,
+        "tokens": tokens,
+        "stream_tokens": streamed,
+        "supervised_tokens": weight,
+        "applied": applied,
+    }
 
 
 def _judge(model, objective, window, record: dict, state: State, precision, hooks: Hooks) -> None:
@@ -158,11 +185,15 @@ def _judge(model, objective, window, record: dict, state: State, precision, hook
     culprit = first_bad_layer(model, objective, window, precision) or culprit
     ids = [i for batch in window for i in batch.ids]
     hooks.on_skip({"step": state.step, "skipped": True, "layer": culprit, "samples": ids})
-    if state.bad_steps >= MAX_BAD_STEPS and not (precision.scaler.is_enabled() and precision.scaler.get_scale() > 1):
+    if state.bad_steps >= MAX_BAD_STEPS and not (
+        precision.scaler.is_enabled() and precision.scaler.get_scale() > 1
+    ):
         hooks.save()
-        raise Diverged(f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is {culprit}; the weights are as "
-                       f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. "
-                       "Lower train.learning_rate, or look at these rows")
+        raise Diverged(
+            f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is {culprit}; the weights are as "
+            f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. "
+            "Lower train.learning_rate, or look at these rows"
+        )
 
 
 def _first_bad_gradient(model) -> str:
@@ -184,6 +215,7 @@ def first_bad_layer(model, objective, window, precision) -> str | None:
         def hook(_, __, output):
             if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
                 found.append(f"the output of {name}")
+
         return hook
 
     handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
@@ -202,7 +234,11 @@ def _evaluate(hooks: Hooks, state: State) -> None:
     loss = hooks.evaluate(state.step)
     state.evaluated = state.step
     if loss is None or loss < state.best_loss or state.best_step < 0:
-        state.best_loss, state.best_step, state.stale = loss if loss is not None and math.isfinite(loss) else math.inf, state.step, 0
+        state.best_loss, state.best_step, state.stale = (
+            loss if loss is not None and math.isfinite(loss) else math.inf,
+            state.step,
+            0,
+        )
         hooks.keep_best()
     else:
         state.stale += 1

@@ -31,10 +31,18 @@ def free(device: torch.device) -> int:
     if sys.platform != "linux":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     left = [int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024]
-    for folder, limit, used in (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):  # cgroups v2, v1
+    for folder, limit, used in (
+        ("", "memory.max", "memory.current"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):  # cgroups v2, v1
         group = Path("/sys/fs/cgroup", folder)
         try:
-            files = sum(int(n) for n in re.findall(r"^(?:in)?active_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE))  # can be dropped
+            files = sum(
+                int(n)
+                for n in re.findall(
+                    r"^(?:in)?active_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE
+                )
+            )  # can be dropped
             left.append(int((group / limit).read_text()) - int((group / used).read_text()) + files)
         except (OSError, ValueError):  # no such group, or no limit: "max"
             continue
@@ -46,7 +54,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it
-        if found := re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()):  # some sandboxes leave it out
+        if found := re.search(
+            r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()
+        ):  # some sandboxes leave it out
             return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

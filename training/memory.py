@@ -28,9 +28,13 @@ def plan(cfg: Config) -> None:
     process, room = resident() if device.type == "cpu" else 0, free(device)
     say("rehearsing the run without its numbers: some seconds, more for a large base")
     rehearsal = Rehearsal(cfg, setup.without_weights(reader), data, precision)
-    worst = max([rehearsal.loading, rehearsal.steps(cfg.train), *rehearsal.evaluations()], key=lambda f: f.total)
+    worst = max(
+        [rehearsal.loading, rehearsal.steps(cfg.train), *rehearsal.evaluations()], key=lambda f: f.total
+    )
     around, for_tensors = 0, (room - process) / MARGIN
-    if tried := device.type == "cpu" and 2 * process + worst.total * MARGIN <= room:  # this process stays beside the trial's
+    if (
+        tried := device.type == "cpu" and 2 * process + worst.total * MARGIN <= room
+    ):  # this process stays beside the trial's
         say("doing some of its steps, with random weights: a minute, more for a large base and many rows")
         if measured := trial.in_its_own_process(trial.peak, cfg):
             around = max(0, measured - worst.total - process)
@@ -59,11 +63,15 @@ def _remedy(rehearsal: Rehearsal, room: int) -> str:
     cfg, best = rehearsal.cfg, largest(rehearsal, room)
     t, name = cfg.train, "max_tokens" if cfg.train.max_tokens else "batch_size"
     if best is None:
-        return (f"it does not fit, not even one row at a time: lower data.max_length (now {cfg.data.max_length}) or adapter.r, keep the base in bfloat16, "
-                "or take a smaller model")
+        return (
+            f"it does not fit, not even one row at a time: lower data.max_length (now {cfg.data.max_length}) or adapter.r, keep the base in bfloat16, "
+            "or take a smaller model"
+        )
     if best == t:
         return "training fits, but what comes around it does not: lower train.eval_samples or generate.max_new_tokens"
     now, size = getattr(t, name), getattr(best, name)
     steps = -(-now * t.gradient_accumulation_steps // size)
-    return (f"it does not fit; the largest batch that does is train.{name} = {size} (now {now}), with train.gradient_accumulation_steps = {steps} "
-            f"(now {t.gradient_accumulation_steps}) for a step of as many samples")
+    return (
+        f"it does not fit; the largest batch that does is train.{name} = {size} (now {now}), with train.gradient_accumulation_steps = {steps} "
+        f"(now {t.gradient_accumulation_steps}) for a step of as many samples"
+    )

@@ -40,7 +40,11 @@ class MetricsLog:
 
     def truncate_after(self, step: int, evaluated: int) -> None:
         """Drops the lines of later steps, evaluations after step `evaluated` and a torn last line: a resumed run repeats no step and no evaluation."""
-        kept = [line for line, record in _records(self.path) if record["step"] <= (evaluated if "eval" in record else step)]
+        kept = [
+            line
+            for line, record in _records(self.path)
+            if record["step"] <= (evaluated if "eval" in record else step)
+        ]
         self._file.close()
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -97,7 +101,10 @@ def before_after_table(before: dict, after: dict) -> str:
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, {}), after.get(name, {})
         rows = [(m.label, figure(m, was.get(m.key)), figure(m, now.get(m.key))) for m in shown]
-        lines += [set_title(name, was | now), *(f"  {label:18}{old:>10}{new:>10}" for label, old, new in rows)]
+        lines += [
+            set_title(name, was | now),
+            *(f"  {label:18}{old:>10}{new:>10}" for label, old, new in rows),
+        ]
     return "\n".join(lines)
 
 

@@ -25,10 +25,30 @@ class AdamW:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 if p not in self.state:
-                    self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            m, v, steps = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq", "step"))
-            adamw(params, [p.grad for p in params], m, v, [], steps, fused=True, amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, eps=1e-8,
-                  lr=group["lr"], weight_decay=group["weight_decay"])
+                    self.state[p] = {
+                        "step": torch.zeros((), device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+            m, v, steps = (
+                [self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            adamw(
+                params,
+                [p.grad for p in params],
+                m,
+                v,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+            )
 
     def _params(self) -> list[torch.Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -36,12 +56,19 @@ class AdamW:
     def state_dict(self) -> dict:
         """As torch.optim's: parameters by their number."""
         numbers = {p: i for i, p in enumerate(self._params())}
-        return {"state": {numbers[p]: entries for p, entries in self.state.items()},
-                "param_groups": [group | {"params": [numbers[p] for p in group["params"]]} for group in self.param_groups]}
+        return {
+            "state": {numbers[p]: entries for p, entries in self.state.items()},
+            "param_groups": [
+                group | {"params": [numbers[p] for p in group["params"]]} for group in self.param_groups
+            ],
+        }
 
     def load_state_dict(self, saved: dict) -> None:
         params = self._params()
-        self.state = {params[i]: {name: x.to(params[i].device, copy=True) for name, x in entries.items()} for i, entries in saved["state"].items()}
+        self.state = {
+            params[i]: {name: x.to(params[i].device, copy=True) for name, x in entries.items()}
+            for i, entries in saved["state"].items()
+        }
         for group, old in zip(self.param_groups, saved["param_groups"], strict=True):
             group.update(lr=old["lr"], weight_decay=old["weight_decay"])
 
@@ -52,15 +79,25 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
     Muon (Jordan et al. 2024) orthogonalises each matrix's momentum; with "match_rms_adamw" one learning rate serves both (Liu et al. 2025).
     """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    muon = [p for n, p in trained if name == "muon" and p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n]
+    muon = [
+        p
+        for n, p in trained
+        if name == "muon" and p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n
+    ]
     chosen = set(map(id, muon))
     rest = [p for _, p in trained if id(p) not in chosen]
-    groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
     groups = [g for g in groups if g["params"]]
     out = [AdamW(groups, learning_rate)] if groups else []  # none is left where Muon takes all of an adapter
     if muon:
-        out.append(torch.optim.Muon(muon, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        out.append(
+            torch.optim.Muon(
+                muon, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
     return out
 
 

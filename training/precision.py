@@ -16,7 +16,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one; raises ValueError for a device that is not there."""
+    """ "auto" is CUDA where there is one; raises ValueError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -25,7 +25,9 @@ def pick_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError(f"nothing is computed on {device.type!r}")
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'") from None
+        raise ValueError(
+            f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'"
+        ) from None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     if device.type == "cpu":
@@ -36,12 +38,19 @@ def pick_device(name: str) -> torch.device:
 
 def missing_to_compile(device: torch.device) -> str | None:
     """What torch.compile, for a CPU, would not find (torch/_inductor/cpp_builder.py): a C++ compiler, Python's headers; None where it has both."""
-    compiler, header = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    compiler, header = (
+        os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
+        Path(sysconfig.get_path("include"), "Python.h"),
+    )
     if device.type != "cpu":
         return None
     if not shutil.which(compiler):
         return f"the C++ compiler {compiler} is not here; install it, or name another in CXX"
-    return None if header.is_file() else f"{header} is not here; install Python's headers (python3-dev on Debian)"
+    return (
+        None
+        if header.is_file()
+        else f"{header} is not here; install Python's headers (python3-dev on Debian)"
+    )
 
 
 def keep_freed_memory() -> None:
@@ -56,13 +65,15 @@ def keep_freed_memory() -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """"auto" is bf16 where the device multiplies it faster than float32: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
+    """ "auto" is bf16 where the device multiplies it faster than float32: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+        return (
+            "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+        )
     return "fp32"
 
 

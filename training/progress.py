@@ -7,7 +7,15 @@ def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0)
     """A tqdm bar on stderr; it is silent where stderr is no terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=unit, initial=initial, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty(), leave=False)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        initial=initial,
+        dynamic_ncols=True,
+        disable=quiet or not sys.stderr.isatty(),
+        leave=False,
+    )
 
 
 def say(text: str = "") -> None:

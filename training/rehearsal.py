@@ -52,7 +52,9 @@ class Rehearsal:
             self.trained = [p for p in self.model.parameters() if p.requires_grad]
             self.ledger.assign(frozen, BASE)
             self.ledger.assign(self.trained, TRAINED)
-            self.optimizers = make_optimizers(self.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+            self.optimizers = make_optimizers(
+                self.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay
+            )
             self._first_optimizer_step()
 
     def _load(self) -> None:
@@ -70,7 +72,15 @@ class Rehearsal:
             p.grad = torch.zeros_like(p)
         for optimizer in self.optimizers:
             optimizer.step()
-            self.ledger.assign((t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)), OPTIMIZER)
+            self.ledger.assign(
+                (
+                    t
+                    for state in optimizer.state.values()
+                    for t in state.values()
+                    if isinstance(t, torch.Tensor)
+                ),
+                OPTIMIZER,
+            )
         self.model.zero_grad(set_to_none=True)
 
     def steps(self, train: Train) -> Forecast:
@@ -78,13 +88,24 @@ class Rehearsal:
         cfg = replace(self.cfg, train=train)
         loader = setup.build_loader(cfg, self.data.documents)
         _, heaviest = steps_of(loader, setup.build_plan(cfg, loader))
-        return max((self.step([loader.batch(group) for group in step]) for step in heaviest), key=lambda f: f.total)
+        return max(
+            (self.step([loader.batch(group) for group in step]) for step in heaviest), key=lambda f: f.total
+        )
 
     def step(self, window: list[Batch]) -> Forecast:
         """One optimiser step."""
         self._expect_logits(window)
         with self.ledger:
-            loop.train_step(self.model, self.objective, window, self.trained, self.optimizers, self.precision, 0.0, self.cfg.train.max_grad_norm)
+            loop.train_step(
+                self.model,
+                self.objective,
+                window,
+                self.trained,
+                self.optimizers,
+                self.precision,
+                0.0,
+                self.cfg.train.max_grad_norm,
+            )
             self.model.zero_grad(set_to_none=True)
         return Forecast(self.ledger.peak, "training")
 
@@ -103,7 +124,9 @@ class Rehearsal:
             with self.ledger:
                 evaluation.mean_loss(self.model, self.objective, group, self.precision)
             found.append(Forecast(self.ledger.peak, "evaluation"))
-        return found + [self._answers(prompts) for prompts in longest_prompts(self.cfg, self.base.tokenizer, self.data)]
+        return found + [
+            self._answers(prompts) for prompts in longest_prompts(self.cfg, self.base.tokenizer, self.data)
+        ]
 
     def _answers(self, prompts: list[list[int]]) -> Forecast:
         """The longest prompts are read and get two tokens; the cache has room for all that they may get."""
@@ -115,8 +138,16 @@ class Rehearsal:
             ledger.answer = 1
 
         with ledger, self.precision.autocast():
-            generate(self.model, prompts, max_new_tokens=settings.max_new_tokens, stop_ids={1}, temperature=settings.temperature,
-                     top_k=settings.top_k, top_p=settings.top_p, on_token=stop)
+            generate(
+                self.model,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids={1},
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                on_token=stop,
+            )
         ledger.answer = 0
         forecast = Forecast(ledger.peak, "answers")
         forecast.parts.pop(OPTIMIZER, None)  # training is over by then
@@ -125,7 +156,10 @@ class Rehearsal:
 
 def longest_groups(data: TrainingData) -> list[list[Document]]:
     """Of each validation set the documents that are evaluated in one go and have the most tokens."""
-    return [max(evaluation.groups(v.documents), key=lambda g: sum(len(d.input_ids) for d in g)) for v in data.validation]
+    return [
+        max(evaluation.groups(v.documents), key=lambda g: sum(len(d.input_ids) for d in g))
+        for v in data.validation
+    ]
 
 
 def longest_prompts(cfg: Config, tokenizer: Tokenizer, data: TrainingData) -> list[list[list[int]]]:
@@ -145,7 +179,11 @@ def steps_of(loader: Loader, plan: loop.Plan) -> tuple[list[tuple], set[tuple]]:
     while left > 0:
         groups = [tuple(group) for group in loader.plan(epoch)]
         starts = range(0, len(groups), plan.accumulate)[:left]
-        steps |= dict.fromkeys(tuple(groups[max(start, i - 1) : i + 1]) for start in starts for i in range(start, min(start + plan.accumulate, len(groups))))
+        steps |= dict.fromkeys(
+            tuple(groups[max(start, i - 1) : i + 1])
+            for start in starts
+            for i in range(start, min(start + plan.accumulate, len(groups)))
+        )
         left, epoch = left - len(starts), epoch + 1
     lengths = [len(d.input_ids) for d in loader.documents]
     by_tokens = sorted(steps, key=lambda step: (sum(lengths[i] for i in step[-1]), len(step)))
@@ -155,12 +193,17 @@ def steps_of(loader: Loader, plan: loop.Plan) -> tuple[list[tuple], set[tuple]]:
 def largest(rehearsal: Rehearsal, room: int) -> Train | None:
     """The run's [train] with the largest batch_size (or max_tokens, where that cuts the batches) whose steps take at most `room` bytes; None: none does."""
     train, longest = rehearsal.cfg.train, max(len(d.input_ids) for d in rehearsal.data.documents)
-    name, low, high = ("max_tokens", longest, train.max_tokens) if train.max_tokens else ("batch_size", 1, train.batch_size)
+    name, low, high = (
+        ("max_tokens", longest, train.max_tokens) if train.max_tokens else ("batch_size", 1, train.batch_size)
+    )
 
     def fits(size: int) -> bool:
         return rehearsal.steps(replace(train, **{name: size})).total <= room
 
-    good, bad = low - 1, low  # the largest that is known to fit, and the next to try: upwards, for a small batch is soon rehearsed
+    good, bad = (
+        low - 1,
+        low,
+    )  # the largest that is known to fit, and the next to try: upwards, for a small batch is soon rehearsed
     while bad <= high and fits(bad):
         good, bad = bad, 2 * bad
     bad = min(bad, high + 1)

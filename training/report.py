@@ -20,11 +20,18 @@ MAX_POINTS, MAX_EXAMPLES, MAX_CHARACTERS = 500, 40, 4000
 LABEL = re.compile(r"\[[A-Z][A-Z0-9_]*\]")
 TOKEN = re.compile(LABEL.pattern + r"|\+?\w+|\s+|[^\w\s]")  # +49 is one
 VISIBLE_SPACE = str.maketrans({" ": "\u2423", "\n": "\u21b5\n", "\t": "\u21e5"})
-REDACTION_LEGEND = {"ok": "masked as in the gold", "leak": "leaked", "wrong": "wrong or altered", "missing": "missing"}
+REDACTION_LEGEND = {
+    "ok": "masked as in the gold",
+    "leak": "leaked",
+    "wrong": "wrong or altered",
+    "missing": "missing",
+}
 PLAIN_LEGEND = {"wrong": "not in the expected text", "missing": "missing from the answer"}
 
 
-def write_report(path, *, run: dict, steps: list, evals: list, before: dict, after: dict, examples: list) -> None:
+def write_report(
+    path, *, run: dict, steps: list, evals: list, before: dict, after: dict, examples: list
+) -> None:
     """Writes report.html.
 
     run: {label: value} for the list of facts; its "name", or else the folder's, is the title.
@@ -37,7 +44,9 @@ def write_report(path, *, run: dict, steps: list, evals: list, before: dict, aft
     tables = "".join(class_table(s, before.get(s, {}), after.get(s, {})) for s in sets)
     page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")).substitute(
         title=_text(run.get("name", path.resolve().parent.name)),
-        facts="".join(f"<div><dt>{_text(k)}</dt><dd>{_value(v)}</dd></div>\n" for k, v in run.items() if k != "name"),
+        facts="".join(
+            f"<div><dt>{_text(k)}</dt><dd>{_value(v)}</dd></div>\n" for k, v in run.items() if k != "name"
+        ),
         cards=_section("Before and after", cards),
         curves=_section("Curves", curves(steps, evals)),
         classes=_section("By class", tables and f'<div class="pair">{tables}</div>'),
@@ -50,6 +59,7 @@ def write_report(path, *, run: dict, steps: list, evals: list, before: dict, aft
 
 # ---- figures
 
+
 def card(name: str, before: dict, after: dict) -> str:
     """One validation set: each figure after training, and before it."""
     rows = []
@@ -61,7 +71,11 @@ def card(name: str, before: dict, after: dict) -> str:
             f'<span class="soft">before {_text(figure(metric, before.get(metric.key)))}</span>'
             f"{' <em>worse</em>' if worse else ''}</dd></div>\n"
         )
-    return f'<article class="card"><h3>{_text(set_title(name, before | after))}</h3><dl>\n{"".join(rows)}</dl></article>\n' if rows else ""
+    return (
+        f'<article class="card"><h3>{_text(set_title(name, before | after))}</h3><dl>\n{"".join(rows)}</dl></article>\n'
+        if rows
+        else ""
+    )
 
 
 def class_table(name: str, before: dict, after: dict) -> str:
@@ -74,15 +88,22 @@ def class_table(name: str, before: dict, after: dict) -> str:
         for key in ("precision", "recall", "f1"):
             was, now = _percent(old.get(label, {}).get(key)), _percent(new.get(label, {}).get(key))
             cells.append(f'<span class="soft">{was} \u2192</span> {now}')
-        rows.append(f'<tr><th scope="row">{_text(label)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>\n')
+        rows.append(
+            f'<tr><th scope="row">{_text(label)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>\n'
+        )
     head = "".join(f'<th scope="col">{h}</th>' for h in ("Class", "Support", "Precision", "Recall", "F1"))
     caption = f"{_text(name)}: per cent, before \u2192 after"
     body = f"<thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody>"
     table = f"<table><caption>{caption}</caption>\n{body}</table>"
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">{table}</div>\n' if rows else ""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">{table}</div>\n'
+        if rows
+        else ""
+    )
 
 
 # ---- curves
+
 
 class Frame(NamedTuple):
     """The part of the plane that a plot shows: steps from left to right, values from bottom to top."""
@@ -114,13 +135,21 @@ class Line(NamedTuple):
 
 def curves(steps: list[dict], evals: list[dict]) -> str:
     """Loss with its smoothed line and the evaluations; learning rate; gradient norm."""
-    loss, rate, norm = ([(r["step"], number(r[k])) for r in steps if r.get(k) is not None]
-                        for k in ("loss", "learning_rate", "grad_norm"))
+    loss, rate, norm = (
+        [(r["step"], number(r[k])) for r in steps if r.get(k) is not None]
+        for k in ("loss", "learning_rate", "grad_norm")
+    )
     lines = [Line("raw", "each step", loss), Line("smooth", "smoothed", smooth(loss))]
-    lines += [Line(f"eval{n % 3}", name, points) for n, (name, points) in enumerate(eval_losses(evals).items())]
+    lines += [
+        Line(f"eval{n % 3}", name, points) for n, (name, points) in enumerate(eval_losses(evals).items())
+    ]
     small = chart("Learning rate", "per step", [Line("smooth", "", rate)])
-    small += chart("Gradient norm", "before clipping", [Line("raw", "", norm), Line("smooth", "", smooth(norm))])
-    return chart("Loss", "nats per token", lines, may_log=True) + (small and f'<div class="pair">{small}</div>\n')
+    small += chart(
+        "Gradient norm", "before clipping", [Line("raw", "", norm), Line("smooth", "", smooth(norm))]
+    )
+    return chart("Loss", "nats per token", lines, may_log=True) + (
+        small and f'<div class="pair">{small}</div>\n'
+    )
 
 
 def eval_losses(evals: list[dict]) -> dict[str, list[tuple]]:
@@ -140,8 +169,12 @@ def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> st
     if not points:
         return ""
     frame, rows = frame_of(points, may_log)
-    shapes = "".join(f'<polyline class="{line.kind}" points="{polyline(line.finite(), frame)}"/>' for line in lines)
-    dots = "".join(dot(line, *p, frame) for line in lines if line.kind.startswith("eval") for p in thin(line.finite()))
+    shapes = "".join(
+        f'<polyline class="{line.kind}" points="{polyline(line.finite(), frame)}"/>' for line in lines
+    )
+    dots = "".join(
+        dot(line, *p, frame) for line in lines if line.kind.startswith("eval") for p in thin(line.finite())
+    )
     legend = "".join(f'<li><i class="{line.kind}"></i>{_text(line.name)}</li>' for line in lines if line.name)
     ends = next(line.finite() for line in lines if line.finite())
     told = ", ".join(f"{value:.4g} at step {step:,}" for step, value in (ends[0], ends[-1]))
@@ -184,17 +217,22 @@ def axes(frame: Frame, rows: list[float]) -> str:
     """Grid lines with their values, and steps below."""
     across = "".join(
         f'<line x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="row" x="0" dx="-8" y="{y}" dy=".32em">{label}</text>'
-        for v in rows for y, label in [(f"{frame.y(v):.2f}%", re.sub(r"e([-+])0*", r"e\1", f"{v:g}"))]
+        for v in rows
+        for y, label in [(f"{frame.y(v):.2f}%", re.sub(r"e([-+])0*", r"e\1", f"{v:g}"))]
     )
     steps = [s for s in ticks(frame.left, frame.right, 5) if frame.left <= s <= frame.right and s == int(s)]
-    below = "".join(f'<text class="step" x="{frame.x(s):.2f}%" y="100%" dy="1.7em">{s:,.0f}</text>' for s in steps)
+    below = "".join(
+        f'<text class="step" x="{frame.x(s):.2f}%" y="100%" dy="1.7em">{s:,.0f}</text>' for s in steps
+    )
     return f'<g class="axes">{across}{below}<text class="row" x="100%" y="100%" dy="3.1em">step</text></g>'
 
 
 def polyline(points: list[tuple], frame: Frame) -> str:
     """SVG points in per cent of the plot; a single point is doubled, since its round line ends then show as a dot."""
     points = thin(points)
-    return " ".join(f"{frame.x(s):.2f},{frame.y(v):.2f}" for s, v in (points * 2 if len(points) == 1 else points))
+    return " ".join(
+        f"{frame.x(s):.2f},{frame.y(v):.2f}" for s, v in (points * 2 if len(points) == 1 else points)
+    )
 
 
 def dot(line: Line, step: int, value: float, frame: Frame) -> str:
@@ -231,10 +269,13 @@ def not_drawn(line: Line, frame: Frame) -> str:
 
 # ---- examples
 
+
 def example_list(examples: list[dict], redaction: bool) -> str:
     """The legend and the first examples."""
     shown = "".join(example(n, item, redaction) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1))
-    legend = "".join(f"<li>{_mark(*entry)}</li>" for entry in (REDACTION_LEGEND if redaction else PLAIN_LEGEND).items())
+    legend = "".join(
+        f"<li>{_mark(*entry)}</li>" for entry in (REDACTION_LEGEND if redaction else PLAIN_LEGEND).items()
+    )
     rest = len(examples) - MAX_EXAMPLES
     more = f'<p class="soft">{rest:,} more are not shown.</p>\n' if rest > 0 else ""
     return shown and f'<ul class="legend" aria-label="Legend">{legend}</ul>\n{shown}{more}'
@@ -243,12 +284,15 @@ def example_list(examples: list[dict], redaction: bool) -> str:
 def example(n: int, item: dict, redaction: bool) -> str:
     """One sample: the source, the answers before and after with their differences from the gold, and the gold."""
     source, gold = item.get("source") or "", item.get("gold") or ""
-    answers = {k: pieces(item[k], gold, source, redaction) for k in ("before", "after") if item.get(k) is not None}
+    answers = {
+        k: pieces(item[k], gold, source, redaction) for k in ("before", "after") if item.get(k) is not None
+    }
     parts = {"source": [("", source)] if source else None, **answers, "gold": [("", gold)] if gold else None}
     titles = {"source": "Source", "gold": "Gold"} if redaction else {"source": "Prompt", "gold": "Expected"}
     body = "".join(
         f'<div class="{k}"><h4>{titles.get(k, k.title())}</h4><p dir="auto">{_marked(found)}</p></div>\n'
-        for k, found in parts.items() if found is not None
+        for k, found in parts.items()
+        if found is not None
     )
     told = f'<span class="soft">{verdict(item.get("after"), gold, answers)}</span>'
     head = f"<h3>{n}. {_text(item.get('set', ''))} {told}</h3>"
@@ -298,7 +342,9 @@ def entity_tokens(source: str, gold: str) -> set[str]:
 def wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]]:
     """[(kind, token)]: "leak" for an entity's words and what stands between two of them, else "wrong"."""
     words = [i for i, token in enumerate(tokens) if re.search(r"\w", token)]
-    kinds = ["leak" if i in words and token.casefold() in secret else "wrong" for i, token in enumerate(tokens)]
+    kinds = [
+        "leak" if i in words and token.casefold() in secret else "wrong" for i, token in enumerate(tokens)
+    ]
     for a, b in pairwise(words):
         if kinds[a] == kinds[b] == "leak":
             kinds[a:b] = ["leak"] * (b - a)
@@ -306,6 +352,7 @@ def wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]
 
 
 # ---- text
+
 
 def _marked(parts: list[tuple[str, str]]) -> str:
     """Pieces as HTML, cut at a length that no page needs more of."""

@@ -68,33 +68,54 @@ class RunFolder:
     def _holds_a_run(self) -> bool:
         """Whether a step was done here; a start that failed on its input leaves nothing worth keeping."""
         log = self.path / "metrics.jsonl"
-        return (log.is_file() and log.stat().st_size > 0) or any((self.path / n).exists() for n in ("adapter", "model", "checkpoints"))
+        return (log.is_file() and log.stat().st_size > 0) or any(
+            (self.path / n).exists() for n in ("adapter", "model", "checkpoints")
+        )
 
     def _refuse_foreign(self) -> None:
         """A run leaves its lock behind: a folder of files without one is the user's, and must be neither moved aside nor written into."""
         names = sorted(p.name for p in self.path.iterdir())
         if names and not (self.path / ".lock").exists():
-            raise ValueError(f"{self.path}: holds {names[0]}, but no run of Loupe's; set run.dir to a new folder")
+            raise ValueError(
+                f"{self.path}: holds {names[0]}, but no run of Loupe's; set run.dir to a new folder"
+            )
         if self.path.resolve() in (Path.cwd(), *Path.cwd().parents):
-            raise ValueError(f"{self.path}: is the folder that you are in, or above it; set run.dir to a new folder")
+            raise ValueError(
+                f"{self.path}: is the folder that you are in, or above it; set run.dir to a new folder"
+            )
 
     def _refuse_own_input(self, cfg: Config) -> None:
         """What this run would read from the old one is no longer there once that is moved aside."""
-        inputs = {"adapter.init_from": [cfg.adapter.init_from], "model.name": [cfg.model.name],
-                  "data.train": cfg.data.train, "data.validation": cfg.data.validation}
-        inside = [f"{key} = {name!r}" for key, names in inputs.items() for name in names if name and Path(name).resolve().is_relative_to(self.path.resolve())]
+        inputs = {
+            "adapter.init_from": [cfg.adapter.init_from],
+            "model.name": [cfg.model.name],
+            "data.train": cfg.data.train,
+            "data.validation": cfg.data.validation,
+        }
+        inside = [
+            f"{key} = {name!r}"
+            for key, names in inputs.items()
+            for name in names
+            if name and Path(name).resolve().is_relative_to(self.path.resolve())
+        ]
         if inside:
-            raise ValueError(f"{self.path}: holds an earlier run, which makes room for this one, and {', '.join(inside)} lies in it; choose another run.name")
+            raise ValueError(
+                f"{self.path}: holds an earlier run, which makes room for this one, and {', '.join(inside)} lies in it; choose another run.name"
+            )
 
     def _lock(self) -> None:
         self.lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.path}: another process is training here; wait for it, or choose another run.name") from None
+            raise ValueError(
+                f"{self.path}: another process is training here; wait for it, or choose another run.name"
+            ) from None
 
     def _move_aside(self) -> None:
-        number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}~{n}").exists())
+        number = next(
+            n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}~{n}").exists()
+        )
         old = self.path.with_name(f"{self.path.name}~{number}")
         os.replace(self.path, old)
         say(f"{self.path} held an earlier run; it is now {old}")
@@ -105,7 +126,9 @@ class RunFolder:
     def write_json(self, name: str, value: dict) -> None:
         """Writes a small JSON file whole or not at all."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         os.replace(partial, self.path / name)
 
     def read_json(self, name: str) -> dict | None:
@@ -115,27 +138,48 @@ class RunFolder:
 
 def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str, str]:
     """What a resume must find as it was: every config key that matters, and hashes of data and base."""
-    keys = {f"{s}.{k}": str(v) for s, section in asdict(cfg).items() for k, v in section.items() if f"{s}.{k}" not in FREE}
+    keys = {
+        f"{s}.{k}": str(v)
+        for s, section in asdict(cfg).items()
+        for k, v in section.items()
+        if f"{s}.{k}" not in FREE
+    }
     return keys | {f"file {f}": checkpoint.file_hash(Path(f)) for f in data_files} | {"base model": base_hash}
 
 
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises ValueError that lists every difference between the checkpoint's run and this one."""
-    changed = [f"  {k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    changed = [
+        f"  {k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
+        for k in sorted(before.keys() | now.keys())
+        if before.get(k) != now.get(k)
+    ]
     if changed:
-        raise ValueError("the checkpoint was made by another run; what differs:\n" + "\n".join(changed) + "\nPut it back, or start a new run without --resume")
+        raise ValueError(
+            "the checkpoint was made by another run; what differs:\n"
+            + "\n".join(changed)
+            + "\nPut it back, or start a new run without --resume"
+        )
 
 
 def environment() -> dict[str, str]:
     """Versions that a result may depend on."""
     import torch
 
-    return {"loupe": VERSION, "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(), "system": platform.system()}
+    return {
+        "loupe": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
 
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raises ValueError before training where `needed` bytes will not fit beside the run."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; "
-                         "free some, or set run.dir elsewhere")
+        raise ValueError(
+            f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; "
+            "free some, or set run.dir elsewhere"
+        )

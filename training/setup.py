@@ -42,9 +42,13 @@ def build_base(cfg: Config, precision: Precision) -> tuple[Base, TrainingData]:
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
     if cfg.model.init == "random":
         reader, data = read(cfg, folder)
-        model = without_weights(reader).model.to(dtype).to_empty(device="cpu")  # a Linear that is made here would draw numbers in float32
+        model = (
+            without_weights(reader).model.to(dtype).to_empty(device="cpu")
+        )  # a Linear that is made here would draw numbers in float32
         model.reset_parameters(cfg.run.seed)
-        return Base(model.to(precision.device), reader.tokenizer, folder, f"random weights of seed {cfg.run.seed}"), data
+        return Base(
+            model.to(precision.device), reader.tokenizer, folder, f"random weights of seed {cfg.run.seed}"
+        ), data
     model, digest = beside(Checkpoint(folder).load, dtype, precision.device), beside(hash_model, folder)
     reader, data = read(cfg, folder)
     return Base(model.result(), reader.tokenizer, folder, digest.result()), data
@@ -64,11 +68,23 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
         model.requires_grad_(True)
     elif a.init_from:
         loaded = load_adapter(model, a.init_from)
-        a.type, a.r, a.lora_alpha = "dora" if loaded.get("use_dora") else "lora", loaded["r"], loaded["lora_alpha"]
+        a.type, a.r, a.lora_alpha = (
+            "dora" if loaded.get("use_dora") else "lora",
+            loaded["r"],
+            loaded["lora_alpha"],
+        )
         a.use_rslora, a.lora_dropout = loaded.get("use_rslora", False), loaded.get("lora_dropout", 0.0)
     else:
-        inject(model, type=a.type, r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, use_rslora=a.use_rslora,
-               target_modules=a.target_modules, seed=cfg.run.seed)
+        inject(
+            model,
+            type=a.type,
+            r=a.r,
+            lora_alpha=a.lora_alpha,
+            lora_dropout=a.lora_dropout,
+            use_rslora=a.use_rslora,
+            target_modules=a.target_modules,
+            seed=cfg.run.seed,
+        )
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -78,17 +94,28 @@ def refuse_without_compiler(cfg: Config, device: torch.device) -> None:
         raise ValueError(f"train.compile = true: {missing}; or set it to false")
 
 
-def compile_where_it_pays(model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device) -> bool:
+def compile_where_it_pays(
+    model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device
+) -> bool:
     """Compiles the layers, which have their adapters by now, where train.compile is true or, by "auto", where a run on a CPU is long enough.
 
     How long is told by its FLOPs and not by a clock, so that a machine computes a run alike whenever it is started; the answer takes the place of "auto".
     """
     if cfg.train.compile == "auto":
         loader = build_loader(cfg, documents)
-        epochs = build_plan(cfg, loader).total_steps / math.ceil(len(loader) / cfg.train.gradient_accumulation_steps)
-        tokens, supervised = sum(len(d.labels) for d in documents), sum(len(d.labels) - d.labels.count(IGNORE_INDEX) for d in documents)
+        epochs = build_plan(cfg, loader).total_steps / math.ceil(
+            len(loader) / cfg.train.gradient_accumulation_steps
+        )
+        tokens, supervised = (
+            sum(len(d.labels) for d in documents),
+            sum(len(d.labels) - d.labels.count(IGNORE_INDEX) for d in documents),
+        )
         flops = epochs * step_flops(model, tokens, supervised)
-        cfg.train.compile = device.type == "cpu" and flops > COMPILED * torch.get_num_threads() and not missing_to_compile(device)
+        cfg.train.compile = (
+            device.type == "cpu"
+            and flops > COMPILED * torch.get_num_threads()
+            and not missing_to_compile(device)
+        )
         if cfg.train.compile:
             forgive_compiler()
     if cfg.train.compile:
@@ -112,8 +139,18 @@ def build_plan(cfg: Config, loader: Loader) -> Plan:
     t = cfg.train
     per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
     steps = math.ceil(round(t.epochs * per_epoch, 6))  # 1.1 * 50 is 55.00000000000001
-    return Plan(t.max_steps or steps, len(loader), t.gradient_accumulation_steps, t.learning_rate, t.lr_scheduler,
-                t.warmup_steps, t.max_grad_norm, t.eval_every, t.save_every, t.early_stopping_patience)
+    return Plan(
+        t.max_steps or steps,
+        len(loader),
+        t.gradient_accumulation_steps,
+        t.learning_rate,
+        t.lr_scheduler,
+        t.warmup_steps,
+        t.max_grad_norm,
+        t.eval_every,
+        t.save_every,
+        t.early_stopping_patience,
+    )
 
 
 def trained_weights(model) -> dict[str, torch.Tensor]:

@@ -35,7 +35,9 @@ def in_its_own_process(work: Callable[[Config], int], cfg: Config) -> int | None
     context = multiprocessing.get_context("spawn")  # a fork would lack OpenMP's threads
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(work, cfg, sender), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits: Ctrl-C is for this one, and it ends that
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # which the new process inherits: Ctrl-C is for this one, and it ends that
     try:
         process.start()
     finally:
@@ -74,11 +76,17 @@ def peak(cfg: Config) -> int:
     cfg = replace(cfg, model=replace(cfg.model, init="random"))
     device = pick_device(cfg.train.device)
     precision = Precision(pick_precision(cfg.train.precision, device), device)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # the plan has said what there is to say of the rows
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):  # the plan has said what there is to say of the rows
         base, data = setup.build_base(cfg, precision)
     setup.add_adapters(base.model, cfg)
     setup.compile_where_it_pays(base.model, cfg, data.documents, device)
-    optimizers = make_optimizers(base.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+    optimizers = make_optimizers(
+        base.model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay
+    )
     _train(cfg, base, data, optimizers, precision)
     for group in longest_groups(data):
         evaluation.mean_loss(base.model, setup.OBJECTIVES[cfg.train.objective], group, precision)
@@ -96,7 +104,16 @@ def _train(cfg: Config, base: setup.Base, data: TrainingData, optimizers: list, 
 
     def train(step: tuple) -> None:
         window = [loader.batch(group) for group in step]
-        loop.train_step(base.model, setup.OBJECTIVES[cfg.train.objective], window, trained, optimizers, precision, 0.0, cfg.train.max_grad_norm)
+        loop.train_step(
+            base.model,
+            setup.OBJECTIVES[cfg.train.objective],
+            window,
+            trained,
+            optimizers,
+            precision,
+            0.0,
+            cfg.train.max_grad_norm,
+        )
         base.model.zero_grad(set_to_none=True)
 
     train(steps[0])  # compiles, where that is wanted
@@ -123,4 +140,13 @@ def _answer(cfg: Config, base: setup.Base, prompts: list[list[int]], precision: 
             raise _Enough
 
     with suppress(_Enough), precision.autocast():
-        generate(base.model, prompts, max_new_tokens=g.max_new_tokens, stop_ids=(), temperature=g.temperature, top_k=g.top_k, top_p=g.top_p, on_token=hear)
+        generate(
+            base.model,
+            prompts,
+            max_new_tokens=g.max_new_tokens,
+            stop_ids=(),
+            temperature=g.temperature,
+            top_k=g.top_k,
+            top_p=g.top_p,
+            on_token=hear,
+        )

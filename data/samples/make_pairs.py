@@ -26,15 +26,43 @@ from data.samples.values import LANGUAGES, SPLIT_CLASSES, Values, load_fakers
 CLAUSES = Path(__file__).resolve().parent / "clauses"
 DISTRACTORS = ("date", "time", "number", "price", "year", "percent", "code")
 SECTIONS = ("train", "unseen", "neutral", "neutral_unseen", "fields", "fields_unseen")
-SETS = {"train": ("train", ""), "val": ("held", ""), "val_unseen": ("held", "_unseen")}  # side of values, kind of sections
+SETS = {
+    "train": ("train", ""),
+    "val": ("held", ""),
+    "val_unseen": ("held", "_unseen"),
+}  # side of values, kind of sections
 SLOT = re.compile(r"\{(\w+)\}")
 MAIL = {  # header words, greetings and closings; not for val_unseen, which has no frame of train's
-    "en": ("From To Subject Date", ("Hi", "Dear", "Hello", "Hey"), ("Best regards,", "Cheers,", "Kind regards", "Thanks,", "Yours sincerely,")),
-    "de": ("Von An Betreff Datum", ("Hallo", "Liebe", "Lieber", "Guten Tag"), ("Mit freundlichen Grüßen", "Viele Grüße", "LG", "MfG")),
-    "nl": ("Van Aan Onderwerp Datum", ("Beste", "Hoi", "Hallo", "Dag"), ("Met vriendelijke groet,", "Groeten,", "Groetjes", "Mvg,")),
-    "fr": ("De À Objet Date", ("Bonjour", "Cher", "Chère", "Salut"), ("Cordialement,", "Bien à vous,", "Merci d'avance,", "Bises")),
-    "es": ("De Para Asunto Fecha", ("Hola", "Estimado", "Estimada", "Querida"), ("Un saludo,", "Saludos cordiales,", "Atentamente,", "Besos")),
-    "it": ("Da A Oggetto Data", ("Ciao", "Gentile", "Caro", "Cara"), ("Cordiali saluti,", "Saluti,", "Distinti saluti", "A presto,")),
+    "en": (
+        "From To Subject Date",
+        ("Hi", "Dear", "Hello", "Hey"),
+        ("Best regards,", "Cheers,", "Kind regards", "Thanks,", "Yours sincerely,"),
+    ),
+    "de": (
+        "Von An Betreff Datum",
+        ("Hallo", "Liebe", "Lieber", "Guten Tag"),
+        ("Mit freundlichen Grüßen", "Viele Grüße", "LG", "MfG"),
+    ),
+    "nl": (
+        "Van Aan Onderwerp Datum",
+        ("Beste", "Hoi", "Hallo", "Dag"),
+        ("Met vriendelijke groet,", "Groeten,", "Groetjes", "Mvg,"),
+    ),
+    "fr": (
+        "De À Objet Date",
+        ("Bonjour", "Cher", "Chère", "Salut"),
+        ("Cordialement,", "Bien à vous,", "Merci d'avance,", "Bises"),
+    ),
+    "es": (
+        "De Para Asunto Fecha",
+        ("Hola", "Estimado", "Estimada", "Querida"),
+        ("Un saludo,", "Saludos cordiales,", "Atentamente,", "Besos"),
+    ),
+    "it": (
+        "Da A Oggetto Data",
+        ("Ciao", "Gentile", "Caro", "Cara"),
+        ("Cordiali saluti,", "Saluti,", "Distinti saluti", "A presto,"),
+    ),
 }
 QUOTES = {"en": '""', "de": "„“", "nl": '""', "fr": "«»", "es": "«»", "it": '""'}
 
@@ -73,7 +101,11 @@ def read_clauses(folder: Path = CLAUSES) -> dict[str, dict[str, list[str]]]:
             elif line and section in SECTIONS:
                 problems += (f"{path}:{number}: {problem}" for problem in _line_problems(section, line))
                 sections[section].append(line)
-        problems += (f"{path}: section {name!r} is empty; add lines under `== {name}`" for name in SECTIONS if not sections[name])
+        problems += (
+            f"{path}: section {name!r} is empty; add lines under `== {name}`"
+            for name in SECTIONS
+            if not sections[name]
+        )
     if problems:
         raise ValueError("\n".join(problems))
     return languages
@@ -136,7 +168,11 @@ class Composer:
         parts = self._layout(self._fill(language, lines, person), language)
         if not plain and rng.random() < 0.14:
             form, between = self._form(language), rng.choice(("\n", "\n\n", "<br>"))
-            parts = form if rng.random() < 0.3 else _join([parts, form] if rng.random() < 0.5 else [form, parts], between)
+            parts = (
+                form
+                if rng.random() < 0.3
+                else _join([parts, form] if rng.random() < 0.5 else [form, parts], between)
+            )
         if not plain and not self.kind and rng.random() < 0.12:
             parts = self._mail(language, parts)
         return self._mess(parts)
@@ -156,7 +192,11 @@ class Composer:
             again = {}
             if person and i == len(lines) - 1 and i:
                 first = [part for part in blocks[0] if part.label]
-                again = {part.label: part.text for part in reversed(first) if part.label in ("GIVENNAME", "SURNAME")}
+                again = {
+                    part.label: part.text
+                    for part in reversed(first)
+                    if part.label in ("GIVENNAME", "SURNAME")
+                }
             parts = []
             for j, piece in enumerate(SLOT.split(line)):
                 if j % 2 == 0:
@@ -193,19 +233,34 @@ class Composer:
         if way < 0.07:
             return _join([_around("<p>", b, "</p>") for b in blocks], rng.choice(("", "\n", "\n\n")))
         if way < 0.12:
-            open_, close = rng.choice((("<p>", "</p>"), ("<div>", "</div>"), ("<div>\n", "\n</div>"), ("<span>", "</span>")))
+            open_, close = rng.choice(
+                (("<p>", "</p>"), ("<div>", "</div>"), ("<div>\n", "\n</div>"), ("<span>", "</span>"))
+            )
             return _around(open_, _join(blocks, rng.choice((" ", "<br>", "\n"))), close)
         if way < 0.15 and not one:
             return _around("<ul>\n", _join([_around("<li>", b, "</li>") for b in blocks], "\n"), "\n</ul>")
         if way < 0.22 and not one:
-            marks = rng.choice((["- "] * 20, ["* "] * 20, ["• "] * 20, [f"{i}. " for i in range(1, 20)], [f"{i}) " for i in range(1, 20)]))
+            marks = rng.choice(
+                (
+                    ["- "] * 20,
+                    ["* "] * 20,
+                    ["• "] * 20,
+                    [f"{i}. " for i in range(1, 20)],
+                    [f"{i}) " for i in range(1, 20)],
+                )
+            )
             return _join([_around(mark, b, "") for mark, b in zip(marks, blocks, strict=False)], "\n")
         if way < 0.24:
             return _join([_around("> ", b, "") for b in blocks], "\n")
         if way < 0.27 and not any(set(part.text) & set('"„“«»') for part in blocks[0]):
             blocks = [_around(QUOTES[language][0], blocks[0], QUOTES[language][1]), *blocks[1:]]
-        between = rng.choices((" ", "\n", "\n\n", "  ", "<br>", "<br/>\n", "\r\n", " \n"), (62, 14, 7, 5, 4, 3, 1, 1))[0]
-        if any("".join(p.text for p in block)[-1] not in '.!?…"»“)' for block in blocks[:-1]) and between.isspace():
+        between = rng.choices(
+            (" ", "\n", "\n\n", "  ", "<br>", "<br/>\n", "\r\n", " \n"), (62, 14, 7, 5, 4, 3, 1, 1)
+        )[0]
+        if (
+            any("".join(p.text for p in block)[-1] not in '.!?…"»“)' for block in blocks[:-1])
+            and between.isspace()
+        ):
             between = "\n"  # a line without a full stop ends in a line break
         return _join(blocks, between)
 
@@ -221,18 +276,41 @@ class Composer:
         way = rng.random()
         if way < 0.3:
             topic = self._fill(language, [self._draw(language, "neutral").rstrip(".")], False)[0]
-            header = [Part(f"{origin}: "), *sender, Part(" <"), draw("EMAIL"), Part(f">\n{to}: "), draw("EMAIL"),
-                      Part(f"\n{subject}: "), *topic, Part("\n\n")]
+            header = [
+                Part(f"{origin}: "),
+                *sender,
+                Part(" <"),
+                draw("EMAIL"),
+                Part(f">\n{to}: "),
+                draw("EMAIL"),
+                Part(f"\n{subject}: "),
+                *topic,
+                Part("\n\n"),
+            ]
             if rng.random() < 0.4:
                 header[-1:] = [Part(f"\n{date}: {self.values[language].draw('date')}\n\n")]
             return header + parts
         if way < 0.5:
-            parts = [Part(rng.choice(greetings) + " "), draw("GIVENNAME"), Part(rng.choice((",\n", ",\n\n", ", "))), *parts]
+            parts = [
+                Part(rng.choice(greetings) + " "),
+                draw("GIVENNAME"),
+                Part(rng.choice((",\n", ",\n\n", ", "))),
+                *parts,
+            ]
         closing = [Part("\n\n" if rng.random() < 0.5 else "\n"), Part(rng.choice(closings) + "\n"), *sender]
         if rng.random() < 0.4:
             closing += [Part("\n"), draw("TELEPHONENUM")]
         elif rng.random() < 0.4:
-            closing += [Part("\n"), draw("STREET"), Part(" "), draw("BUILDINGNUM"), Part("\n"), draw("ZIPCODE"), Part(" "), draw("CITY")]
+            closing += [
+                Part("\n"),
+                draw("STREET"),
+                Part(" "),
+                draw("BUILDINGNUM"),
+                Part("\n"),
+                draw("ZIPCODE"),
+                Part(" "),
+                draw("CITY"),
+            ]
         return parts + closing
 
     def _mess(self, parts: list[Part]) -> list[Part]:
@@ -247,8 +325,17 @@ class Composer:
         entities = [i for i, part in enumerate(parts) if part.label]
         if entities and rng.random() < 0.07:
             at = rng.choice(entities)
-            left, right = rng.choice((("<b>", "</b>"), ("<strong>", "</strong>"), ("<i>", "</i>"), ("**", "**"), ("<td>", "</td>"), ("'", "'")))
-            parts[at:at + 1] = [Part(left), parts[at], Part(right)]
+            left, right = rng.choice(
+                (
+                    ("<b>", "</b>"),
+                    ("<strong>", "</strong>"),
+                    ("<i>", "</i>"),
+                    ("**", "**"),
+                    ("<td>", "</td>"),
+                    ("'", "'"),
+                )
+            )
+            parts[at : at + 1] = [Part(left), parts[at], Part(right)]
         return parts
 
 
@@ -287,7 +374,9 @@ def to_pair(language: str, parts: list[Part], style: str = "indexed") -> Pair:
         source += text
         if label and (label, text) not in numbers:
             counts[label] = numbers[label, text] = counts.get(label, 0) + 1
-        redacted.append(text if not label else f"[{label}_{numbers[label, text]}]" if style == "indexed" else "[MASKED]")
+        redacted.append(
+            text if not label else f"[{label}_{numbers[label, text]}]" if style == "indexed" else "[MASKED]"
+        )
     return Pair(language, source, "".join(redacted), entities)
 
 
@@ -298,10 +387,13 @@ def aligns(pair: Pair) -> bool:
     found = spans(pair.source, pair.redacted)
     return len(found) == len(pair.entities) and all(
         ours.label in (true.label, "MASKED") and ours.start < true.end and true.start < ours.end
-        for ours, true in zip(found, pair.entities, strict=False))
+        for ours, true in zip(found, pair.entities, strict=False)
+    )
 
 
-def make_set(name: str, count: int, seed: int, clauses: dict, style: str = "indexed", seen: set[str] | None = None) -> list[Pair]:
+def make_set(
+    name: str, count: int, seed: int, clauses: dict, style: str = "indexed", seen: set[str] | None = None
+) -> list[Pair]:
     """`count` pairs of the set train, val or val_unseen, the six languages in turn, none with a source in `seen`."""
     composer, pairs = Composer(name, seed, clauses, style), []
     seen = set() if seen is None else seen
@@ -322,7 +414,9 @@ def to_row(pair: Pair) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make redaction samples in six languages.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, val.jsonl and val_unseen.jsonl")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for train.jsonl, val.jsonl and val_unseen.jsonl"
+    )
     parser.add_argument("--clauses", type=Path, default=CLAUSES, help="folder of the clause files")
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--val", type=int, default=300)
@@ -335,7 +429,9 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, count in (("train", args.train), ("val", args.val), ("val_unseen", args.unseen)):
             pairs = make_set(name, count, args.seed, clauses, args.style, seen)
-            (args.out / f"{name}.jsonl").write_text("".join(to_row(pair) + "\n" for pair in pairs), "utf-8", newline="\n")
+            (args.out / f"{name}.jsonl").write_text(
+                "".join(to_row(pair) + "\n" for pair in pairs), "utf-8", newline="\n"
+            )
             print(f"{args.out / name}.jsonl: {len(pairs)} samples")
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)

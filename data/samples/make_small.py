@@ -101,11 +101,17 @@ def desk_chat(sections, rng):
     stated = facts if rng.random() > 1 / 6 else facts[1:]
     told = " ".join(rng.choice(fact[1]).replace("{v}", values[line]) for fact, line in stated)
     place = rng.choice(sections["place name"])
-    messages = [turn("system", rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told))]
+    messages = [
+        turn("system", rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told))
+    ]
     for fact, line in rng.sample(facts, rng.randint(1, min(3, len(facts)))):
         known = any(line == other for _, other in stated)
-        question, answer = rng.choice(list(zip(fact[2], fact[3], strict=True)))  # each wording has its answer, so exact_match can reach 1
-        messages += exchange(question, answer.replace("{v}", values[line]) if known else sections["unknown"][0])
+        question, answer = rng.choice(
+            list(zip(fact[2], fact[3], strict=True))
+        )  # each wording has its answer, so exact_match can reach 1
+        messages += exchange(
+            question, answer.replace("{v}", values[line]) if known else sections["unknown"][0]
+        )
     return messages
 
 
@@ -135,7 +141,9 @@ def make_chats(rng, count, taken, closing):
     rows = []
     while len(rows) < count:
         sections = wording[len(rows) % len(LANGUAGES)]
-        messages = frame((desk_chat if rng.random() < 0.65 else memory_chat)(sections, rng), sections, rng, closing)
+        messages = frame(
+            (desk_chat if rng.random() < 0.65 else memory_chat)(sections, rng), sections, rng, closing
+        )
         prompt = json.dumps(messages[: 2 if messages[0]["role"] == "system" else 1])
         if prompt not in taken:
             taken.add(prompt)
@@ -152,9 +160,17 @@ def make_clauses(sections, rng):
     for label in LABELS:
         for theme in ("thing", "place", "work"):
             predicates = sections[f"{theme} {label}"] + sections[f"any {label}"]
-            split(clauses, label, theme, [(subject, predicate + ".") for subject in sections[theme] for predicate in predicates], rng)
+            split(
+                clauses,
+                label,
+                theme,
+                [(subject, predicate + ".") for subject in sections[theme] for predicate in predicates],
+                rng,
+            )
         split(clauses, label, "alone", [(line,) for line in sections[f"alone {label}"]], rng)
-        split(clauses, label, "context", [(line,) for line in sections["context"]], random.Random(0))  # the same held out for every label
+        split(
+            clauses, label, "context", [(line,) for line in sections["context"]], random.Random(0)
+        )  # the same held out for every label
     return clauses
 
 
@@ -183,7 +199,10 @@ def make_reviews(clauses, rng, side, count):
     """`count` rows {"instruction", "input", "output"}, all different, labels and languages in turn."""
     rows = {}
     while len(rows) < count:
-        label, language = LABELS[len(rows) % len(LABELS)], LANGUAGES[len(rows) // len(LABELS) % len(LANGUAGES)]
+        label, language = (
+            LABELS[len(rows) % len(LABELS)],
+            LANGUAGES[len(rows) // len(LABELS) % len(LANGUAGES)],
+        )
         text = review(clauses[language][label, side], rng)
         rows.setdefault(text, {"instruction": INSTRUCTION, "input": text, "output": label})
     return rng.sample(list(rows.values()), count)
@@ -193,7 +212,9 @@ def make_all(seed=3407):
     """{file name: rows} of all five files; the same seed gives the same rows."""
     talk, prompts = random.Random(f"{seed} chat"), set()
     rng = random.Random(f"{seed} classification")
-    clauses = {language: make_clauses(read_sections(WORDING / f"{language}.txt"), rng) for language in LANGUAGES}
+    clauses = {
+        language: make_clauses(read_sections(WORDING / f"{language}.txt"), rng) for language in LANGUAGES
+    }
     return {
         "pretrain-text.jsonl": make_texts(random.Random(f"{seed} text"), 300),
         "chat.jsonl": make_chats(talk, 300, prompts, closing=1 / 3),
@@ -208,7 +229,9 @@ def to_jsonl(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the five files")
     parser.add_argument("--seed", type=int, default=3407)
     args = parser.parse_args()

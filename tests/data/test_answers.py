@@ -27,7 +27,10 @@ def test_answers_that_come_out_of_order_are_written_in_order_as_soon_as_they_can
     with AnswerFile(path, PROMPTS, "m") as file:
         file.add(1, "B", "length")
         assert path.read_bytes() == b""
-        assert (tmp_path / "out.jsonl.waiting").read_bytes() == b'''1\t{"prompt": "two \\"2\\"", "response": "B", "stop_reason": "length", "made_by": "m"}\n'''
+        assert (
+            (tmp_path / "out.jsonl.waiting").read_bytes()
+            == b"""1\t{"prompt": "two \\"2\\"", "response": "B", "stop_reason": "length", "made_by": "m"}\n"""
+        )
         file.add(0, "A", "stop")
         assert rows(path) == [("one", "A", "stop", "m"), ('two "2"', "B", "length", "m")]
         file.add(2, "C", "stop")
@@ -40,7 +43,10 @@ def test_wherever_a_file_breaks_off_it_is_finished_to_the_same_bytes(tmp_path):
     path = tmp_path / "part.jsonl"
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        assert write(path, missing=[0, 1, 2][whole[:cut].count(b"\n") :]).read_bytes() == whole and not (tmp_path / "part.jsonl.waiting").exists()
+        assert (
+            write(path, missing=[0, 1, 2][whole[:cut].count(b"\n") :]).read_bytes() == whole
+            and not (tmp_path / "part.jsonl.waiting").exists()
+        )
 
 
 def test_an_answer_that_waits_for_an_earlier_row_is_there_for_the_next_run_wherever_it_breaks_off(tmp_path):
@@ -54,7 +60,10 @@ def test_an_answer_that_waits_for_an_earlier_row_is_there_for_the_next_run_where
     for cut in range(len(waiting) + 1):
         path.write_bytes(b"")
         beside.write_bytes(waiting[:cut])
-        assert write(path, missing=[[0, 1, 2], [0, 1], [0]][waiting[:cut].count(b"\n")]).read_bytes() == whole and not beside.exists()
+        assert (
+            write(path, missing=[[0, 1, 2], [0, 1], [0]][waiting[:cut].count(b"\n")]).read_bytes() == whole
+            and not beside.exists()
+        )
 
 
 def test_a_run_that_was_killed_between_an_answer_and_those_that_waited_for_it_leaves_none_out(tmp_path):
@@ -99,17 +108,20 @@ def test_rows_that_the_input_gained_are_answered_too(tmp_path):
     assert write(path).read_bytes() == write(tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("out.jsonl", "a note without an end", "does not answer row 1 of"),
-    ("out.jsonl", '{"prompt": "one", "response": "my own", "label": 3}\n', "was made by another"),
-    ("out.jsonl", '{"prompt": "another"', "does not answer row 1 of"),
-    ("out.jsonl", '{"prompt":"one"}\n', "does not answer row 1 of"),
-    ("out.jsonl", "\n", "was made by another"),
-    ("out.jsonl.waiting", "a note without an end", "answers none of the input's 3 rows"),
-    ("out.jsonl.waiting", '3\t{"prompt": "one"', "answers none of the input's 3 rows"),
-    ("out.jsonl.waiting", '1\t{"prompt": "one"', "does not answer row 2 of"),
-    ("out.jsonl.waiting", "2\n", "was made by another"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("out.jsonl", "a note without an end", "does not answer row 1 of"),
+        ("out.jsonl", '{"prompt": "one", "response": "my own", "label": 3}\n', "was made by another"),
+        ("out.jsonl", '{"prompt": "another"', "does not answer row 1 of"),
+        ("out.jsonl", '{"prompt":"one"}\n', "does not answer row 1 of"),
+        ("out.jsonl", "\n", "was made by another"),
+        ("out.jsonl.waiting", "a note without an end", "answers none of the input's 3 rows"),
+        ("out.jsonl.waiting", '3\t{"prompt": "one"', "answers none of the input's 3 rows"),
+        ("out.jsonl.waiting", '1\t{"prompt": "one"', "does not answer row 2 of"),
+        ("out.jsonl.waiting", "2\n", "was made by another"),
+    ],
+)
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_text(content)
@@ -118,11 +130,14 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, name, cont
     assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("prompts", "made_by", "message"), [
-    (["zero", *PROMPTS[1:]], "m", "line 1 of .* does not answer row 1"),
-    (PROMPTS[:2], "m", "line 3 of .* answers none of the input's 2 rows"),
-    (PROMPTS, "n", "line 1 of .* was made by another model"),
-])
+@pytest.mark.parametrize(
+    ("prompts", "made_by", "message"),
+    [
+        (["zero", *PROMPTS[1:]], "m", "line 1 of .* does not answer row 1"),
+        (PROMPTS[:2], "m", "line 3 of .* answers none of the input's 2 rows"),
+        (PROMPTS, "n", "line 1 of .* was made by another model"),
+    ],
+)
 def test_the_answers_of_another_run_are_refused_and_left_alone(tmp_path, prompts, made_by, message):
     path = write(tmp_path / "out.jsonl")
     before = path.read_bytes()

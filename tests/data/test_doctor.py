@@ -25,11 +25,21 @@ SICK = [
     Sample("a:7", text="raw"),
 ]
 HELD_OUT = [chat("v:1", "p ", "r"), chat("v:2", "unseen", "r")]
-DOCUMENTS = [Document([2, 5, 6, 7], [__, 6, 7, __], "a:1"), Document([2, 5], [5, __], "a:2"), Document([2] * 6, [__] * 6, "a:3")]
+DOCUMENTS = [
+    Document([2, 5, 6, 7], [__, 6, 7, __], "a:1"),
+    Document([2, 5], [5, __], "a:2"),
+    Document([2] * 6, [__] * 6, "a:3"),
+]
 
 
 def test_every_fault_is_found_once_in_the_set_written_here():
-    report = examine(SICK, DOCUMENTS, HELD_OUT, problems=["a.jsonl:8: bad"], counts=Counts(dropped=2, unsupervised=1, truncated=4))
+    report = examine(
+        SICK,
+        DOCUMENTS,
+        HELD_OUT,
+        problems=["a.jsonl:8: bad"],
+        counts=Counts(dropped=2, unsupervised=1, truncated=4),
+    )
     assert {key: report[key] for key in FINDINGS} == {
         "duplicates": ["a:2"],
         "empty_prompts": ["a:5"],
@@ -69,7 +79,18 @@ def test_findings_name_only_samples_of_the_set_and_distinct_rows_are_no_duplicat
     assert all(int(id[2:]) < len(pairs) for key in FINDINGS for id in report[key])
 
 
-@pytest.mark.parametrize("word", ["\u00e9t\u00e9", "stra\u00dfe", "\u00ab pi\u00f1a \u00bb", "\u00c2ge", "\u20ac 5", "\u2019s", "\U0001f600"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "\u00e9t\u00e9",
+        "stra\u00dfe",
+        "\u00ab pi\u00f1a \u00bb",
+        "\u00c2ge",
+        "\u20ac 5",
+        "\u2019s",
+        "\U0001f600",
+    ],
+)
 def test_text_is_suspected_only_after_a_wrong_decoding(word):
     assert not MOJIBAKE.search(word)
     assert MOJIBAKE.search(word.encode().decode("latin-1"))

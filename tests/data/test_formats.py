@@ -46,7 +46,11 @@ def test_each_row_shape_becomes_the_sample_written_here(write):
         Sample("train.jsonl:2", (("user", "Translate\n\nchat"), ("assistant", "cat")), None),
         Sample("train.jsonl:3", (("user", "Greet"), ("assistant", "Hi")), None),
         Sample("train.jsonl:4", (("user", "Greet"), ("assistant", "Hello")), None),
-        Sample("train.jsonl:6", (("system", "Be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")), None),
+        Sample(
+            "train.jsonl:6",
+            (("system", "Be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+            None,
+        ),
         Sample("train.jsonl:7", None, "Once upon a time"),
     ]
 
@@ -56,23 +60,45 @@ def test_an_array_is_told_from_jsonl_by_its_content_and_numbered_by_element(writ
     assert [sample.id for sample in read_samples(path)[0]] == ["lab.jsonl:[0]", "lab.jsonl:[1]"]
 
 
-@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"), min_size=1)), min_size=1), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"), min_size=1)),
+        min_size=1,
+    ),
+    st.booleans(),
+)
 def test_array_and_jsonl_of_the_same_rows_give_the_same_samples(tmp_path_factory, pairs, ascii_only):
     rows = [{"prompt": prompt, "response": "r" + response} for prompt, response in pairs]
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "a.json").write_text(json.dumps(rows, ensure_ascii=ascii_only, indent=1), encoding="utf-8", newline="")
-    (folder / "b.jsonl").write_text("".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows), encoding="utf-8", newline="")
+    (folder / "a.json").write_text(
+        json.dumps(rows, ensure_ascii=ascii_only, indent=1), encoding="utf-8", newline=""
+    )
+    (folder / "b.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows), encoding="utf-8", newline=""
+    )
     array, lines = read_samples(folder / "a.json")[0], read_samples(folder / "b.jsonl")[0]
-    assert [s.messages for s in array] == [s.messages for s in lines] == [(("user", r["prompt"]), ("assistant", r["response"])) for r in rows]
+    assert (
+        [s.messages for s in array]
+        == [s.messages for s in lines]
+        == [(("user", r["prompt"]), ("assistant", r["response"])) for r in rows]
+    )
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 def test_bom_and_crlf_change_nothing(write, start, end):
-    rows = [b'{"prompt": "\xc3\xa9 \xe2\x80\xa8", "response": "r"}', b'{"prompt": "q", "response": "s"}']  # U+2028 ends no line
+    rows = [
+        b'{"prompt": "\xc3\xa9 \xe2\x80\xa8", "response": "r"}',
+        b'{"prompt": "q", "response": "s"}',
+    ]  # U+2028 ends no line
     expected = [("\u00e9 \u2028", "r"), ("q", "s")]
-    for content, name in ((start + end.join(rows) + end, "a.jsonl"), (start + b"[" + (b"," + end).join(rows) + b"]" + end, "a.json")):
-        assert [tuple(content for _, content in s.messages) for s in read_samples(write(content, name))[0]] == expected
+    for content, name in (
+        (start + end.join(rows) + end, "a.jsonl"),
+        (start + b"[" + (b"," + end).join(rows) + b"]" + end, "a.json"),
+    ):
+        assert [
+            tuple(content for _, content in s.messages) for s in read_samples(write(content, name))[0]
+        ] == expected
 
 
 def test_bom_between_joined_files_is_no_problem(write):
@@ -81,8 +107,14 @@ def test_bom_between_joined_files_is_no_problem(write):
 
 BAD_ROWS = {
     "bad JSON": (b'{"prompt": "p", "response": }', "not JSON: Expecting value at column 29"),
-    "endless number": (b'{"prompt": "p", "response": ' + b"1" * 5000 + b"}", "not JSON: nested too deeply, or an endless number"),
-    "a key twice": (b'{"prompt": "p", "prompt": "q", "response": "r"}', 'the same key twice in one object: "prompt"'),
+    "endless number": (
+        b'{"prompt": "p", "response": ' + b"1" * 5000 + b"}",
+        "not JSON: nested too deeply, or an endless number",
+    ),
+    "a key twice": (
+        b'{"prompt": "p", "prompt": "q", "response": "r"}',
+        'the same key twice in one object: "prompt"',
+    ),
     "two rows on a line": (b'{"text": "a"}{"text": "b"}', "not JSON: Extra data at column 14"),
     "bad UTF-8": (b'{"prompt": "caf\xe9", "response": "r"}', "not UTF-8: byte 0xe9 at character 16"),
     "half a pair": (rb'{"prompt": "\ud83d", "response": "r"}', '"prompt" has half a surrogate pair'),
@@ -90,23 +122,41 @@ BAD_ROWS = {
     "missing output": (b'{"instruction": "p", "input": "i"}', 'missing key "output"'),
     "empty response": (b'{"prompt": "p", "response": ""}', 'empty response ("response")'),
     "blank response": (b'{"prompt": "p", "response": " \\n"}', 'empty response ("response")'),
-    "response is a number": (b'{"prompt": "p", "response": 5}', '"response" must be a string, not a number (5)'),
+    "response is a number": (
+        b'{"prompt": "p", "response": 5}',
+        '"response" must be a string, not a number (5)',
+    ),
     "response is null": (b'{"prompt": "p", "response": null}', '"response" must be a string, not null'),
-    "input is a list": (b'{"instruction": "p", "input": ["i"], "output": "r"}', '"input" must be a string, not a list (["i"])'),
-    "input is zero": (b'{"instruction": "p", "input": 0, "output": "r"}', '"input" must be a string, not a number (0)'),
+    "input is a list": (
+        b'{"instruction": "p", "input": ["i"], "output": "r"}',
+        '"input" must be a string, not a list (["i"])',
+    ),
+    "input is zero": (
+        b'{"instruction": "p", "input": 0, "output": "r"}',
+        '"input" must be a string, not a number (0)',
+    ),
     "unknown row": (b'{"question": "p", "answer": "r"}', 'unknown row, its keys are: "question", "answer"'),
     "no object": (b'"just text"', 'a row must be an object, not a string ("just text")'),
     "empty text": (b'{"text": " "}', 'empty text ("text")'),
     "no turns": (b'{"messages": []}', '"messages" must be a list of turns, not an empty list'),
     "turn without content": (b'{"messages": [{"role": "user"}]}', 'messages[0]: missing key "content"'),
     "turn is a string": (b'{"messages": ["hi"]}', 'messages[0] must be an object, not a string ("hi")'),
-    "empty answer": (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}', "messages[1]: empty response"),
-    "ends with user": (b'{"messages": [{"role": "user", "content": "a"}]}', "ending with assistant; got user"),
+    "empty answer": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
+        "messages[1]: empty response",
+    ),
+    "ends with user": (
+        b'{"messages": [{"role": "user", "content": "a"}]}',
+        "ending with assistant; got user",
+    ),
     "late system": (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]}',
         "got user, system, assistant",
     ),
-    "foreign role": (b'{"messages": [{"role": "user", "content": "a"}, {"role": "model", "content": "b"}]}', "got user, model"),
+    "foreign role": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "model", "content": "b"}]}',
+        "got user, model",
+    ),
 }
 
 
@@ -152,8 +202,12 @@ def test_an_empty_file_is_a_problem_and_never_an_empty_set(write, content):
 
 
 def test_a_key_that_stands_twice_spoils_its_own_element_only(write):
-    samples, problems = read_samples(write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip")
-    assert [s.text for s in samples] == ["c"] and problems == ['twice.json:1: element [0]: the same key twice in one object: "text"']
+    samples, problems = read_samples(
+        write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip"
+    )
+    assert [s.text for s in samples] == ["c"] and problems == [
+        'twice.json:1: element [0]: the same key twice in one object: "text"'
+    ]
 
 
 def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_problems(write):
@@ -162,7 +216,9 @@ def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_probl
     assert 'long.json:1: element [0]: empty text ("text")' in error
 
 
-@pytest.mark.parametrize("content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more'])
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more']
+)
 def test_a_broken_array_is_an_error_even_under_skip_as_the_rest_of_it_is_lost(write, content):
     error = problem_of(write(content, "cut.json"), on_bad="skip")
     assert "cut.json:1: not JSON" in error
@@ -177,7 +233,10 @@ def test_no_array_in_a_file_declared_as_one_is_an_error(write):
 
 
 def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
-    error = problem_of([tmp_path / "missing.jsonl", tmp_path, write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")], on_bad="skip")
+    error = problem_of(
+        [tmp_path / "missing.jsonl", tmp_path, write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")],
+        on_bad="skip",
+    )
     assert "missing.jsonl: cannot be read: No such file" in error
     assert "cannot be read: Is a directory" in error
     assert "wide.jsonl:1: the file is UTF-16" in error

@@ -62,7 +62,9 @@ loaders = st.builds(
 def test_an_epoch_shows_every_document_once_in_as_many_steps_as_it_says(loader, epoch):
     batches = list(loader.batches(epoch))
     assert len(batches) == loader.steps_per_epoch
-    assert sorted(id for batch in batches for id in batch.ids) == sorted(document.id for document in loader.documents)
+    assert sorted(id for batch in batches for id in batch.ids) == sorted(
+        document.id for document in loader.documents
+    )
 
 
 @given(loaders, st.integers(0, 3), st.data())
@@ -116,7 +118,11 @@ def test_split_keeps_the_order_and_holds_out_the_share_asked_for():
     assert split_validation(samples, 0, seed=0) == (samples, [])
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy")), min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy")), min_size=2, max_size=30),
+    st.floats(0.01, 0.99),
+    st.integers(0, 9),
+)
 def test_no_side_is_empty_and_no_prompt_is_on_both(pairs, fraction, seed):
     samples = [chat(prompt, response, f"s{i}") for i, (prompt, response) in enumerate(pairs)]
     if len({prompt for prompt, _ in pairs}) == 1:
@@ -131,7 +137,9 @@ def test_no_side_is_empty_and_no_prompt_is_on_both(pairs, fraction, seed):
 
 
 @pytest.mark.parametrize(
-    "samples", [[chat("p", "r")], [chat("p", "r")] * 5, [chat("p", "r"), chat(" p\n", "other")]], ids=["one", "copies", "one prompt"]
+    "samples",
+    [[chat("p", "r")], [chat("p", "r")] * 5, [chat("p", "r"), chat(" p\n", "other")]],
+    ids=["one", "copies", "one prompt"],
 )
 def test_a_set_that_cannot_be_split_is_an_error_with_the_remedy(samples):
     with pytest.raises(ValueError, match=r"1 distinct prompt.*data.validation, or set the fraction to 0"):
@@ -154,6 +162,8 @@ def test_adding_rows_moves_few_others_to_the_other_side():
 
 def test_prompt_of_a_document_is_what_stands_before_its_first_target():
     assert prompt_of(Document([2, 7, 8, 9], [__, 8, 9, __], "d")) == "[2, 7]"
-    assert prompt_of(Document([2, 7, 8], [7, 8, __], "d")) == "[2, 7, 8]"  # all supervised: it has no prompt, so all of it counts
+    assert (
+        prompt_of(Document([2, 7, 8], [7, 8, __], "d")) == "[2, 7, 8]"
+    )  # all supervised: it has no prompt, so all of it counts
     assert prompt_of(Sample("s", text=" a ")) == "'a'"
     assert prompt_of(chat("p ", "r")) == prompt_of(chat("p", "other")) == "[('user', 'p')]"

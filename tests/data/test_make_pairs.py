@@ -55,26 +55,60 @@ def clauses(folder):
 @pytest.fixture(scope="module")
 def sets(clauses):
     seen = set()
-    return {name: make_set(name, count, 7, clauses, seen=seen)
-            for name, count in (("train", 360), ("val", 120), ("val_unseen", 120))}
+    return {
+        name: make_set(name, count, 7, clauses, seen=seen)
+        for name, count in (("train", 360), ("val", 120), ("val_unseen", 120))
+    }
 
 
 def values_of(pairs, classes=CLASSES):
-    return {(e.label, p.source[e.start:e.end].casefold()) for p in pairs for e in p.entities if e.label in classes}
+    return {
+        (e.label, p.source[e.start : e.end].casefold())
+        for p in pairs
+        for e in p.entities
+        if e.label in classes
+    }
 
 
 def test_same_seed_gives_the_same_bytes(folder, tmp_path):
-    command = [sys.executable, "-B", str(SAMPLES / "make_pairs.py"), "--clauses", str(folder), "--train", "240", "--val", "12", "--unseen", "12"]
-    for name, seed, hashing in (("a", "1", "1"), ("b", "1", "2"), ("c", "2", "1")):  # nor may the order of sets matter
-        subprocess.run([*command, "--seed", seed, "--out", str(tmp_path / name)], check=True, env=os.environ | {"PYTHONHASHSEED": hashing})
+    command = [
+        sys.executable,
+        "-B",
+        str(SAMPLES / "make_pairs.py"),
+        "--clauses",
+        str(folder),
+        "--train",
+        "240",
+        "--val",
+        "12",
+        "--unseen",
+        "12",
+    ]
+    for name, seed, hashing in (
+        ("a", "1", "1"),
+        ("b", "1", "2"),
+        ("c", "2", "1"),
+    ):  # nor may the order of sets matter
+        subprocess.run(
+            [*command, "--seed", seed, "--out", str(tmp_path / name)],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": hashing},
+        )
     for name in ("train", "val", "val_unseen"):
         first, again, other = ((tmp_path / folder / f"{name}.jsonl").read_bytes() for folder in "abc")
         assert first == again != other
 
 
 def test_number_of_a_label_is_that_of_its_value():
-    parts = [Part("Ann", "GIVENNAME"), Part(" met "), Part("Bo", "GIVENNAME"), Part(" and "), Part("Ann", "GIVENNAME"),
-             Part(" "), Part("Bo", "SURNAME")]
+    parts = [
+        Part("Ann", "GIVENNAME"),
+        Part(" met "),
+        Part("Bo", "GIVENNAME"),
+        Part(" and "),
+        Part("Ann", "GIVENNAME"),
+        Part(" "),
+        Part("Bo", "SURNAME"),
+    ]
     pair = to_pair("en", parts)
     assert pair.source == "Ann met Bo and Ann Bo"
     assert pair.redacted == "[GIVENNAME_1] met [GIVENNAME_2] and [GIVENNAME_1] [SURNAME_1]"
@@ -88,7 +122,7 @@ def test_numbers_start_at_1_and_follow_first_appearance(sets):
         values = {}
         for (label, number), entity in zip(labels, pair.entities, strict=False):
             known = values.setdefault(label, [])
-            value = pair.source[entity.start:entity.end]
+            value = pair.source[entity.start : entity.end]
             if value not in known:
                 known.append(value)
             assert int(number) == known.index(value) + 1
@@ -98,7 +132,7 @@ def test_text_outside_entities_is_the_source(sets):
     for pair in sets["train"] + sets["val_unseen"]:
         kept, at = [], 0
         for entity in pair.entities:
-            kept.append(pair.source[at:entity.start])
+            kept.append(pair.source[at : entity.start])
             at = entity.end
         assert re.split(r"\[[A-Z]+_\d+\]", pair.redacted) == [*kept, pair.source[at:]]
 
@@ -113,7 +147,9 @@ def test_pairs_align_with_their_own_entities(sets):
 
 
 def test_masked_pairs_align_too(clauses):
-    assert all("_1]" not in pair.redacted and aligns(pair) for pair in make_set("train", 60, 3, clauses, "masked"))
+    assert all(
+        "_1]" not in pair.redacted and aligns(pair) for pair in make_set("train", 60, 3, clauses, "masked")
+    )
 
 
 def test_names_and_places_of_training_are_in_no_validation_set(sets):
@@ -149,14 +185,21 @@ def test_sources_are_stripped_and_rows_are_the_lab_s(sets):
     for pair in sets["val"]:
         assert pair.source == pair.source.strip() and pair.redacted == pair.redacted.strip()
         row = json.loads(to_row(pair))
-        assert row["prompt"].startswith(INSTRUCTION + "\n\nText:\n") and source_text(row["prompt"]) == pair.source
+        assert (
+            row["prompt"].startswith(INSTRUCTION + "\n\nText:\n")
+            and source_text(row["prompt"]) == pair.source
+        )
         assert list(row) == ["prompt", "response"]
 
 
 def test_bad_clause_files_are_told_by_line(tmp_path, capsys):
     for language in LANGUAGES[1:]:
         (tmp_path / f"{language}.txt").write_text(CLAUSES, "utf-8")
-    bad = CLAUSES.replace("{time}", "{hour}").replace("Postal code | ZIPCODE", "Postal code").replace("== unseen", "== unsee")
+    bad = (
+        CLAUSES.replace("{time}", "{hour}")
+        .replace("Postal code | ZIPCODE", "Postal code")
+        .replace("== unseen", "== unsee")
+    )
     (tmp_path / "de.txt").write_text(bad, "utf-8")
     with pytest.raises(ValueError) as error:
         read_clauses(tmp_path)
@@ -181,6 +224,6 @@ def test_shipped_samples_are_aligned_and_apart():
             found = spans(source, redacted)
             sources.append(source)
             assert len(found) == len(re.findall(r"\[[A-Z]+_\d+\]", redacted))
-            pools[name] |= {(s.label, source[s.start:s.end]) for s in found if s.label == "CITY"}
+            pools[name] |= {(s.label, source[s.start : s.end]) for s in found if s.label == "CITY"}
     assert len(sources) == len(set(sources))
     assert not pools["train"] & (pools["val"] | pools["val_unseen"])

@@ -37,7 +37,9 @@ def test_two_documents_make_the_stream_written_here():
     assert batch.targets.tolist() == [6, 7, 8, 9]
     assert batch.ids == ["a:1", "a:2"]
     assert (batch.num_tokens, batch.num_targets) == (7, 4)
-    assert [t.dtype for t in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets)] == [torch.int64] * 4
+    assert [t.dtype for t in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets)] == [
+        torch.int64
+    ] * 4
     assert batch.cu_seqlens.dtype == torch.int32
 
 
@@ -66,7 +68,10 @@ def test_stream_equals_that_of_transformers_flattening_collator():
     collate = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     tokens, supervised = [[2, 5, 6, 7], [2, 8], [2, 4, 4, 4, 1]], [[0, 0, 1, 1], [0, 1], [0, 1, 1, 1, 1]]
     ours = pack([make_document(t, s) for t, s in zip(tokens, supervised, strict=True)])
-    labels = [[token if on else __ for token, on in zip(t, s, strict=True)] for t, s in zip(tokens, supervised, strict=True)]
+    labels = [
+        [token if on else __ for token, on in zip(t, s, strict=True)]
+        for t, s in zip(tokens, supervised, strict=True)
+    ]
     theirs = collate([{"input_ids": t, "labels": row} for t, row in zip(tokens, labels, strict=True)])
     assert torch.equal(ours.tokens, theirs["input_ids"][0])
     assert torch.equal(ours.position_ids, theirs["position_ids"][0])
@@ -108,17 +113,33 @@ def test_packing_nothing_is_a_fault_of_ours():
 
 def test_an_opening_of_two_documents_is_laid_down_once():
     start = list(range(10, 10 + OPENING_TOKENS))
-    a, c = Document([*start, 5, 6], [*[__] * OPENING_TOKENS, 6, __], "a"), Document([*start, 7], [__] * (OPENING_TOKENS + 1), "c")
+    a, c = (
+        Document([*start, 5, 6], [*[__] * OPENING_TOKENS, 6, __], "a"),
+        Document([*start, 7], [__] * (OPENING_TOKENS + 1), "c"),
+    )
     batch = pack([a, Document([3, 4], [4, __], "b"), c], share=True)
     assert batch.tokens.tolist() == [*start, 5, 6, 7, 3, 4]
     assert batch.position_ids.tolist() == [*range(OPENING_TOKENS + 2), OPENING_TOKENS, 0, 1]
-    assert batch.cu_seqlens.tolist() == [0, OPENING_TOKENS, OPENING_TOKENS + 2, OPENING_TOKENS + 3, OPENING_TOKENS + 5]
+    assert batch.cu_seqlens.tolist() == [
+        0,
+        OPENING_TOKENS,
+        OPENING_TOKENS + 2,
+        OPENING_TOKENS + 3,
+        OPENING_TOKENS + 5,
+    ]
     assert batch.opening == [-1, 0, 0, -1]
-    assert (batch.target_positions.tolist(), batch.targets.tolist()) == ([OPENING_TOKENS, OPENING_TOKENS + 3], [6, 4])
+    assert (batch.target_positions.tolist(), batch.targets.tolist()) == (
+        [OPENING_TOKENS, OPENING_TOKENS + 3],
+        [6, 4],
+    )
     assert (batch.num_tokens, batch.ids) == (2 * OPENING_TOKENS + 5, ["a", "b", "c"])
 
 
-openings = st.lists(st.tuples(st.integers(0, 2), st.integers(0, OPENING_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)), min_size=1, max_size=6)
+openings = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, OPENING_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)),
+    min_size=1,
+    max_size=6,
+)
 
 
 @given(openings)
@@ -130,7 +151,10 @@ def test_documents_written_out_with_their_openings_are_the_documents(parts):
     batch = pack(rows, share=True)
     bounds, opening = batch.cu_seqlens.tolist(), batch.opening or [-1] * (len(batch.cu_seqlens) - 1)
     labels = torch.full_like(batch.tokens, __).scatter(0, batch.target_positions, batch.targets)
-    pieces = [list(zip(*(x[a:b].tolist() for x in (batch.tokens, labels, batch.position_ids)), strict=True)) for a, b in pairwise(bounds)]
+    pieces = [
+        list(zip(*(x[a:b].tolist() for x in (batch.tokens, labels, batch.position_ids)), strict=True))
+        for a, b in pairwise(bounds)
+    ]
     whole = [(pieces[o] if o >= 0 else []) + piece for piece, o in zip(pieces, opening, strict=True)]
     documents = [w for d, w in enumerate(whole) if d not in opening]
     expected = [list(zip(row.input_ids, row.labels, range(len(row.input_ids)), strict=True)) for row in rows]

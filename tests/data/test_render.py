@@ -68,8 +68,12 @@ def test_raw_text_is_bos_text_eos_and_all_supervised(loss_on):
     assert document.labels == [A, B, C, EOS, __]
 
 
-conversations = st.lists(st.tuples(st.text("abc<>"), st.text("abc<>", min_size=1)), min_size=1, max_size=4).map(
-    lambda pairs: Sample("h", tuple(turn for user, model in pairs for turn in (("user", user), ("assistant", model))))
+conversations = st.lists(
+    st.tuples(st.text("abc<>"), st.text("abc<>", min_size=1)), min_size=1, max_size=4
+).map(
+    lambda pairs: Sample(
+        "h", tuple(turn for user, model in pairs for turn in (("user", user), ("assistant", model)))
+    )
 )
 texts = st.text("abc<>", min_size=1).map(lambda text: Sample("h", text=text))
 
@@ -90,12 +94,16 @@ def test_a_label_is_the_next_token_or_ignored_and_bos_stands_once_at_the_front(s
     assert cut is whole or len(cut.input_ids) <= max_length
 
 
-@given(st.lists(st.one_of(conversations, texts), min_size=1, max_size=8), st.sampled_from(["response", "all"]))
+@given(
+    st.lists(st.one_of(conversations, texts), min_size=1, max_size=8), st.sampled_from(["response", "all"])
+)
 def test_samples_rendered_together_equal_samples_rendered_alone(samples, loss_on):
     documents, counts = render_all(samples, TOKENIZER, loss_on)
     assert documents == [render(sample, TOKENIZER, loss_on) for sample in samples]
     assert counts.tokens == sum(len(document.input_ids) for document in documents)
-    assert counts.supervised_tokens == sum(label != IGNORE_INDEX for document in documents for label in document.labels)
+    assert counts.supervised_tokens == sum(
+        label != IGNORE_INDEX for document in documents for label in document.labels
+    )
 
 
 def test_control_token_text_in_user_data_never_becomes_a_control_id():
@@ -132,11 +140,15 @@ def test_drop_leaves_long_samples_out_and_counts_them():
 def test_truncate_cuts_the_tail_and_drops_what_has_no_response_left():
     # at 8 tokens TWO_TURNS keeps its first response; CHAT keeps one token of it; the long prompt keeps nothing to learn
     no_response = Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))
-    documents, counts = render_all([CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate")
+    documents, counts = render_all(
+        [CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate"
+    )
     assert documents[0].input_ids == [BOS, START_USER, A, B, END, NEWLINE, START_MODEL, C]
     assert documents[0].labels == [__, __, __, __, __, __, C, __]
     assert documents[1].labels == [__, __, __, __, __, B, END, __]
-    assert counts == Counts(kept=2, truncated=2, unsupervised=1, tokens=16, supervised_tokens=3, longest=15 + 2)
+    assert counts == Counts(
+        kept=2, truncated=2, unsupervised=1, tokens=16, supervised_tokens=3, longest=15 + 2
+    )
 
 
 def test_a_sample_of_exactly_max_length_is_whole():
@@ -146,12 +158,17 @@ def test_a_sample_of_exactly_max_length_is_whole():
 
 @pytest.mark.parametrize("on_long", ["drop", "truncate"])
 def test_no_document_left_is_an_error(on_long):
-    with pytest.raises(ValueError, match="samples is left.* 5 tokens .data.max_length, or what the model has positions for.*longest has 17"):
+    with pytest.raises(
+        ValueError,
+        match="samples is left.* 5 tokens .data.max_length, or what the model has positions for.*longest has 17",
+    ):
         render_all([CHAT, TWO_TURNS], TOKENIZER, max_length=5, on_long=on_long)
 
 
 def test_an_id_past_the_vocabulary_is_an_error_before_training():
-    sample = Sample("t:9", (("user", chr(SPACE - 20)), ("assistant", "a")))  # its id is 300, the first that does not exist
+    sample = Sample(
+        "t:9", (("user", chr(SPACE - 20)), ("assistant", "a"))
+    )  # its id is 300, the first that does not exist
     with pytest.raises(ValueError, match=r"t:9: token id 300 is outside the model's vocabulary of 300"):
         render_all([sample], TOKENIZER)
     with pytest.raises(ValueError, match="vocabulary of 100"):
@@ -167,7 +184,9 @@ def test_a_misspelt_option_is_refused():
 
 
 def test_equal_ids_share_one_int_object():
-    (document,), _ = render_all([Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500)  # 257 and up are not shared by Python
+    (document,), _ = render_all(
+        [Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500
+    )  # 257 and up are not shared by Python
     assert document.input_ids[1] is document.input_ids[2] is document.labels[0]
 
 

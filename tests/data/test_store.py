@@ -38,14 +38,29 @@ def refuse():
 
 
 def test_what_is_stored_comes_back(tmp_path, tokenizer):
-    samples = [sample("a.jsonl:1"), sample("a.jsonl:2", "no, it is quite another thing"), Sample("b.json:[0]", text="raw text")]
-    first = store.stored(tmp_path / "new", samples, bytes, lambda: render_all(samples, tokenizer, max_length=40, on_long="truncate"))
+    samples = [
+        sample("a.jsonl:1"),
+        sample("a.jsonl:2", "no, it is quite another thing"),
+        Sample("b.json:[0]", text="raw text"),
+    ]
+    first = store.stored(
+        tmp_path / "new",
+        samples,
+        bytes,
+        lambda: render_all(samples, tokenizer, max_length=40, on_long="truncate"),
+    )
     assert first[1].truncated and first == render_all(samples, tokenizer, max_length=40, on_long="truncate")
     assert store.stored(tmp_path / "new", samples, bytes, refuse) == first
 
 
-names = st.text(st.characters(exclude_characters="\0"))  # lone surrogates too, as of a file's name that is no UTF-8
-documents = st.lists(st.tuples(st.lists(st.tuples(st.integers(257, 300_000), st.booleans()), min_size=1, max_size=9), names), min_size=1, max_size=5)
+names = st.text(
+    st.characters(exclude_characters="\0")
+)  # lone surrogates too, as of a file's name that is no UTF-8
+documents = st.lists(
+    st.tuples(st.lists(st.tuples(st.integers(257, 300_000), st.booleans()), min_size=1, max_size=9), names),
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(deadline=None)
@@ -54,7 +69,9 @@ def test_any_documents_come_back_with_one_object_for_each_id(tmp_path_factory, p
     made = []
     for pairs, name in parts:
         ids = [i for i, _ in pairs]
-        labels = [n if on else __ for n, (_, on) in zip(ids[1:], pairs, strict=False)] + [__]  # the last position has no next token
+        labels = [n if on else __ for n, (_, on) in zip(ids[1:], pairs, strict=False)] + [
+            __
+        ]  # the last position has no next token
         made.append(Document(ids, labels, name))
     folder, samples = tmp_path_factory.mktemp("store"), [sample("x")]
     store.stored(folder, samples, bytes, lambda: (made, Counts(*numbers)))
@@ -68,7 +85,13 @@ def test_another_sample_setting_or_order_is_another_file(tmp_path):
     one, two = ([Document([2, 5], [5, __], name)] for name in "ab"), [sample("a"), sample("b")]
     answers = [(next(one), Counts()), (next(one), Counts())]
     assert store.stored(tmp_path, two, lambda: b"x", lambda: answers[0]) == answers[0]
-    for samples, others in ((two[::-1], b"x"), (two, b"y"), (two[:1], b"x"), ([sample("a"), sample("b", "no")], b"x"), ([sample("a"), sample("c")], b"x")):
+    for samples, others in (
+        (two[::-1], b"x"),
+        (two, b"y"),
+        (two[:1], b"x"),
+        ([sample("a"), sample("b", "no")], b"x"),
+        ([sample("a"), sample("c")], b"x"),
+    ):
         assert store.stored(tmp_path, samples, lambda key=others: key, lambda: answers[1]) == answers[1]
     assert store.stored(tmp_path, two, lambda: b"x", refuse) == answers[0]
 
@@ -87,7 +110,9 @@ def test_a_broken_file_is_made_anew(tmp_path, harm):
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "emptied": b"", "not one": b"PK nonsense"}[harm])
     assert store.stored(tmp_path, [sample("a")], bytes, lambda: answer) == answer
-    assert store.stored(tmp_path, [sample("a")], bytes, refuse) == answer and [file] == list(tmp_path.iterdir())
+    assert store.stored(tmp_path, [sample("a")], bytes, refuse) == answer and [file] == list(
+        tmp_path.iterdir()
+    )
 
 
 def test_where_nothing_can_be_written_nothing_is_stored(tmp_path):
@@ -106,7 +131,11 @@ def test_the_one_not_asked_for_the_longest_makes_room(tmp_path, monkeypatch):
                 os.utime(file, (second, second))
         monkeypatch.setattr(store, "ROOM", 2 * file.stat().st_size)
     assert len(list(tmp_path.iterdir())) == 2
-    assert store.stored(tmp_path, [sample("a")], lambda: b"1", refuse) == store.stored(tmp_path, [sample("a")], lambda: b"3", refuse) == answer
+    assert (
+        store.stored(tmp_path, [sample("a")], lambda: b"1", refuse)
+        == store.stored(tmp_path, [sample("a")], lambda: b"3", refuse)
+        == answer
+    )
 
 
 def test_what_would_fill_the_room_or_the_disk_is_not_stored(tmp_path, monkeypatch):
@@ -121,5 +150,7 @@ def test_what_would_fill_the_room_or_the_disk_is_not_stored(tmp_path, monkeypatc
 
 
 def test_the_folder_is_for_its_owner_alone(tmp_path):
-    store.stored(tmp_path / "new", [sample("a")], bytes, lambda: ([Document([2, 5], [5, __], "a")], Counts(kept=1)))
+    store.stored(
+        tmp_path / "new", [sample("a")], bytes, lambda: ([Document([2, 5], [5, __], "a")], Counts(kept=1))
+    )
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700

@@ -15,7 +15,13 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(next(folder.glob("xllamacpp*.so"))))
     lib.ggml_row_size.restype = lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
-    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     return lib
 
 
@@ -24,7 +30,9 @@ def ggml_quantize(rows: np.ndarray, ggml_id: int) -> np.ndarray:
     rows = np.ascontiguousarray(rows, np.float32)
     n_rows, n_cols = rows.shape
     out = np.zeros((n_rows, library().ggml_row_size(ggml_id, n_cols)), np.uint8)
-    written = library().ggml_quantize_chunk(ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, None)
+    written = library().ggml_quantize_chunk(
+        ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, None
+    )
     assert written == out.nbytes
     return out
 
@@ -63,10 +71,16 @@ ROWS = {  # name: (rng, n) -> (n, 256)
     "subnormal": lambda rng, n: rng.standard_normal((n, 256)) * 1e-40,
     "at the edge of subnormal": lambda rng, n: rng.standard_normal((n, 256)) * 1e-37,
     "one outlier": one_outlier,
-    "groups of many sizes": lambda rng, n: rng.standard_normal((n, 256)) * np.exp(4 * rng.standard_normal((n, 8))).repeat(32, axis=1),
-    "groups of wild sizes": lambda rng, n: rng.standard_normal((n, 256)) * np.exp(20 * rng.standard_normal((n, 16))).repeat(16, axis=1),
+    "groups of many sizes": lambda rng, n: (
+        rng.standard_normal((n, 256)) * np.exp(4 * rng.standard_normal((n, 8))).repeat(32, axis=1)
+    ),
+    "groups of wild sizes": lambda rng, n: (
+        rng.standard_normal((n, 256)) * np.exp(20 * rng.standard_normal((n, 16))).repeat(16, axis=1)
+    ),
     "heavy tails": lambda rng, n: rng.standard_normal((n, 256)) * np.exp(3 * rng.standard_normal((n, 256))),
-    "far from zero": lambda rng, n: rng.standard_normal((n, 256)) * 1e-3 + rng.standard_normal((n, 8)).repeat(32, axis=1),
+    "far from zero": lambda rng, n: (
+        rng.standard_normal((n, 256)) * 1e-3 + rng.standard_normal((n, 8)).repeat(32, axis=1)
+    ),
     "halves": lambda rng, n: rng.integers(-127, 128, (n, 256)) / 2,
     "few values": lambda rng, n: rng.integers(-3, 4, (n, 256)),
     "random bits": random_bits,

@@ -39,5 +39,10 @@ def write_gguf(path: Path, rows: int = 51, **extra) -> Path:
 def read_gguf(path: Path) -> dict:
     """What write_layout takes beside the file: metadata, parameters, tensor_bytes."""
     reader = GGUFReader(path)
-    return {"metadata": {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")},
-            "parameters": sum(int(t.n_elements) for t in reader.tensors), "tensor_bytes": path.stat().st_size - reader.data_offset}
+    return {
+        "metadata": {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+        },
+        "parameters": sum(int(t.n_elements) for t in reader.tensors),
+        "tensor_bytes": path.stat().st_size - reader.data_offset,
+    }

@@ -21,7 +21,9 @@ QUANTS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": 
 FREE = ("general.name", "general.size_label", "general.finetune", "general.basename", "tokenizer.", "loupe.")
 # llama.cpp takes its scale of the scores from the number of layers, so the largest has all of its own here.
 EXPORTED = {name: s for name, s in SHAPES.items() if name not in ("27b", "softcaps")} | {
-    "27b": shape(62, 8, 4, linear_factor=8.0, hidden_size=64, head_dim=12, query_pre_attn_scalar=8), "capped": shape(7, 4, 2, final_logit_softcapping=1.5)}
+    "27b": shape(62, 8, 4, linear_factor=8.0, hidden_size=64, head_dim=12, query_pre_attn_scalar=8),
+    "capped": shape(7, 4, 2, final_logit_softcapping=1.5),
+}
 
 
 def save_checkpoint(name: str, folder: Path) -> None:
@@ -38,7 +40,10 @@ def fingerprint(path: Path) -> dict[str, str]:
     data = hashlib.sha256()
     for tensor in file.tensors:
         data.update(file.data(tensor))
-    return {"header": hashlib.sha256(header(keys, list(file.tensors.values()))).hexdigest(), "data": data.hexdigest()}
+    return {
+        "header": hashlib.sha256(header(keys, list(file.tensors.values()))).hexdigest(),
+        "data": data.hexdigest(),
+    }
 
 
 def converted(folder: Path, quant: str, out: Path) -> Path:
@@ -47,7 +52,9 @@ def converted(folder: Path, quant: str, out: Path) -> Path:
     from conversion.gemma import Gemma3Model
 
     Gemma3Model.set_vocab = lambda self: None
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": dict.fromkeys(map(str, range(10**4)), 0)}, "added_tokens": []}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": dict.fromkeys(map(str, range(10**4)), 0)}, "added_tokens": []})
+    )
     Gemma3Model(folder, gguf.LlamaFileType[QUANTS[quant]], out).write()
     return out
 
@@ -59,7 +66,9 @@ def main() -> None:
         for name in EXPORTED:
             folder = Path(scratch, name)
             save_checkpoint(name, folder)
-            goldens[name] = {quant: fingerprint(converted(folder, quant, folder / f"{quant}.gguf")) for quant in QUANTS}
+            goldens[name] = {
+                quant: fingerprint(converted(folder, quant, folder / f"{quant}.gguf")) for quant in QUANTS
+            }
     GOLDENS.write_text(json.dumps(goldens, indent=1) + "\n")
 
 

@@ -14,10 +14,17 @@ CONVERSATIONS = [
     [("user", "Hello")],
     [("user", "Hello"), ("assistant", "Hi!"), ("user", "How are you?")],
     [("system", "Be brief."), ("user", "Hello")],
-    [("system", " Two lines,\nkept as they are \n"), ("user", "  A  "), ("assistant", "\n\nB\n"), ("user", "\t C \r\n"), ("assistant", "D "), ("user", "E")],
+    [
+        ("system", " Two lines,\nkept as they are \n"),
+        ("user", "  A  "),
+        ("assistant", "\n\nB\n"),
+        ("user", "\t C \r\n"),
+        ("assistant", "D "),
+        ("user", "E"),
+    ],
     [("user", ""), ("assistant", " \n "), ("user", "   ")],
     [("user", "x"), ("assistant", "y")],
-    [("user", " Zürich \"{{ .System }}\" <b>&amp;</b> `\\n` ŝ 😀 ")],
+    [("user", ' Zürich "{{ .System }}" <b>&amp;</b> `\\n` ŝ 😀 ')],
     [("user", "\x1c\x1d\x1e\x1f\v\fends\f\v\x1f\x1e\x1d\x1c")],
     [("user", "a \n\n b\n\t\nc")],
 ]
@@ -25,11 +32,18 @@ CONVERSATIONS = [
 
 def render(conversations: list) -> list[str]:
     """The prompts, by `go run`."""
-    asked = {"template": chat_template(), "conversations": [[{"role": role, "content": text} for role, text in turns] for turns in conversations]}
+    asked = {
+        "template": chat_template(),
+        "conversations": [
+            [{"role": role, "content": text} for role, text in turns] for turns in conversations
+        ],
+    }
     with tempfile.TemporaryDirectory() as cache:
         settings = os.environ | {"GO111MODULE": "off", "GOCACHE": cache, "GOPATH": cache, "HOME": cache}
         command = ["go", "run", str(HERE / "ollama_template.go")]
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, env=settings, timeout=300)
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, env=settings, timeout=300
+        )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)

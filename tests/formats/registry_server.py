@@ -22,7 +22,9 @@ class State:
     auth: str | None = None  # "basic" | "bearer"
     may_push: bool = True  # bearer: whether the token that it hands out is good for pushing
     token_lasts: int = 10**9  # requests that a token is good for
-    break_patches: tuple[int, ...] = ()  # of the PATCHes, counted from 0, those whose connection is cut half-way through the body
+    break_patches: tuple[
+        int, ...
+    ] = ()  # of the PATCHes, counted from 0, those whose connection is cut half-way through the body
     lose: str = "chunk"  # what a cut costs: "chunk" (all of it), "half" (the half that had not come), "session" (404 from then on)
     lost_answers: int = 0  # last PUTs that are carried out and whose answer is never sent
     refuse: dict = field(default_factory=dict)  # {method: [statuses]} to answer with first
@@ -47,7 +49,10 @@ class Registry(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle_any(self):
-        state, (path, query) = self.server.state, (urlsplit(self.path).path, parse_qs(urlsplit(self.path).query))
+        state, (path, query) = (
+            self.server.state,
+            (urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)),
+        )
         state.asked.append((self.command, self.path, self.headers.get("Authorization")))
         if path == "/token":
             return self.token(query)
@@ -56,7 +61,10 @@ class Registry(BaseHTTPRequestHandler):
             return None
         if state.refuse.get(self.command):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            return self.answer(state.refuse[self.command].pop(0), body=json.dumps({"errors": [{"code": "BUSY", "message": "come\nback later"}]}))
+            return self.answer(
+                state.refuse[self.command].pop(0),
+                body=json.dumps({"errors": [{"code": "BUSY", "message": "come\nback later"}]}),
+            )
         if m := re.fullmatch(r"/v2/me/model/blobs/(sha256:\w+)", path):
             return self.answer(200 if m[1] in state.blobs else 404)
         if path == "/v2/me/model/blobs/uploads/":
@@ -66,9 +74,14 @@ class Registry(BaseHTTPRequestHandler):
         if m := re.fullmatch(r"/v2/me/model/blobs/uploads/(\w+)", path):
             return self.session(m[1], query)
         if m := re.fullmatch(r"/v2/me/model/manifests/([\w.]+)", path):
-            state.manifests[m[1]] = self.rfile.read(int(self.headers["Content-Length"])), self.headers["Content-Type"]
+            state.manifests[m[1]] = (
+                self.rfile.read(int(self.headers["Content-Length"])),
+                self.headers["Content-Type"],
+            )
             return self.answer(201)
-        return self.answer(404, body=json.dumps({"errors": [{"code": "NAME_UNKNOWN", "message": "no such repository"}]}))
+        return self.answer(
+            404, body=json.dumps({"errors": [{"code": "NAME_UNKNOWN", "message": "no such repository"}]})
+        )
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = handle_any
 
@@ -79,16 +92,23 @@ class Registry(BaseHTTPRequestHandler):
             return self.answer(307, Location=state.elsewhere)
         if key not in state.sessions:  # an older URL of a session counts as none
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            return self.answer(404, body=json.dumps({"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "unknown upload"}]}))
+            return self.answer(
+                404,
+                body=json.dumps({"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "unknown upload"}]}),
+            )
         held = state.sessions[key]
         if self.command == "GET":
-            return self.answer(204, Range=f"0-{max(len(held) - 1, 0)}", Location=f"/v2/me/model/blobs/uploads/{key}?_state=y")
+            return self.answer(
+                204, Range=f"0-{max(len(held) - 1, 0)}", Location=f"/v2/me/model/blobs/uploads/{key}?_state=y"
+            )
         if self.command == "PATCH":
             return self.patch(key, held)
         digest = query["digest"][0]
         del state.sessions[key]
         if digest != "sha256:" + hashlib.sha256(held).hexdigest():
-            return self.answer(400, body=json.dumps({"errors": [{"code": "DIGEST_INVALID", "message": "other bytes"}]}))
+            return self.answer(
+                400, body=json.dumps({"errors": [{"code": "DIGEST_INVALID", "message": "other bytes"}]})
+            )
         state.blobs[digest] = held
         if state.lost_answers:
             state.lost_answers -= 1
@@ -113,19 +133,36 @@ class Registry(BaseHTTPRequestHandler):
         state.sessions[key] = held + chunk
         state.received += length
         query = "?_state=z" if len(held) else ""  # some have one, some have none
-        return self.answer(202, Location=f"http://127.0.0.1:{state.port}/v2/me/model/blobs/uploads/{key}{query}", Range=f"0-{len(held) + length - 1}")
+        return self.answer(
+            202,
+            Location=f"http://127.0.0.1:{state.port}/v2/me/model/blobs/uploads/{key}{query}",
+            Range=f"0-{len(held) + length - 1}",
+        )
 
     def allowed(self):
         """Answers 401 with a challenge, and returns False, where the login is not good."""
         state, shown = self.server.state, self.headers.get("Authorization")
         if state.auth is None or (state.auth == "basic" and shown == BASIC):
             return True
-        if state.auth == "bearer" and shown == f"Bearer t{state.tokens}" and state.may_push and state.token_uses < state.token_lasts:
+        if (
+            state.auth == "bearer"
+            and shown == f"Bearer t{state.tokens}"
+            and state.may_push
+            and state.token_uses < state.token_lasts
+        ):
             state.token_uses += 1
             return True
         realm = f"http://127.0.0.1:{state.port}/token"
-        challenge = 'Basic realm="the registry"' if state.auth == "basic" else f'Bearer realm="{realm}",service="registry, of tests",scope="x:y:pull"'
-        self.answer(401, body=json.dumps({"errors": [{"code": "DENIED", "message": "insufficient scope"}]}), **{"WWW-Authenticate": challenge})
+        challenge = (
+            'Basic realm="the registry"'
+            if state.auth == "basic"
+            else f'Bearer realm="{realm}",service="registry, of tests",scope="x:y:pull"'
+        )
+        self.answer(
+            401,
+            body=json.dumps({"errors": [{"code": "DENIED", "message": "insufficient scope"}]}),
+            **{"WWW-Authenticate": challenge},
+        )
         return False
 
     def token(self, query):

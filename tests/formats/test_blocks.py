@@ -17,7 +17,10 @@ BY_HAND = {
     # 16 is the largest: d = 16 / -16 = -1 (float16 bc00); the levels are 0, 1, .. 31, and the upper 16 have the fifth bit
     "q5_0": ([*range(16, -16, -1)], "00bc" + "0000ffff" + "00 11 22 33 44 55 66 77 88 99 aa bb cc dd ee ff"),
     # m = 3 (4200) is level 0, 65 is level 31: d = 62 / 31 = 2 (4000)
-    "q5_1": ([*range(3, 67, 2)], "0040" + "0042" + "0000ffff" + "00 11 22 33 44 55 66 77 88 99 aa bb cc dd ee ff"),
+    "q5_1": (
+        [*range(3, 67, 2)],
+        "0040" + "0042" + "0000ffff" + "00 11 22 33 44 55 66 77 88 99 aa bb cc dd ee ff",
+    ),
 }
 DECODED = {"q8_0": [127, -127, 64, -1, 0, 3, *[0] * 26]}  # the other blocks come back as they were
 
@@ -50,7 +53,9 @@ def test_an_error_is_at_most_half_a_step_or_one_where_the_highest_level_is_cut_o
     rows = np.random.default_rng(1).standard_normal((200, 32)).astype(np.float32)
     data = quantize(rows, name)
     step = np.abs(data[:, :2].copy().view(np.float16).astype(np.float32))
-    levels = 2 ** (TYPES[name].block_bytes // 4)  # 256, 16, 32, 64: a float16 d is off by up to 2**-11 of itself, and so is every level
+    levels = 2 ** (
+        TYPES[name].block_bytes // 4
+    )  # 256, 16, 32, 64: a float16 d is off by up to 2**-11 of itself, and so is every level
     error = np.abs(dequantize(data, name) - rows)
     assert (error <= step * (steps + levels * 2**-11) + 2**-11 * np.abs(rows)).all()
     assert (error > 0.4 * steps * step).any()

@@ -19,7 +19,9 @@ def test_the_name_appears_at_the_end_of_the_block_and_not_before(tmp_path):
     with new_path(tmp_path / "a" / "b.gguf") as part:
         part.write_bytes(b"GGUF")
         assert not (tmp_path / "a" / "b.gguf").exists()
-    assert (tmp_path / "a" / "b.gguf").read_bytes() == b"GGUF" and [p.name for p in (tmp_path / "a").iterdir()] == ["b.gguf"]
+    assert (tmp_path / "a" / "b.gguf").read_bytes() == b"GGUF" and [
+        p.name for p in (tmp_path / "a").iterdir()
+    ] == ["b.gguf"]
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -33,11 +35,16 @@ def test_what_fails_leaves_what_was_there(tmp_path, folder):
     with pytest.raises(RuntimeError), new_path(out) as part:
         part.mkdir() if folder else part.write_text("half")
         raise RuntimeError
-    assert (out / "config.json" if folder else out).read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "config.json" if folder else out).read_text() == "old" and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["out"]
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="cannot be written .No space left on device.; make room there"), new_path(tmp_path / "new" / "x") as part:
+    with (
+        pytest.raises(ValueError, match="cannot be written .No space left on device.; make room there"),
+        new_path(tmp_path / "new" / "x") as part,
+    ):
         part.write_text("half")
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
@@ -45,11 +52,15 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
     """Taking away a file that is not there fails on it too."""
+
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with pytest.raises(ValueError, match="cannot be written .Read-only file system."), new_path(tmp_path / "x.gguf"):
+    with (
+        pytest.raises(ValueError, match="cannot be written .Read-only file system."),
+        new_path(tmp_path / "x.gguf"),
+    ):
         pass
 
 
@@ -65,7 +76,13 @@ def test_a_second_export_to_the_same_name_is_refused_and_does_not_touch_the_firs
     out = tmp_path / "new" / "x.gguf"
     with new_path(out) as part:
         part.write_text("first")
-        with pytest.raises(ValueError, match="x.gguf: another export is writing it now; wait for it, or give another --out"), new_path(out):
+        with (
+            pytest.raises(
+                ValueError,
+                match="x.gguf: another export is writing it now; wait for it, or give another --out",
+            ),
+            new_path(out),
+        ):
             pass
         with new_path(out.with_name("y.gguf")) as other:
             other.write_text("another name")
@@ -77,17 +94,26 @@ def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
     (tmp_path / "letter.gguf").write_text("Dear Ann")
     (tmp_path / "model.gguf").write_bytes(b"GGUF...")
     refuse_existing(tmp_path / "model.gguf", True, folder=False)
-    for out, folder in ((tmp_path / "letter.gguf", False), (tmp_path, False), (tmp_path / "model.gguf", True)):
+    for out, folder in (
+        (tmp_path / "letter.gguf", False),
+        (tmp_path, False),
+        (tmp_path / "model.gguf", True),
+    ):
         with pytest.raises(ValueError, match="no earlier export"):
             refuse_existing(out, True, folder=folder)
     with pytest.raises(ValueError, match="--force"):
         refuse_existing(tmp_path / "model.gguf", False, folder=False)
 
 
-def test_a_name_that_is_too_long_is_refused_and_so_is_one_that_leaves_no_room_for_the_temporary_ones(tmp_path):
+def test_a_name_that_is_too_long_is_refused_and_so_is_one_that_leaves_no_room_for_the_temporary_ones(
+    tmp_path,
+):
     with pytest.raises(ValueError, match="cannot be written .File name too long.; give another --out"):
         refuse_existing(tmp_path / ("x" * 256), False, folder=False)
-    with pytest.raises(ValueError, match="cannot be written .File name too long."), new_path(tmp_path / ("x" * 252)):
+    with (
+        pytest.raises(ValueError, match="cannot be written .File name too long."),
+        new_path(tmp_path / ("x" * 252)),
+    ):
         pass
 
 
@@ -104,19 +130,37 @@ def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
             "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
     words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "cannot be written (File too large)" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and "cannot be written (File too large)" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
-    words = [sys.executable, str(ROOT / "export.py"), "--model", "tiny", "--to", "gguf", "--quant", "q8_0", "--force", "--out", str(tmp_path / "x.gguf")]
+    words = [
+        sys.executable,
+        str(ROOT / "export.py"),
+        "--model",
+        "tiny",
+        "--to",
+        "gguf",
+        "--quant",
+        "q8_0",
+        "--force",
+        "--out",
+        str(tmp_path / "x.gguf"),
+    ]
     start = time.monotonic()
     assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
     whole, rng = time.monotonic() - start, random.Random(1)
     (tmp_path / "x.gguf").unlink()
     seen = 0
     for _ in range(20):
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(rng.uniform(0.4, 1.1) * whole)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

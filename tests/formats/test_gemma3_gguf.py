@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from formats.gemma3_gguf import architecture_metadata, chat_template, gguf_name, plan, refuse_inexpressible, transformed, write_model
+from formats.gemma3_gguf import (
+    architecture_metadata,
+    chat_template,
+    gguf_name,
+    plan,
+    refuse_inexpressible,
+    transformed,
+    write_model,
+)
 from formats.gguf import GGUFFile
 from formats.merged import Merged
 from lora.merge import merge
@@ -57,7 +65,9 @@ def test_norms_gain_one_and_matrices_nothing(tmp_path):
 
 
 def test_a_matrix_in_slices_is_the_matrix(tmp_path, monkeypatch):
-    monkeypatch.setattr("formats.merged.SLICE", 5 * 32 + 7)  # five rows of 32, and 6144 is no multiple of five
+    monkeypatch.setattr(
+        "formats.merged.SLICE", 5 * 32 + 7
+    )  # five rows of 32, and 6144 is no multiple of five
     model = Merged(make_model(tmp_path))
     name = "model.embed_tokens.weight"
     pieces = list(transformed(model, name))
@@ -65,26 +75,53 @@ def test_a_matrix_in_slices_is_the_matrix(tmp_path, monkeypatch):
 
 
 def test_the_embedded_models_own_pattern_of_layers_is_written(tmp_path):
-    write_model(tmp_path / "x.gguf", Merged(TINY), "q8_0", name="x", origin={"run": "r"}, progress=lambda _: None)
+    write_model(
+        tmp_path / "x.gguf", Merged(TINY), "q8_0", name="x", origin={"run": "r"}, progress=lambda _: None
+    )
     keys = GGUFFile(tmp_path / "x.gguf").metadata
-    assert keys["gemma3.attention.sliding_window_pattern"] == [True, True, False] * 3 and keys["loupe.run"] == "r"
-    assert len(keys["tokenizer.ggml.tokens"]) == 6144 and keys["tokenizer.chat_template"] == chat_template(TINY)
+    assert (
+        keys["gemma3.attention.sliding_window_pattern"] == [True, True, False] * 3
+        and keys["loupe.run"] == "r"
+    )
+    assert len(keys["tokenizer.ggml.tokens"]) == 6144 and keys["tokenizer.chat_template"] == chat_template(
+        TINY
+    )
 
 
 def test_a_type_per_tensor_is_the_mixes(tmp_path):
     types = {t.name: t.type for t in plan(Merged(TINY), "q4_k_m")}
-    assert types["token_embd.weight"] == "q6_k" and types["blk.1.attn_q.weight"] == "q4_k" and types["blk.1.attn_norm.weight"] == "f32"
+    assert (
+        types["token_embd.weight"] == "q6_k"
+        and types["blk.1.attn_q.weight"] == "q4_k"
+        and types["blk.1.attn_norm.weight"] == "f32"
+    )
     assert types["blk.0.ffn_down.weight"] == "q8_0"  # 640 columns are no multiple of 256
 
 
 def small(**changes) -> Gemma3Config:
-    return Gemma3Config(**{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16} | changes)
+    return Gemma3Config(
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+        }
+        | changes
+    )
 
 
 def test_what_llama_cpp_cannot_express_is_refused_all_at_once():
-    with pytest.raises(ValueError, match="query_pre_attn_scalar is 32.*attn_logit_softcapping is 50.*attention_bias is true.*--to safetensors"):
-        refuse_inexpressible(small(query_pre_attn_scalar=32, attn_logit_softcapping=50.0, attention_bias=True))
-    refuse_inexpressible(small(num_hidden_layers=62, num_attention_heads=4, query_pre_attn_scalar=16, head_dim=8))
+    with pytest.raises(
+        ValueError,
+        match="query_pre_attn_scalar is 32.*attn_logit_softcapping is 50.*attention_bias is true.*--to safetensors",
+    ):
+        refuse_inexpressible(
+            small(query_pre_attn_scalar=32, attn_logit_softcapping=50.0, attention_bias=True)
+        )
+    refuse_inexpressible(
+        small(num_hidden_layers=62, num_attention_heads=4, query_pre_attn_scalar=16, head_dim=8)
+    )
     keys = architecture_metadata(small(num_hidden_layers=1, layer_types=["full_attention"]), "f32", "x")
     assert keys["gemma3.attention.sliding_window_pattern"] == ("[bool]", [False])
 
@@ -96,4 +133,6 @@ def test_an_adapters_share_is_in_the_file(tmp_path):
     whole = load_model(base, torch.float32)
     load_adapter(whole, tmp_path / "adapter")
     merge(whole)
-    assert torch.equal(model.read(name), whole.get_parameter(name)) and not torch.equal(model.read(name), plain.read(name))
+    assert torch.equal(model.read(name), whole.get_parameter(name)) and not torch.equal(
+        model.read(name), plain.read(name)
+    )

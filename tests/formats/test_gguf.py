@@ -29,7 +29,12 @@ def file(tmp_path):
 
 
 def test_a_file_of_one_pair_and_one_tensor_has_these_bytes(tmp_path):
-    write_gguf(tmp_path / "x.gguf", {"k": ("u32", 5)}, [TensorInfo("t", (2, 1), "f32")], lambda _: [np.array([[1.0], [2.0]], "<f4").view(np.uint8)])
+    write_gguf(
+        tmp_path / "x.gguf",
+        {"k": ("u32", 5)},
+        [TensorInfo("t", (2, 1), "f32")],
+        lambda _: [np.array([[1.0], [2.0]], "<f4").view(np.uint8)],
+    )
     expected = (
         b"GGUF" + b"\x03\0\0\0" + b"\x01" + b"\0" * 7 + b"\x01" + b"\0" * 7  # version 3, one tensor, one pair
         + b"\x01" + b"\0" * 7 + b"k" + b"\x04\0\0\0" + b"\x05\0\0\0"  # the key, one byte long; type 4 is u32; the value
@@ -43,10 +48,21 @@ def test_a_file_of_one_pair_and_one_tensor_has_these_bytes(tmp_path):
 
 def test_the_package_reads_what_we_write_and_writes_the_same_bytes(file, tmp_path):
     reader = gguf.GGUFReader(file)
-    assert {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")} == {k: v for k, (_, v) in METADATA.items()}
-    assert [(t.name, t.tensor_type.name, tuple(t.shape[::-1])) for t in reader.tensors] == [("m.weight", "Q8_0", (3, 32)), ("n.weight", "F32", (2,))]
+    assert {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")} == {
+        k: v for k, (_, v) in METADATA.items()
+    }
+    assert [(t.name, t.tensor_type.name, tuple(t.shape[::-1])) for t in reader.tensors] == [
+        ("m.weight", "Q8_0", (3, 32)),
+        ("n.weight", "F32", (2,)),
+    ]
     writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "gemma3")
-    kinds = dict(zip("u8 u32 u64 i32 i64 f32 f64 bool str".split(), "UINT8 UINT32 UINT64 INT32 INT64 FLOAT32 FLOAT64 BOOL STRING".split(), strict=True))
+    kinds = dict(
+        zip(
+            "u8 u32 u64 i32 i64 f32 f64 bool str".split(),
+            "UINT8 UINT32 UINT64 INT32 INT64 FLOAT32 FLOAT64 BOOL STRING".split(),
+            strict=True,
+        )
+    )
     for key, (kind, value) in list(METADATA.items())[1:]:
         array = kind.startswith("[")
         item = gguf.GGUFValueType[kinds[kind.strip("[]")]]
@@ -63,11 +79,16 @@ def test_the_package_reads_what_we_write_and_writes_the_same_bytes(file, tmp_pat
 def test_what_is_written_is_read_again(file):
     found = GGUFFile(file)
     assert {key: (found.kinds[key], value) for key, value in found.metadata.items()} == METADATA
-    assert [(t.name, t.shape, t.type, t.offset) for t in found.tensors.values()] == [("m.weight", (3, 32), "q8_0", 0), ("n.weight", (2,), "f32", 128)]
+    assert [(t.name, t.shape, t.type, t.offset) for t in found.tensors.values()] == [
+        ("m.weight", (3, 32), "q8_0", 0),
+        ("n.weight", (2,), "f32", 128),
+    ]
     assert all((found.data(name) == data).all() for name, data in DATA.items())
     raw = file.read_bytes()
     assert found.digest("m.weight") == hashlib.sha256(DATA["m.weight"]).hexdigest()
-    assert found.digest(HEADER) == hashlib.sha256(raw[: found.data_start]).hexdigest() and raw[found.data_start :].startswith(DATA["m.weight"].tobytes())
+    assert found.digest(HEADER) == hashlib.sha256(raw[: found.data_start]).hexdigest() and raw[
+        found.data_start :
+    ].startswith(DATA["m.weight"].tobytes())
 
 
 def test_a_tensor_with_other_bytes_than_its_shape_wants_is_refused(tmp_path):

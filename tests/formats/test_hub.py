@@ -25,14 +25,30 @@ class Hub(BaseHTTPRequestHandler):
             self.server.created.append(json.loads(body)["name"])
             return self.answer(200, {"url": f"{self.server.url}/me/model"})
         if self.path.startswith("/api/models/me/model/preupload/"):
-            return self.answer(200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
+            return self.answer(
+                200,
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in json.loads(body)["files"]
+                    ]
+                },
+            )
         if self.path == "/api/validate-yaml":  # the card's front matter
             return self.answer(200, {"errors": [], "warnings": []})
         assert self.path.startswith("/api/models/me/model/commit/"), self.path
         for line in map(json.loads, body.decode().splitlines()):
             if line["key"] == "file":
                 self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        self.answer(200, {"success": True, "commitUrl": f"{self.server.url}/me/model/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None})
+        self.answer(
+            200,
+            {
+                "success": True,
+                "commitUrl": f"{self.server.url}/me/model/commit/1",
+                "commitOid": "1" * 40,
+                "pullRequestUrl": None,
+            },
+        )
 
     def read(self):
         """The body, which a commit sends in chunks without a length."""
@@ -46,7 +62,12 @@ class Hub(BaseHTTPRequestHandler):
         return body
 
     def do_GET(self):
-        self.answer(200, {"id": "me/model", "sha": "0" * 40, "siblings": [], "private": False} if self.path.startswith("/api/models") else {})
+        self.answer(
+            200,
+            {"id": "me/model", "sha": "0" * 40, "siblings": [], "private": False}
+            if self.path.startswith("/api/models")
+            else {},
+        )
 
     def answer(self, status, body):
         raw = json.dumps(body).encode()
@@ -71,24 +92,62 @@ def hub():
 
 def upload(tmp_path, hub, token):
     base = make_model(tmp_path / "base")
-    words = ["--model", base, "--adapter", make_adapter(tmp_path / "adapter", base), "--to", "hub", "--out", "me/model"]
-    online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    return subprocess.run([sys.executable, "export.py", *words], cwd=ROOT, env=os.environ | online, capture_output=True, text=True)
+    words = [
+        "--model",
+        base,
+        "--adapter",
+        make_adapter(tmp_path / "adapter", base),
+        "--to",
+        "hub",
+        "--out",
+        "me/model",
+    ]
+    online = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "export.py", *words],
+        cwd=ROOT,
+        env=os.environ | online,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_every_file_of_the_merged_model_arrives(tmp_path, hub):
     done = upload(tmp_path, hub, "good")
     assert done.returncode == 0, done.stderr
     assert hub.created == ["model"] and f"{hub.url}/me/model" in done.stdout
-    assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md"} <= hub.files.keys()
-    assert json.loads(hub.files["config.json"])["num_hidden_layers"] == 7 and b"# me/model" in hub.files["README.md"]
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "README.md",
+    } <= hub.files.keys()
+    assert (
+        json.loads(hub.files["config.json"])["num_hidden_layers"] == 7
+        and b"# me/model" in hub.files["README.md"]
+    )
 
 
 def test_a_bad_token_is_one_line_with_the_remedy(tmp_path, hub):
     done = upload(tmp_path, hub, "bad")
-    assert done.returncode == 2 and "hf auth login" in done.stderr and len(done.stderr.strip().splitlines()) == 1 and hub.files == {}
+    assert (
+        done.returncode == 2
+        and "hf auth login" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+        and hub.files == {}
+    )
 
 
 def test_what_is_no_hub_id_is_refused_first():
-    with pytest.raises(ValueError, match="^--out ./folder: is no hub id to upload to; give user/name, a hub id such as google/[^ ]+$"):
+    with pytest.raises(
+        ValueError,
+        match="^--out ./folder: is no hub id to upload to; give user/name, a hub id such as google/[^ ]+$",
+    ):
         check_repo("./folder")

@@ -51,12 +51,16 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def layout_of(tmp_path: Path, name: str = "a & b.gguf", licensed: bool = True, **extra) -> tuple[Path, str, Path]:
+def layout_of(
+    tmp_path: Path, name: str = "a & b.gguf", licensed: bool = True, **extra
+) -> tuple[Path, str, Path]:
     """(layout, digest, the GGUF)."""
     gguf, license = write_gguf(tmp_path / name, **extra), tmp_path / "LICENSE"
     license.write_text("licence\n")
     os.utime(license, (7, 7))
-    digest = write_layout(gguf, tmp_path / "layout", **read_gguf(gguf), license=license if licensed else None, created=CREATED)
+    digest = write_layout(
+        gguf, tmp_path / "layout", **read_gguf(gguf), license=license if licensed else None, created=CREATED
+    )
     return tmp_path / "layout", digest, gguf
 
 
@@ -71,26 +75,59 @@ def test_config_and_manifest_are_model_runners_to_the_byte(tmp_path):
     layout, digest, gguf = layout_of(tmp_path)
     weights, license = sha256(gguf.read_bytes()), sha256(b"licence\n")
     config = (CONFIG % (weights, license)).encode()
-    manifest = (MANIFEST % (len(config), sha256(config), gguf.stat().st_size, weights, gguf.stat().st_size, license)).encode()
+    manifest = (
+        MANIFEST % (len(config), sha256(config), gguf.stat().st_size, weights, gguf.stat().st_size, license)
+    ).encode()
     assert blob(layout, sha256(config)).read_bytes() == config
     assert blob(layout, digest).read_bytes() == manifest and digest == f"sha256:{sha256(manifest)}"
 
 
-@pytest.mark.parametrize(("bytes_", "text"), [
-    (0, "0B"), (999, "999B"), (1000, "1KB"), (1023, "1.02KB"), (1024, "1KiB"), (13120, "12.81KiB"), (1_000_000, "1MB"), (4_487_905, "4.28MiB"),
-    (1_050_000_000, "1.05GB"), (2**30, "1GiB"), (3 * 2**40, "3TiB"), (10**15, "1PB")])
+@pytest.mark.parametrize(
+    ("bytes_", "text"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1KB"),
+        (1023, "1.02KB"),
+        (1024, "1KiB"),
+        (13120, "12.81KiB"),
+        (1_000_000, "1MB"),
+        (4_487_905, "4.28MiB"),
+        (1_050_000_000, "1.05GB"),
+        (2**30, "1GiB"),
+        (3 * 2**40, "3TiB"),
+        (10**15, "1PB"),
+    ],
+)
 def test_sizes_are_written_as_gguf_parser_writes_them(bytes_, text):
     assert oci._scaled(bytes_, oci.BYTE_UNITS, "B") == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (999, "999"), (1000, "1K"), (4_201_000, "4.20M"), (268_098_176, "268.10M"), (999_880_000, "999.88M"),
-                                             (27_009_002_240, "27.01B")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1K"),
+        (4_201_000, "4.20M"),
+        (268_098_176, "268.10M"),
+        (999_880_000, "999.88M"),
+        (27_009_002_240, "27.01B"),
+    ],
+)
 def test_parameters_are_written_as_gguf_parser_writes_them(count, text):
     assert oci._scaled(count, oci.COUNT_UNITS, "") == text
 
 
-@pytest.mark.parametrize(("nanoseconds", "text"), [
-    (0, "1970-01-01T00:00:00Z"), (1_000_000_001, "1970-01-01T00:00:01.000000001Z"), (MODIFIED, "2026-01-02T03:04:05.5Z"), (10**10, "1970-01-01T00:00:10Z")])
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (1_000_000_001, "1970-01-01T00:00:01.000000001Z"),
+        (MODIFIED, "2026-01-02T03:04:05.5Z"),
+        (10**10, "1970-01-01T00:00:10Z"),
+    ],
+)
 def test_times_have_no_more_decimals_than_they_need(nanoseconds, text):
     assert oci._go_time(nanoseconds) == text
 
@@ -99,17 +136,33 @@ def test_a_time_of_another_zone_is_the_same_instant(tmp_path):
     here = write_gguf(tmp_path / "x.gguf")
     facts = read_gguf(here)
     there = CREATED.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    assert write_layout(here, tmp_path / "a", **facts, created=CREATED) == write_layout(here, tmp_path / "b", **facts, created=there)
+    assert write_layout(here, tmp_path / "a", **facts, created=CREATED) == write_layout(
+        here, tmp_path / "b", **facts, created=there
+    )
 
 
 @pytest.mark.external
 def test_json_is_what_gos_encoder_writes(tmp_path):
     """The same values through Go itself."""
     values = ["<a> & b", "\u2028\u2029", 'q" \\ /', "\n\r\t", "ü€😀", "\x7f", {"b": "1", "a<": "2"}]
-    (tmp_path / "main.go").write_text('package main\nimport ("encoding/json"; "os")\nfunc main() {\n\tvar v []any\n\tjson.NewDecoder(os.Stdin).Decode(&v)\n'
-                                      "\tb, _ := json.Marshal(v)\n\tos.Stdout.Write(b)\n}\n")
-    done = subprocess.run(["go", "run", "main.go"], cwd=tmp_path, input=json.dumps(values).encode(), capture_output=True, timeout=120,
-                          env=os.environ | {"GOFLAGS": "-mod=mod", "GO111MODULE": "off", "HOME": str(tmp_path), "GOCACHE": str(tmp_path / "cache")})
+    (tmp_path / "main.go").write_text(
+        'package main\nimport ("encoding/json"; "os")\nfunc main() {\n\tvar v []any\n\tjson.NewDecoder(os.Stdin).Decode(&v)\n'
+        "\tb, _ := json.Marshal(v)\n\tos.Stdout.Write(b)\n}\n"
+    )
+    done = subprocess.run(
+        ["go", "run", "main.go"],
+        cwd=tmp_path,
+        input=json.dumps(values).encode(),
+        capture_output=True,
+        timeout=120,
+        env=os.environ
+        | {
+            "GOFLAGS": "-mod=mod",
+            "GO111MODULE": "off",
+            "HOME": str(tmp_path),
+            "GOCACHE": str(tmp_path / "cache"),
+        },
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert oci._go_json([*values[:-1], dict(sorted(values[-1].items()))]) == done.stdout
 
@@ -136,7 +189,9 @@ def check(value, rule, where="$"):
 
 # opencontainers/image-spec, schema/: defs-descriptor, content-descriptor, image-manifest-schema, image-index-schema and image-layout-schema.json
 def media_type(v):
-    return isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", v, re.ASCII)
+    return isinstance(v, str) and re.fullmatch(
+        r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", v, re.ASCII
+    )
 
 
 def size(v):
@@ -144,7 +199,11 @@ def size(v):
 
 
 def a_digest(v):
-    return isinstance(v, str) and re.fullmatch(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", v) and re.fullmatch(r"sha256:[a-f0-9]{64}", v)
+    return (
+        isinstance(v, str)
+        and re.fullmatch(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", v)
+        and re.fullmatch(r"sha256:[a-f0-9]{64}", v)
+    )
 
 
 def annotations(v):
@@ -159,32 +218,53 @@ DESCRIPTOR = {"mediaType": media_type, "size": size, "digest": a_digest, "annota
 SCHEMAS = {
     "oci-layout": {"imageLayoutVersion": lambda v: v == "1.0.0"},
     "index": {"schemaVersion": version_2, "mediaType": lambda v: v == oci.INDEX, "manifests": [DESCRIPTOR]},
-    "manifest": {"schemaVersion": version_2, "mediaType": lambda v: v == oci.MANIFEST, "config": DESCRIPTOR, "layers": [DESCRIPTOR]},
+    "manifest": {
+        "schemaVersion": version_2,
+        "mediaType": lambda v: v == oci.MANIFEST,
+        "config": DESCRIPTOR,
+        "layers": [DESCRIPTOR],
+    },
 }
 
 
 @pytest.mark.parametrize("licensed", [True, False])
 def test_the_layout_passes_the_image_specs_schema_and_every_descriptor_is_true(tmp_path, licensed):
     layout, digest, _ = layout_of(tmp_path, licensed=licensed)
-    index, manifest = json.loads((layout / "index.json").read_bytes()), json.loads(blob(layout, digest).read_bytes())
+    index, manifest = (
+        json.loads((layout / "index.json").read_bytes()),
+        json.loads(blob(layout, digest).read_bytes()),
+    )
     check(json.loads((layout / "oci-layout").read_bytes()), SCHEMAS["oci-layout"])
     check(index, SCHEMAS["index"])
     check(manifest, SCHEMAS["manifest"])
     assert [m["digest"] for m in index["manifests"]] == [digest] and "artifactType" not in manifest
     described = [*index["manifests"], manifest["config"], *manifest["layers"]]
-    assert {d["digest"] for d in described} == {f"sha256:{p.name}" for p in (layout / "blobs" / "sha256").iterdir()}
+    assert {d["digest"] for d in described} == {
+        f"sha256:{p.name}" for p in (layout / "blobs" / "sha256").iterdir()
+    }
     for d in described:
         content = blob(layout, d["digest"]).read_bytes()
         assert (len(content), f"sha256:{sha256(content)}") == (d["size"], d["digest"])
     config = json.loads(blob(layout, manifest["config"]["digest"]).read_bytes())
-    assert config["rootfs"] == {"type": "rootfs", "diff_ids": [layer["digest"] for layer in manifest["layers"]]}
+    assert config["rootfs"] == {
+        "type": "rootfs",
+        "diff_ids": [layer["digest"] for layer in manifest["layers"]],
+    }
     assert len(manifest["layers"]) == 1 + licensed
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda m: m.pop("config"), "$.config is missing"), (lambda m: m.update(layers=[]), "$.layers"), (lambda m: m.update(schemaVersion="2"), "$.schemaVersion"),
-    (lambda m: m["layers"][0].update(size=-1), "$.layers[0].size"), (lambda m: m["config"].update(digest="sha256:ABC"), "$.config.digest"),
-    (lambda m: m["config"].update(mediaType="gguf"), "$.config.mediaType"), (lambda m: m["layers"][0]["annotations"].update(a=1), "$.layers[0].annotations")])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m: m.pop("config"), "$.config is missing"),
+        (lambda m: m.update(layers=[]), "$.layers"),
+        (lambda m: m.update(schemaVersion="2"), "$.schemaVersion"),
+        (lambda m: m["layers"][0].update(size=-1), "$.layers[0].size"),
+        (lambda m: m["config"].update(digest="sha256:ABC"), "$.config.digest"),
+        (lambda m: m["config"].update(mediaType="gguf"), "$.config.mediaType"),
+        (lambda m: m["layers"][0]["annotations"].update(a=1), "$.layers[0].annotations"),
+    ],
+)
 def test_the_schema_sees_what_is_wrong(tmp_path, spoil, message):
     layout, digest, _ = layout_of(tmp_path)
     manifest = json.loads(blob(layout, digest).read_bytes())
@@ -196,8 +276,15 @@ def test_the_schema_sees_what_is_wrong(tmp_path, spoil, message):
 @pytest.mark.external
 def test_skopeo_reads_the_layout(tmp_path):
     layout, digest, gguf = layout_of(tmp_path)
-    shown = json.loads(subprocess.run(["skopeo", "inspect", "--raw", f"oci:{layout}"], capture_output=True, check=True, timeout=60).stdout)
-    assert shown == json.loads(blob(layout, digest).read_bytes()) and shown["layers"][0]["size"] == gguf.stat().st_size
+    shown = json.loads(
+        subprocess.run(
+            ["skopeo", "inspect", "--raw", f"oci:{layout}"], capture_output=True, check=True, timeout=60
+        ).stdout
+    )
+    assert (
+        shown == json.loads(blob(layout, digest).read_bytes())
+        and shown["layers"][0]["size"] == gguf.stat().st_size
+    )
 
 
 # files
@@ -236,7 +323,13 @@ for link in (oci.os.link, None):
     oci.write_layout(folder / "big.gguf", folder / str(link is None), metadata={"general.architecture": "gemma3", "general.file_type": 0},
                      parameters=2**26, tensor_bytes=2**28)
 """
-    done = subprocess.run([os.sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [os.sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "True" / "blobs" / "sha256").iterdir())) == 3
 

@@ -23,7 +23,9 @@ def golden():
 
 def prompt_of(tokenizer: Tokenizer, conversation) -> str:
     """What the tokenizer renders, as text, without <bos>."""
-    return tokenizer.backend.decode(tokenizer.render_prompt(conversation), skip_special_tokens=False).removeprefix("<bos>")
+    return tokenizer.backend.decode(
+        tokenizer.render_prompt(conversation), skip_special_tokens=False
+    ).removeprefix("<bos>")
 
 
 # the template
@@ -31,14 +33,18 @@ def prompt_of(tokenizer: Tokenizer, conversation) -> str:
 
 def test_the_golden_prompts_are_of_the_template_that_is_written(golden):
     """Where this fails the template has changed: make them again, with go."""
-    assert golden["template"] == chat_template() and golden["conversations"] == json.loads(json.dumps(CONVERSATIONS))
+    assert golden["template"] == chat_template() and golden["conversations"] == json.loads(
+        json.dumps(CONVERSATIONS)
+    )
 
 
 def test_a_conversation_worked_by_hand(golden):
     s, e = START_OF_TURN, END_OF_TURN
     assert golden["prompts"][2] == f"{s}user\nBe brief.\n\nHello{e}\n{s}model\n"
-    assert golden["prompts"][3] == (f"{s}user\n Two lines,\nkept as they are \n\n\nA{e}\n{s}model\nB{e}\n{s}user\nC{e}\n{s}model\nD{e}\n"
-                                    f"{s}user\nE{e}\n{s}model\n")
+    assert golden["prompts"][3] == (
+        f"{s}user\n Two lines,\nkept as they are \n\n\nA{e}\n{s}model\nB{e}\n{s}user\nC{e}\n{s}model\nD{e}\n"
+        f"{s}user\nE{e}\n{s}model\n"
+    )
 
 
 def test_go_renders_what_the_tokenizer_renders(golden, tokenizer):
@@ -72,7 +78,7 @@ def commands(modelfile: str) -> list[tuple[str, str]]:
             parameter, _, rest = rest.partition(" ")
             name = f"{name} {parameter}"
         quote = next((q for q in ('"""', '"') if rest.startswith(q)), None)
-        argument, _, rest = rest[len(quote):].partition(quote) if quote else rest.partition("\n")
+        argument, _, rest = rest[len(quote) :].partition(quote) if quote else rest.partition("\n")
         found.append((name, argument))
     return found
 
@@ -81,20 +87,42 @@ def test_the_modelfile_says_what_ollama_reads(tmp_path):
     file = write_modelfile(tmp_path, "gemma q8.gguf")
     assert file == tmp_path / "Modelfile"
     assert commands(file.read_text(encoding="utf-8")) == [
-        ("FROM", "./gemma q8.gguf"), ("TEMPLATE", chat_template()), ("PARAMETER stop", END_OF_TURN), ("PARAMETER temperature", "1"),
-        ("PARAMETER top_k", "64"), ("PARAMETER top_p", "0.95")]
+        ("FROM", "./gemma q8.gguf"),
+        ("TEMPLATE", chat_template()),
+        ("PARAMETER stop", END_OF_TURN),
+        ("PARAMETER temperature", "1"),
+        ("PARAMETER top_k", "64"),
+        ("PARAMETER top_p", "0.95"),
+    ]
 
 
 def test_an_adapter_and_other_settings_stand_in_the_modelfile(tmp_path):
-    file = write_modelfile(tmp_path, "base.gguf", adapter_name="lora.gguf", stops=(END_OF_TURN, "###"), temperature=0.1, top_k=1, top_p=1.0)
+    file = write_modelfile(
+        tmp_path,
+        "base.gguf",
+        adapter_name="lora.gguf",
+        stops=(END_OF_TURN, "###"),
+        temperature=0.1,
+        top_k=1,
+        top_p=1.0,
+    )
     found = commands(file.read_text(encoding="utf-8"))
     assert found[:2] == [("FROM", "./base.gguf"), ("ADAPTER", "./lora.gguf")]
-    assert found[3:] == [("PARAMETER stop", END_OF_TURN), ("PARAMETER stop", "###"), ("PARAMETER temperature", "0.1"), ("PARAMETER top_k", "1"),
-                         ("PARAMETER top_p", "1")]
+    assert found[3:] == [
+        ("PARAMETER stop", END_OF_TURN),
+        ("PARAMETER stop", "###"),
+        ("PARAMETER temperature", "0.1"),
+        ("PARAMETER top_k", "1"),
+        ("PARAMETER top_p", "1"),
+    ]
 
 
 def test_nothing_in_the_template_ends_its_quotes_early():
-    assert '"""' not in chat_template() and not chat_template().startswith('"') and not chat_template().endswith('"')
+    assert (
+        '"""' not in chat_template()
+        and not chat_template().startswith('"')
+        and not chat_template().endswith('"')
+    )
 
 
 @pytest.mark.parametrize("name", ["../x.gguf", "a/b.gguf", 'a"b.gguf', "a\nPARAMETER stop x.gguf", " a.gguf"])

@@ -45,7 +45,9 @@ def test_bytes_equal_llama_cpps_on_rows_that_are_no_multiple_of_256(name, n_cols
 def test_weights_that_come_back_equal_the_gguf_packages_bit_for_bit(name, kind):
     data = quantize(rows_of(kind, 20, seed=1), name)
     with np.errstate(all="ignore"):
-        theirs = gguf.quants.dequantize(data.view(WIDTHS.get(name, np.uint8)), gguf.GGMLQuantizationType(TYPES[name].ggml_id))
+        theirs = gguf.quants.dequantize(
+            data.view(WIDTHS.get(name, np.uint8)), gguf.GGMLQuantizationType(TYPES[name].ggml_id)
+        )
     ours = dequantize(data, name)
     assert ours.shape == (20, 256) and ours.dtype == np.float32
     assert (ours.view(np.uint32) == theirs.astype(np.float32).view(np.uint32)).all()
@@ -62,7 +64,11 @@ def test_any_bytes_are_read_as_the_gguf_package_reads_them():
 def test_ids_sizes_and_file_types_are_the_gguf_packages():
     for name, quant in TYPES.items():
         theirs = gguf.GGMLQuantizationType[name.upper()]
-        assert (quant.name, quant.ggml_id, (quant.block_size, quant.block_bytes)) == (name, theirs, gguf.GGML_QUANT_SIZES[theirs])
+        assert (quant.name, quant.ggml_id, (quant.block_size, quant.block_bytes)) == (
+            name,
+            theirs,
+            gguf.GGML_QUANT_SIZES[theirs],
+        )
     for name, number in FILE_TYPES.items():
         suffix = {"q4_k": "Q4_K_S", "q5_k": "Q5_K_S"}.get(name, name.upper())
         assert number == gguf.LlamaFileType["ALL_F32" if name == "f32" else f"MOSTLY_{suffix}"], name
@@ -85,7 +91,10 @@ def test_a_row_alone_has_the_bytes_that_it_has_among_others(name, monkeypatch):
     assert (quantize(rows, name) == together).all()
     assert (np.concatenate([quantize(rows[i : i + 1], name) for i in range(9)]) == together).all()
     assert (quantize(np.asfortranarray(rows), name) == together).all()
-    assert (dequantize(together, name) == np.concatenate([dequantize(together[i : i + 1], name) for i in range(9)])).all()
+    assert (
+        dequantize(together, name)
+        == np.concatenate([dequantize(together[i : i + 1], name) for i in range(9)])
+    ).all()
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0"])
@@ -105,7 +114,10 @@ def test_memory_beside_input_and_output_does_not_grow_with_the_tensor(name):
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 def test_a_row_that_is_no_multiple_of_the_block_is_refused_with_the_type_to_take(name):
     size = TYPES[name].block_size
-    with pytest.raises(ValueError, match=f"{name}: a row of {size + 16} weights is no multiple of {size}; take {FALLBACK.get(name, 'f16')}"):
+    with pytest.raises(
+        ValueError,
+        match=f"{name}: a row of {size + 16} weights is no multiple of {size}; take {FALLBACK.get(name, 'f16')}",
+    ):
         quantize(np.zeros((2, size + 16), np.float32), name)
     with pytest.raises(ValueError, match=f"{name}: a row of {TYPES[name].block_bytes + 1} bytes"):
         dequantize(np.zeros((2, TYPES[name].block_bytes + 1), np.uint8), name)
@@ -125,13 +137,31 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_row(name, value):
 
 def gemma3(n_layers: int, hidden: int, q_out: int, ff: int) -> dict[str, int]:
     """{name of a tensor in the GGUF file: weights in its row}, the norms included."""
-    layer = {"attn_q": hidden, "attn_k": hidden, "attn_v": hidden, "attn_output": q_out, "ffn_gate": hidden, "ffn_up": hidden, "ffn_down": ff,
-             "attn_q_norm": 256, "attn_k_norm": 256, "attn_norm": hidden, "post_attention_norm": hidden, "ffn_norm": hidden, "post_ffw_norm": hidden}
+    layer = {
+        "attn_q": hidden,
+        "attn_k": hidden,
+        "attn_v": hidden,
+        "attn_output": q_out,
+        "ffn_gate": hidden,
+        "ffn_up": hidden,
+        "ffn_down": ff,
+        "attn_q_norm": 256,
+        "attn_k_norm": 256,
+        "attn_norm": hidden,
+        "post_attention_norm": hidden,
+        "ffn_norm": hidden,
+        "post_ffw_norm": hidden,
+    }
     names = {f"blk.{i}.{name}.weight": n_cols for i in range(n_layers) for name, n_cols in layer.items()}
     return {"token_embd.weight": hidden, "output_norm.weight": hidden} | names
 
 
-SIZES = {"270M": gemma3(18, 640, 1024, 2048), "1B": gemma3(26, 1152, 1024, 6912), "27B": gemma3(62, 5376, 4096, 21504), "small": gemma3(7, 64, 64, 96)}
+SIZES = {
+    "270M": gemma3(18, 640, 1024, 2048),
+    "1B": gemma3(26, 1152, 1024, 6912),
+    "27B": gemma3(62, 5376, 4096, 21504),
+    "small": gemma3(7, 64, 64, 96),
+}
 LAYERS = {"270M": 18, "1B": 26, "27B": 62, "small": 7}
 # How many tensors of each type llama_model_quantize (llama.cpp v0.5.0, the npm package @node-llama-cpp/linux-x64) made of files with as many layers, and
 # with rows that are multiples of 256, or of 32 only, where these are; beside the norms, which stayed F32.
@@ -164,14 +194,26 @@ COUNTED = [
 
 @pytest.mark.parametrize(("size", "mix", "expected"), COUNTED)
 def test_a_file_has_as_many_tensors_of_each_type_as_llama_cpps(size, mix, expected):
-    types = Counter(tensor_type(mix, name, LAYERS[size], n_cols) for name, n_cols in SIZES[size].items() if not name.endswith("_norm.weight"))
+    types = Counter(
+        tensor_type(mix, name, LAYERS[size], n_cols)
+        for name, n_cols in SIZES[size].items()
+        if not name.endswith("_norm.weight")
+    )
     assert types == expected
 
 
 def test_q4_k_m_at_the_270m_shape_takes_these_types():
     types = {name: tensor_type("q4_k_m", name, 18, n_cols) for name, n_cols in SIZES["270M"].items()}
-    assert types["token_embd.weight"] == "q8_0" and types["output_norm.weight"] == "f32" and types["blk.3.attn_q_norm.weight"] == "f32"
-    assert {types[f"blk.{i}.{name}.weight"] for i in range(18) for name in ("attn_q", "attn_k", "ffn_gate", "ffn_up")} == {"q5_0"}
+    assert (
+        types["token_embd.weight"] == "q8_0"
+        and types["output_norm.weight"] == "f32"
+        and types["blk.3.attn_q_norm.weight"] == "f32"
+    )
+    assert {
+        types[f"blk.{i}.{name}.weight"]
+        for i in range(18)
+        for name in ("attn_q", "attn_k", "ffn_gate", "ffn_up")
+    } == {"q5_0"}
     more = {0, 1, 4, 7, 10, 13, 15, 16, 17}
     for i in range(18):
         assert types[f"blk.{i}.attn_output.weight"] == "q4_k"
@@ -185,9 +227,15 @@ def test_q4_k_as_q4_k_s_gives_the_first_values_and_downs_one_bit_more():
     assert [i for i in range(62) if types[f"blk.{i}.ffn_down.weight"] == "q5_k"] == [0, 1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("mix", "output", "embedding"), [("q4_k_m", "q6_k", "q4_k"), ("q5_k", "q6_k", "q5_k"), ("q4_0", "q6_k", "q4_0"), ("q8_0",) * 3])
+@pytest.mark.parametrize(
+    ("mix", "output", "embedding"),
+    [("q4_k_m", "q6_k", "q4_k"), ("q5_k", "q6_k", "q5_k"), ("q4_0", "q6_k", "q4_0"), ("q8_0",) * 3],
+)
 def test_the_output_matrix_of_an_untied_model_has_more_bits_and_its_embedding_has_not(mix, output, embedding):
-    assert [tensor_type(mix, f"{name}.weight", 18, 256, tied=False) for name in ("output", "token_embd")] == [output, embedding]
+    assert [tensor_type(mix, f"{name}.weight", 18, 256, tied=False) for name in ("output", "token_embd")] == [
+        output,
+        embedding,
+    ]
     assert tensor_type(mix, "token_embd.weight", 18, 256) == output
 
 
@@ -196,12 +244,18 @@ def test_the_output_matrix_of_an_untied_model_has_more_bits_and_its_embedding_ha
 def test_every_tensor_of_every_size_takes_a_type_that_its_rows_fit(mix, size):
     for name, n_cols in SIZES[size].items():
         row_bytes(tensor_type(mix, name, LAYERS[size], n_cols), n_cols)
-        assert name.endswith("_norm.weight") == (tensor_type(mix, name, LAYERS[size], n_cols) == "f32") or mix == "f32"
+        assert (
+            name.endswith("_norm.weight") == (tensor_type(mix, name, LAYERS[size], n_cols) == "f32")
+            or mix == "f32"
+        )
 
 
 @pytest.mark.parametrize("mix", [mix for mix in FILE_TYPES if mix.startswith("q")])
 def test_rows_that_are_no_multiple_of_32_take_f16(mix):
-    assert {tensor_type(mix, name, 2, 48) for name in ("token_embd.weight", "blk.0.attn_v.weight", "blk.1.ffn_up.weight")} == {"f16"}
+    assert {
+        tensor_type(mix, name, 2, 48)
+        for name in ("token_embd.weight", "blk.0.attn_v.weight", "blk.1.ffn_up.weight")
+    } == {"f16"}
 
 
 def test_an_unknown_mix_is_refused_with_those_that_there_are():

@@ -58,7 +58,10 @@ def pushed(layout: Path, state, **settings) -> str:
     digest = push(layout, f"127.0.0.1:{state.port}/me/model:v1", **settings)
     assert state.blobs == blobs_of(layout)
     content, kind = state.manifests["v1"]
-    assert content == (layout / "blobs" / "sha256" / digest[7:]).read_bytes() and kind == "application/vnd.oci.image.manifest.v1+json"
+    assert (
+        content == (layout / "blobs" / "sha256" / digest[7:]).read_bytes()
+        and kind == "application/vnd.oci.image.manifest.v1+json"
+    )
     return digest
 
 
@@ -124,7 +127,13 @@ def test_a_connection_broken_inside_a_blob_resumes(layout, lose, received):
 
 def test_an_upload_that_keeps_breaking_ends_in_one_line(layout):
     with registry(break_patches=tuple(range(1, 100))) as state:
-        refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "broke off at byte 4096 of 18752", f"({ours.TRIES} times in a row)", "push again")
+        refused(
+            layout,
+            f"127.0.0.1:{state.port}/me/model:v1",
+            "broke off at byte 4096 of 18752",
+            f"({ours.TRIES} times in a row)",
+            "push again",
+        )
     assert len(methods(state, "PATCH")) == 1 + ours.TRIES and not state.manifests
 
 
@@ -151,7 +160,10 @@ def test_a_registry_that_counts_other_bytes_than_ours_gets_the_blob_from_its_sta
     with registry(break_patches=(1,)) as state:
         monkeypatch.setattr(Answer, "received", lambda self: 10**6 if self.status == 204 else None)
         pushed(layout, state)
-    assert methods(state, "POST", "PUT") == ["POST", "POST", "PUT", "POST", "PUT", "PUT"] and state.received == total(layout) + CHUNK
+    assert (
+        methods(state, "POST", "PUT") == ["POST", "POST", "PUT", "POST", "PUT", "PUT"]
+        and state.received == total(layout) + CHUNK
+    )
 
 
 def test_a_last_put_whose_answer_is_lost_is_not_repeated(layout):
@@ -160,7 +172,17 @@ def test_a_last_put_whose_answer_is_lost_is_not_repeated(layout):
     assert len(methods(state, "POST")) == 2 and state.received == total(layout)
 
 
-@pytest.mark.parametrize(("method", "statuses"), [("HEAD", [503]), ("POST", [500, 502]), ("PATCH", [429]), ("PATCH", [404]), ("PUT", [503]), ("PUT", [400])])
+@pytest.mark.parametrize(
+    ("method", "statuses"),
+    [
+        ("HEAD", [503]),
+        ("POST", [500, 502]),
+        ("PATCH", [429]),
+        ("PATCH", [404]),
+        ("PUT", [503]),
+        ("PUT", [400]),
+    ],
+)
 def test_a_busy_registry_is_asked_again(layout, method, statuses):
     with registry(refuse={method: list(statuses)}) as state:
         pushed(layout, state)
@@ -195,7 +217,12 @@ def test_a_token_that_runs_out_is_renewed(layout, monkeypatch):
 def test_a_docker_login_opens_the_registry(layout, name):
     with registry(auth="basic") as state:
         auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        write_config(auths={"other.example": {"auth": "eDp5"}, name.format(host=f"127.0.0.1:{state.port}"): {"auth": auth}})
+        write_config(
+            auths={
+                "other.example": {"auth": "eDp5"},
+                name.format(host=f"127.0.0.1:{state.port}"): {"auth": auth},
+            }
+        )
         pushed(layout, state)
 
 
@@ -203,7 +230,9 @@ def write_helper(folder: Path, name: str, answer: str, code: int = 0) -> None:
     """A docker-credential-<name> on PATH that notes what it was asked."""
     folder.mkdir(exist_ok=True)
     program = folder / f"docker-credential-{name}"
-    program.write_text(f"#!/bin/sh\n{{ echo $1; cat; }} > {folder}/{name}.asked\ncat <<'END'\n{answer}\nEND\nexit {code}\n")
+    program.write_text(
+        f"#!/bin/sh\n{{ echo $1; cat; }} > {folder}/{name}.asked\ncat <<'END'\n{answer}\nEND\nexit {code}\n"
+    )
     program.chmod(0o755)
 
 
@@ -216,7 +245,13 @@ def test_a_credential_helper_opens_the_registry(layout, tmp_path, monkeypatch, k
     write_helper(tmp_path / "bin", "vault", GOOD)
     with registry(auth="bearer") as state:
         host = f"127.0.0.1:{state.port}"
-        write_config(**({"credsStore": "vault"} if kind == "credsStore" else {"credHelpers": {host: "vault"}, "credsStore": "absent"}))
+        write_config(
+            **(
+                {"credsStore": "vault"}
+                if kind == "credsStore"
+                else {"credHelpers": {host: "vault"}, "credsStore": "absent"}
+            )
+        )
         pushed(layout, state)
     assert (tmp_path / "bin" / "vault.asked").read_text() == f"get\n{host}"
 
@@ -231,34 +266,52 @@ def test_docker_hubs_login_is_found_under_its_old_name(tmp_path):
 def test_a_bad_password_gives_one_line(layout, monkeypatch, auth):
     log_in(monkeypatch, "secret-but-wrong")
     with registry(auth=auth) as state:
-        message = refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "refuses user ada with this password", f"docker login 127.0.0.1:{state.port}",
-                          "LOUPE_REGISTRY_PASSWORD")
+        message = refused(
+            layout,
+            f"127.0.0.1:{state.port}/me/model:v1",
+            "refuses user ada with this password",
+            f"docker login 127.0.0.1:{state.port}",
+            "LOUPE_REGISTRY_PASSWORD",
+        )
     assert "secret-but-wrong" not in message and methods(state, "POST", "PUT") == []
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_no_login_gives_one_line(layout, auth):
     with registry(auth=auth) as state:
-        refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "asks for a password and there is none", "docker login")
+        refused(
+            layout,
+            f"127.0.0.1:{state.port}/me/model:v1",
+            "asks for a password and there is none",
+            "docker login",
+        )
 
 
 def test_a_refused_permission_gives_one_line(layout, monkeypatch):
     log_in(monkeypatch)
     with registry(auth="bearer", may_push=False) as state:
-        refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "does not let ada push to me/model", "take a repository that is yours")
+        refused(
+            layout,
+            f"127.0.0.1:{state.port}/me/model:v1",
+            "does not let ada push to me/model",
+            "take a repository that is yours",
+        )
     with registry(auth="basic", refuse={"POST": [403]}) as state:
         refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "does not let ada push to me/model")
 
 
-@pytest.mark.parametrize(("config", "words"), [
-    ("{", ["config.json cannot be read as JSON", "repair"]),
-    ("[]", ["is no docker config"]),
-    ('{"auths": {"HOST": {"auth": "!"}}}', ["is not base64 of user:password", "docker login"]),
-    ('{"auths": {"HOST": {"identitytoken": "abc"}}}', ["identity token", "LOUPE_REGISTRY_USER"]),
-    ('{"credsStore": "absent"}', ["docker-credential-absent, which does not run", "install it"]),
-    ('{"credsStore": "broken"}', ["docker-credential-broken gave no credentials", "exit code 1"]),
-    ('{"credsStore": "empty"}', ["asks for a password and there is none"]),
-])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", ["config.json cannot be read as JSON", "repair"]),
+        ("[]", ["is no docker config"]),
+        ('{"auths": {"HOST": {"auth": "!"}}}', ["is not base64 of user:password", "docker login"]),
+        ('{"auths": {"HOST": {"identitytoken": "abc"}}}', ["identity token", "LOUPE_REGISTRY_USER"]),
+        ('{"credsStore": "absent"}', ["docker-credential-absent, which does not run", "install it"]),
+        ('{"credsStore": "broken"}', ["docker-credential-broken gave no credentials", "exit code 1"]),
+        ('{"credsStore": "empty"}', ["asks for a password and there is none"]),
+    ],
+)
 def test_a_broken_docker_login_gives_one_line(layout, tmp_path, monkeypatch, config, words):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     write_helper(tmp_path / "bin", "broken", "the vault is on fire", 1)
@@ -283,13 +336,24 @@ def test_a_login_goes_to_no_other_host(layout, monkeypatch):
     """Another registry is named by a Location, and by a redirect: neither sees the login, and the redirect not even the bytes."""
     log_in(monkeypatch)
     with registry(auth="bearer") as other, registry(auth="basic") as state:
-        monkeypatch.setattr(ours.Registry, "_open_session", lambda self: f"http://127.0.0.1:{other.port}/v2/me/model/blobs/uploads/far")
+        monkeypatch.setattr(
+            ours.Registry,
+            "_open_session",
+            lambda self: f"http://127.0.0.1:{other.port}/v2/me/model/blobs/uploads/far",
+        )
         refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "does not let ada push")
-        assert [(method, shown) for method, _, shown in other.asked] == [("PATCH", None)]  # and it is not asked for a token
+        assert [(method, shown) for method, _, shown in other.asked] == [
+            ("PATCH", None)
+        ]  # and it is not asked for a token
     monkeypatch.undo()
     monkeypatch.setattr(ours, "CHUNK", CHUNK)
     log_in(monkeypatch)
-    with registry() as other, registry(auth="basic", elsewhere=f"http://127.0.0.1:{other.port}/v2/me/model/blobs/uploads/far") as state:
+    with (
+        registry() as other,
+        registry(
+            auth="basic", elsewhere=f"http://127.0.0.1:{other.port}/v2/me/model/blobs/uploads/far"
+        ) as state,
+    ):
         refused(layout, f"127.0.0.1:{state.port}/me/model:v1", "307")
         assert not other.asked and BASIC in {shown for _, _, shown in state.asked}
 
@@ -322,36 +386,50 @@ def test_a_proxy_sees_nothing_that_goes_to_localhost(layout, monkeypatch):
 # references and addresses
 
 
-@pytest.mark.parametrize(("reference", "expected"), [
-    ("localhost:5000/gemma:v1", ("localhost:5000", "gemma", "v1")),
-    ("localhost/a/b:1", ("localhost", "a/b", "1")),
-    ("[::1]:5000/gemma:v1", ("[::1]:5000", "gemma", "v1")),
-    ("ghcr.io/me/gemma-3_x.y:Q8_0", ("ghcr.io", "me/gemma-3_x.y", "Q8_0")),
-    ("me/gemma:v1", ("registry-1.docker.io", "me/gemma", "v1")),
-    ("docker.io/me/gemma:v1", ("registry-1.docker.io", "me/gemma", "v1")),
-])
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("localhost:5000/gemma:v1", ("localhost:5000", "gemma", "v1")),
+        ("localhost/a/b:1", ("localhost", "a/b", "1")),
+        ("[::1]:5000/gemma:v1", ("[::1]:5000", "gemma", "v1")),
+        ("ghcr.io/me/gemma-3_x.y:Q8_0", ("ghcr.io", "me/gemma-3_x.y", "Q8_0")),
+        ("me/gemma:v1", ("registry-1.docker.io", "me/gemma", "v1")),
+        ("docker.io/me/gemma:v1", ("registry-1.docker.io", "me/gemma", "v1")),
+    ],
+)
 def test_references_are_read_as_docker_reads_them(reference, expected):
     assert parse_reference(reference) == expected
 
 
-@pytest.mark.parametrize(("host", "base"), [
-    ("localhost:5000", "http://localhost:5000"), ("127.0.0.1:5000", "http://127.0.0.1:5000"), ("[::1]:5000", "http://[::1]:5000"),
-    ("ghcr.io", "https://ghcr.io"), ("192.168.1.2:5000", "https://192.168.1.2:5000"), ("localhost.example", "https://localhost.example")])
+@pytest.mark.parametrize(
+    ("host", "base"),
+    [
+        ("localhost:5000", "http://localhost:5000"),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("ghcr.io", "https://ghcr.io"),
+        ("192.168.1.2:5000", "https://192.168.1.2:5000"),
+        ("localhost.example", "https://localhost.example"),
+    ],
+)
 def test_only_this_machine_goes_without_https(host, base):
     assert ours.Registry(host, "me/model").base == base
 
 
-@pytest.mark.parametrize(("reference", "words"), [
-    ("localhost:5000/gemma", ["has no tag", "localhost:5000/gemma:latest"]),
-    ("me/gemma", ["has no tag", "me/gemma:latest"]),
-    ("https://ghcr.io/me/gemma:v1", ["without https://"]),
-    ("ghcr.io/Me/gemma:v1", ["lower case"]),
-    ("me/gemma@sha256:" + "0" * 64, ["without a digest"]),
-    ("gemma:v1", ["neither a registry nor a user", "user/gemma:v1"]),
-    ("", ["registry/name:tag"]),
-    ("me/gemma:v1\n", ["registry/name:tag"]),
-    ("me/../gemma:v1", ["registry/name:tag"]),
-])
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("localhost:5000/gemma", ["has no tag", "localhost:5000/gemma:latest"]),
+        ("me/gemma", ["has no tag", "me/gemma:latest"]),
+        ("https://ghcr.io/me/gemma:v1", ["without https://"]),
+        ("ghcr.io/Me/gemma:v1", ["lower case"]),
+        ("me/gemma@sha256:" + "0" * 64, ["without a digest"]),
+        ("gemma:v1", ["neither a registry nor a user", "user/gemma:v1"]),
+        ("", ["registry/name:tag"]),
+        ("me/gemma:v1\n", ["registry/name:tag"]),
+        ("me/../gemma:v1", ["registry/name:tag"]),
+    ],
+)
 def test_a_bad_reference_gives_one_line(layout, reference, words):
     refused(layout, reference, *words)
 
@@ -386,7 +464,9 @@ def needs(*programs: str) -> None:
     packages = {"htpasswd": "apache2-utils"}
     missing = [p for p in programs if shutil.which(p) is None]
     if missing:
-        pytest.fail(f"no {', '.join(missing)}; install Debian's {' and '.join(packages.get(p, p) for p in missing)}")
+        pytest.fail(
+            f"no {', '.join(missing)}; install Debian's {' and '.join(packages.get(p, p) for p in missing)}"
+        )
 
 
 @contextmanager
@@ -396,14 +476,23 @@ def docker_registry(folder: Path, password: str | None = None):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{s.getsockname()[1]}"
-    config = {"version": "0.1", "log": {"level": "error"}, "storage": {"filesystem": {"rootdirectory": str(folder / "data")}}, "http": {"addr": host}}
+    config = {
+        "version": "0.1",
+        "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+        "http": {"addr": host},
+    }
     if password:
-        hashed = subprocess.run(["htpasswd", "-nbB", USER, password], capture_output=True, text=True, check=True).stdout
+        hashed = subprocess.run(
+            ["htpasswd", "-nbB", USER, password], capture_output=True, text=True, check=True
+        ).stdout
         (folder / "users").write_text(hashed)
         config["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "users")}}
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log
+        )
     try:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not is_up(host):
@@ -427,8 +516,17 @@ def is_up(host: str) -> bool:
 
 def pull(reference: str, out: Path, *more: str) -> dict:
     """{digest: bytes} of what skopeo pulls."""
-    subprocess.run(["skopeo", "copy", "--src-tls-verify=false", *more, f"docker://{reference}", f"dir:{out}"], check=True, capture_output=True, timeout=120)
-    return {f"sha256:{p.name}": p.read_bytes() for p in out.iterdir() if p.name not in ("version", "manifest.json")}
+    subprocess.run(
+        ["skopeo", "copy", "--src-tls-verify=false", *more, f"docker://{reference}", f"dir:{out}"],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return {
+        f"sha256:{p.name}": p.read_bytes()
+        for p in out.iterdir()
+        if p.name not in ("version", "manifest.json")
+    }
 
 
 @pytest.mark.external
@@ -437,7 +535,9 @@ def test_skopeo_pulls_from_docker_registry_the_bytes_that_were_pushed(layout, tm
     with docker_registry(tmp_path / "registry") as host:
         digest = push(layout, f"{host}/me/model:v1")
         assert pull(f"{host}/me/model:v1", tmp_path / "pulled") == blobs_of(layout)
-        assert (tmp_path / "pulled" / "manifest.json").read_bytes() == (layout / "blobs" / "sha256" / digest[7:]).read_bytes()
+        assert (tmp_path / "pulled" / "manifest.json").read_bytes() == (
+            layout / "blobs" / "sha256" / digest[7:]
+        ).read_bytes()
 
 
 @pytest.mark.external
@@ -451,7 +551,12 @@ def test_docker_registry_gets_a_blob_whose_connection_broke(layout, tmp_path, mo
             cuts.append(url)
             path = url.partition(self.host)[2]
             with socket.create_connection(self.host.split(":")) as s:
-                lines = [f"PATCH {path} HTTP/1.1", f"Host: {self.host}", f"Content-Length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
+                lines = [
+                    f"PATCH {path} HTTP/1.1",
+                    f"Host: {self.host}",
+                    f"Content-Length: {len(body)}",
+                    *(f"{k}: {v}" for k, v in headers.items()),
+                ]
                 s.sendall("\r\n".join(lines + ["", ""]).encode() + body[: len(body) // 2])
             time.sleep(0.3)  # until the registry has seen it
             raise ours.Interrupted("cut off")
@@ -464,14 +569,18 @@ def test_docker_registry_gets_a_blob_whose_connection_broke(layout, tmp_path, mo
 
 
 @pytest.mark.external
-def test_docker_registry_with_a_password_takes_the_right_one_and_names_the_wrong_one(layout, tmp_path, monkeypatch):
+def test_docker_registry_with_a_password_takes_the_right_one_and_names_the_wrong_one(
+    layout, tmp_path, monkeypatch
+):
     needs("docker-registry", "skopeo", "htpasswd")
     with docker_registry(tmp_path / "registry", PASSWORD) as host:
         log_in(monkeypatch, "wrong")
         refused(layout, f"{host}/me/model:v1", "refuses user ada with this password")
         log_in(monkeypatch)
         push(layout, f"{host}/me/model:v1")
-        assert pull(f"{host}/me/model:v1", tmp_path / "pulled", f"--src-creds={USER}:{PASSWORD}") == blobs_of(layout)
+        assert pull(f"{host}/me/model:v1", tmp_path / "pulled", f"--src-creds={USER}:{PASSWORD}") == blobs_of(
+            layout
+        )
 
 
 def test_a_push_holds_one_chunk_in_memory(layout, tmp_path):
@@ -494,6 +603,12 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (used + 24 * 2**20, used + 24 * 2**20))
 registry.Registry("localhost", "m").push_blob(file, "sha256:0", print)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "big")], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "big")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(n * 2**20) for n in range(1, 65)]

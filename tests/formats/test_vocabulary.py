@@ -6,7 +6,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from formats.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Cutter, merge_ranks, read_tokenizer, tokenizer_metadata, vocabulary
+from formats.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Cutter,
+    merge_ranks,
+    read_tokenizer,
+    tokenizer_metadata,
+    vocabulary,
+)
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 
@@ -15,10 +26,17 @@ CUTTER = Cutter(*vocabulary(read_tokenizer(TINY), TOKENIZER.vocab_size))
 
 
 def small(**changes) -> dict:
-    added = [{"id": 0, "content": "<pad>", "special": False}, {"id": 1, "content": "<eos>", "special": True}, {"id": 8, "content": "▁▁", "special": False}]
+    added = [
+        {"id": 0, "content": "<pad>", "special": False},
+        {"id": 1, "content": "<eos>", "special": True},
+        {"id": 8, "content": "▁▁", "special": False},
+    ]
     vocab = {"<pad>": 0, "<eos>": 1, "<0x41>": 2, "a": 3, "b": 4, "ab": 5, "abab": 6, "aba": 7, "▁▁": 8}
     merges = [["a", "b"], ["▁", "▁"], ["ab", "ab"], ["aba", "b"], ["ab", "a"]]
-    return {"added_tokens": added, "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": merges} | changes}
+    return {
+        "added_tokens": added,
+        "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": merges} | changes,
+    }
 
 
 def test_scores_types_and_pieces_of_a_small_tokenizer_are_these():
@@ -45,7 +63,11 @@ def test_rows_and_pieces_are_equally_many_whichever_there_are_more_of():
 
 
 def test_merges_of_the_old_style_count_alike():
-    assert merge_ranks(["a b", "ab ab"], set()) == merge_ranks([["a", "b"], ["ab", "ab"]], set()) == {"ab": 1, "abab": 2}
+    assert (
+        merge_ranks(["a b", "ab ab"], set())
+        == merge_ranks([["a", "b"], ["ab", "ab"]], set())
+        == {"ab": 1, "abab": 2}
+    )
 
 
 @settings(max_examples=400, deadline=None)
@@ -74,7 +96,10 @@ def test_a_tokenizer_without_its_special_pieces_is_refused(tmp_path):
         tokenizer_metadata(tmp_path, 9)
 
 
-@pytest.mark.parametrize(("model", "said"), [({"type": "WordPiece"}, "'WordPiece'"), ({"byte_fallback": False}, "byte_fallback False")])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [({"type": "WordPiece"}, "'WordPiece'"), ({"byte_fallback": False}, "byte_fallback False")],
+)
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path, model, said):
     (tmp_path / "tokenizer.json").write_text(json.dumps(small(**model)))
     with pytest.raises(ValueError, match=said):

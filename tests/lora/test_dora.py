@@ -15,7 +15,9 @@ def trained(layer: DoRALinear) -> DoRALinear:
     generator = torch.Generator().manual_seed(1)
     nn.init.normal_(layer.lora_B, generator=generator)
     with torch.no_grad():
-        layer.lora_magnitude_vector.mul_(1 + torch.rand(layer.lora_magnitude_vector.shape, generator=generator))
+        layer.lora_magnitude_vector.mul_(
+            1 + torch.rand(layer.lora_magnitude_vector.shape, generator=generator)
+        )
     return layer
 
 
@@ -63,7 +65,9 @@ def test_output_and_gradients_equal_pefts(bias, lora_dropout, training):
     expected.square().sum().backward()
     torch.testing.assert_close(ours.lora_A.grad, theirs.lora_A["default"].weight.grad)
     torch.testing.assert_close(ours.lora_B.grad, theirs.lora_B["default"].weight.grad)
-    torch.testing.assert_close(ours.lora_magnitude_vector.grad, theirs.lora_magnitude_vector["default"].weight.grad)
+    torch.testing.assert_close(
+        ours.lora_magnitude_vector.grad, theirs.lora_magnitude_vector["default"].weight.grad
+    )
 
 
 def test_output_over_a_bfloat16_base_equals_pefts():

@@ -23,7 +23,10 @@ def gradients(y: torch.Tensor, x: torch.Tensor, of: LoRALinear) -> tuple:
 
 
 def test_the_product_and_its_gradients_written_here_by_hand():
-    x, w, a, b = (torch.tensor(v, requires_grad=True) for v in ([[3.0, 5]], [[1.0, 0], [0, 1]], [[1.0, 2]], [[1.0], [-1]]))
+    x, w, a, b = (
+        torch.tensor(v, requires_grad=True)
+        for v in ([[3.0, 5]], [[1.0, 0], [0, 1]], [[1.0, 2]], [[1.0], [-1]])
+    )
     y = FusedLoRA.apply(x, w, a, b, 4.0)  # A x = 13, scaled 52
     assert y.tolist() == [[55, -47]]
     y.backward(torch.tensor([[1.0, 2]]))  # g = (1, 2): B^T g = -1, scaled -4
@@ -45,7 +48,9 @@ def test_it_equals_the_plain_sum(shape):
 def test_gradients_are_those_of_finite_differences():
     ours = layer().double()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, a, b: FusedLoRA.apply(x, ours.base_layer.weight, a, b, 2.0), (x, ours.lora_A, ours.lora_B))
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: FusedLoRA.apply(x, ours.base_layer.weight, a, b, 2.0), (x, ours.lora_A, ours.lora_B)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -57,7 +62,10 @@ def test_under_autocast_it_is_no_further_from_the_exact_sum_than_the_plain_one(d
         y, other = ours(x), plain(ours, x)
     assert y.dtype == torch.bfloat16 and (y - wanted).norm() <= 1.05 * (other - wanted).norm()
     y.float().sum().backward()
-    assert ours.lora_A.grad.dtype == ours.lora_B.grad.dtype == torch.float32 and ours.base_layer.weight.grad is None
+    assert (
+        ours.lora_A.grad.dtype == ours.lora_B.grad.dtype == torch.float32
+        and ours.base_layer.weight.grad is None
+    )
 
 
 def test_the_plain_sum_serves_dropout_a_bias_mixed_types_and_answers():
@@ -66,6 +74,8 @@ def test_the_plain_sum_serves_dropout_a_bias_mixed_types_and_answers():
     assert layer(lora_dropout=0.1).eval().fused_type(x) == torch.float32
     assert layer(lora_dropout=0.1).train().fused_type(x) is None
     assert layer(bias=True).fused_type(x) is None
-    assert layer(torch.bfloat16).fused_type(x.bfloat16()) is None  # the adapter multiplies in float32 there, as PEFT's does
+    assert (
+        layer(torch.bfloat16).fused_type(x.bfloat16()) is None
+    )  # the adapter multiplies in float32 there, as PEFT's does
     with torch.no_grad():
         assert layer().fused_type(x) is None

@@ -7,7 +7,16 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
 from lora.dora import DoRALinear
-from lora.inject import adapter_state, adapters, disabled, find_targets, inject, load_adapter_state, set_enabled, unwrap
+from lora.inject import (
+    adapter_state,
+    adapters,
+    disabled,
+    find_targets,
+    inject,
+    load_adapter_state,
+    set_enabled,
+    unwrap,
+)
 from lora.layer import LoRALinear
 
 
@@ -53,8 +62,17 @@ def test_all_linear_is_every_linear_layer_but_the_head():
     assert find_targets(Toy(), ["all-linear", "q_proj"]) == names
 
 
-@pytest.mark.parametrize("target_modules", [["q_proj"], ["q_proj", "v_proj"], ["1.q_proj"], ["layers.1.q_proj", "2.v_proj"], r".*\.[35]\.v_proj",
-                                            r"layers\.1.*q_proj"])
+@pytest.mark.parametrize(
+    "target_modules",
+    [
+        ["q_proj"],
+        ["q_proj", "v_proj"],
+        ["1.q_proj"],
+        ["layers.1.q_proj", "2.v_proj"],
+        r".*\.[35]\.v_proj",
+        r"layers\.1.*q_proj",
+    ],
+)
 def test_the_same_layers_are_targeted_as_by_peft(target_modules):
     theirs = get_peft_model(Toy(), LoraConfig(target_modules=target_modules)).base_model.model
     expected = [name for name, module in theirs.named_modules() if isinstance(module, PeftLinear)]
@@ -76,7 +94,16 @@ def test_targets_that_mean_nothing_are_refused(target_modules):
 def test_every_bad_setting_is_in_one_error_and_the_model_is_untouched():
     model = Toy()
     with pytest.raises(ValueError) as error:
-        inject(model, type="lokr", r=0, lora_alpha=-1, lora_dropout=1.0, target_modules=["nope"], seed=1, rank_pattern={"(": 2})
+        inject(
+            model,
+            type="lokr",
+            r=0,
+            lora_alpha=-1,
+            lora_dropout=1.0,
+            target_modules=["nope"],
+            seed=1,
+            rank_pattern={"(": 2},
+        )
     for field in ("type", "r:", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern"):
         assert field in str(error.value)
     assert not adapters(model) and all(p.requires_grad for p in model.parameters())
@@ -89,21 +116,42 @@ def test_a_pattern_that_fits_no_target_is_refused(key):
 
 
 def test_patterns_give_a_layer_its_own_rank_and_alpha_as_in_peft():
-    patterns = {"rank_pattern": {"layers.1.q_proj": 3, "v_proj": 1}, "alpha_pattern": {"1.v_proj": 5, r"1\d\..*": 7}}
+    patterns = {
+        "rank_pattern": {"layers.1.q_proj": 3, "v_proj": 1},
+        "alpha_pattern": {"1.v_proj": 5, r"1\d\..*": 7},
+    }
     model = toy(target_modules=["q_proj", "v_proj"], **patterns)
-    theirs = get_peft_model(Toy(), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], **patterns)).base_model.model
+    theirs = get_peft_model(
+        Toy(), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], **patterns)
+    ).base_model.model
     for name, layer in adapters(model).items():
         peft = theirs.get_submodule(name)
-        assert (layer.r, layer.lora_alpha, layer.scaling) == (peft.r["default"], peft.lora_alpha["default"], peft.scaling["default"])
-    assert model.layers[1].q_proj.r == 3 and model.layers[11].q_proj.r == 2 and model.layers[11].q_proj.lora_alpha == 7
+        assert (layer.r, layer.lora_alpha, layer.scaling) == (
+            peft.r["default"],
+            peft.lora_alpha["default"],
+            peft.scaling["default"],
+        )
+    assert (
+        model.layers[1].q_proj.r == 3
+        and model.layers[11].q_proj.r == 2
+        and model.layers[11].q_proj.lora_alpha == 7
+    )
 
 
 @pytest.mark.parametrize("type, kind", [("lora", LoRALinear), ("dora", DoRALinear)])
 def test_only_adapters_are_trainable(type, kind):
     model = toy(type=type)
     assert {layer.__class__ for layer in adapters(model).values()} == {kind}
-    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} <= {"lora_A", "lora_B", "lora_magnitude_vector"}
-    assert sum(p.requires_grad for p in model.parameters()) == len(adapter_state(model)) == 12 * (2 if type == "lora" else 3)
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} <= {
+        "lora_A",
+        "lora_B",
+        "lora_magnitude_vector",
+    }
+    assert (
+        sum(p.requires_grad for p in model.parameters())
+        == len(adapter_state(model))
+        == 12 * (2 if type == "lora" else 3)
+    )
 
 
 def test_a_layers_first_weights_do_not_depend_on_what_else_is_targeted():
@@ -177,8 +225,11 @@ def test_state_that_does_not_fit_is_reported_whole_and_changes_nothing():
     state["layers.5.k_proj.lora_B"] = torch.zeros(4, 2)
     with pytest.raises(ValueError) as error:
         load_adapter_state(model, state)
-    for text in ("missing: layers.3.q_proj.lora_A", "layers.4.q_proj.lora_B: shape (4, 9), the model's is (4, 2)",
-                 "unexpected: layers.5.k_proj.lora_B"):
+    for text in (
+        "missing: layers.3.q_proj.lora_A",
+        "layers.4.q_proj.lora_B: shape (4, 9), the model's is (4, 2)",
+        "unexpected: layers.5.k_proj.lora_B",
+    ):
         assert text in str(error.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in adapter_state(model).items())
 

@@ -20,8 +20,10 @@ def pair_with_peft(dtype=torch.float32, use_rslora=False, lora_dropout=0.0):
     """(ours, PEFT's) LoRA over the same nn.Linear(6, 5), with the same trained A and B."""
     torch.manual_seed(0)
     base = nn.Linear(6, 5).to(dtype)
-    theirs = get_peft_model(nn.Sequential(copy.deepcopy(base)), LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_rslora=use_rslora,
-                                                                         lora_dropout=lora_dropout)).base_model.model[0]
+    theirs = get_peft_model(
+        nn.Sequential(copy.deepcopy(base)),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_rslora=use_rslora, lora_dropout=lora_dropout),
+    ).base_model.model[0]
     ours = trained(LoRALinear(base, 4, 8, lora_dropout, use_rslora))
     with torch.no_grad():
         theirs.lora_A["default"].weight.copy_(ours.lora_A)
@@ -68,7 +70,9 @@ def test_under_autocast_the_product_runs_in_autocasts_type_as_pefts_does():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         y, expected = ours(x), theirs(x)
         assert ours.adapter_product(ours.adapter_input(x)).dtype == torch.bfloat16
-        assert ours.adapter_input(x.bfloat16()).dtype == torch.bfloat16, "a cast to float32 that autocast would only undo"
+        assert ours.adapter_input(x.bfloat16()).dtype == torch.bfloat16, (
+            "a cast to float32 that autocast would only undo"
+        )
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
@@ -122,4 +126,6 @@ def test_first_weights_depend_on_the_seed_and_not_on_the_global_generator():
 def test_merged_weight_does_what_base_and_adapter_do():
     layer = trained(LoRALinear(nn.Linear(6, 5), 4, 8))
     x = torch.randn(3, 6)
-    torch.testing.assert_close(nn.functional.linear(x, layer.merged_weight(), layer.base_layer.bias), layer(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        nn.functional.linear(x, layer.merged_weight(), layer.base_layer.bias), layer(x), rtol=0, atol=1e-5
+    )

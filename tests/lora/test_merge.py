@@ -40,7 +40,9 @@ def test_the_weight_and_the_norm_written_here_by_hand():
     assert model[0].weight.tolist() == [[7, 8], [0, 1]]
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"2": 1}, "alpha_pattern": {"0": 1}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"2": 1}, "alpha_pattern": {"0": 1}}]
+)
 @pytest.mark.parametrize("type", ["lora", "dora"])
 def test_merged_model_equals_adapter_model(type, settings):
     model = adapted(make_model(), type, **settings)
@@ -54,7 +56,10 @@ def test_merged_model_equals_adapter_model(type, settings):
 @pytest.mark.parametrize("type", ["lora", "dora"])
 def test_merged_weights_equal_pefts(type):
     model = make_model()
-    theirs = get_peft_model(copy.deepcopy(model), LoraConfig(r=3, lora_alpha=6, target_modules=["0", "2"], use_dora=type == "dora"))
+    theirs = get_peft_model(
+        copy.deepcopy(model),
+        LoraConfig(r=3, lora_alpha=6, target_modules=["0", "2"], use_dora=type == "dora"),
+    )
     adapted(model, type)
     for name, layer in adapters(model).items():
         peft = theirs.base_model.model.get_submodule(name)

@@ -31,7 +31,10 @@ X = torch.linspace(-1, 1, 18).view(3, 6)
 class Toy(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(6, 6), "v_proj": nn.Linear(6, 6, bias=False)}) for _ in range(3))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(6, 6), "v_proj": nn.Linear(6, 6, bias=False)})
+            for _ in range(3)
+        )
 
     def forward(self, x):
         for layer in self.layers:
@@ -61,7 +64,10 @@ def ours(**settings) -> Toy:
 
 
 def theirs(model: nn.Module | None = None, **settings) -> nn.Module:
-    model = get_peft_model(model or toy(), LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | settings))
+    model = get_peft_model(
+        model or toy(),
+        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | settings),
+    )
     return train(model).eval()
 
 
@@ -85,16 +91,36 @@ def folder(tmp_path):
 
 def test_the_keys_and_settings_are_those_written_here(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2))
-    inject(model, type="dora", r=1, lora_alpha=2, lora_dropout=0.1, use_rslora=True, target_modules=["0"], seed=1)
+    inject(
+        model, type="dora", r=1, lora_alpha=2, lora_dropout=0.1, use_rslora=True, target_modules=["0"], seed=1
+    )
     save_adapter(model, tmp_path, base_model_name="google/gemma-3-270m-it", config={"revision": "abc"})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {key: tuple(t.shape) for key, t in tensors.items()} == {
-        "base_model.model.0.lora_A.weight": (1, 3), "base_model.model.0.lora_B.weight": (2, 1), "base_model.model.0.lora_magnitude_vector": (2,)}
+        "base_model.model.0.lora_A.weight": (1, 3),
+        "base_model.model.0.lora_B.weight": (2, 1),
+        "base_model.model.0.lora_magnitude_vector": (2,),
+    }
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config == {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "google/gemma-3-270m-it", "revision": "abc", "inference_mode": True,
-        "r": 1, "lora_alpha": 2, "lora_dropout": 0.1, "use_rslora": True, "use_dora": True, "target_modules": ["0"], "bias": "none",
-        "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False, "init_lora_weights": True}
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "google/gemma-3-270m-it",
+        "revision": "abc",
+        "inference_mode": True,
+        "r": 1,
+        "lora_alpha": 2,
+        "lora_dropout": 0.1,
+        "use_rslora": True,
+        "use_dora": True,
+        "target_modules": ["0"],
+        "bias": "none",
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
@@ -102,7 +128,9 @@ def test_the_keys_and_settings_are_those_written_here(tmp_path):
 def test_what_we_write_peft_loads_to_the_same_outputs(tmp_path, variant):
     model = ours(**VARIANTS[variant])
     save_adapter(model, tmp_path, base_model_name="toy", config={"r": 4, "lora_alpha": 8})
-    edit_config(tmp_path, task_type=None)  # with CAUSAL_LM, PEFT wants a transformers model; the Gemma tests below have one
+    edit_config(
+        tmp_path, task_type=None
+    )  # with CAUSAL_LM, PEFT wants a transformers model; the Gemma tests below have one
     loaded = PeftModel.from_pretrained(toy(), tmp_path).eval()
     torch.testing.assert_close(loaded(X), model(X))
     assert (model(X) - toy()(X)).abs().max() > 0.1
@@ -123,11 +151,17 @@ def test_saved_and_loaded_adapters_are_equal_to_the_last_bit(tmp_path, variant):
     model, again = ours(**VARIANTS[variant]), toy()
     save_adapter(model, tmp_path, base_model_name="toy")
     load_adapter(again, tmp_path)
-    assert {k: t.tolist() for k, t in adapter_state(again).items()} == {k: t.tolist() for k, t in adapter_state(model).items()}
-    assert [layer.scaling for layer in adapters(again).values()] == [layer.scaling for layer in adapters(model).values()]
+    assert {k: t.tolist() for k, t in adapter_state(again).items()} == {
+        k: t.tolist() for k, t in adapter_state(model).items()
+    }
+    assert [layer.scaling for layer in adapters(again).values()] == [
+        layer.scaling for layer in adapters(model).values()
+    ]
 
 
-@pytest.mark.parametrize("target_modules", ["all-linear", r"layers\.[02]\.q_proj", ["1.q_proj", "layers.2.v_proj"]])
+@pytest.mark.parametrize(
+    "target_modules", ["all-linear", r"layers\.[02]\.q_proj", ["1.q_proj", "layers.2.v_proj"]]
+)
 def test_target_modules_select_the_layers_that_peft_selected(tmp_path, target_modules):
     peft = theirs(target_modules=target_modules)
     peft.save_pretrained(tmp_path)
@@ -158,8 +192,18 @@ def test_bfloat16_files_load_into_float32_adapters(folder):
     assert {t.dtype for t in adapter_state(model).values()} == {torch.float32}
 
 
-SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8, "max_position_embeddings": 64}
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 8,
+    "max_position_embeddings": 64,
+}
 TOKENS = torch.arange(2, 13)
 
 
@@ -172,7 +216,9 @@ def gemma_pair():
 
 def our_gemma(config, weights) -> Gemma3ForCausalLM:
     model = Gemma3ForCausalLM(parse_config(config.to_dict())).eval()
-    missing, unexpected = model.load_state_dict({key: t for key, t in weights.items() if not key.startswith("lm_head")}, strict=False)
+    missing, unexpected = model.load_state_dict(
+        {key: t for key, t in weights.items() if not key.startswith("lm_head")}, strict=False
+    )
     assert not missing and not unexpected
     return model
 
@@ -203,22 +249,46 @@ def test_a_peft_adapter_of_transformers_gemma_changes_our_logits_by_as_much(tmp_
 
 def test_our_adapter_changes_transformers_gemmas_logits_by_as_much(tmp_path):
     hf, model = gemma_pair()
-    inject(model, r=3, lora_alpha=6, target_modules=["q_proj", "o_proj", "down_proj"], seed=1, rank_pattern={"layers.1.self_attn.q_proj": 2})
+    inject(
+        model,
+        r=3,
+        lora_alpha=6,
+        target_modules=["q_proj", "o_proj", "down_proj"],
+        seed=1,
+        rank_pattern={"layers.1.self_attn.q_proj": 2},
+    )
     train(model)
     save_adapter(model, tmp_path, base_model_name="random")
     expected = our_logits(model)
-    torch.testing.assert_close(hf_logits(PeftModel.from_pretrained(hf, tmp_path)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        hf_logits(PeftModel.from_pretrained(hf, tmp_path)), expected, rtol=1e-4, atol=1e-4
+    )
 
 
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 
 
-@pytest.mark.parametrize("target_modules", [["q_proj", "down_proj"], "all-linear", r".*language_model.*\.(q_proj|down_proj)"])
+@pytest.mark.parametrize(
+    "target_modules", [["q_proj", "down_proj"], "all-linear", r".*language_model.*\.(q_proj|down_proj)"]
+)
 def test_an_adapter_of_the_multimodal_wrapper_loads_into_the_text_model(tmp_path, target_modules):
     torch.manual_seed(0)
-    config = HFWrapperConfig(text_config=SIZES, vision_config=VISION, mm_tokens_per_image=1, attn_implementation="eager")
+    config = HFWrapperConfig(
+        text_config=SIZES, vision_config=VISION, mm_tokens_per_image=1, attn_implementation="eager"
+    )
     hf = Gemma3ForConditionalGeneration(config).eval()
-    weights = {key.replace("model.language_model.", "model."): t for key, t in hf.state_dict().items() if "language_model" in key}
+    weights = {
+        key.replace("model.language_model.", "model."): t
+        for key, t in hf.state_dict().items()
+        if "language_model" in key
+    }
     peft = theirs(hf, target_modules=target_modules)
     peft.save_pretrained(tmp_path)
     model = our_gemma(config.text_config, weights)
@@ -236,8 +306,12 @@ def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_stays_plai
     model = toy()
     with pytest.raises(ValueError) as error:
         load_adapter(model, folder)
-    for text in ("adapter_model.safetensors", "missing: layers.0.q_proj.lora_A", "layers.1.q_proj.lora_B: shape (6, 9), the model's is (6, 4)",
-                 "unexpected: base_model.model.layers.1.k_proj.lora_B.weight"):
+    for text in (
+        "adapter_model.safetensors",
+        "missing: layers.0.q_proj.lora_A",
+        "layers.1.q_proj.lora_B: shape (6, 9), the model's is (6, 4)",
+        "unexpected: base_model.model.layers.1.k_proj.lora_B.weight",
+    ):
         assert text in str(error.value)
     assert not adapters(model)
 
@@ -254,11 +328,28 @@ def test_a_rank_that_is_not_the_files_is_refused(folder):
         load_adapter(toy(), folder)
 
 
-@pytest.mark.parametrize("changes", [{"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"fan_in_fan_out": True}, {"peft_type": "LOHA"},
-                                     {"init_lora_weights": "pissa"}, {"layers_to_transform": [1]}, {"trainable_token_indices": [3]},
-                                     {"some_new_method": {"on": True}}, {"r": 0}, {"r": None}, {"lora_alpha": "16"}, {"target_modules": 3},
-                                     {"target_modules": "("}, {"exclude_modules": "("}, {"rank_pattern": ["q_proj"]}, {"target_modules": ["conv"]},
-                                     {"lora_dropout": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"fan_in_fan_out": True},
+        {"peft_type": "LOHA"},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1]},
+        {"trainable_token_indices": [3]},
+        {"some_new_method": {"on": True}},
+        {"r": 0},
+        {"r": None},
+        {"lora_alpha": "16"},
+        {"target_modules": 3},
+        {"target_modules": "("},
+        {"exclude_modules": "("},
+        {"rank_pattern": ["q_proj"]},
+        {"target_modules": ["conv"]},
+        {"lora_dropout": None},
+    ],
+)
 def test_a_setting_that_is_not_supported_is_refused_by_name(folder, changes):
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=f"adapter_config.json:(.|\n)*{next(iter(changes))}"):

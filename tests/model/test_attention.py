@@ -28,7 +28,20 @@ from model.config import FULL, SLIDING
 from model.rope import rope_angles
 
 W = 8
-LENGTHS = [[1], [W - 1], [W], [W + 1], [2 * W], [2 * W + 1], [40], [3, W, W + 1, 1], [W, W], [1, W - 1, W + 2], [5, 23, 8, 2, 17], [16, 1, 16]]
+LENGTHS = [
+    [1],
+    [W - 1],
+    [W],
+    [W + 1],
+    [2 * W],
+    [2 * W + 1],
+    [40],
+    [3, W, W + 1, 1],
+    [W, W],
+    [1, W - 1, W + 2],
+    [5, 23, 8, 2, 17],
+    [16, 1, 16],
+]
 
 
 class Largest(TorchDispatchMode):
@@ -39,7 +52,11 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if not any(r.alias_info for r in func._schema.returns):  # neither a view nor written in place
-            made = [x.numel() for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor)]
+            made = [
+                x.numel()
+                for x in (out if isinstance(out, (tuple, list)) else [out])
+                if isinstance(x, torch.Tensor)
+            ]
             self.elements = max([self.elements, *made])
         return out
 
@@ -51,7 +68,10 @@ def bounds(lengths: list[int]) -> torch.Tensor:
 def random_qkv(total: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 8):
     """q (T, H, D), k and v (T, K, D), with scores of about 4 so that every token's place in a mask is felt."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(2 * torch.randn(total, n, head_dim, generator=generator).requires_grad_() for n in (heads, kv_heads, kv_heads))
+    return tuple(
+        2 * torch.randn(total, n, head_dim, generator=generator).requires_grad_()
+        for n in (heads, kv_heads, kv_heads)
+    )
 
 
 def band(q, k, v, lengths: list[int], scale: float, window: int = W):
@@ -74,11 +94,21 @@ def written_out_varlen(q, k, v, starts, key_starts, longest, most_keys, *, scale
     """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel itself is held to slow_attention below."""
     bounds, key_bounds = starts.tolist(), key_starts.tolist()
     queries, keys = ([b - a for a, b in pairwise(x)] for x in (bounds, key_bounds))
-    assert starts.dtype == key_starts.dtype == torch.int32 and longest == max(queries) and most_keys >= max(keys) and window_size[1] == 0 and enable_gqa
+    assert (
+        starts.dtype == key_starts.dtype == torch.int32
+        and longest == max(queries)
+        and most_keys >= max(keys)
+        and window_size[1] == 0
+        and enable_gqa
+    )
     out = []
     for i, (n, m) in enumerate(zip(queries, keys, strict=True)):
-        q_, k_, v_ = (x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, bounds), (k, key_bounds), (v, key_bounds)))
-        back = torch.arange(n)[:, None] + m - n - torch.arange(m)  # (n, m) how far before query i's own place key j lies
+        q_, k_, v_ = (
+            x[s[i] : s[i + 1]].transpose(0, 1) for x, s in ((q, bounds), (k, key_bounds), (v, key_bounds))
+        )
+        back = (
+            torch.arange(n)[:, None] + m - n - torch.arange(m)
+        )  # (n, m) how far before query i's own place key j lies
         seen = (back >= 0) & (back <= (window_size[0] if window_size[0] >= 0 else m))
         k_, v_ = (x.repeat_interleave(q.shape[1] // k.shape[1], 0) for x in (k_, v_))  # (H, m, D)
         out.append(((q_ @ k_.mT * scale).masked_fill(~seen, -math.inf).softmax(-1) @ v_).transpose(0, 1))
@@ -119,55 +149,73 @@ def test_a_softcap_of_two_by_hand():
     torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
 
 
-CAUSAL_IN_TWO_DOCUMENTS = [[1, 0, 0, 0, 0, 0, 0],
-                           [1, 1, 0, 0, 0, 0, 0],
-                           [0, 0, 1, 0, 0, 0, 0],
-                           [0, 0, 1, 1, 0, 0, 0],
-                           [0, 0, 1, 1, 1, 0, 0],
-                           [0, 0, 1, 1, 1, 1, 0],
-                           [0, 0, 1, 1, 1, 1, 1]]
-WINDOW_OF_3_IN_TWO_DOCUMENTS = [[1, 0, 0, 0, 0, 0, 0],
-                                [1, 1, 0, 0, 0, 0, 0],
-                                [0, 0, 1, 0, 0, 0, 0],
-                                [0, 0, 1, 1, 0, 0, 0],
-                                [0, 0, 1, 1, 1, 0, 0],
-                                [0, 0, 0, 1, 1, 1, 0],
-                                [0, 0, 0, 0, 1, 1, 1]]
+CAUSAL_IN_TWO_DOCUMENTS = [
+    [1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0, 0, 0],
+    [0, 0, 1, 1, 0, 0, 0],
+    [0, 0, 1, 1, 1, 0, 0],
+    [0, 0, 1, 1, 1, 1, 0],
+    [0, 0, 1, 1, 1, 1, 1],
+]
+WINDOW_OF_3_IN_TWO_DOCUMENTS = [
+    [1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0, 0, 0],
+    [0, 0, 1, 1, 0, 0, 0],
+    [0, 0, 1, 1, 1, 0, 0],
+    [0, 0, 0, 1, 1, 1, 0],
+    [0, 0, 0, 0, 1, 1, 1],
+]
 
 
 def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens(kernel):
-    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
-    assert who_sees_whom(lambda q, k, v: document_attention(q, k, v, [2, 5], 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
+    assert (
+        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0), 7)
+        == CAUSAL_IN_TWO_DOCUMENTS
+    )
+    assert (
+        who_sees_whom(lambda q, k, v: document_attention(q, k, v, [2, 5], 1.0), 7) == CAUSAL_IN_TWO_DOCUMENTS
+    )
 
 
 def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_5_tokens(kernel):
-    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
-    assert who_sees_whom(lambda q, k, v: band(q, k, v, [2, 5], 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
+    assert (
+        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7)
+        == WINDOW_OF_3_IN_TWO_DOCUMENTS
+    )
+    assert (
+        who_sees_whom(lambda q, k, v: band(q, k, v, [2, 5], 1.0, window=3), 7) == WINDOW_OF_3_IN_TWO_DOCUMENTS
+    )
 
 
 def test_the_band_of_a_document_of_3_tokens_and_a_window_of_2():
     # two blocks of two queries; each looks at the two keys before its block and at its own two.  The fourth token is filling and sees itself.
-    assert band_mask(torch.tensor([0, 3]), 3, 2)[:, 0].int().tolist() == [[[0, 0, 1, 0],
-                                                                          [0, 0, 1, 1]],
-                                                                         [[0, 1, 1, 0],
-                                                                          [0, 0, 0, 1]]]
+    assert band_mask(torch.tensor([0, 3]), 3, 2)[:, 0].int().tolist() == [
+        [[0, 0, 1, 0], [0, 0, 1, 1]],
+        [[0, 1, 1, 0], [0, 0, 0, 1]],
+    ]
 
 
 # an opening of 3 tokens, 2 tokens of a first document behind it and 2 of a second
-CAUSAL_BEHIND_AN_OPENING = [[1, 0, 0, 0, 0, 0, 0],
-                            [1, 1, 0, 0, 0, 0, 0],
-                            [1, 1, 1, 0, 0, 0, 0],
-                            [1, 1, 1, 1, 0, 0, 0],
-                            [1, 1, 1, 1, 1, 0, 0],
-                            [1, 1, 1, 0, 0, 1, 0],
-                            [1, 1, 1, 0, 0, 1, 1]]
-WINDOW_OF_3_BEHIND_AN_OPENING = [[1, 0, 0, 0, 0, 0, 0],
-                                 [1, 1, 0, 0, 0, 0, 0],
-                                 [1, 1, 1, 0, 0, 0, 0],
-                                 [0, 1, 1, 1, 0, 0, 0],
-                                 [0, 0, 1, 1, 1, 0, 0],
-                                 [0, 1, 1, 0, 0, 1, 0],
-                                 [0, 0, 1, 0, 0, 1, 1]]
+CAUSAL_BEHIND_AN_OPENING = [
+    [1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 0, 0],
+    [1, 1, 1, 1, 0, 0, 0],
+    [1, 1, 1, 1, 1, 0, 0],
+    [1, 1, 1, 0, 0, 1, 0],
+    [1, 1, 1, 0, 0, 1, 1],
+]
+WINDOW_OF_3_BEHIND_AN_OPENING = [
+    [1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 0, 0],
+    [0, 1, 1, 1, 0, 0, 0],
+    [0, 0, 1, 1, 1, 0, 0],
+    [0, 1, 1, 0, 0, 1, 0],
+    [0, 0, 1, 0, 0, 1, 1],
+]
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -177,10 +225,21 @@ def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, way)
     assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=True), 7) == WINDOW_OF_3_BEHIND_AN_OPENING
 
 
-@pytest.mark.parametrize("attend", [lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0), lambda q, k, v: document_attention(q, k, v, [1], 1.0),
-                                    lambda q, k, v: band(q, k, v, [1], 1.0)], ids=["slow", "document", "band"])
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0),
+        lambda q, k, v: document_attention(q, k, v, [1], 1.0),
+        lambda q, k, v: band(q, k, v, [1], 1.0),
+    ],
+    ids=["slow", "document", "band"],
+)
 def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
-    q, k, v = torch.zeros(1, 4, 8), torch.zeros(1, 2, 8), torch.tensor([10.0, 20.0])[None, :, None].expand(1, 2, 8)
+    q, k, v = (
+        torch.zeros(1, 4, 8),
+        torch.zeros(1, 2, 8),
+        torch.tensor([10.0, 20.0])[None, :, None].expand(1, 2, 8),
+    )
     assert attend(q, k, v)[0, :, 0].tolist() == [10, 10, 20, 20]
 
 
@@ -189,12 +248,20 @@ def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
 
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("window", [1, 2, W, 13, 20, 100])
-@pytest.mark.parametrize("lengths, opening", [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])], ids=str)
-def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(lengths, opening, window, sliding, way):
+@pytest.mark.parametrize(
+    "lengths, opening",
+    [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])],
+    ids=str,
+)
+def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(
+    lengths, opening, window, sliding, way
+):
     results = []
     for slow in (True, False):
         q, k, v = random_qkv(sum(lengths))
-        y = PackedAttention(bounds(lengths), sum(lengths), window, 0.3, slow=slow, opening=opening)(0, q, k, v, sliding)
+        y = PackedAttention(bounds(lengths), sum(lengths), window, 0.3, slow=slow, opening=opening)(
+            0, q, k, v, sliding
+        )
         results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
     for slow, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
@@ -205,8 +272,13 @@ def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(l
 def test_the_band_holds_the_window_and_not_one_token_more(lengths, window, kernel):
     number = [d for d, n in enumerate(lengths) for _ in range(n)]
     total = len(number)
-    expected = [[int(number[i] == number[j] and 0 <= i - j < window) for j in range(total)] for i in range(total)]
-    assert who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 1.0, window), total) == expected
+    expected = [
+        [int(number[i] == number[j] and 0 <= i - j < window) for j in range(total)] for i in range(total)
+    ]
+    assert (
+        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 1.0, window), total)
+        == expected
+    )
     assert who_sees_whom(lambda q, k, v: band(q, k, v, lengths, 1.0, window), total) == expected
 
 
@@ -214,22 +286,30 @@ def assert_equal_with_gradients(fast, slow, qkv):
     y, expected = fast(*qkv), slow(*qkv)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    for got, wanted in zip(torch.autograd.grad(y, qkv, upstream), torch.autograd.grad(expected, qkv, upstream), strict=True):
+    for got, wanted in zip(
+        torch.autograd.grad(y, qkv, upstream), torch.autograd.grad(expected, qkv, upstream), strict=True
+    ):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_document_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
-    assert_equal_with_gradients(lambda q, k, v: document_attention(q, k, v, lengths, 0.3),
-                                lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3), random_qkv(sum(lengths), heads, kv_heads))
+    assert_equal_with_gradients(
+        lambda q, k, v: document_attention(q, k, v, lengths, 0.3),
+        lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3),
+        random_qkv(sum(lengths), heads, kv_heads),
+    )
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_band_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
-    assert_equal_with_gradients(lambda q, k, v: band(q, k, v, lengths, 0.3),
-                                lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3, W), random_qkv(sum(lengths), heads, kv_heads))
+    assert_equal_with_gradients(
+        lambda q, k, v: band(q, k, v, lengths, 0.3),
+        lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3, W),
+        random_qkv(sum(lengths), heads, kv_heads),
+    )
 
 
 @pytest.mark.parametrize("sliding", [False, True])
@@ -239,7 +319,9 @@ def test_packed_attention_equals_slow_attention_whichever_kernel_it_chooses(leng
     attend = PackedAttention(bounds(lengths), sum(lengths), W, 0.3)
     expected = slow_attention(*qkv, bounds(lengths), 0.3, W if sliding else None)
     torch.testing.assert_close(attend(0, *qkv, sliding), expected, atol=1e-5, rtol=1e-5)
-    assert ("band" in vars(attend)) == (sliding and max(lengths) > W), "made only where a document outgrows the window"
+    assert ("band" in vars(attend)) == (sliding and max(lengths) > W), (
+        "made only where a document outgrows the window"
+    )
 
 
 @pytest.mark.parametrize("sliding", [False, True])
@@ -260,9 +342,19 @@ def test_the_module_equals_transformers_with_gradients(kind, bias, way):
     from transformers import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention as Reference
 
-    total, sizes = 3 * W + 3, {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    cfg = Gemma3TextConfig(**sizes, num_hidden_layers=1, layer_types=[kind], sliding_window=W, query_pre_attn_scalar=12, attention_bias=bias,
-                           attn_implementation="eager")
+    total, sizes = (
+        3 * W + 3,
+        {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    )
+    cfg = Gemma3TextConfig(
+        **sizes,
+        num_hidden_layers=1,
+        layer_types=[kind],
+        sliding_window=W,
+        query_pre_attn_scalar=12,
+        attention_bias=bias,
+        attn_implementation="eager",
+    )
     torch.manual_seed(0)
     theirs, ours = Reference(cfg, 0), Gemma3Attention(24, 4, 2, 8, cfg.rms_norm_eps, bias)
     for p in theirs.parameters():
@@ -275,13 +367,19 @@ def test_the_module_equals_transformers_with_gradients(kind, bias, way):
     hidden = (distance < 0) | (distance >= (W if kind == SLIDING else total))
     mask = torch.zeros(total, total).masked_fill(hidden, float("-inf"))
     expected = theirs(x_theirs[None], (cos[None], sin[None]), mask[None, None])[0][0]
-    y = ours.output(PackedAttention(bounds([total]), total, W, 12**-0.5)(0, *ours.project(x_ours, cos, sin), kind == SLIDING))
+    y = ours.output(
+        PackedAttention(bounds([total]), total, W, 12**-0.5)(
+            0, *ours.project(x_ours, cos, sin), kind == SLIDING
+        )
+    )
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     y.square().sum().backward()
     expected.square().sum().backward()
     torch.testing.assert_close(x_ours.grad, x_theirs.grad, atol=1e-4, rtol=1e-4)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            p.grad, q.grad, atol=1e-3, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 # a GPU
@@ -292,7 +390,9 @@ def test_the_module_equals_transformers_with_gradients(kind, bias, way):
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_waits_for_it(dtype, head_dim, sliding):
+def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_waits_for_it(
+    dtype, head_dim, sliding
+):
     lengths, opening = [4, 5, 160, 1, 300, 7, 2], [-1, 0, -1, -1, 2, 2, -1]
     values = [x.detach().to("cuda", dtype) for x in random_qkv(sum(lengths), head_dim=head_dim)]
     results = []
@@ -300,7 +400,15 @@ def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_wa
         q, k, v = ((x.double() if slow else x.clone()).requires_grad_() for x in values)
         torch.cuda.set_sync_debug_mode("default" if slow else "error")
         try:
-            attend = PackedAttention(bounds(lengths).pin_memory(), sum(lengths), 100, head_dim**-0.5, slow=slow, opening=opening, device=q.device)
+            attend = PackedAttention(
+                bounds(lengths).pin_memory(),
+                sum(lengths),
+                100,
+                head_dim**-0.5,
+                slow=slow,
+                opening=opening,
+                device=q.device,
+            )
             y = attend(0, q, k, v, sliding)
             results.append((y, *torch.autograd.grad(y, (q, k, v), torch.ones_like(y))))
         finally:
@@ -312,10 +420,20 @@ def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_wa
 def test_one_launch_is_for_half_precision_on_a_gpu_since_ampere(monkeypatch):
     def possible(device="cuda", dtype=torch.bfloat16, head_dim=256, capability=(8, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        return varlen_is_possible(SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(9, 1, head_dim)))
+        return varlen_is_possible(
+            SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(9, 1, head_dim))
+        )
 
     assert possible() and possible(dtype=torch.float16, head_dim=8, capability=(9, 0))
-    assert not any((possible("cpu"), possible(dtype=torch.float32), possible(head_dim=264), possible(head_dim=12), possible(capability=(7, 5))))
+    assert not any(
+        (
+            possible("cpu"),
+            possible(dtype=torch.float32),
+            possible(head_dim=264),
+            possible(head_dim=12),
+            possible(capability=(7, 5)),
+        )
+    )
 
 
 # memory

@@ -11,9 +11,20 @@ WINDOW = 8
 
 
 def small_model(**changes) -> Gemma3ForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "vocab_size": 61, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW, "max_position_embeddings": 256, "tie_word_embeddings": False,
-             "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL]}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 7,
+        "vocab_size": 61,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": WINDOW,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL],
+    }
     model = Gemma3ForCausalLM(Gemma3Config(**sizes | changes))
     model.reset_parameters(seed=0, std=0.3)
     return model.eval()
@@ -31,7 +42,9 @@ def whole(model, text: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def cached(model, rows: list[list[int]], prompts: list[int], new: int, keep_at: dict | None = None) -> tuple[KVCache, list]:
+def cached(
+    model, rows: list[list[int]], prompts: list[int], new: int, keep_at: dict | None = None
+) -> tuple[KVCache, list]:
     """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens one a step; `keep_at` says before which step which rows stay."""
     cache = KVCache(model.config, len(prompts), max(prompts) + new)
     attend = cache.prefill(list(range(len(prompts))), prompts)
@@ -44,7 +57,9 @@ def cached(model, rows: list[list[int]], prompts: list[int], new: int, keep_at: 
             live = [live[i] for i in keep_at[step]]
         position_ids = cache.advance()
         assert position_ids.tolist() == [prompts[i] + step for i in live]
-        logits = model.logits(model(torch.tensor([rows[i][prompts[i] + step] for i in live]), position_ids, None, attend=cache))
+        logits = model.logits(
+            model(torch.tensor([rows[i][prompts[i] + step] for i in live]), position_ids, None, attend=cache)
+        )
         for i, z in zip(live, logits, strict=True):
             out[i].append(z[None])
     return cache, [torch.cat(parts) for parts in out]
@@ -90,7 +105,9 @@ def test_rows_that_stay_go_on_unchanged_when_others_leave():
 @torch.no_grad()
 def read(model, cache: KVCache, rows: list[int], prompts: list[list[int]]) -> None:
     attend = cache.prefill(rows, [len(p) for p in prompts])
-    model(torch.tensor([t for p in prompts for t in p]), attend.position_ids, attend.cu_seqlens, attend=attend)
+    model(
+        torch.tensor([t for p in prompts for t in p]), attend.position_ids, attend.cu_seqlens, attend=attend
+    )
 
 
 @torch.no_grad()
@@ -106,7 +123,9 @@ def test_a_row_may_be_copied():
     cache.copy([1, 0, 1], [1, 0, 2])
     first, second = step(model, cache, [3, 5, 7]), step(model, cache, [6, 6, 6])
     for row, fed in enumerate((other + [3, 6], text + [5, 6], text + [7, 6])):
-        torch.testing.assert_close(torch.stack((first[row], second[row])), whole(model, fed)[-2:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.stack((first[row], second[row])), whole(model, fed)[-2:], atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("lengths", [(30, 3), (3, 30), (30, WINDOW)])
@@ -122,7 +141,9 @@ def test_a_prompt_that_takes_the_place_of_a_row_sees_nothing_of_it(lengths):
         got = step(model, cache, [3 + i, 4 + i])
     fed = [*range(3, 3 + 2 * WINDOW)]
     torch.testing.assert_close(got[0], whole(model, prompt + fed)[-1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got[1], whole(model, neighbour + [2] + [t + 1 for t in fed])[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        got[1], whole(model, neighbour + [2] + [t + 1 for t in fed])[-1], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_finished_row_may_be_fed_past_its_room_and_harms_nobody():
@@ -177,11 +198,17 @@ def test_slots_of_a_ring_worked_by_hand():
     for layer in (0, 3):
         cache(layer, k.expand(2, 2, 1), k, k, layer == 0)
     assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0], [23.0, 24.0, 22.0]]
-    assert cache.keys[3][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0, 0.0, 0.0, 0.0], [20.0, 21.0, 22.0, 23.0, 24.0, 0.0]]
+    assert cache.keys[3][:, 0, :, 0].tolist() == [
+        [10.0, 11.0, 12.0, 0.0, 0.0, 0.0],
+        [20.0, 21.0, 22.0, 23.0, 24.0, 0.0],
+    ]
     hidden = float("-inf")
-    (rows, found), = cache.blocks
+    ((rows, found),) = cache.blocks
     assert rows == slice(0, 16) and found[True] == (3, None)  # all three are in the window of both
-    assert found[False][0] == 5 and found[False][1][:, 0, 0].tolist() == [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, 0]]
+    assert found[False][0] == 5 and found[False][1][:, 0, 0].tolist() == [
+        [0, 0, 0, hidden, hidden],
+        [0, 0, 0, 0, 0],
+    ]
 
 
 def test_the_cache_has_the_type_that_attention_computes_in():

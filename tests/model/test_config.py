@@ -6,11 +6,31 @@ import pytest
 
 from model.config import FULL, SLIDING, Gemma3Config, parse_config, read_config
 
-COMMON = {"attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2, "final_logit_softcapping": None,
-          "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.02, "max_position_embeddings": 32768,
-          "model_type": "gemma3_text", "num_attention_heads": 4, "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256,
-          "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
-          "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 262144, "architectures": ["Gemma3ForCausalLM"]}
+COMMON = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": 512,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 262144,
+    "architectures": ["Gemma3ForCausalLM"],
+}
 KINDS_270M = ([SLIDING] * 5 + [FULL]) * 3
 LINEAR_8 = {"factor": 8.0, "rope_type": "linear"}
 
@@ -18,21 +38,69 @@ LINEAR_8 = {"factor": 8.0, "rope_type": "linear"}
 def multimodal(**text) -> dict:
     """The published form: the text config holds only what differs from the class's defaults."""
     text = {"model_type": "gemma3_text", "rope_scaling": LINEAR_8, "sliding_window": 1024} | text
-    return {"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000, "eos_token_id": [1, 106],
-            "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3", "text_config": text,
-            "torch_dtype": "bfloat16", "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 896,
-            "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}}
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 896,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
 
 
 PUBLISHED = {
-    "270m": COMMON | {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "eos_token_id": 1, "_sliding_window_pattern": 6,
-                      "layer_types": KINDS_270M, "use_bidirectional_attention": False},
-    "1b": COMMON | {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "eos_token_id": [1, 106], "sliding_window_pattern": 6,
-                    "cache_implementation": "hybrid", "rope_theta": 1000000, "rope_local_base_freq": 10000},
+    "270m": COMMON
+    | {
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "eos_token_id": 1,
+        "_sliding_window_pattern": 6,
+        "layer_types": KINDS_270M,
+        "use_bidirectional_attention": False,
+    },
+    "1b": COMMON
+    | {
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "eos_token_id": [1, 106],
+        "sliding_window_pattern": 6,
+        "cache_implementation": "hybrid",
+        "rope_theta": 1000000,
+        "rope_local_base_freq": 10000,
+    },
     "4b": multimodal(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34),
-    "12b": multimodal(hidden_size=3840, intermediate_size=15360, num_hidden_layers=48, num_attention_heads=16, num_key_value_heads=8),
-    "27b": multimodal(hidden_size=5376, intermediate_size=21504, num_hidden_layers=62, num_attention_heads=32, num_key_value_heads=16, head_dim=128,
-                      query_pre_attn_scalar=168),
+    "12b": multimodal(
+        hidden_size=3840,
+        intermediate_size=15360,
+        num_hidden_layers=48,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+    ),
+    "27b": multimodal(
+        hidden_size=5376,
+        intermediate_size=21504,
+        num_hidden_layers=62,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+        head_dim=128,
+        query_pre_attn_scalar=168,
+    ),
 }
 SMALL = {"model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7}
 
@@ -77,7 +145,9 @@ def test_old_style_and_new_style_of_one_config_are_equal(tmp_path, size):
     raw = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in raw and "rope_theta" not in raw, "this is the new style"
     new = read_config(tmp_path)
-    new.eos_token_id = old.eos_token_id  # the multimodal wrapper's own, which the text part alone does not hold
+    new.eos_token_id = (
+        old.eos_token_id
+    )  # the multimodal wrapper's own, which the text part alone does not hold
     assert new == old
 
 
@@ -109,7 +179,9 @@ def test_the_meta_model_of_a_published_config_has_transformers_parameters(tmp_pa
     with torch.device("meta"):
         ours = Gemma3ForCausalLM(read_config(write(tmp_path, PUBLISHED[size])))
         reference = Reference(reference_config(PUBLISHED[size]))
-    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in reference.named_parameters()}
+    assert {n: p.shape for n, p in ours.named_parameters()} == {
+        n: p.shape for n, p in reference.named_parameters()
+    }
 
 
 # by hand
@@ -117,7 +189,12 @@ def test_the_meta_model_of_a_published_config_has_transformers_parameters(tmp_pa
 
 def test_the_sparse_4b_config_takes_its_missing_values_from_the_class(tmp_path):
     cfg = read_config(write(tmp_path, PUBLISHED["4b"]))
-    assert (cfg.vocab_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim) == (262208, 8, 4, 256)
+    assert (cfg.vocab_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim) == (
+        262208,
+        8,
+        4,
+        256,
+    )
     assert (cfg.rope_theta, cfg.rope_local_base_freq, cfg.rope_linear_factor) == (1e6, 1e4, 8.0)
     assert (cfg.max_position_embeddings, cfg.sliding_window, cfg.eos_token_id) == (131072, 1024, [1, 106])
     assert cfg.layer_types == ([SLIDING] * 5 + [FULL]) * 5 + [SLIDING] * 4
@@ -168,7 +245,9 @@ def test_a_config_that_is_no_json_is_refused(tmp_path, raw):
     assert "not valid JSON" in error_of(write(tmp_path, raw))
 
 
-@pytest.mark.parametrize("raw", [{}, [], 3, "null", {"model_type": "llama"}, {"model_type": "gemma2"}, {"model_type": "gemma3n"}])
+@pytest.mark.parametrize(
+    "raw", [{}, [], 3, "null", {"model_type": "llama"}, {"model_type": "gemma2"}, {"model_type": "gemma3n"}]
+)
 def test_another_architecture_is_refused_by_name(tmp_path, raw):
     message = error_of(write(tmp_path, raw))
     assert "Loupe knows Gemma 3 only" in message
@@ -176,8 +255,18 @@ def test_another_architecture_is_refused_by_name(tmp_path, raw):
 
 
 def test_all_missing_and_impossible_sizes_are_in_one_error(tmp_path):
-    message = error_of(write(tmp_path, {"model_type": "gemma3_text", "hidden_size": 0, "head_dim": "256", "vocab_size": True}))
-    for problem in ("intermediate_size is missing", "num_hidden_layers is missing", "hidden_size is 0", "head_dim is '256'", "vocab_size is True"):
+    message = error_of(
+        write(
+            tmp_path, {"model_type": "gemma3_text", "hidden_size": 0, "head_dim": "256", "vocab_size": True}
+        )
+    )
+    for problem in (
+        "intermediate_size is missing",
+        "num_hidden_layers is missing",
+        "hidden_size is 0",
+        "head_dim is '256'",
+        "vocab_size is True",
+    ):
         assert problem in message
 
 
@@ -186,55 +275,101 @@ def test_a_multimodal_config_without_its_text_part_lists_what_is_missing(tmp_pat
     assert "hidden_size is missing" in message and "num_hidden_layers is missing" in message
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"layer_types": [FULL]}, "layer_types must list 7 times"),
-    ({"layer_types": ["chunked_attention"] * 7}, "layer_types must list 7 times"),
-    ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
-    ({"head_dim": 15}, "head_dim 15 is odd"),
-    ({"hidden_activation": "silu"}, "hidden_activation 'silu'"),
-    ({"use_bidirectional_attention": True}, "EmbeddingGemma"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 8}}, "rope_scaling has the type 'yarn'"),
-    ({"rope_parameters": {FULL: {"rope_type": "dynamic"}}}, "rope_parameters has the type 'dynamic'"),
-], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"layer_types": [FULL]}, "layer_types must list 7 times"),
+        ({"layer_types": ["chunked_attention"] * 7}, "layer_types must list 7 times"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 3},
+            "num_attention_heads 4 is no multiple of num_key_value_heads 3",
+        ),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ({"use_bidirectional_attention": True}, "EmbeddingGemma"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8}}, "rope_scaling has the type 'yarn'"),
+        ({"rope_parameters": {FULL: {"rope_type": "dynamic"}}}, "rope_parameters has the type 'dynamic'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
 def test_an_impossible_architecture_is_refused_by_key_and_value(tmp_path, change, problem):
     assert problem in error_of(write(tmp_path, SMALL | change))
 
 
 def test_all_impossible_values_are_in_one_error(tmp_path):
-    message = error_of(write(tmp_path, SMALL | {"head_dim": 15, "hidden_activation": "silu", "rope_scaling": {"rope_type": "yarn"}}))
+    message = error_of(
+        write(
+            tmp_path,
+            SMALL | {"head_dim": 15, "hidden_activation": "silu", "rope_scaling": {"rope_type": "yarn"}},
+        )
+    )
     assert "head_dim 15" in message and "'silu'" in message and "'yarn'" in message
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"rope_scaling": {"rope_type": "linear"}}, "factor of rope_scaling is None; it must be a number above 0"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": -8}}, "factor of rope_scaling is -8"),
-    ({"rope_scaling": [1]}, "rope_scaling is [1]; it must be an object"),
-    ({"rope_theta": "x"}, "rope_theta is 'x'; it must be a number above 0"),
-    ({"rope_parameters": {FULL: {"rope_theta": "x"}}}, "rope_theta of full_attention of rope_parameters is 'x'"),
-    ({"rope_parameters": {SLIDING: {"rope_theta": 0}}}, "rope_theta of sliding_attention of rope_parameters is 0"),
-    ({"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 8}}}, "sliding_attention of rope_parameters has the type 'linear'"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6}}, "it must be an object with the keys 'full_attention' and"),
-    ({"rope_parameters": 3}, "rope_parameters is 3"),
-    ({"rope_parameters": {FULL: "linear"}}, "full_attention of rope_parameters is 'linear'"),
-    ({"layer_types": 5}, "layer_types must list 7 times"),
-    ({"layer_types": [[FULL]] * 7}, "layer_types must list 7 times"),
-    ({"sliding_window_pattern": "6"}, "sliding_window_pattern is '6'"),
-    ({"rms_norm_eps": "a"}, "rms_norm_eps is 'a'"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
-    ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
-    ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
-    ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more"),
-    ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
-    ({"eos_token_id": [1, "<end_of_turn>"]}, "eos_token_id is [1, '<end_of_turn>']"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (
+            {"rope_scaling": {"rope_type": "linear"}},
+            "factor of rope_scaling is None; it must be a number above 0",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -8}}, "factor of rope_scaling is -8"),
+        ({"rope_scaling": [1]}, "rope_scaling is [1]; it must be an object"),
+        ({"rope_theta": "x"}, "rope_theta is 'x'; it must be a number above 0"),
+        (
+            {"rope_parameters": {FULL: {"rope_theta": "x"}}},
+            "rope_theta of full_attention of rope_parameters is 'x'",
+        ),
+        (
+            {"rope_parameters": {SLIDING: {"rope_theta": 0}}},
+            "rope_theta of sliding_attention of rope_parameters is 0",
+        ),
+        (
+            {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 8}}},
+            "sliding_attention of rope_parameters has the type 'linear'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6}},
+            "it must be an object with the keys 'full_attention' and",
+        ),
+        ({"rope_parameters": 3}, "rope_parameters is 3"),
+        ({"rope_parameters": {FULL: "linear"}}, "full_attention of rope_parameters is 'linear'"),
+        ({"layer_types": 5}, "layer_types must list 7 times"),
+        ({"layer_types": [[FULL]] * 7}, "layer_types must list 7 times"),
+        ({"sliding_window_pattern": "6"}, "sliding_window_pattern is '6'"),
+        ({"rms_norm_eps": "a"}, "rms_norm_eps is 'a'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+        ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+        ({"eos_token_id": [1, "<end_of_turn>"]}, "eos_token_id is [1, '<end_of_turn>']"),
+    ],
+    ids=str,
+)
 def test_a_value_of_the_wrong_kind_is_refused_by_key_and_value(tmp_path, change, problem):
     assert problem in error_of(write(tmp_path, SMALL | change))
 
 
 def test_values_of_the_wrong_kind_and_missing_keys_are_in_one_error(tmp_path):
-    wrong = {"num_hidden_layers": "7", "rope_scaling": {"rope_type": "linear"}, "layer_types": 5, "rope_theta": "x", "rms_norm_eps": "a", "head_dim": 15}
+    wrong = {
+        "num_hidden_layers": "7",
+        "rope_scaling": {"rope_type": "linear"},
+        "layer_types": 5,
+        "rope_theta": "x",
+        "rms_norm_eps": "a",
+        "head_dim": 15,
+    }
     message = error_of(write(tmp_path, {"model_type": "gemma3_text", **wrong}))
-    for problem in ("hidden_size is missing", "num_hidden_layers is '7'", "factor of rope_scaling", "layer_types", "rope_theta is 'x'", "rms_norm_eps", "15"):
+    for problem in (
+        "hidden_size is missing",
+        "num_hidden_layers is '7'",
+        "factor of rope_scaling",
+        "layer_types",
+        "rope_theta is 'x'",
+        "rms_norm_eps",
+        "15",
+    ):
         assert problem in message
 
 

@@ -35,7 +35,11 @@ def small_model(**changes) -> Gemma3ForCausalLM:
 def stream(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens (T,), position_ids (T,) and cu_seqlens of random documents."""
     tokens = torch.randint(0, 61, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
-    return tokens, torch.cat([torch.arange(n) for n in lengths]), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return (
+        tokens,
+        torch.cat([torch.arange(n) for n in lengths]),
+        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+    )
 
 
 def documents(hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> list[torch.Tensor]:
@@ -48,7 +52,16 @@ def documents(hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> list[torch.
 def test_a_layer_of_one_token_written_here_by_hand():
     # One token attends to itself, so with identities for v_proj and o_proj attention is its input: x = [1, 7], of root mean square 5, is
     # normed to [0.2, 1.4], of root mean square 1; post_attention_layernorm doubles it, and x + [0.4, 2.8] = [1.4, 9.8].
-    cfg = Gemma3Config(2, 3, 1, num_attention_heads=1, num_key_value_heads=1, head_dim=2, layer_types=[FULL], rms_norm_eps=0.0)
+    cfg = Gemma3Config(
+        2,
+        3,
+        1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=2,
+        layer_types=[FULL],
+        rms_norm_eps=0.0,
+    )
     layer = Gemma3DecoderLayer(cfg, 0)
     with torch.no_grad():
         for p in layer.parameters():
@@ -56,8 +69,14 @@ def test_a_layer_of_one_token_written_here_by_hand():
         layer.self_attn.v_proj.weight.copy_(torch.eye(2))
         layer.self_attn.o_proj.weight.copy_(torch.eye(2))
         layer.post_attention_layernorm.weight.fill_(1.0)
-    layer.self_attn.q_norm.eps = layer.self_attn.k_norm.eps = layer.post_feedforward_layernorm.eps = 1e-6  # their input is zero here
-    x = layer(torch.tensor([[1.0, 7.0]]), *rope_angles(torch.tensor([0]), 2, 1e4), PackedAttention(torch.tensor([0, 1]), 1, 4, 1.0))
+    layer.self_attn.q_norm.eps = layer.self_attn.k_norm.eps = layer.post_feedforward_layernorm.eps = (
+        1e-6  # their input is zero here
+    )
+    x = layer(
+        torch.tensor([[1.0, 7.0]]),
+        *rope_angles(torch.tensor([0]), 2, 1e4),
+        PackedAttention(torch.tensor([0, 1]), 1, 4, 1.0),
+    )
     torch.testing.assert_close(x, torch.tensor([[1.4, 9.8]]))
 
 
@@ -77,7 +96,9 @@ def test_logits_are_products_with_the_embedding_and_softcapped_by_hand():
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
     # hidden W^T = [2, 3]; 2 tanh(2 / 2) = 1.523188 and 2 tanh(3 / 2) = 1.810297
-    torch.testing.assert_close(model.logits(torch.tensor([[2.0, 1.0]])), torch.tensor([[1.523188, 1.810297]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model.logits(torch.tensor([[2.0, 1.0]])), torch.tensor([[1.523188, 1.810297]]), atol=1e-6, rtol=0
+    )
 
 
 def test_an_untied_head_has_its_own_weight():
@@ -96,7 +117,10 @@ def test_a_layer_equals_transformers_with_gradients(kind):
 
     cfg, total = tiny_config(num_hidden_layers=1, layer_types=[kind]), 40
     torch.manual_seed(0)
-    theirs, ours = Reference(Gemma3TextConfig(**cfg.to_json(), attn_implementation="eager"), 0), Gemma3DecoderLayer(cfg, 0)
+    theirs, ours = (
+        Reference(Gemma3TextConfig(**cfg.to_json(), attn_implementation="eager"), 0),
+        Gemma3DecoderLayer(cfg, 0),
+    )
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.3)
     ours.load_state_dict(theirs.state_dict())
@@ -104,7 +128,9 @@ def test_a_layer_equals_transformers_with_gradients(kind):
     x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     cos, sin = rope_angles(torch.arange(total), cfg.head_dim, 1e4)
     distance = torch.arange(total)[:, None] - torch.arange(total)[None, :]
-    mask = torch.zeros(total, total).masked_fill((distance < 0) | (distance >= (WINDOW if kind == SLIDING else total)), float("-inf"))
+    mask = torch.zeros(total, total).masked_fill(
+        (distance < 0) | (distance >= (WINDOW if kind == SLIDING else total)), float("-inf")
+    )
     y = ours(x_ours, cos, sin, PackedAttention(torch.tensor([0, total]), total, WINDOW, cfg.attention_scale))
     expected = theirs(x_theirs[None], (cos[None], sin[None]), mask[None, None])[0]
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
@@ -122,11 +148,15 @@ def test_packed_documents_equal_each_alone():
     packed = documents(model(tokens, position_ids, cu_seqlens))
     for got, text in zip(packed, tokens.split(LENGTHS), strict=True):
         n = len(text)
-        torch.testing.assert_close(got, model(text, torch.arange(n), torch.tensor([0, n])), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            got, model(text, torch.arange(n), torch.tensor([0, n])), atol=1e-5, rtol=1e-5
+        )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lengths", [LENGTHS, [3, WINDOW, 9]], ids=["longer than the window", "within the window"])
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, [3, WINDOW, 9]], ids=["longer than the window", "within the window"]
+)
 def test_the_fast_pass_equals_the_slow_one(lengths):
     model, batch = small_model(), stream(lengths)
     torch.testing.assert_close(model(*batch), model(*batch, slow=True), atol=1e-5, rtol=1e-5)
@@ -141,7 +171,9 @@ def test_editing_one_document_leaves_the_others_the_same_to_the_last_bit(edited,
     start, end = cu_seqlens[edited : edited + 2].tolist()
     other[start:end] = (other[start:end] + 7) % 61
     before, after = (documents(model(t, position_ids, cu_seqlens)) for t in (tokens, other))
-    assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [d != edited for d in range(len(LENGTHS))]
+    assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [
+        d != edited for d in range(len(LENGTHS))
+    ]
 
 
 @torch.no_grad()
@@ -160,7 +192,11 @@ def test_local_layers_alone_see_a_window_further_back_with_each_layer_and_not_on
     tokens, position_ids, cu_seqlens = stream([total])
     other = tokens.clone()
     other[10] = (other[10] + 7) % 61
-    changed = (model(tokens, position_ids, cu_seqlens) != model(other, position_ids, cu_seqlens)).any(-1).nonzero()[:, 0]
+    changed = (
+        (model(tokens, position_ids, cu_seqlens) != model(other, position_ids, cu_seqlens))
+        .any(-1)
+        .nonzero()[:, 0]
+    )
     assert changed.tolist() == list(range(10, 10 + layers * (window - 1) + 1))
 
 
@@ -195,7 +231,9 @@ def shared_and_plain(seed: int = 0) -> tuple:
         for _ in range(3):
             ids = start + [rng.randrange(61) for _ in range(rng.randint(2, 40))]
             first = len(start) + (len(ids) - len(start)) // 2
-            rows.append(Document(ids, [IGNORE_INDEX] * first + ids[first + 1 :] + [IGNORE_INDEX], str(len(rows))))
+            rows.append(
+                Document(ids, [IGNORE_INDEX] * first + ids[first + 1 :] + [IGNORE_INDEX], str(len(rows)))
+            )
     rng.shuffle(rows)
     shared, plain = pack(rows, share=True), pack(rows)
     assert len(shared.tokens) == len(plain.tokens) - 2 * 20 - 2 * 17
@@ -204,7 +242,10 @@ def shared_and_plain(seed: int = 0) -> tuple:
 
 def loss_and_gradients(model, batch) -> list[torch.Tensor]:
     loss, weight, _ = sft.loss(model, batch)
-    return [loss.detach() / weight, *(g / weight for g in torch.autograd.grad(loss, list(model.parameters())))]
+    return [
+        loss.detach() / weight,
+        *(g / weight for g in torch.autograd.grad(loss, list(model.parameters()))),
+    ]
 
 
 def test_a_shared_opening_changes_no_loss_in_float32():
@@ -214,13 +255,18 @@ def test_a_shared_opening_changes_no_loss_in_float32():
 
 def test_a_shared_opening_changes_no_gradient_in_float64():
     model = small_model().double()
-    for shared, plain in zip(*(loss_and_gradients(model, batch) for batch in shared_and_plain()), strict=True):
+    for shared, plain in zip(
+        *(loss_and_gradients(model, batch) for batch in shared_and_plain()), strict=True
+    ):
         torch.testing.assert_close(shared, plain, atol=1e-10, rtol=1e-10)
 
 
 def test_a_shared_opening_is_the_same_for_the_slow_attention():
     batch, model = shared_and_plain()[0], small_model()
-    slow, fast = (model(batch.tokens, batch.position_ids, batch.cu_seqlens, slow=slow, opening=batch.opening) for slow in (True, False))
+    slow, fast = (
+        model(batch.tokens, batch.position_ids, batch.cu_seqlens, slow=slow, opening=batch.opening)
+        for slow in (True, False)
+    )
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
 
 
@@ -228,7 +274,9 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less():
     kept, results, model, batch = [], [], small_model().train(), shared_and_plain()[0]
     for recompute in (False, True):
         model.model.recompute, sizes = recompute, []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
             loss, _, _ = sft.loss(model, batch)
         results.append((loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
         kept.append(sum(sizes))
@@ -238,9 +286,16 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less():
 
 
 def test_the_last_layer_at_the_asked_rows_gives_the_rows_of_the_whole():
-    model, rows, (tokens, position_ids, cu_seqlens) = small_model(), torch.tensor([3, 40, 41, 90]), stream(LENGTHS)
+    model, rows, (tokens, position_ids, cu_seqlens) = (
+        small_model(),
+        torch.tensor([3, 40, 41, 90]),
+        stream(LENGTHS),
+    )
     seen = []
-    hooks = [layer.mlp.register_forward_hook(lambda _, given, __: seen.append(len(given[0]))) for layer in model.model.layers]
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+        for layer in model.model.layers
+    ]
     few = model(tokens, position_ids, cu_seqlens, rows=rows)
     for hook in hooks:
         hook.remove()
@@ -261,17 +316,27 @@ def test_fresh_weights_come_from_the_seed_and_out_projections_are_smaller():
     first, again, other = weights
     for name, p in first.items():
         assert torch.equal(p, again[name]) and (p.ndim == 1 or not torch.equal(p, other[name])), name
-        expected = 0 if p.ndim == 1 else 0.02 / 12**0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+        expected = (
+            0
+            if p.ndim == 1
+            else 0.02 / 12**0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight"))
+            else 0.02
+        )
         assert abs(p.std().item() - expected) <= 0.1 * expected, name
 
 
 def test_compiled_halves_run_in_training_only(monkeypatch):
     calls = []
-    monkeypatch.setattr(torch, "compile", lambda half, dynamic: lambda *args: calls.append(half.__name__) or half(*args))
+    monkeypatch.setattr(
+        torch, "compile", lambda half, dynamic: lambda *args: calls.append(half.__name__) or half(*args)
+    )
     model, batch = small_model(), stream([20])
     expected = model(*batch)
     model.compile_layers()
-    assert torch.equal(model.train()(*batch), expected) and calls == ["before_attention", "after_attention"] * 6
+    assert (
+        torch.equal(model.train()(*batch), expected) and calls == ["before_attention", "after_attention"] * 6
+    )
     assert torch.equal(model.eval()(*batch), expected) and len(calls) == 12
 
 
@@ -285,7 +350,9 @@ def test_compiled_halves_have_the_plain_ones_losses_and_gradients_and_one_compil
     for lengths, rows in (([30, 12], [2, 7, 41]), ([17], [3, 16]), ([5, 40, 3], [0, 4, 9, 20, 33])):
         runs, targets = [], torch.arange(len(rows))
         for model in (plain, compiled):
-            loss, _ = linear_cross_entropy(model.train()(*stream(lengths), rows=torch.tensor(rows)), model.head_weight, targets)
+            loss, _ = linear_cross_entropy(
+                model.train()(*stream(lengths), rows=torch.tensor(rows)), model.head_weight, targets
+            )
             runs.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
         for expected, got in zip(*runs, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -26,9 +26,20 @@ WINDOW = 8
 
 def small_model(**changes) -> Gemma3ForCausalLM:
     """Random weights; the head is its own, since with a tied one every random model answers a token with itself."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "vocab_size": 61, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW, "max_position_embeddings": 256, "tie_word_embeddings": False,
-             "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL]}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 7,
+        "vocab_size": 61,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": WINDOW,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL],
+    }
     model = Gemma3ForCausalLM(Gemma3Config(**sizes | changes))
     model.reset_parameters(seed=0, std=0.3)
     return model
@@ -63,7 +74,9 @@ def test_greedy_generation_equals_the_model_run_anew_for_every_token():
     assert len(set(got[0].token_ids)) > 4, "a model that repeats one token would prove nothing"
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 7}])
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 7}]
+)
 def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(how):
     model = small_model()
     prompts = texts([17, 3, 9, 40, 9, 1, 26])
@@ -72,8 +85,12 @@ def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(how):
     by_three = generate(model, prompts, max_new_tokens=30, stop_ids=stop_ids, batch_size=3, **how)
     assert together == by_three
     assert len({len(c.token_ids) for c in together}) > 2
-    for row, prompt in enumerate(prompts):  # the prompt keeps its number, which its random numbers hang on; the others are filled with another
-        alone = generate(model, [[row]] * row + [prompt], max_new_tokens=30, stop_ids=stop_ids, batch_size=1, **how)
+    for row, prompt in enumerate(
+        prompts
+    ):  # the prompt keeps its number, which its random numbers hang on; the others are filled with another
+        alone = generate(
+            model, [[row]] * row + [prompt], max_new_tokens=30, stop_ids=stop_ids, batch_size=1, **how
+        )
         assert alone[row] == together[row]
 
 
@@ -96,7 +113,14 @@ def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monke
     fed, finished = [], []
     advance = KVCache.advance
     monkeypatch.setattr(KVCache, "advance", lambda cache: fed.append(len(cache.lengths)) or advance(cache))
-    got = generate(small_model(), prompts, max_new_tokens=16, stop_ids=stop_ids, batch_size=places, on_done=lambda row, _: finished.append(row))
+    got = generate(
+        small_model(),
+        prompts,
+        max_new_tokens=16,
+        stop_ids=stop_ids,
+        batch_size=places,
+        on_done=lambda row, _: finished.append(row),
+    )
     assert ids(got) == answers and sorted(finished) == list(range(20))
     worth = sum(len(c.token_ids) - (c.stop_reason == "length") for c in got)
     assert 0.75 * sum(fed) <= worth <= sum(fed)
@@ -132,21 +156,41 @@ def test_prompts_with_one_instruction_get_the_answers_that_each_gets_alone(monke
     model = small_model()
     (instruction,) = texts([20])
     prompts = [instruction + rest for rest in own]
-    assert ids(generate(model, prompts, max_new_tokens=12, stop_ids=())) == [greedy_without_cache(model, p, 12) for p in prompts]
+    assert ids(generate(model, prompts, max_new_tokens=12, stop_ids=())) == [
+        greedy_without_cache(model, p, 12) for p in prompts
+    ]
 
 
 def test_greedy_ids_equal_transformers_past_the_window_and_the_sixth_layer():
     import transformers
 
     torch.manual_seed(0)
-    theirs = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=8, vocab_size=128, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
-        query_pre_attn_scalar=16, sliding_window=16, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=False)).eval()
+    theirs = transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=8,
+            vocab_size=128,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            sliding_window=16,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            tie_word_embeddings=False,
+        )
+    ).eval()
     ours = Gemma3ForCausalLM(parse_config(theirs.config.to_dict()))
     ours.load_state_dict(theirs.state_dict(), strict=False)
     assert set(ours.config.layer_types) == {SLIDING, FULL}
     prompts = texts([21, 7], vocab=128)
-    expected = [theirs.generate(torch.tensor([p]), max_new_tokens=64, do_sample=False, eos_token_id=None)[0, len(p) :].tolist() for p in prompts]
+    expected = [
+        theirs.generate(torch.tensor([p]), max_new_tokens=64, do_sample=False, eos_token_id=None)[
+            0, len(p) :
+        ].tolist()
+        for p in prompts
+    ]
     assert ids(generate(ours, prompts, max_new_tokens=64, stop_ids=())) == expected
     assert len(set(expected[0])) > 4
 
@@ -177,7 +221,9 @@ def test_the_likeliest_of_a_head_in_pieces_is_the_likeliest_of_all_logits(monkey
     """Pieces of 7 of 61 words, the last of 5; bfloat16 has ties, of which both take the first."""
     monkeypatch.setattr("model.sampling.PIECE", 7)
     generator = torch.Generator().manual_seed(0)
-    hidden, head = (torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((200, 6), (61, 6)))
+    hidden, head = (
+        torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((200, 6), (61, 6))
+    )
     logits = hidden @ head.T
     assert ((logits == logits.max(-1, keepdim=True).values).sum(-1) > 1).any()
     expected = choose(logits, Sampling(), None)
@@ -201,7 +247,11 @@ def test_inverse_cdf_takes_the_first_id_whose_cumulative_probability_exceeds_u()
 
 def test_a_token_of_probability_zero_is_never_sampled():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).expand(3, 5)
-    assert choose(logits, Sampling(temperature=1.0), torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [1, 3, 3]
+    assert choose(logits, Sampling(temperature=1.0), torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [
+        1,
+        3,
+        3,
+    ]
 
 
 def test_samples_come_as_often_as_their_probability_says():
@@ -214,14 +264,20 @@ def test_samples_come_as_often_as_their_probability_says():
 def test_same_seed_same_ids_and_another_seed_others():
     model = small_model()
     prompts = texts([6, 6])
-    runs = [ids(generate(model, prompts, max_new_tokens=20, stop_ids=(), temperature=1.0, seed=s)) for s in (1, 1, 2)]
+    runs = [
+        ids(generate(model, prompts, max_new_tokens=20, stop_ids=(), temperature=1.0, seed=s))
+        for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
 def test_prompts_that_are_left_of_a_list_are_sampled_as_in_the_whole_list():
     model = small_model()
     prompts = texts([6, 9, 7, 8])
-    whole, part = (ids(generate(model, p, max_new_tokens=20, stop_ids=(), temperature=1.0, numbers=n)) for p, n in ((prompts, None), (prompts[1::2], [1, 3])))
+    whole, part = (
+        ids(generate(model, p, max_new_tokens=20, stop_ids=(), temperature=1.0, numbers=n))
+        for p, n in ((prompts, None), (prompts[1::2], [1, 3]))
+    )
     assert part == whole[1::2]
 
 
@@ -244,14 +300,23 @@ def test_a_stop_id_ends_its_row_and_stays_out_of_the_ids_while_others_go_on():
     got = generate(model, prompts, max_new_tokens=24, stop_ids={stop})
     for completion, row, n in zip(got, free, cut, strict=True):
         assert completion.token_ids == row[:n]
-        assert (completion.stop_reason, completion.stop_id) == (("length", None) if n is None else ("stop", stop))
+        assert (completion.stop_reason, completion.stop_id) == (
+            ("length", None) if n is None else ("stop", stop)
+        )
 
 
 def test_every_new_token_and_every_finished_prompt_is_called_back_once():
     model = small_model()
     heard, told = {0: [], 1: [], 2: []}, {}
-    got = generate(model, texts([9, 4, 6]), max_new_tokens=15, stop_ids={4, 9, 31}, batch_size=2,
-                   on_token=lambda row, token: heard[row].append(token), on_done=lambda row, completion: told.setdefault(row, completion.token_ids))
+    got = generate(
+        model,
+        texts([9, 4, 6]),
+        max_new_tokens=15,
+        stop_ids={4, 9, 31},
+        batch_size=2,
+        on_token=lambda row, token: heard[row].append(token),
+        on_done=lambda row, completion: told.setdefault(row, completion.token_ids),
+    )
     assert list(heard.values()) == ids(got)
     assert [told[row] for row in range(3)] == ids(got)
 
@@ -288,7 +353,14 @@ def test_generating_inside_a_training_steps_autocast_leaves_the_gradients_alone(
 
 def test_bad_arguments_and_prompts_are_all_named_in_one_error():
     with pytest.raises(ValueError) as error:
-        generate(small_model(), [[], [1], [61], [1] * 256], max_new_tokens=0, stop_ids=(), temperature=-1.0, top_p=0.0)
+        generate(
+            small_model(),
+            [[], [1], [61], [1] * 256],
+            max_new_tokens=0,
+            stop_ids=(),
+            temperature=-1.0,
+            top_p=0.0,
+        )
     for part in ("temperature", "top_p", "max_new_tokens", "prompt 0", "prompt 2", "prompt 3"):
         assert part in str(error.value)
     assert "prompt 1 " not in str(error.value)
@@ -314,7 +386,9 @@ def ask(folder: str, *words: str) -> list[str]:
 def test_help_comes_in_a_second_since_torch_is_not_loaded():
     started = time.perf_counter()
     code = "import sys, generate\ntry: generate.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "--adapter" in done.stdout, done.stderr
     assert time.perf_counter() - started < 5  # a second on an idle machine
 
@@ -340,7 +414,11 @@ def test_the_chat_remembers_the_conversation_and_ends_with_the_input(folder, cap
     asked = []
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAnd then?\n"))
     complete = script.Bot.complete
-    monkeypatch.setattr(script.Bot, "complete", lambda bot, prompt, *how, **more: asked.append(prompt) or complete(bot, prompt, *how, **more))
+    monkeypatch.setattr(
+        script.Bot,
+        "complete",
+        lambda bot, prompt, *how, **more: asked.append(prompt) or complete(bot, prompt, *how, **more),
+    )
     assert script.main(ask(folder)) == 0
     tokenizer = Tokenizer(folder)
     first = tokenizer.render_prompt([("user", "Hello")])
@@ -356,7 +434,15 @@ def test_text_that_streams_to_a_terminal_is_the_text_that_goes_to_a_file(folder,
     assert capsys.readouterr().out == whole
 
 
-@pytest.mark.parametrize("words", [["--model", "no/such folder"], ["--adapter", "no-such"], ["--temperature", "-1"], ["--device", "no-such"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "no/such folder"],
+        ["--adapter", "no-such"],
+        ["--temperature", "-1"],
+        ["--device", "no-such"],
+    ],
+)
 def test_wrong_input_is_one_message_and_exit_code_2(folder, capsys, words):
     assert script.main(ask(folder, "--prompt", "Hello", *words)) == 2
     captured = capsys.readouterr()

@@ -15,8 +15,14 @@ from model.hub import TINY, resolve
 
 ROOT = Path(__file__).parents[2]
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
-REPOSITORY = {"config.json": b'{"model_type": "gemma3_text"}', "model.safetensors": b"weights", "tokenizer.json": b"{}",
-              "chat_template.jinja": b"turns", "pytorch_model.bin": b"a pickle, which is left where it is", "README.md": b"read me"}
+REPOSITORY = {
+    "config.json": b'{"model_type": "gemma3_text"}',
+    "model.safetensors": b"weights",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"turns",
+    "pytorch_model.bin": b"a pickle, which is left where it is",
+    "README.md": b"read me",
+}
 WANTED = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
 CALL = """
 import sys
@@ -51,9 +57,17 @@ class Hub(BaseHTTPRequestHandler):
         elif commit is None:
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         elif kind == "revision":
-            self.answer(200, body=json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": [], "tags": []}).encode())
+            self.answer(
+                200,
+                body=json.dumps(
+                    {"id": name, "modelId": name, "sha": commit, "siblings": [], "tags": []}
+                ).encode(),
+            )
         else:
-            files = [{"type": "file", "path": p, "size": len(b), "oid": "0" * 40} for p, b in self.files(name).items()]
+            files = [
+                {"type": "file", "path": p, "size": len(b), "oid": "0" * 40}
+                for p, b in self.files(name).items()
+            ]
             self.answer(200, body=json.dumps(files).encode())
 
     def files(self, name):
@@ -63,14 +77,21 @@ class Hub(BaseHTTPRequestHandler):
         if name == "me/gated":
             self.answer(403 if self.headers.get("Authorization") else 401, {"X-Error-Code": "GatedRepo"})
         elif name == "me/scoped":
-            self.answer(403, {"X-Error-Message": "Please enable access to public gated repositories in your fine-grained token settings"})
+            self.answer(
+                403,
+                {
+                    "X-Error-Message": "Please enable access to public gated repositories in your fine-grained token settings"
+                },
+            )
         else:
             body = self.files(name)[path] + (commit[:1].encode() if path == "model.safetensors" else b"")
             self.answer(200, {"ETag": f'"{path}-{commit[:4]}"', "X-Repo-Commit": commit}, body)
 
     def answer(self, status, headers=None, body=b"{}"):
         self.send_response(status)
-        for key, value in ({"Content-Length": str(len(body)), "Content-Type": "application/json"} | (headers or {})).items():
+        for key, value in (
+            {"Content-Length": str(len(body)), "Content-Type": "application/json"} | (headers or {})
+        ).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -95,9 +116,25 @@ def ask(hub, tmp_path):
     """Calls resolve in a process of its own, since huggingface_hub reads its settings once; the cache is tmp_path/home, the folder tmp_path."""
 
     def call(*args, **env):
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS")) and "proxy" not in k.lower()}
-        clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, "-c", CALL, *args], cwd=tmp_path, env=clean | env, capture_output=True, text=True, timeout=60)
+        clean = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS")) and "proxy" not in k.lower()
+        }
+        clean |= {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", CALL, *args],
+            cwd=tmp_path,
+            env=clean | env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     return call
 
@@ -125,10 +162,16 @@ def test_an_existing_folder_is_itself(tmp_path, monkeypatch):
     assert resolve("~/org") == tmp_path / "org"
 
 
-@pytest.mark.parametrize("name", ["./typo", "../typo", "/no/such/folder", "typo", "a/b/c", "", "org/", "org/na me", "C:\\models\\gemma"])
+@pytest.mark.parametrize(
+    "name",
+    ["./typo", "../typo", "/no/such/folder", "typo", "a/b/c", "", "org/", "org/na me", "C:\\models\\gemma"],
+)
 def test_what_is_neither_folder_nor_hub_id_says_so(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="neither a folder .* nor a hub id such as google/gemma-3-270m-it; check the spelling") as caught:
+    with pytest.raises(
+        ValueError,
+        match="neither a folder .* nor a hub id such as google/gemma-3-270m-it; check the spelling",
+    ) as caught:
         resolve(name)
     assert repr(name) in str(caught.value)
 
@@ -141,7 +184,12 @@ def test_a_file_is_not_a_model_folder(tmp_path):
 
 def test_neither_torch_nor_huggingface_hub_is_imported_for_a_folder():
     code = "import sys; from model.hub import resolve; resolve('tiny'); print(sorted({'torch', 'huggingface_hub'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 # downloads
@@ -152,7 +200,9 @@ def test_a_hub_id_downloads_config_tokenizer_and_weights_and_nothing_else(ask, h
     done = ask("me/open")
     folder = Path(done.stdout.strip())
     assert {p.name for p in folder.iterdir()} == WANTED
-    assert (folder / "config.json").read_bytes() == REPOSITORY["config.json"] and (folder / "model.safetensors").read_bytes() == b"weightsa"
+    assert (folder / "config.json").read_bytes() == REPOSITORY["config.json"] and (
+        folder / "model.safetensors"
+    ).read_bytes() == b"weightsa"
     assert not any("pytorch_model.bin" in path or "README" in path for _, path in hub.asked)
     assert "4/4" in done.stderr, "huggingface_hub's progress is shown"
 
@@ -186,27 +236,44 @@ def test_a_missing_revision_is_named(ask, hub):
 # refusals
 
 
-@pytest.mark.parametrize("name, token", [("me/gated", None), ("me/gated", "hf_nobody"), ("me/scoped", "hf_nobody")],
-                         ids=["401 without a token", "403 without the licence", "403 by the token's scope"])
+@pytest.mark.parametrize(
+    "name, token",
+    [("me/gated", None), ("me/gated", "hf_nobody"), ("me/scoped", "hf_nobody")],
+    ids=["401 without a token", "403 without the licence", "403 by the token's scope"],
+)
 def test_a_gated_model_tells_to_accept_the_licence_and_log_in(ask, hub, name, token):
     message = refusal(ask(name, **({"HF_TOKEN": token} if token else {})))
-    assert f"{name} is gated: accept the licence at {hub.url}/{name}" in message and "`hf auth login` or set HF_TOKEN" in message
+    assert (
+        f"{name} is gated: accept the licence at {hub.url}/{name}" in message
+        and "`hf auth login` or set HF_TOKEN" in message
+    )
 
 
 @pytest.mark.parametrize("name", ["me/nothing", "runs/typo"])
 def test_a_model_that_is_not_there_tells_to_check_the_id(ask, hub, name):
     message = refusal(ask(name))
-    assert f"{name} is neither a folder here nor a model {hub.url} shows you; check the id" in message and "HF_TOKEN" in message
+    assert (
+        f"{name} is neither a folder here nor a model {hub.url} shows you; check the id" in message
+        and "HF_TOKEN" in message
+    )
 
 
 def test_offline_without_a_cache_tells_how_to_go_online(ask, tmp_path):
     message = refusal(ask("me/open", HF_HUB_OFFLINE="1"))
-    assert "me/open is not in the cache" in message and "set HF_HUB_OFFLINE=0" in message and str(tmp_path / "home") in message
+    assert (
+        "me/open is not in the cache" in message
+        and "set HF_HUB_OFFLINE=0" in message
+        and str(tmp_path / "home") in message
+    )
 
 
 def test_a_hub_out_of_reach_is_named_with_the_reason(ask):
     message = refusal(ask("me/open", HF_ENDPOINT="http://127.0.0.1:9"))
-    assert "http://127.0.0.1:9 did not serve it" in message and "refused" in message and "check the connection" in message
+    assert (
+        "http://127.0.0.1:9 did not serve it" in message
+        and "refused" in message
+        and "check the connection" in message
+    )
 
 
 def test_a_name_the_hub_would_not_accept_is_called_neither_folder_nor_id(ask):
@@ -215,8 +282,12 @@ def test_a_name_the_hub_would_not_accept_is_called_neither_folder_nor_id(ask):
 
 def test_what_needs_no_weights_downloads_none(ask):
     done = ask("me/open", "main", "")
-    assert {p.name for p in Path(done.stdout.strip()).iterdir()} == WANTED - {"model.safetensors"}, done.stderr
-    assert {p.name for p in Path(ask("me/open").stdout.strip()).iterdir()} == WANTED  # and the run fetches them afterwards
+    assert {p.name for p in Path(done.stdout.strip()).iterdir()} == WANTED - {"model.safetensors"}, (
+        done.stderr
+    )
+    assert {
+        p.name for p in Path(ask("me/open").stdout.strip()).iterdir()
+    } == WANTED  # and the run fetches them afterwards
 
 
 def test_a_hub_model_of_pickles_only_is_refused(ask):

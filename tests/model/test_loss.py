@@ -43,7 +43,9 @@ def test_a_softcap_of_two_by_hand():
     total, _ = linear_cross_entropy(hidden, weight, torch.tensor([1]), softcap=2.0)
     total.backward()
     torch.testing.assert_close(total, torch.tensor(0.287682), atol=1e-6, rtol=0)
-    torch.testing.assert_close(weight.grad, torch.tensor([[0.25, 0.0], [-0.25 * 0.698263, 0.0]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        weight.grad, torch.tensor([[0.25, 0.0], [-0.25 * 0.698263, 0.0]]), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -53,7 +55,9 @@ def test_the_loss_is_transformers(softcap):
     hidden, weight, targets = example(torch.float32)
     logits = hidden @ weight.t()
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    expected = S * ForCausalLMLoss(logits[None], None, V, shift_labels=targets[None])  # transformers' is a mean
+    expected = S * ForCausalLMLoss(
+        logits[None], None, V, shift_labels=targets[None]
+    )  # transformers' is a mean
     torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, softcap)[0], expected)
 
 
@@ -62,7 +66,9 @@ def test_the_loss_is_transformers(softcap):
 def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softcap):
     hidden, weight, targets = example()
     total, losses = linear_cross_entropy(hidden, weight, targets, softcap, chunk)
-    expected = value_and_gradients(slow_linear_cross_entropy(hidden, weight, targets, softcap), hidden, weight)
+    expected = value_and_gradients(
+        slow_linear_cross_entropy(hidden, weight, targets, softcap), hidden, weight
+    )
     for got, wanted in zip(value_and_gradients(total, hidden, weight), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(losses.sum(), expected[0], atol=1e-10, rtol=1e-10)
@@ -73,14 +79,23 @@ def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softc
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_compiled_loss_is_the_plain_one(softcap, dtype):
     hidden, weight, targets = example(dtype, weight_trains=False)
-    runs = [value_and_gradients(linear_cross_entropy(hidden, weight, targets, softcap, 10, compiled=compiled)[0], hidden) for compiled in (False, True)]
-    torch.testing.assert_close(*runs, atol=0.01 if dtype == torch.bfloat16 else 1e-5, rtol=1e-5)  # bfloat16's last digit, of gradients about 1
+    runs = [
+        value_and_gradients(
+            linear_cross_entropy(hidden, weight, targets, softcap, 10, compiled=compiled)[0], hidden
+        )
+        for compiled in (False, True)
+    ]
+    torch.testing.assert_close(
+        *runs, atol=0.01 if dtype == torch.bfloat16 else 1e-5, rtol=1e-5
+    )  # bfloat16's last digit, of gradients about 1
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_gradients_are_those_of_finite_differences(softcap):
     hidden, weight, targets = example()
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, softcap, chunk=4)[0], (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, softcap, chunk=4)[0], (hidden, weight)
+    )
 
 
 def test_each_positions_loss_is_its_own_and_carries_no_gradient():
@@ -162,14 +177,22 @@ def test_without_gradients_none_are_worked_out():
 
 def test_the_default_chunk_is_16_mb_of_logits_on_a_cpu_and_never_a_handful_of_words(monkeypatch):
     seen = []
-    monkeypatch.setattr("model.loss._ChunkedLoss.apply", lambda *args: seen.append(args[-1]) or (torch.zeros(()), torch.zeros(1)))
+    monkeypatch.setattr(
+        "model.loss._ChunkedLoss.apply",
+        lambda *args: seen.append(args[-1]) or (torch.zeros(()), torch.zeros(1)),
+    )
     for supervised in (0, 1, 1024, 10**6):
         linear_cross_entropy(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(supervised))
     assert seen == [2**22, 2**22, 4096, 128] and 1024 * 4096 * 4 == 16 * 2**20
 
 
 def test_logits_that_grow_from_chunk_to_chunk_do_not_overflow():
-    hidden, weight = torch.ones(1, 1, requires_grad=True), torch.arange(0.0, 4000.0, 500.0)[:, None]  # exp(500) is no float32
+    hidden, weight = (
+        torch.ones(1, 1, requires_grad=True),
+        torch.arange(0.0, 4000.0, 500.0)[:, None],
+    )  # exp(500) is no float32
     total, _ = linear_cross_entropy(hidden, weight, torch.tensor([6]), chunk=1)
     total.backward()
-    assert total.item() == 500 and hidden.grad.item() == 500  # the last word's 3,500 has all the weight; the target's is 3,000
+    assert (
+        total.item() == 500 and hidden.grad.item() == 500
+    )  # the last word's 3,500 has all the weight; the target's is 3,000

@@ -17,14 +17,19 @@ def test_the_product_written_here_by_hand():
         mlp.up_proj.weight.copy_(torch.tensor([[0.0, 1.0]]))
         mlp.down_proj.weight.copy_(torch.tensor([[1.0], [2.0]]))
     # gate(x) = 1, up(x) = 3; gelu_tanh(1) = 0.5 (1 + tanh(sqrt(2 / pi) (1 + 0.044715))) = 0.841192, where the exact gelu is 0.841345
-    torch.testing.assert_close(mlp(torch.tensor([[1.0, 3.0]])), torch.tensor([[2.523576, 5.047151]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        mlp(torch.tensor([[1.0, 3.0]])), torch.tensor([[2.523576, 5.047151]]), atol=1e-5, rtol=0
+    )
 
 
 def test_output_and_gradients_equal_transformers():
     from transformers import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP as Reference
 
-    ours, theirs = random_mlp(), Reference(Gemma3TextConfig(hidden_size=12, intermediate_size=20, num_attention_heads=4))
+    ours, theirs = (
+        random_mlp(),
+        Reference(Gemma3TextConfig(hidden_size=12, intermediate_size=20, num_attention_heads=4)),
+    )
     theirs.load_state_dict(ours.state_dict())
     x = 3 * torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
     x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -38,7 +43,11 @@ def test_output_and_gradients_equal_transformers():
 
 
 def test_each_token_is_worked_on_alone():
-    mlp, x, order = random_mlp(), torch.randn(6, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 0, 5, 1, 4, 2])
+    mlp, x, order = (
+        random_mlp(),
+        torch.randn(6, 12, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([3, 0, 5, 1, 4, 2]),
+    )
     torch.testing.assert_close(mlp(x[order]), mlp(x)[order])
 
 

@@ -20,7 +20,9 @@ def test_the_norm_written_here_by_hand():
 
 def test_eps_is_added_under_the_root():
     # 25 + 75 = 100, so x / 10
-    torch.testing.assert_close(norm_with([0.0, 0.0], eps=75.0)(torch.tensor([1.0, 7.0])), torch.tensor([0.1, 0.7]))
+    torch.testing.assert_close(
+        norm_with([0.0, 0.0], eps=75.0)(torch.tensor([1.0, 7.0])), torch.tensor([0.1, 0.7])
+    )
 
 
 def test_the_product_with_the_weight_is_rounded_last():
@@ -49,7 +51,14 @@ def test_the_fast_norm_equals_the_slow_one_with_gradients(dtype):
     x, weight = random_input(dtype)
     y, expected = fast(x, weight, 0.5), slow_rms_norm(x, weight, 0.5)
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    pairs = [(y, expected), *zip(torch.autograd.grad(y, (x, weight), upstream), torch.autograd.grad(expected, (x, weight), upstream), strict=True)]
+    pairs = [
+        (y, expected),
+        *zip(
+            torch.autograd.grad(y, (x, weight), upstream),
+            torch.autograd.grad(expected, (x, weight), upstream),
+            strict=True,
+        ),
+    ]
     one_bit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
     for got, wanted in pairs:
         torch.testing.assert_close(got, wanted, atol=one_bit / 10, rtol=one_bit)
@@ -61,8 +70,8 @@ def test_its_gradients_are_those_of_finite_differences():
 
 def test_a_frozen_weight_gets_no_gradient_and_the_input_the_same_one():
     x, weight = random_input()
-    trained, = torch.autograd.grad(fast(x, weight, 0.5).square().sum(), x)
-    frozen, = torch.autograd.grad(fast(x, weight.detach(), 0.5).square().sum(), x)
+    (trained,) = torch.autograd.grad(fast(x, weight, 0.5).square().sum(), x)
+    (frozen,) = torch.autograd.grad(fast(x, weight.detach(), 0.5).square().sum(), x)
     assert torch.equal(frozen, trained)
 
 

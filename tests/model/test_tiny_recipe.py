@@ -30,7 +30,10 @@ def english():
 @pytest.fixture(scope="module")
 def stages():
     rng = random.Random(5)
-    return {stage: [make_corpus.sample(make_corpus.load(), rng, True, stage) for _ in range(1500)] for stage in (1, 2)}
+    return {
+        stage: [make_corpus.sample(make_corpus.load(), rng, True, stage) for _ in range(1500)]
+        for stage in (1, 2)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,16 @@ def answer(monkeypatch, maker, language, kinds):
 
 
 def test_number_kind_numbers_by_value_in_order_of_appearance(monkeypatch, english):
-    assert answer(monkeypatch, tasks.number_kind, english, ["first"]) == "Dear [X_1] Lee of York, ask [X_2] or [X_1]."
+    assert (
+        answer(monkeypatch, tasks.number_kind, english, ["first"])
+        == "Dear [X_1] Lee of York, ask [X_2] or [X_1]."
+    )
 
 
 def test_hide_kind_hides_the_members_of_a_group_and_nothing_else(monkeypatch, english):
-    assert answer(monkeypatch, tasks.hide_kind, english, ["person"]) == "Dear [X] [X] of York, ask [X] or [X]."
+    assert (
+        answer(monkeypatch, tasks.hide_kind, english, ["person"]) == "Dear [X] [X] of York, ask [X] or [X]."
+    )
 
 
 def test_hide_kind_without_such_values_copies_the_text(monkeypatch, english):
@@ -85,15 +93,29 @@ def test_labels_stand_in_the_place_of_all_kinds_or_of_those_that_the_instruction
 def test_echoed_words_are_the_instructions_own_and_values_stay(english):
     item = [("Dear neighbour, the contract of ", None), ("Ann Contract", "first"), (" is here. ", None)] * 40
     found = make_corpus.echoed(item, english.order_words, random.Random(0))
-    new = {w for part, slot in found if not slot for w in re.findall(r"\w{3,}", part)} - {"Dear", "neighbour", "the", "contract", "here"}
-    assert new and new <= set(english.order_words) and "text" in english.order_words and "kinds" not in english.order_words
+    new = {w for part, slot in found if not slot for w in re.findall(r"\w{3,}", part)} - {
+        "Dear",
+        "neighbour",
+        "the",
+        "contract",
+        "here",
+    }
+    assert (
+        new
+        and new <= set(english.order_words)
+        and "text" in english.order_words
+        and "kinds" not in english.order_words
+    )
     assert all(part == "Ann Contract" for part, slot in found if slot)
 
 
 def test_hiding_a_word_leaves_longer_words_alone(monkeypatch, english):
     monkeypatch.setattr(tasks, "pick_word", lambda *_: "Ann")
     monkeypatch.setattr(tasks, "symbol", lambda *_: "***")
-    assert tasks.hide_word([("Ann, Anna, Ann-Marie", None)], english, random.Random(0))[1] == "***, Anna, ***-Marie"
+    assert (
+        tasks.hide_word([("Ann, Anna, Ann-Marie", None)], english, random.Random(0))[1]
+        == "***, Anna, ***-Marie"
+    )
 
 
 def test_removing_a_word_leaves_no_double_space(monkeypatch, english):
@@ -102,7 +124,13 @@ def test_removing_a_word_leaves_no_double_space(monkeypatch, english):
 
 
 def test_numbers_go_inside_the_bracket():
-    assert [tasks.numbered(sign, 2) for sign in ("[X]", "<A>", "***", "X", "{{x}}")] == ["[X_2]", "<A_2>", "***_2", "X_2", "{{x}}_2"]
+    assert [tasks.numbered(sign, 2) for sign in ("[X]", "<A>", "***", "X", "{{x}}")] == [
+        "[X_2]",
+        "<A_2>",
+        "***_2",
+        "X_2",
+        "{{x}}_2",
+    ]
 
 
 def test_the_same_seed_gives_the_same_bytes_for_any_number_of_jobs(tmp_path):
@@ -125,9 +153,15 @@ def test_copies_stand_in_their_prompts(rows):
 
 def test_every_task_and_language_occurs_and_no_placeholder_is_left(stages, rows):
     for stage, drawn in stages.items():
-        assert {row["task"] for row in drawn} == {"text", *tasks.SHARES[stage]} and {row["language"] for row in drawn} == set(values.LANGUAGES)
+        assert {row["task"] for row in drawn} == {"text", *tasks.SHARES[stage]} and {
+            row["language"] for row in drawn
+        } == set(values.LANGUAGES)
     # symbols and passwords may look like <x>; the plural and counted placeholders cannot
-    assert not [row for row in rows if re.search(r"<kinds2?>|<x2>|\{(first|last|city|word|rand)\}", row.get("prompt", ""))]
+    assert not [
+        row
+        for row in rows
+        if re.search(r"<kinds2?>|<x2>|\{(first|last|city|word|rand)\}", row.get("prompt", ""))
+    ]
 
 
 def test_marks_taken_away_again_leave_the_text(rows):
@@ -135,7 +169,9 @@ def test_marks_taken_away_again_leave_the_text(rows):
     marked = [row for row in rows if row["task"] == "mark" and not re.search(r"[\[<]", row["response"])]
     assert marked
     for row in marked:
-        bare = re.sub(r" \(([^()]*)\)", lambda match: "" if match.group(1) in kinds else match.group(), row["response"])
+        bare = re.sub(
+            r" \(([^()]*)\)", lambda match: "" if match.group(1) in kinds else match.group(), row["response"]
+        )
         assert bare in row["prompt"]
 
 
@@ -145,7 +181,11 @@ def test_half_of_the_names_are_on_no_list(language):
     listed = {name for names in values._LAST.values() for name in names}
     names = [values.last(language, rng, known) for _ in range(2000)]
     assert 0.35 < sum(name in listed for name in names) / len(names) < 0.65 and len(set(names)) > 1000
-    assert len(set(values._FIRST[language])) >= 200 and len(set(values._LAST[language])) >= 200 and len(set(values._CITY[language])) >= 80
+    assert (
+        len(set(values._FIRST[language])) >= 200
+        and len(set(values._LAST[language])) >= 200
+        and len(set(values._CITY[language])) >= 80
+    )
 
 
 def test_a_language_file_reports_all_its_bad_lines(tmp_path):
@@ -153,7 +193,11 @@ def test_a_language_file_reports_all_its_bad_lines(tmp_path):
     path.write_text("== clauses\nHello {firts}\n== fields\nName\n", encoding="utf-8")
     with pytest.raises(ValueError) as error:
         make_corpus.read_language(path)
-    assert "xx.txt:2" in str(error.value) and "xx.txt:4" in str(error.value) and "no section 'copy'" in str(error.value)
+    assert (
+        "xx.txt:2" in str(error.value)
+        and "xx.txt:4" in str(error.value)
+        and "no section 'copy'" in str(error.value)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +215,12 @@ def test_control_tokens_have_the_ids_of_gemma_3(shipped):
 
 @pytest.mark.parametrize(
     "text",
-    ["  two   three" + " " * 40 + "forty ", "\n\n\n\n\t x\t\t\r\n", "naïve 😀🇪🇺 漢字 \u200b Ω\u00a0", "[GLAMBOR_12], x=3.14;{ok} </p>"],
+    [
+        "  two   three" + " " * 40 + "forty ",
+        "\n\n\n\n\t x\t\t\r\n",
+        "naïve 😀🇪🇺 漢字 \u200b Ω\u00a0",
+        "[GLAMBOR_12], x=3.14;{ok} </p>",
+    ],
 )
 def test_texts_come_back_exactly(shipped, text):
     assert shipped.decode(shipped.encode(text).ids) == text
@@ -186,6 +235,7 @@ def test_digits_stand_alone_and_capitals_go_three_at_most(shipped):
 def test_a_word_is_spelled_alike_in_every_sentence(shipped):
     def spell(text):
         return shipped.encode(text, add_special_tokens=False).tokens
+
     word = spell(" Glambor")
     for text in ("ask Glambor, now", "(x) Glambor.", "a\n Glambor</p>", "3 Glambor\n"):
         tokens = spell(text)

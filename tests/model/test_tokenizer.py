@@ -13,9 +13,13 @@ from model.tokenizer import END_OF_TURN, START_OF_TURN, TextStream, Tokenizer
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", START_OF_TURN, END_OF_TURN]
 PAD, EOS, BOS, UNK, START, END = range(6)
 NEWLINES = ["\n", "\n\n", "\n\n\n"]
-CORPUS = ["user model the quick brown fox jumps over the lazy dog", "My name is Anna Schmidt, and I was born in Köln.",
-          "[NAME] lives in [CITY] since 1984", "Redact the personal data in the text: e-mail anna@example.org",
-          "Müller straße naïve café, être où ça, señor"]
+CORPUS = [
+    "user model the quick brown fox jumps over the lazy dog",
+    "My name is Anna Schmidt, and I was born in Köln.",
+    "[NAME] lives in [CITY] since 1984",
+    "Redact the personal data in the text: e-mail anna@example.org",
+    "Müller straße naïve café, être où ça, señor",
+]
 # google/gemma-3-270m-it's chat_template, its image branch left out
 TEMPLATE = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -46,20 +50,48 @@ TEMPLATE = """{{ bos_token }}
 
 def train_tokenizer_json(path) -> None:
     """Gemma's make: BPE over ▁-marked text with a token for each byte as a last resort, and newlines as tokens of their own."""
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from tokenizers import Tokenizer as Backend
 
     normalizer = normalizers.Replace(" ", "▁")
     learner = Backend(models.BPE())
-    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizers.Split(Regex("▁"), "merged_with_next")
+    learner.normalizer, learner.pre_tokenizer = (
+        normalizer,
+        pre_tokenizers.Split(Regex("▁"), "merged_with_next"),
+    )
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=160, show_progress=False))
     learned = json.loads(learner.to_str())["model"]
-    names = CONTROL + NEWLINES + [f"<0x{i:02X}>" for i in range(256)] + sorted(learned["vocab"], key=learned["vocab"].get)
-    backend = Backend(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[tuple(m) for m in learned["merges"]], unk_token="<unk>",
-                                 fuse_unk=True, byte_fallback=True))
+    names = (
+        CONTROL
+        + NEWLINES
+        + [f"<0x{i:02X}>" for i in range(256)]
+        + sorted(learned["vocab"], key=learned["vocab"].get)
+    )
+    backend = Backend(
+        models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=[tuple(m) for m in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # as published: finds nothing, since the normaliser left no space
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.pre_tokenizer = pre_tokenizers.Split(
+        " ", "merged_with_previous"
+    )  # as published: finds nothing, since the normaliser left no space
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     backend.add_special_tokens(CONTROL)
     backend.add_tokens([AddedToken(name, normalized=False) for name in NEWLINES])
@@ -82,8 +114,14 @@ def tokenizer(folder):
 def reference(folder):
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
-                                   unk_token="<unk>", chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        chat_template=TEMPLATE,
+    )
 
 
 def flat(pieces) -> list[int]:
@@ -98,14 +136,22 @@ def chat(*contents, system=None):
 
 def by_template(reference, messages, add_generation_prompt: bool) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in messages]
-    return reference.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False)
+    return reference.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+    )
 
 
 # ids
 
 
 def test_the_control_ids_are_found_by_name(tokenizer):
-    ids = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
+    ids = (
+        tokenizer.pad_id,
+        tokenizer.eos_id,
+        tokenizer.bos_id,
+        tokenizer.start_of_turn_id,
+        tokenizer.end_of_turn_id,
+    )
     assert ids == (PAD, EOS, BOS, START, END) and tokenizer.stop_ids == {EOS, END}
     assert tokenizer.vocab_size == len(tokenizer.backend.get_vocab())
 
@@ -163,7 +209,9 @@ CONVERSATIONS = {
     "one question": chat("the fox"),
     "answered": chat("the quick fox", "jumps over"),
     "system": chat("the fox", "jumps", system="Redact the personal data."),
-    "four turns and a question": chat("My name is Anna", "[NAME]", "lives in Köln", "[CITY]", "1984?", system="Redact"),
+    "four turns and a question": chat(
+        "My name is Anna", "[NAME]", "lives in Köln", "[CITY]", "1984?", system="Redact"
+    ),
     "space around": chat("  the fox \n", "\n jumps  ", "\n\nthe dog\n\n"),
     "newlines inside": chat("the\n\n\nfox\n", "a\nb\n\nc", "d"),
     "other scripts": chat("Müller 😀 Ελλάδα", "日本\t語", "naïve"),
@@ -182,8 +230,12 @@ def test_turns_are_the_published_templates_id_for_id(tokenizer, reference, name)
 def test_a_conversation_by_hand(tokenizer):
     t = tokenizer.encode
     pieces = tokenizer.render_turns(chat("fox", "dog", system="the"))
-    assert pieces == [([START, *t("user\nthe\n\nfox"), END, *t("\n")], False), ([START, *t("model\n")], False),
-                      ([*t("dog"), END], True), (t("\n"), False)]
+    assert pieces == [
+        ([START, *t("user\nthe\n\nfox"), END, *t("\n")], False),
+        ([START, *t("model\n")], False),
+        ([*t("dog"), END], True),
+        (t("\n"), False),
+    ]
 
 
 def test_there_is_one_bos_and_it_comes_first(tokenizer):
@@ -194,19 +246,31 @@ def test_there_is_one_bos_and_it_comes_first(tokenizer):
 
 
 def test_only_responses_and_their_end_of_turn_are_marked_as_responses(tokenizer):
-    responses = [ids for ids, response in tokenizer.render_turns(chat("a", "the fox", "b", "the dog")) if response]
+    responses = [
+        ids for ids, response in tokenizer.render_turns(chat("a", "the fox", "b", "the dog")) if response
+    ]
     assert responses == [[*tokenizer.encode("the fox"), END], [*tokenizer.encode("the dog"), END]]
 
 
 def test_a_prompt_is_the_beginning_of_the_conversation_it_leads_to(tokenizer):
     whole = [BOS] + flat(tokenizer.render_turns(chat("the fox", "jumps over", system="Redact")))
     prompt = tokenizer.render_prompt(chat("the fox", system="Redact"))
-    assert whole[: len(prompt)] == prompt and whole[len(prompt) :] == [*tokenizer.encode("jumps over"), END, *tokenizer.encode("\n")]
+    assert whole[: len(prompt)] == prompt and whole[len(prompt) :] == [
+        *tokenizer.encode("jumps over"),
+        END,
+        *tokenizer.encode("\n"),
+    ]
 
 
 def test_conversations_rendered_together_are_those_rendered_alone(tokenizer):
-    conversations = [chat("the fox", "jumps over", system="Redact"), chat("a", "the fox", "b", "the dog"), chat("the fox", "the fox")]
-    assert tokenizer.render_batch(conversations) == [tokenizer.render_turns(messages) for messages in conversations]
+    conversations = [
+        chat("the fox", "jumps over", system="Redact"),
+        chat("a", "the fox", "b", "the dog"),
+        chat("the fox", "the fox"),
+    ]
+    assert tokenizer.render_batch(conversations) == [
+        tokenizer.render_turns(messages) for messages in conversations
+    ]
     first = tokenizer.render_batch(conversations)[0]
     assert [is_response for _, is_response in first] == [False, False, True, False]
     assert first[2][0] == [*tokenizer.encode("jumps over"), tokenizer.end_of_turn_id]
@@ -220,7 +284,9 @@ def stream(tokenizer, ids) -> list[str]:
     return [text.push(i) for i in ids] + [text.flush()]
 
 
-@pytest.mark.parametrize("text", ["the quick brown fox", "Köln 😀 ñ 日本語", "😀😀", "a\n\nb", " the fox", "ééé日"])
+@pytest.mark.parametrize(
+    "text", ["the quick brown fox", "Köln 😀 ñ 日本語", "😀😀", "a\n\nb", " the fox", "ééé日"]
+)
 def test_streamed_pieces_never_cut_a_character_and_sum_to_the_whole(tokenizer, text):
     ids = tokenizer.encode(text)
     pieces = stream(tokenizer, ids)
@@ -268,11 +334,22 @@ def test_a_tokenizer_without_gemmas_turns_is_refused_with_all_that_it_lacks(tmp_
     backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
     backend.add_special_tokens(["<pad>", "<eos>", "<bos>"])
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="has no <start_of_turn>, <end_of_turn>; Loupe needs the tokenizer of a Gemma 3 model"):
+    with pytest.raises(
+        ValueError,
+        match="has no <start_of_turn>, <end_of_turn>; Loupe needs the tokenizer of a Gemma 3 model",
+    ):
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content, stops", [('{"eos_token_id": [1, 300]}', {1, 300}), ('{"eos_token_id": 300}', {300}), ("{}", set()), (None, set())])
+@pytest.mark.parametrize(
+    "content, stops",
+    [
+        ('{"eos_token_id": [1, 300]}', {1, 300}),
+        ('{"eos_token_id": 300}', {300}),
+        ("{}", set()),
+        (None, set()),
+    ],
+)
 def test_generation_stops_are_read_where_there_are_any(tmp_path, content, stops):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     if content is not None:
@@ -284,7 +361,9 @@ def test_generation_stops_are_read_where_there_are_any(tmp_path, content, stops)
 def test_a_broken_generation_config_is_refused_by_its_name(tmp_path, content):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(ValueError, match="generation_config.json: not a generation_config.json.*repair it, or remove it"):
+    with pytest.raises(
+        ValueError, match="generation_config.json: not a generation_config.json.*repair it, or remove it"
+    ):
         Tokenizer(tmp_path)
 
 
@@ -292,5 +371,7 @@ def test_a_tokenizer_that_would_turn_typed_text_into_a_control_token_is_refused(
     raw = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
     next(t for t in raw["added_tokens"] if t["content"] == "<end_of_turn>")["special"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(ValueError, match='<end_of_turn> typed by a user would become a control token; set "special": true'):
+    with pytest.raises(
+        ValueError, match='<end_of_turn> typed by a user would become a control token; set "special": true'
+    ):
         Tokenizer(tmp_path)

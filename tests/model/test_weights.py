@@ -13,12 +13,40 @@ from safetensors.torch import load_file, save_file
 
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
-from model.weights import HASH_WHOLE, INDEX, SHOWN, SINGLE, Checkpoint, _hash_sample, copy_tokenizer, hash_file, hash_model, load_model, save_model
+from model.weights import (
+    HASH_WHOLE,
+    INDEX,
+    SHOWN,
+    SINGLE,
+    Checkpoint,
+    _hash_sample,
+    copy_tokenizer,
+    hash_file,
+    hash_model,
+    load_model,
+    save_model,
+)
 
 ROOT = Path(__file__).parents[2]
-TEXT = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
-        "head_dim": 16, "sliding_window": 8, "max_position_embeddings": 128}
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "max_position_embeddings": 128,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -35,7 +63,9 @@ def hf_multimodal_model():
     from transformers import Gemma3ForConditionalGeneration
 
     torch.manual_seed(0)
-    return Gemma3ForConditionalGeneration(ReferenceConfig(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=1))
+    return Gemma3ForConditionalGeneration(
+        ReferenceConfig(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=1)
+    )
 
 
 def our_config(**changes) -> Gemma3Config:
@@ -53,7 +83,9 @@ def our_model(seed: int = 0, **changes) -> Gemma3ForCausalLM:
 def saved(folder: Path) -> tuple[Path, dict]:
     """A folder of ours, and its tensors for a test to spoil."""
     save_model(our_model(), folder, torch.float32)
-    return folder, {name: t.clone() for name, t in load_file(folder / SINGLE).items()}  # load_file's are views of the file
+    return folder, {
+        name: t.clone() for name, t in load_file(folder / SINGLE).items()
+    }  # load_file's are views of the file
 
 
 def assert_same_weights(ours, expected: dict):
@@ -82,7 +114,9 @@ def test_a_multimodal_checkpoint_loads_its_text_part_and_leaves_the_vision_out(t
     reference = hf_multimodal_model()
     reference.save_pretrained(tmp_path)
     stored = load_file(tmp_path / SINGLE)
-    assert any("vision_tower" in name for name in stored) and any("multi_modal_projector" in name for name in stored)
+    assert any("vision_tower" in name for name in stored) and any(
+        "multi_modal_projector" in name for name in stored
+    )
     expected = {f"model.{name}": p.detach() for name, p in reference.model.language_model.named_parameters()}
     assert_same_weights(load_model(tmp_path, torch.float32), expected)
 
@@ -91,7 +125,10 @@ def test_a_multimodal_checkpoint_loads_its_text_part_and_leaves_the_vision_out(t
 def test_every_prefix_that_was_ever_published_means_the_same_tensor(tmp_path, prefix):
     folder, tensors = saved(tmp_path)
     renamed = {prefix + name.removeprefix("model."): t for name, t in tensors.items()}
-    renamed |= {"vision_tower.embeddings.weight": torch.ones(2), "multi_modal_projector.mm_input_projection_weight": torch.ones(2)}
+    renamed |= {
+        "vision_tower.embeddings.weight": torch.ones(2),
+        "multi_modal_projector.mm_input_projection_weight": torch.ones(2),
+    }
     save_file(renamed, folder / SINGLE)
     assert_same_weights(load_model(folder, torch.float32), tensors)
 
@@ -122,7 +159,10 @@ def test_weights_are_cast_to_the_dtype_asked_for_by_rounding(tmp_path, dtype):
 
 def test_loaded_weights_begin_at_cache_lines_and_share_no_byte(tmp_path):
     save_model(our_model(), tmp_path, torch.float32)
-    places = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in load_model(tmp_path, torch.bfloat16).parameters())
+    places = sorted(
+        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size())
+        for p in load_model(tmp_path, torch.bfloat16).parameters()
+    )
     assert all(start % 64 == 0 for start, _ in places)
     assert all(end <= start for (_, end), (start, _) in pairwise(places))
 
@@ -130,7 +170,9 @@ def test_loaded_weights_begin_at_cache_lines_and_share_no_byte(tmp_path):
 def test_loaded_weights_outlive_the_file_that_they_came_from(tmp_path):
     folder, tensors = saved(tmp_path)
     model = load_model(folder, torch.float32)
-    with open(folder / SINGLE, "r+b") as f:  # in place; a view of the file would change, and crash the process had the file been cut
+    with open(
+        folder / SINGLE, "r+b"
+    ) as f:  # in place; a view of the file would change, and crash the process had the file been cut
         f.write(bytes((folder / SINGLE).stat().st_size))
     assert_same_weights(model, tensors)
 
@@ -152,9 +194,15 @@ def test_every_missing_unexpected_and_misshapen_tensor_is_in_one_error(tmp_path)
     save_file(tensors, folder / SINGLE)
     message = errors_of(folder)
     assert str(folder) in message
-    assert "missing: model.layers.3.mlp.up_proj.weight (48, 32)" in message and "missing: model.norm.weight (32,)" in message
+    assert (
+        "missing: model.layers.3.mlp.up_proj.weight (48, 32)" in message
+        and "missing: model.norm.weight (32,)" in message
+    )
     assert "unexpected: model.layers.9.mlp.up_proj.weight (48, 32)" in message
-    assert "misshapen: model.layers.0.self_attn.q_proj.weight is (32, 64), but config.json makes it (64, 32)" in message
+    assert (
+        "misshapen: model.layers.0.self_attn.q_proj.weight is (32, 64), but config.json makes it (64, 32)"
+        in message
+    )
 
 
 def test_at_most_20_tensors_are_shown_and_the_rest_counted(tmp_path):
@@ -205,9 +253,18 @@ def test_a_folder_without_weights_says_what_a_model_folder_holds(tmp_path):
     assert str(folder) in message and SINGLE in message and INDEX in message
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:4], lambda b: b[:100], lambda b: b[:-1], lambda b: b"", lambda b: b"\xff" * 8 + b[8:],
-                                   lambda b: b[:8] + b"?" + b[9:]],
-                         ids=["4 bytes", "half a header", "a byte short", "empty", "header of 2**64 bytes", "header no JSON"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda b: b[:4],
+        lambda b: b[:100],
+        lambda b: b[:-1],
+        lambda b: b"",
+        lambda b: b"\xff" * 8 + b[8:],
+        lambda b: b[:8] + b"?" + b[9:],
+    ],
+    ids=["4 bytes", "half a header", "a byte short", "empty", "header of 2**64 bytes", "header no JSON"],
+)
 def test_a_truncated_or_corrupted_file_is_named(tmp_path, spoil):
     folder, _ = saved(tmp_path)
     (folder / SINGLE).write_bytes(spoil((folder / SINGLE).read_bytes()))
@@ -227,10 +284,23 @@ def test_missing_shards_are_named(tmp_path):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=20_000)
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[1].unlink()
-    assert f"1 of {len(shards)} shards are missing: model-00002-of-{len(shards):05d}.safetensors" in errors_of(tmp_path)
+    assert (
+        f"1 of {len(shards)} shards are missing: model-00002-of-{len(shards):05d}.safetensors"
+        in errors_of(tmp_path)
+    )
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": 3}}',
+    ],
+)
 def test_a_broken_index_is_named_and_a_shard_outside_the_folder_refused(tmp_path, index):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=20_000)
     (tmp_path / INDEX).write_text(index)
@@ -288,7 +358,9 @@ def test_a_saved_model_loads_to_equal_tensors_and_config(tmp_path, shard_bytes):
     again = load_model(tmp_path, torch.float32)
     assert_same_weights(again, parameters_of(model))
     assert again.config == model.config
-    assert "lm_head.weight" not in {name for file in tmp_path.glob("*.safetensors") for name in load_file(file)}
+    assert "lm_head.weight" not in {
+        name for file in tmp_path.glob("*.safetensors") for name in load_file(file)
+    }
 
 
 def test_a_safetensors_file_is_a_length_a_header_and_the_bytes(tmp_path):
@@ -301,7 +373,9 @@ def test_a_safetensors_file_is_a_length_a_header_and_the_bytes(tmp_path):
     header = json.loads(data[8 : 8 + length])
     assert length % 8 == 0 and header.pop("__metadata__") == {"format": "pt"}
     assert header[EMBEDDING] == {"dtype": "BF16", "shape": [96, 32], "data_offsets": [0, 96 * 32 * 2]}
-    assert data[8 + length : 8 + length + 6] == bytes.fromhex("803f 00c0 003f")  # 1, -2, 0.5 in bfloat16, little endian
+    assert data[8 + length : 8 + length + 6] == bytes.fromhex(
+        "803f 00c0 003f"
+    )  # 1, -2, 0.5 in bfloat16, little endian
     assert max(t["data_offsets"][1] for t in header.values()) == len(data) - 8 - length
 
 
@@ -314,10 +388,14 @@ def test_bfloat16_is_the_default_and_said_in_the_config(tmp_path):
 def test_no_shard_is_larger_than_asked_unless_it_is_one_tensor(tmp_path):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=11_000)
     index = json.loads((tmp_path / INDEX).read_text())
-    sizes = [[t.numel() * 4 for t in load_file(file).values()] for file in sorted(tmp_path.glob("*.safetensors"))]
+    sizes = [
+        [t.numel() * 4 for t in load_file(file).values()] for file in sorted(tmp_path.glob("*.safetensors"))
+    ]
     assert all(sum(shard) <= 11_000 or len(shard) == 1 for shard in sizes)
     assert sizes[0] == [96 * 32 * 4], "the embedding, 12288 bytes, stands alone"
-    assert all(sum(shard) + after[0] > 11_000 for shard, after in pairwise(sizes)), "each shard is as full as it can be"
+    assert all(sum(shard) + after[0] > 11_000 for shard, after in pairwise(sizes)), (
+        "each shard is as full as it can be"
+    )
     assert sum(map(sum, sizes)) == index["metadata"]["total_size"]
 
 
@@ -326,7 +404,11 @@ def test_saving_over_a_model_with_other_shards_leaves_no_weights_of_the_old_one(
         model = our_model(seed)
         save_model(model, tmp_path, torch.float32, shard_bytes)
         assert_same_weights(load_model(tmp_path, torch.float32), parameters_of(model))
-        named = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values()) if (tmp_path / INDEX).exists() else {SINGLE}
+        named = (
+            set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
+            if (tmp_path / INDEX).exists()
+            else {SINGLE}
+        )
         assert {file.name for file in tmp_path.glob("*.safetensors")} == named
 
 
@@ -360,11 +442,20 @@ def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path):
 def test_copy_tokenizer_copies_what_is_there_and_nothing_else(tmp_path):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir(), dst.mkdir()
-    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "config.json", "README.md", SINGLE):
+    for name in (
+        "tokenizer.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "config.json",
+        "README.md",
+        SINGLE,
+    ):
         (src / name).write_text(name)
     copy_tokenizer(src, dst)
     copy_tokenizer(src, src)  # onto itself: nothing to do, nothing lost
-    assert {p.name: p.read_text() for p in dst.iterdir()} == {n: n for n in ("tokenizer.json", "generation_config.json", "chat_template.jinja")}
+    assert {p.name: p.read_text() for p in dst.iterdir()} == {
+        n: n for n in ("tokenizer.json", "generation_config.json", "chat_template.jinja")
+    }
     assert (src / "tokenizer.json").read_text() == "tokenizer.json"
 
 
@@ -373,7 +464,9 @@ def test_copy_tokenizer_copies_what_is_there_and_nothing_else(tmp_path):
 
 def test_hash_file_is_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example B.1
+    assert (
+        hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )  # FIPS 180-2, example B.1
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])

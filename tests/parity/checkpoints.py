@@ -7,15 +7,35 @@ import torch
 from model.config import FULL, SLIDING
 
 WINDOW = 16
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def shape(layers: int, heads: int, kv_heads: int, linear_factor: float | None = None, **changes) -> dict:
     full = {"rope_type": "linear", "factor": linear_factor} if linear_factor else {"rope_type": "default"}
-    return {"num_hidden_layers": layers, "layer_types": [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(layers)], "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "query_pre_attn_scalar": 8,
-            "sliding_window": WINDOW, "vocab_size": 128, "max_position_embeddings": 256,
-            "rope_parameters": {FULL: full | {"rope_theta": 1e6}, SLIDING: {"rope_type": "default", "rope_theta": 1e4}}} | changes
+    return {
+        "num_hidden_layers": layers,
+        "layer_types": [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(layers)],
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": WINDOW,
+        "vocab_size": 128,
+        "max_position_embeddings": 256,
+        "rope_parameters": {
+            FULL: full | {"rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    } | changes
 
 
 SHAPES = {
@@ -25,7 +45,15 @@ SHAPES = {
     "12b": shape(12, 16, 8, linear_factor=8.0),
     "27b": shape(8, 32, 16, linear_factor=8.0, query_pre_attn_scalar=168),
     # No published model has these: Gemma 2's softcaps, biases and a head of its own.
-    "softcaps": shape(8, 4, 2, attn_logit_softcapping=2.0, final_logit_softcapping=1.5, attention_bias=True, tie_word_embeddings=False),
+    "softcaps": shape(
+        8,
+        4,
+        2,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=1.5,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
 }
 MULTIMODAL = ("4b", "12b", "27b")
 
@@ -37,7 +65,9 @@ def reference_model(name: str, text_shape: dict | None = None):
     text = transformers.Gemma3TextConfig(**(text_shape or SHAPES[name]))
     torch.manual_seed(0)  # for the vision part
     if name in MULTIMODAL:
-        config = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=VISION, mm_tokens_per_image=1)
+        config = transformers.Gemma3Config(
+            text_config=text.to_dict(), vision_config=VISION, mm_tokens_per_image=1
+        )
         reference = transformers.Gemma3ForConditionalGeneration(config)
     else:
         reference = transformers.Gemma3ForCausalLM(text)
@@ -55,13 +85,19 @@ def _randomise(reference) -> None:
             mean = next((mean for key, mean in means.items() if key in name), 0.0)
             torch.nn.init.normal_(p, mean, 0.3, generator=generator)
         else:
-            torch.nn.init.normal_(p, std=(0.2 if "embed" in name else 1.0) * p.shape[1] ** -0.5, generator=generator)
+            torch.nn.init.normal_(
+                p, std=(0.2 if "embed" in name else 1.0) * p.shape[1] ** -0.5, generator=generator
+            )
 
 
 def text_parameters(reference) -> dict[str, torch.nn.Parameter]:
     """The text part's parameters by the names that they have in model.gemma3."""
     text = getattr(reference.model, "language_model", reference.model)
-    head = {} if reference.lm_head.weight is text.embed_tokens.weight else {"lm_head.weight": reference.lm_head.weight}
+    head = (
+        {}
+        if reference.lm_head.weight is text.embed_tokens.weight
+        else {"lm_head.weight": reference.lm_head.weight}
+    )
     return {f"model.{name}": p for name, p in text.named_parameters()} | head
 
 

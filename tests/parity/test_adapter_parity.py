@@ -23,14 +23,26 @@ TOKENS = torch.randint(200, 6000, (48,), generator=torch.Generator().manual_seed
 OURS = {
     "lora": {},
     "rslora": {"use_rslora": True},
-    "patterns": {"rank_pattern": {"layers.5.self_attn.q_proj": 6, "down_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "patterns": {
+        "rank_pattern": {"layers.5.self_attn.q_proj": 6, "down_proj": 2},
+        "alpha_pattern": {"v_proj": 3},
+    },
     "dora": {"type": "dora"},
     "two targets": {"target_modules": ["q_proj", "down_proj"]},
 }
 THEIRS = {
-    "rslora with patterns": {"use_rslora": True, "rank_pattern": {"layers.5.self_attn.q_proj": 6, "down_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "rslora with patterns": {
+        "use_rslora": True,
+        "rank_pattern": {"layers.5.self_attn.q_proj": 6, "down_proj": 2},
+        "alpha_pattern": {"v_proj": 3},
+    },
     "dora": {"use_dora": True},
-    "dora with rslora and patterns": {"use_dora": True, "use_rslora": True, "rank_pattern": {"o_proj": 2}, "alpha_pattern": {"gate_proj": 5}},
+    "dora with rslora and patterns": {
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"o_proj": 2},
+        "alpha_pattern": {"gate_proj": 5},
+    },
     "all linear": {"target_modules": "all-linear"},
 }
 
@@ -89,7 +101,12 @@ def test_an_adapter_trained_here_gives_the_same_logits_in_peft(tmp_path, base, v
 @pytest.mark.parametrize("variant", THEIRS)
 def test_an_adapter_made_by_peft_gives_the_same_logits_here(tmp_path, base, variant):
     torch.manual_seed(0)  # PEFT draws lora_A from the global generator
-    model = get_peft_model(reference(base), LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | THEIRS[variant]))
+    model = get_peft_model(
+        reference(base),
+        LoraConfig(
+            **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | THEIRS[variant]
+        ),
+    )
     shake(model, 0.03)
     model.eval().save_pretrained(tmp_path)
     ours = load_model(base, torch.float32)
@@ -118,7 +135,10 @@ def test_an_untrained_adapter_equals_the_base_to_the_last_bit(base, type):
 
 
 def messages_of(row: dict) -> list[dict]:
-    return row.get("messages") or [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    return row.get("messages") or [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["response"]},
+    ]
 
 
 def reference_row(tokenizer, messages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +147,11 @@ def reference_row(tokenizer, messages: list[dict]) -> tuple[torch.Tensor, torch.
     labels, end_of_turn = [-100] * len(ids), tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = len(tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=True)["input_ids"])
+            start = len(
+                tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=True)[
+                    "input_ids"
+                ]
+            )
             end = ids.index(end_of_turn, start) + 1
             labels[start:end] = ids[start:end]
     return torch.tensor([ids]), torch.tensor([labels])
@@ -151,7 +175,18 @@ def reference_loss(base: str, adapter: str | None, rows: list[dict]) -> tuple[fl
 def test_the_loss_of_evaluate_is_the_token_mean_of_transformers(tmp_path, base, capsys, kind):
     rows = [*ROWS, CHAT]
     adapter = make_adapter(tmp_path / "adapter", base, type=kind) if kind else None
-    argv = ["--model", base, "--data", write_rows(tmp_path / "rows.jsonl", rows), "--json", "--loss-only", "--device", "cpu", "--dtype", "float32"]
+    argv = [
+        "--model",
+        base,
+        "--data",
+        write_rows(tmp_path / "rows.jsonl", rows),
+        "--json",
+        "--loss-only",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
     assert evaluate.main(argv + (["--adapter", adapter] if adapter else [])) == 0
     mine = json.loads(capsys.readouterr().out)
     loss, count = reference_loss(base, adapter, rows)

@@ -22,9 +22,18 @@ from tests.folders import make_adapter, make_model
 TOKENIZER = Tokenizer(TINY)
 V = TOKENIZER.vocab_size
 ASCII = TOKENIZER.encode("a")[0]
-ROWS = [json.loads(line) for line in (TINY.parents[1] / "data" / "samples" / "val.jsonl").read_text(encoding="utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in (TINY.parents[1] / "data" / "samples" / "val.jsonl").read_text(encoding="utf-8").splitlines()
+]
 # Measured against the model that was exported, with a margin of two: max |delta log p| and mean KL (nats).
-TOLERANCES = {"f32": (0.02, 1e-5), "f16": (0.06, 5e-5), "bf16": (0.5, 1e-3), "q8_0": (1.7, 0.01), "q4_k_m": (10.0, 0.4)}
+TOLERANCES = {
+    "f32": (0.02, 1e-5),
+    "f16": (0.06, 5e-5),
+    "bf16": (0.5, 1e-3),
+    "q8_0": (1.7, 0.01),
+    "q4_k_m": (10.0, 0.4),
+}
 POSITIONS = 6
 
 
@@ -38,12 +47,23 @@ def sample() -> Sample:
     """A prompt four windows long; the last tokens are judged."""
     ids = TOKENIZER.render_prompt([("user", ROWS[0]["prompt"])]) + TOKENIZER.encode(ROWS[0]["response"])
     n = len(ids)
-    return Sample(torch.tensor(ids), torch.arange(n), torch.tensor([0, n], dtype=torch.int32), torch.arange(n - POSITIONS, n), [])
+    return Sample(
+        torch.tensor(ids),
+        torch.arange(n),
+        torch.tensor([0, n], dtype=torch.int32),
+        torch.arange(n - POSITIONS, n),
+        [],
+    )
 
 
 def exported(folder: Path, adapter: str | None, *words: str) -> Path:
     out = folder / "x.gguf"
-    assert export.main(["--model", str(TINY), *(["--adapter", adapter] if adapter else []), *words, "--out", str(out)]) == 0
+    assert (
+        export.main(
+            ["--model", str(TINY), *(["--adapter", adapter] if adapter else []), *words, "--out", str(out)]
+        )
+        == 0
+    )
     return out
 
 
@@ -69,30 +89,55 @@ def strings(count: int) -> list[str]:
     """Texts of six languages with their HTML, pieces of them, and what breaks tokenizers: emoji, bytes, runs of spaces, spelled control tokens."""
     rng = random.Random(1)
     texts = [row[side] for row in ROWS for side in ("prompt", "response")]
-    odd = "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn> <0x41> <unused7> <b> &amp; ½ ﷺ 𝔘".split(" ") + ["   ", "\n\n", "\r\n"]
+    odd = (
+        "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn> <0x41> <unused7> <b> &amp; ½ ﷺ 𝔘".split(
+            " "
+        )
+        + ["   ", "\n\n", "\r\n"]
+    )
     found = list(texts)
     while len(found) < count:
         text = rng.choice(texts)
         start = rng.randrange(len(text))
         piece = text[start : start + rng.randint(1, 60)]
-        found.append("".join(rng.choice((piece, rng.choice(odd), " " * rng.randint(1, 9))) for _ in range(rng.randint(1, 4))))
+        found.append(
+            "".join(
+                rng.choice((piece, rng.choice(odd), " " * rng.randint(1, 9)))
+                for _ in range(rng.randint(1, 4))
+            )
+        )
     return found[:count]
 
 
-def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_greedy_ids_agree_past_the_window(tmp_path, sample):
+def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_greedy_ids_agree_past_the_window(
+    tmp_path, sample
+):
     with llama(exported(tmp_path, None, "--to", "gguf", "--quant", "f32"), V) as server:
         different = [text for text in strings(2000) if server.tokenize(text) != TOKENIZER.encode(text)]
         assert different == []
         turns = [("system", "Be brief."), ("user", " hi "), ("assistant", "Hello."), ("user", "Und nun?\n")]
-        rendered = server.post("/apply-template", {"messages": [{"role": role, "content": content} for role, content in turns]})["prompt"]
-        ids = server.post("/tokenize", {"content": rendered, "add_special": True, "parse_special": True})["tokens"]
+        rendered = server.post(
+            "/apply-template", {"messages": [{"role": role, "content": content} for role, content in turns]}
+        )["prompt"]
+        ids = server.post("/tokenize", {"content": rendered, "add_special": True, "parse_special": True})[
+            "tokens"
+        ]
         assert ids == TOKENIZER.render_prompt(turns)
         prompt = sample.tokens.tolist()[:120]
-        ours = generate(load_model(TINY, torch.float32), [prompt], max_new_tokens=64, stop_ids=frozenset())[0].token_ids
+        ours = generate(load_model(TINY, torch.float32), [prompt], max_new_tokens=64, stop_ids=frozenset())[
+            0
+        ].token_ids
         assert server.greedy(prompt, 64) == ours and len(prompt) + 64 > 2 * Merged(TINY).config.sliding_window
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2, "layers.3.mlp.up_proj": 8}, "alpha_pattern": {"v_proj": 3}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, "layers.3.mlp.up_proj": 8}, "alpha_pattern": {"v_proj": 3}},
+    ],
+)
 def test_base_and_lora_file_together_equal_the_merged_file(tmp_path, sample, settings):
     (tmp_path / "base").mkdir(), (tmp_path / "lora").mkdir(), (tmp_path / "merged").mkdir()
     adapter = make_adapter(tmp_path / "adapter", str(TINY), scale=0.02, **settings)
@@ -110,8 +155,25 @@ def test_base_and_lora_file_together_equal_the_merged_file(tmp_path, sample, set
 
 def test_a_dora_adapter_is_refused_with_the_remedy(tmp_path, capsys):
     adapter = make_adapter(tmp_path / "adapter", str(TINY), type="dora")
-    assert export.main(["--model", str(TINY), "--adapter", adapter, "--to", "gguf-lora", "--out", str(tmp_path / "x.gguf")]) == 2
-    assert "merge it into the model with --to gguf" in capsys.readouterr().err and not (tmp_path / "x.gguf").exists()
+    assert (
+        export.main(
+            [
+                "--model",
+                str(TINY),
+                "--adapter",
+                adapter,
+                "--to",
+                "gguf-lora",
+                "--out",
+                str(tmp_path / "x.gguf"),
+            ]
+        )
+        == 2
+    )
+    assert (
+        "merge it into the model with --to gguf" in capsys.readouterr().err
+        and not (tmp_path / "x.gguf").exists()
+    )
 
 
 def test_an_export_is_compared_in_llama_cpp_where_that_is_asked_for(tmp_path, adapter, capsys):
@@ -122,10 +184,29 @@ def test_an_export_is_compared_in_llama_cpp_where_that_is_asked_for(tmp_path, ad
 @pytest.mark.parametrize("quant", ["f32", "q4_k_m"])
 def test_a_head_of_its_own_is_the_head_in_llama_cpp_too(tmp_path, capsys, quant):
     base = make_model(tmp_path / "base", tie_word_embeddings=False, hidden_size=256, intermediate_size=256)
-    assert export.main(["--model", base, "--to", "gguf", "--quant", quant, "--verify", "llama.cpp", "--out", str(tmp_path / "x.gguf")]) == 0
+    assert (
+        export.main(
+            [
+                "--model",
+                base,
+                "--to",
+                "gguf",
+                "--quant",
+                quant,
+                "--verify",
+                "llama.cpp",
+                "--out",
+                str(tmp_path / "x.gguf"),
+            ]
+        )
+        == 0
+    )
     types = {name: tensor.type for name, tensor in GGUFFile(tmp_path / "x.gguf").tensors.items()}
     expected = {"f32": ("f32", "f32"), "q4_k_m": ("q6_k", "q4_k")}[quant]
-    assert "llama.cpp against model" in capsys.readouterr().out and (types["output.weight"], types["token_embd.weight"]) == expected
+    assert (
+        "llama.cpp against model" in capsys.readouterr().out
+        and (types["output.weight"], types["token_embd.weight"]) == expected
+    )
 
 
 def test_the_merged_weights_are_the_adapter_models(adapter, sample):
@@ -134,4 +215,7 @@ def test_the_merged_weights_are_the_adapter_models(adapter, sample):
     with torch.no_grad():
         hidden = model(sample.tokens, sample.position_ids, sample.cu_seqlens)[sample.positions]
     merged = Merged(TINY, adapter)
-    assert distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(merged.config, merged, sample))[0] < 1e-3
+    assert (
+        distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(merged.config, merged, sample))[0]
+        < 1e-3
+    )

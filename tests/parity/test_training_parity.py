@@ -24,7 +24,11 @@ STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
 def padded(docs):
     """A rectangle: ids with <pad> (0), its mask, and Hugging Face's unshifted labels with -100 at the prompt and the padding."""
     width = max(len(d.input_ids) for d in docs)
-    ids, mask, labels = torch.zeros(len(docs), width, dtype=torch.long), torch.zeros(len(docs), width, dtype=torch.long), []
+    ids, mask, labels = (
+        torch.zeros(len(docs), width, dtype=torch.long),
+        torch.zeros(len(docs), width, dtype=torch.long),
+        [],
+    )
     labels = torch.full((len(docs), width), IGNORE_INDEX)
     for row, d in enumerate(docs):
         n = len(d.input_ids)
@@ -52,7 +56,9 @@ def their_loop(base, adapter, docs):
         supervised = sum((b["labels"] != IGNORE_INDEX).sum() for b in window)
         total = 0.0
         for batch in window:
-            loss = model(**batch, num_items_in_batch=supervised).loss  # a sum over this batch's tokens / the step's tokens
+            loss = model(
+                **batch, num_items_in_batch=supervised
+            ).loss  # a sum over this batch's tokens / the step's tokens
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
@@ -68,7 +74,16 @@ def our_loop(model, docs):
     loader, records = Loader(docs, BATCH, seed=0, shuffle=False), []
     plan = loop.Plan(STEPS, len(loader), ACCUMULATE, RATE, "linear", 0, CLIP, 0, 0, 0)
     hooks = loop.Hooks(records.append, lambda step: None, lambda: None, lambda: None)
-    loop.fit(model, sft, loader, make_optimizers(model, "adamw", RATE, DECAY), Precision("fp32", torch.device("cpu")), plan, loop.State(), hooks)
+    loop.fit(
+        model,
+        sft,
+        loader,
+        make_optimizers(model, "adamw", RATE, DECAY),
+        Precision("fp32", torch.device("cpu")),
+        plan,
+        loop.State(),
+        hooks,
+    )
     return [(r["loss"], r["grad_norm"]) for r in records]
 
 

@@ -41,7 +41,16 @@ def newest(folder: Path) -> tuple[int, list[str]]:
 
 
 def one_step(model, optimizers, precision, window):
-    record = train_step(model, sft, window, [p for p in model.parameters() if p.requires_grad], optimizers, precision, 1e-2, 1.0)
+    record = train_step(
+        model,
+        sft,
+        window,
+        [p for p in model.parameters() if p.requires_grad],
+        optimizers,
+        precision,
+        1e-2,
+        1.0,
+    )
     model.zero_grad()
     return record
 
@@ -64,7 +73,11 @@ def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
     one_step(model, optimizers, precision, window)
     tensors, state = checkpoint.capture(weights, optimizers, precision.scaler)
     checkpoint.save(tmp_path, 1, tensors, state, keep=1)
-    expected = one_step(model, optimizers, precision, window), random.random(), {n: p.detach().clone() for n, p in weights.items()}
+    expected = (
+        one_step(model, optimizers, precision, window),
+        random.random(),
+        {n: p.detach().clone() for n, p in weights.items()},
+    )
 
     torch.manual_seed(2)
     random.seed(2)
@@ -106,6 +119,7 @@ def kill_at(monkeypatch, moment: int, half_done: bool):
             if len(touches) >= moment:
                 raise Killed
             return work(*args, **kwargs)
+
         return touch
 
     monkeypatch.setattr(checkpoint, "save_file", dying("save_file", checkpoint.save_file, write=True))
@@ -136,7 +150,9 @@ def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothing_else_is_left(monkeypatch, tmp_path, keep):
+def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothing_else_is_left(
+    monkeypatch, tmp_path, keep
+):
     def check(folder):
         assert newest(folder)[1] == []  # leftovers are no checkpoints
         checkpoint.clean(folder)  # what a resume does first
@@ -152,6 +168,7 @@ def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothin
 
 def test_a_kill_while_a_step_is_saved_a_second_time_keeps_the_first_or_has_the_second(monkeypatch, tmp_path):
     """With one checkpoint kept, the one that is being replaced is all there is."""
+
     def check(folder):
         checkpoint.clean(folder)
         assert newest(folder) == (2, [])
@@ -177,7 +194,12 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, name, damag
         content[len(content) // 3] ^= 1
         file.write_bytes(content)
     step, (said,) = newest(tmp_path)
-    assert step == 1 and "step-00000002" in said and (name in said or name == "SHA256SUMS") and "before it" in said
+    assert (
+        step == 1
+        and "step-00000002" in said
+        and (name in said or name == "SHA256SUMS")
+        and "before it" in said
+    )
 
 
 def test_every_single_bit_of_the_state_counts(tmp_path):
@@ -221,9 +243,14 @@ def test_the_sums_are_those_of_sha256sum(tmp_path):
     path = save(tmp_path, 1)
     assert sorted(p.name for p in path.iterdir()) == FILES
     lines = (path / "SHA256SUMS").read_text().splitlines()
-    assert lines == [f"{checkpoint.file_hash(path / name)}  {name}" for name in ("tensors.safetensors", "state.json")]
+    assert lines == [
+        f"{checkpoint.file_hash(path / name)}  {name}" for name in ("tensors.safetensors", "state.json")
+    ]
     (path / "abc").write_bytes(b"abc")
-    assert checkpoint.file_hash(path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        checkpoint.file_hash(path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 # --- a full disk

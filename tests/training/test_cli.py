@@ -15,6 +15,7 @@ from training import cli
 def fail(error):
     def work():
         raise error
+
     return work
 
 
@@ -28,8 +29,15 @@ def test_the_users_mistake_is_exit_code_2_and_the_message_whole(capsys):
     assert capsys.readouterr() == ("", "error: data.train: no such file\nname a file\n")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ\nand more"), AssertionError("shapes differ"), OSError("shapes differ"),
-                                   BrokenPipeError("shapes differ")])  # the last of a socket: stdout is well
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes differ\nand more"),
+        AssertionError("shapes differ"),
+        OSError("shapes differ"),
+        BrokenPipeError("shapes differ"),
+    ],
+)  # the last of a socket: stdout is well
 def test_whatever_else_fails_is_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, error):
     assert cli.run(fail(error)) == 1
     out, err = capsys.readouterr()
@@ -58,20 +66,26 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "on_ctrl_c"), [
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGTERM, signal.default_int_handler),
-    (signal.SIGTERM, signal.SIG_IGN),  # as in a background job
-])
+@pytest.mark.parametrize(
+    ("number", "on_ctrl_c"),
+    [
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_IGN),  # as in a background job
+    ],
+)
 def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)
-    assert cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on with --resume") == 130
+    assert (
+        cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on with --resume") == 130
+    )
     assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_130(capsys, handlers, number):
     """As numpy's does while it is imported."""
+
     def work():
         try:
             os.kill(os.getpid(), number)
@@ -91,5 +105,7 @@ def test_an_exit_that_argparse_asked_for_passes():
 def test_a_reader_that_has_read_enough_ends_a_command_quietly():
     program = "import sys; from training import cli; sys.exit(cli.run(lambda: [print(i, flush=True) for i in range(10**6)] and 0))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -1"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")

@@ -28,16 +28,33 @@ def data_of(*overrides):
 def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
     write_jsonl(place / "val.jsonl", [LONG, *rows(3)])
     (found,) = data_of("data.max_length=100", "data.on_long=drop", "train.eval_samples=0").validation
-    assert [s.id for s in found.samples] == [d.id for d in found.documents] == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
+    assert (
+        [s.id for s in found.samples]
+        == [d.id for d in found.documents]
+        == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
+    )
     assert "val: 1 of 4 rows are longer than data.max_length and are not measured" in capsys.readouterr().err
 
 
 def test_every_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(place):
     with pytest.raises(ValueError, match="cannot be read") as caught:
-        session.open_run(load_config("tiny.toml", ["model.name=no/such-model", 'data.train=["train.jsonl", "a.jsonl", "base"]', "data.validation="]), False)
+        session.open_run(
+            load_config(
+                "tiny.toml",
+                [
+                    "model.name=no/such-model",
+                    'data.train=["train.jsonl", "a.jsonl", "base"]',
+                    "data.validation=",
+                ],
+            ),
+            False,
+        )
     assert str(caught.value).splitlines()[1:] == [
-        "  data.train: a.jsonl: cannot be read: No such file or directory", "  data.train: base: cannot be read: Is a directory",
-        "  data.validation: '': cannot be read: Is a directory", f"Name JSON or JSONL files, as seen from {place}"]
+        "  data.train: a.jsonl: cannot be read: No such file or directory",
+        "  data.train: base: cannot be read: Is a directory",
+        "  data.validation: '': cannot be read: Is a directory",
+        f"Name JSON or JSONL files, as seen from {place}",
+    ]
     assert not Path("runs").exists()
 
 
@@ -56,7 +73,10 @@ def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_re
 
 def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_training(place):
     write_jsonl(place / "train.jsonl", [*rows(5), {"prompt": "1 " * 3000, "response": "1"}])
-    with pytest.raises(ValueError, match=r"(?s)positions:.*the longest row has \d+ tokens; set data.max_length to.*prompt 2 of generate.prompts has"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)positions:.*the longest row has \d+ tokens; set data.max_length to.*prompt 2 of generate.prompts has",
+    ):
         data_of("data.max_length=9000", f'generate.prompts=["1", "{"1 " * 3000}"]')
 
 
@@ -64,7 +84,9 @@ def test_documents_come_from_the_store_for_the_same_rows_tokenizer_and_settings_
     calls, render_all = [], render.render_all
     monkeypatch.setattr(documents, "TOKENS", place / ".tokens")
     monkeypatch.setattr(store, "WORTH", 10)  # 13 rows of training, and of validation the one that is measured
-    monkeypatch.setattr(render, "render_all", lambda samples, *how: calls.append(len(samples)) or render_all(samples, *how))
+    monkeypatch.setattr(
+        render, "render_all", lambda samples, *how: calls.append(len(samples)) or render_all(samples, *how)
+    )
 
     def rendered(*overrides: str) -> list[int]:
         calls.clear()
@@ -74,8 +96,12 @@ def test_documents_come_from_the_store_for_the_same_rows_tokenizer_and_settings_
         return made
 
     assert rendered() == [13, 1] and rendered("adapter.r=2", "run.dir=elsewhere") == [1]
-    for changes in (["data.loss_on=all"], ["data.max_length=60", "data.on_long=truncate"], ["data.max_length=60", "data.on_long=drop"],
-                    ["data.max_length=59", "data.on_long=drop"]):
+    for changes in (
+        ["data.loss_on=all"],
+        ["data.max_length=60", "data.on_long=truncate"],
+        ["data.max_length=60", "data.on_long=drop"],
+        ["data.max_length=59", "data.on_long=drop"],
+    ):
         assert rendered(*changes) == [13, 1], changes
     tokenizer = place / "base" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")

@@ -42,7 +42,9 @@ def test_whole_numbers_are_real_and_what_is_read_of_the_others_is_the_answer():
     with Ledger(CPU, vocab_size=7) as book:
         assert torch.tensor([3, 4]).cumsum(0).tolist() == [3, 7] and torch.arange(3).tolist() == [0, 1, 2]
         rows = torch.randn(3, 5)
-        assert isinstance(rows, Outline) and rows.argmax(-1).tolist() == [0, 0, 0] and rows.sum().item() == 0.0
+        assert (
+            isinstance(rows, Outline) and rows.argmax(-1).tolist() == [0, 0, 0] and rows.sum().item() == 0.0
+        )
         book.answer = 2
         assert rows.argmax(-1).tolist() == [2, 2, 2]
 

@@ -22,19 +22,44 @@ CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-bat
 
 
 def plan(**changes) -> loop.Plan:
-    return loop.Plan(**{"total_steps": 4, "batches_per_epoch": 4, "accumulate": 1, "learning_rate": 1e-2, "lr_scheduler": "linear", "warmup_steps": 0,
-                        "max_grad_norm": 1.0, "eval_every": 0, "save_every": 0, "patience": 0} | changes)
+    return loop.Plan(
+        **{
+            "total_steps": 4,
+            "batches_per_epoch": 4,
+            "accumulate": 1,
+            "learning_rate": 1e-2,
+            "lr_scheduler": "linear",
+            "warmup_steps": 0,
+            "max_grad_norm": 1.0,
+            "eval_every": 0,
+            "save_every": 0,
+            "patience": 0,
+        }
+        | changes
+    )
 
 
 class Watch:
     """Hooks that write down what the loop asks for; `losses` are what its evaluations return."""
 
     def __init__(self, losses=()):
-        self.losses, self.steps, self.evaluations, self.best, self.saves, self.skips = list(losses), [], [], 0, [], []
+        self.losses, self.steps, self.evaluations, self.best, self.saves, self.skips = (
+            list(losses),
+            [],
+            [],
+            0,
+            [],
+            [],
+        )
 
     def hooks(self, state, on_step=None) -> loop.Hooks:
-        return loop.Hooks(on_step or self.steps.append, self.evaluate, self.keep_best, lambda: self.saves.append(loop.state_dict(state)),
-                          self.skips.append)
+        return loop.Hooks(
+            on_step or self.steps.append,
+            self.evaluate,
+            self.keep_best,
+            lambda: self.saves.append(loop.state_dict(state)),
+            self.skips.append,
+        )
 
     def evaluate(self, step):
         self.evaluations.append(step)
@@ -65,8 +90,13 @@ def full_batch_gradients(model, docs):
     """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its gradients."""
     batch = pack(docs)
     hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
-    loss = slow_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets) / batch.num_targets
-    return loss.item(), dict(zip(trained(model), torch.autograd.grad(loss, list(trained(model).values())), strict=True))
+    loss = (
+        slow_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets)
+        / batch.num_targets
+    )
+    return loss.item(), dict(
+        zip(trained(model), torch.autograd.grad(loss, list(trained(model).values())), strict=True)
+    )
 
 
 def worst(gradients, expected) -> float:
@@ -89,7 +119,10 @@ def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accu
 
 def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
     docs = documents(20, seed=4)  # 8, 8 and 4 documents
-    runs = [[r["loss"] for r in fit(tiny_model(), docs, batch_size=b, accumulate=a, total_steps=6).steps] for b, a in CUTS]
+    runs = [
+        [r["loss"] for r in fit(tiny_model(), docs, batch_size=b, accumulate=a, total_steps=6).steps]
+        for b, a in CUTS
+    ]
     for losses in runs[1:]:
         assert losses == pytest.approx(runs[0], abs=1e-5)
     assert runs[0][3] < runs[0][0]
@@ -105,13 +138,18 @@ def test_the_short_window_at_the_end_of_an_epoch_is_stepped_and_weighs_its_own_t
     def on_step(record):
         seen.update(record)
 
-    step, loop.train_step = loop.train_step, lambda *args: step(*args) | {"gradients": {n: p.grad.clone() for n, p in trained(model).items()}}
+    step, loop.train_step = (
+        loop.train_step,
+        lambda *args: step(*args) | {"gradients": {n: p.grad.clone() for n, p in trained(model).items()}},
+    )
     try:
         fit(model, docs, state=at, on_step=on_step, accumulate=2, total_steps=3, max_grad_norm=0.0)
     finally:
         loop.train_step = step
     assert seen["loss"] == pytest.approx(loss, abs=1e-5)
-    assert seen["supervised_tokens"] == pack(docs[4:]).num_targets and seen["tokens"] == len(docs[4].input_ids)
+    assert seen["supervised_tokens"] == pack(docs[4:]).num_targets and seen["tokens"] == len(
+        docs[4].input_ids
+    )
     assert worst(seen["gradients"], expected) < 1e-10
 
 
@@ -129,7 +167,9 @@ def test_the_norm_is_recorded_before_clipping_and_the_step_is_taken_after():
     for model, limit in zip(models, (0.0, 1e-3), strict=True):
         record = loop.train_step(model, sft, window, list(trained(model).values()), [], CPU, 1e-2, limit)
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained(model).values()]))
-        assert record["grad_norm"] > 1e-2 and norm.item() == pytest.approx(limit or record["grad_norm"], rel=1e-2)
+        assert record["grad_norm"] > 1e-2 and norm.item() == pytest.approx(
+            limit or record["grad_norm"], rel=1e-2
+        )
 
 
 # --- a step that is not finite
@@ -142,6 +182,7 @@ def overflow(model):
 
 def poisoned(bad):
     """sft, whose loss is NaN for the documents whose names end in one of `bad`."""
+
     def loss(model, batch):
         total, count, more = sft.loss(model, batch)
         return (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total), count, more
@@ -167,8 +208,12 @@ def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_sam
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     watch = fit(model, documents(4), batch_size=2, accumulate=2, total_steps=1)
     (skip,), (record,) = watch.skips, watch.steps
-    assert skip == {"step": 1, "skipped": True, "layer": "the output of model.layers.3.mlp.up_proj.base_layer",
-                    "samples": [f"rows.jsonl:{n}" for n in (1, 2, 3, 4)]}
+    assert skip == {
+        "step": 1,
+        "skipped": True,
+        "layer": "the output of model.layers.3.mlp.up_proj.base_layer",
+        "samples": [f"rows.jsonl:{n}" for n in (1, 2, 3, 4)],
+    }
     assert not math.isfinite(record["loss"])
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
 
@@ -196,15 +241,22 @@ def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_nam
 def test_a_weight_that_is_not_finite_is_named():
     model = tiny_model()
     model.model.layers[1].self_attn.k_norm.weight.data[3] = math.inf
-    assert fit(model, documents(1), total_steps=1).skips[0]["layer"] == "the weight model.layers.1.self_attn.k_norm.weight"
+    assert (
+        fit(model, documents(1), total_steps=1).skips[0]["layer"]
+        == "the weight model.layers.1.self_attn.k_norm.weight"
+    )
 
 
 def test_three_bad_steps_in_a_row_stop_the_run():
     model, watch = tiny_model(), Watch()
     overflow(model)
-    with pytest.raises(loop.Diverged, match=r"3 steps in a row.*up_proj.*rows.jsonl:3.*Lower train.learning_rate"):
+    with pytest.raises(
+        loop.Diverged, match=r"3 steps in a row.*up_proj.*rows.jsonl:3.*Lower train.learning_rate"
+    ):
         fit(model, documents(8), watch, total_steps=8)
-    assert len(watch.skips) == 3 and [s["step"] for s in watch.saves] == [3]  # hours of good steps before are not lost
+    assert len(watch.skips) == 3 and [s["step"] for s in watch.saves] == [
+        3
+    ]  # hours of good steps before are not lost
 
 
 def test_two_bad_steps_and_a_good_one_do_not():
@@ -221,27 +273,51 @@ def test_evaluations_are_told_their_step_and_the_last_step_has_one_too():
 
 
 def test_the_last_step_is_evaluated_once():
-    assert fit(tiny_model(), documents(4), Watch([3.0, 2.0]), total_steps=4, eval_every=2).evaluations == [2, 4]
+    assert fit(tiny_model(), documents(4), Watch([3.0, 2.0]), total_steps=4, eval_every=2).evaluations == [
+        2,
+        4,
+    ]
 
 
 def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
     state = loop.State()
-    watch = fit(tiny_model(), documents(4), Watch([3.0, 2.0, 2.5, 2.0, 1.0]), state, total_steps=9, eval_every=1, patience=2)
+    watch = fit(
+        tiny_model(),
+        documents(4),
+        Watch([3.0, 2.0, 2.5, 2.0, 1.0]),
+        state,
+        total_steps=9,
+        eval_every=1,
+        patience=2,
+    )
     assert watch.evaluations == [1, 2, 3, 4] and watch.best == 2
     assert (state.step, state.best_step, state.best_loss) == (4, 2, 2.0)
-    again = fit(tiny_model(), documents(4), Watch([1.0]), loop.state_from(watch.saves[-1]), total_steps=9, eval_every=1, patience=2)
+    again = fit(
+        tiny_model(),
+        documents(4),
+        Watch([1.0]),
+        loop.state_from(watch.saves[-1]),
+        total_steps=9,
+        eval_every=1,
+        patience=2,
+    )
     assert again.steps == again.evaluations == []  # stopped is stopped, on a resume too
 
 
 def test_a_first_evaluation_without_a_finite_loss_is_kept_until_there_is_a_better_one():
     state = loop.State()
-    watch = fit(tiny_model(), documents(4), Watch([math.nan, math.nan, 5.0]), state, total_steps=3, eval_every=1)
+    watch = fit(
+        tiny_model(), documents(4), Watch([math.nan, math.nan, 5.0]), state, total_steps=3, eval_every=1
+    )
     assert watch.best == 2 and state.best_step == 3
 
 
 def test_without_validation_the_latest_weights_are_the_best():
     state = loop.State()
-    assert fit(tiny_model(), documents(4), Watch(), state, total_steps=4, eval_every=2).best == 2 and state.best_step == 4
+    assert (
+        fit(tiny_model(), documents(4), Watch(), state, total_steps=4, eval_every=2).best == 2
+        and state.best_step == 4
+    )
 
 
 # --- saving and stopping
@@ -249,7 +325,12 @@ def test_without_validation_the_latest_weights_are_the_best():
 
 def test_checkpoints_are_saved_when_due_and_at_the_end():
     saves = fit(tiny_model(), documents(4), batch_size=2, total_steps=5, save_every=2).saves
-    assert [(s["step"], s["epoch"], s["batch"]) for s in saves] == [(2, 0, 2), (4, 1, 2), (5, 2, 1), (5, 2, 1)]  # before the last evaluation and after
+    assert [(s["step"], s["epoch"], s["batch"]) for s in saves] == [
+        (2, 0, 2),
+        (4, 1, 2),
+        (5, 2, 1),
+        (5, 2, 1),
+    ]  # before the last evaluation and after
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -273,10 +354,14 @@ def test_a_second_ctrl_c_acts_at_once():
 
     def on_step(record):
         watch.steps.append(record)
-        signal.raise_signal(signal.SIGINT)  # handled before it returns: two that are sent from outside may arrive as one
+        signal.raise_signal(
+            signal.SIGINT
+        )  # handled before it returns: two that are sent from outside may arrive as one
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has its background jobs ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             fit(tiny_model(), documents(4), watch, on_step=on_step)

@@ -30,7 +30,9 @@ def test_non_finite_figures_are_valid_json_and_return_as_floats(tmp_path):
 
 def test_resume_drops_later_steps_and_the_line_that_a_kill_tore(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "eval": {"loss": 1}}\n{"step": 3}\n{"step": 4, "lo')
+    path.write_text(
+        '{"step": 1}\n{"step": 2}\n{"step": 2, "eval": {"loss": 1}}\n{"step": 3}\n{"step": 4, "lo'
+    )
     with MetricsLog(path) as log:
         log.truncate_after(2, 2)
         log.write({"step": 3, "again": True})

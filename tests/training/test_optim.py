@@ -60,14 +60,24 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else():
     model = tiny_model(adapted=False)
     adamw, muon = make_optimizers(model, "muon", 1e-3, 0.1)
     names = {id(p): n for n, p in model.named_parameters()}
-    held = [{names[id(p)] for group in optimizer.param_groups for p in group["params"]} for optimizer in (adamw, muon)]
-    assert held[1] == {n for n in names.values() if n.startswith("model.layers.") and n.endswith("_proj.weight")}
+    held = [
+        {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in (adamw, muon)
+    ]
+    assert held[1] == {
+        n for n in names.values() if n.startswith("model.layers.") and n.endswith("_proj.weight")
+    }
     assert held[0] == set(names.values()) - held[1] and "model.embed_tokens.weight" in held[0]
 
 
 def test_frozen_weights_are_in_no_optimiser():
     model = tiny_model()
-    held = {id(p) for optimizer in make_optimizers(model, "muon", 1e-3, 0.0) for group in optimizer.param_groups for p in group["params"]}
+    held = {
+        id(p)
+        for optimizer in make_optimizers(model, "muon", 1e-3, 0.0)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert held == {id(p) for n, p in model.named_parameters() if "lora_" in n}
 
 
@@ -100,7 +110,10 @@ def test_adamw_is_pytorchs_to_the_last_bit():
 
 def test_adamw_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
     def build(params):
-        return AdamW([{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "weight_decay": 0.0}], lr=0.01)
+        return AdamW(
+            [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "weight_decay": 0.0}],
+            lr=0.01,
+        )
 
     straight, stopped = fresh_params(), fresh_params()
     first, second = build(straight), build(stopped)
@@ -111,7 +124,9 @@ def test_adamw_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
     steps_of(first, straight, 3, seed=1)
     steps_of(third, stopped, 3, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(straight, stopped, strict=True))
-    assert second.state[stopped[0]]["step"] == 3, "the saved state is not what the new optimiser goes on writing into"
+    assert second.state[stopped[0]]["step"] == 3, (
+        "the saved state is not what the new optimiser goes on writing into"
+    )
 
 
 def test_a_parameter_without_a_gradient_stays_as_it_is():

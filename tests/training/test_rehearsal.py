@@ -27,10 +27,16 @@ class Words:
         return [2, 7, *messages[0][1].encode()]
 
 
-def rehearse(rows, adapter: Adapter | None = None, train: Train | None = None, precision: str = "fp32", **sizes) -> Rehearsal:
+def rehearse(
+    rows, adapter: Adapter | None = None, train: Train | None = None, precision: str = "fp32", **sizes
+) -> Rehearsal:
     with torch.device("meta"):
         model = Gemma3ForCausalLM(tiny_config(**sizes))
-    cfg = Config(adapter=adapter or Adapter(r=4), train=train or Train(batch_size=4), generate=Generate(max_new_tokens=20, prompts=["a", "b"]))
+    cfg = Config(
+        adapter=adapter or Adapter(r=4),
+        train=train or Train(batch_size=4),
+        generate=Generate(max_new_tokens=20, prompts=["a", "b"]),
+    )
     data = TrainingData(rows, [ValidationSet("val", [], rows)], [], {})
     return Rehearsal(cfg, setup.Base(model, Words(), None, ""), data, Precision(precision, CPU))
 
@@ -46,14 +52,20 @@ def test_the_parts_are_the_numbers_times_their_bytes(kind):
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in run.trained)
     parts = run.steps(run.cfg.train).parts
-    assert parts.get(BASE, 0) == 2 * frozen and parts[TRAINED] == 4 * trained  # a frozen base in bfloat16, what trains in float32
-    assert parts[OPTIMIZER] == 8 * trained + 4 * len(run.trained)  # two moments, and a counter for each tensor
+    assert (
+        parts.get(BASE, 0) == 2 * frozen and parts[TRAINED] == 4 * trained
+    )  # a frozen base in bfloat16, what trains in float32
+    assert parts[OPTIMIZER] == 8 * trained + 4 * len(
+        run.trained
+    )  # two moments, and a counter for each tensor
     assert 0 <= parts.get(GRADIENTS, 0) <= 4 * trained and parts[WORKING] > 0
 
 
 def test_a_second_micro_batch_finds_the_gradients_of_the_first():
     row = documents(1, shortest=40)
-    alone, after = (rehearse(row * 4, train=Train(batch_size=1, gradient_accumulation_steps=n)) for n in (1, 2))
+    alone, after = (
+        rehearse(row * 4, train=Train(batch_size=1, gradient_accumulation_steps=n)) for n in (1, 2)
+    )
     trained = sum(p.numel() for p in alone.trained)
     alone, after = alone.steps(alone.cfg.train), after.steps(after.cfg.train)
     assert after.parts[GRADIENTS] == 4 * trained and after.total > alone.total
@@ -89,7 +101,12 @@ def test_recomputed_layers_are_planned_with_less():
 
 
 def test_the_largest_batch_is_the_last_that_fits():
-    run = rehearse(documents(12), train=Train(batch_size=4, max_steps=9), num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    run = rehearse(
+        documents(12),
+        train=Train(batch_size=4, max_steps=9),
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+    )
     sizes = [run.steps(replace(run.cfg.train, batch_size=n)).total for n in range(1, 5)]
     assert sizes == sorted(sizes)
     for n in (1, 3, 4):
@@ -104,4 +121,6 @@ def test_answers_take_the_cache_for_all_tokens_that_may_come():
     long, cfg = run.evaluations()[-1], run.model.config
     full = cfg.layer_types.count("full_attention")
     assert short.phase == long.phase == "answers"
-    assert long.total - short.total == pytest.approx(2 * 4 * 2 * cfg.head_dim * 380 * full, rel=0.05)  # keys and values of 2 rows, 380 columns more
+    assert long.total - short.total == pytest.approx(
+        2 * 4 * 2 * cfg.head_dim * 380 * full, rel=0.05
+    )  # keys and values of 2 rows, 380 columns more

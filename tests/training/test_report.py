@@ -43,7 +43,9 @@ def report(path, **changes) -> str:
     texts = {"source": SOURCE + SCRIPT, "gold": GOLD + SCRIPT, "before": SCRIPT, "after": GOLD + SCRIPT}
     given = {
         "run": {"name": f"run {SCRIPT}", f"Base {SCRIPT}": SCRIPT, "Samples": 35000},
-        "steps": [{"step": s, "loss": 1 / s, "learning_rate": 1e-4, "grad_norm": math.nan} for s in range(1, 9)],
+        "steps": [
+            {"step": s, "loss": 1 / s, "learning_rate": 1e-4, "grad_norm": math.nan} for s in range(1, 9)
+        ],
         "evals": [{"step": 4, "eval": {SCRIPT: {"loss": 0.5}}}],
         "before": {SCRIPT: {"loss": 3.0, "leak_rate": 0.9, "per_label": {SCRIPT: LABELS["EMAIL"]}}},
         "after": {SCRIPT: {"loss": 0.5, "leak_rate": 0.1, "per_label": LABELS}},
@@ -70,21 +72,36 @@ def test_markup_in_names_figures_and_texts_is_shown_as_text(tmp_path):
 
 def test_tables_have_captions_and_header_cells(tmp_path):
     html = report(tmp_path)
-    assert "<caption>" in html and 'scope="col">Precision' in html and '<th scope="row">EMAIL</th><td>4</td>' in html
+    assert (
+        "<caption>" in html
+        and 'scope="col">Precision' in html
+        and '<th scope="row">EMAIL</th><td>4</td>' in html
+    )
 
 
 def test_labels_leaks_and_alterations_are_told_apart():
     after = "He is [GIVENNAME_1] Luna, born [EMAIL_1]-2021, said to like coffee."
     assert pieces(after, GOLD, SOURCE, redaction=True) == [
-        ("", "He is "), ("ok", "[GIVENNAME_1]"), ("", " "), ("leak", "Luna"), ("", ", born "), ("wrong", "[EMAIL_1]-"),
-        ("leak", "2021"), ("", ", said to like "), ("wrong", "coffee"), ("", "."),
+        ("", "He is "),
+        ("ok", "[GIVENNAME_1]"),
+        ("", " "),
+        ("leak", "Luna"),
+        ("", ", born "),
+        ("wrong", "[EMAIL_1]-"),
+        ("leak", "2021"),
+        ("", ", said to like "),
+        ("wrong", "coffee"),
+        ("", "."),
     ]
 
 
 def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
     after = "He is [GIVENNAME_1] [SURNAME_1], born 21-07-2021, like tea."
-    assert [piece for piece in pieces(after, GOLD, SOURCE, redaction=True) if piece[0] in ("leak", "missing")] == [
-        ("leak", "21-07-2021"), ("missing", "said to "),
+    assert [
+        piece for piece in pieces(after, GOLD, SOURCE, redaction=True) if piece[0] in ("leak", "missing")
+    ] == [
+        ("leak", "21-07-2021"),
+        ("missing", "said to "),
     ]
 
 
@@ -94,7 +111,13 @@ def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
 
 
 def test_differences_are_marked_by_more_than_colour(tmp_path):
-    example = {"set": "val", "source": SOURCE, "gold": GOLD, "before": SOURCE, "after": GOLD.replace(", said to", "")}
+    example = {
+        "set": "val",
+        "source": SOURCE,
+        "gold": GOLD,
+        "before": SOURCE,
+        "after": GOLD.replace(", said to", ""),
+    }
     html = report(tmp_path, examples=[example])
     assert '<mark class="leak">Ignacio Luna</mark>' in html and '<mark class="ok">[SURNAME_1]</mark>' in html
     assert '<del class="missing">, said to</del>' in html and "after: 1 missing" in html
@@ -121,7 +144,10 @@ def test_ticks_are_round_and_enclose_the_values():
 
 
 def test_the_moving_average_is_unbiased_from_its_first_value():
-    assert smooth([(1, 1.0), (2, None), (3, 3.0)], beta=0.5) == [(1, 1.0), (3, pytest.approx((0.25 + 1.5) / 0.75))]
+    assert smooth([(1, 1.0), (2, None), (3, 3.0)], beta=0.5) == [
+        (1, 1.0),
+        (3, pytest.approx((0.25 + 1.5) / 0.75)),
+    ]
 
 
 def test_long_runs_are_thinned_to_means():
@@ -133,14 +159,19 @@ LOSSES = ([], [math.nan], ["nan", "inf"], [2.0], [0.0, 0.0], [1, math.nan, 3, 1e
 
 @pytest.mark.parametrize("losses", LOSSES)
 def test_no_loss_breaks_the_drawing(losses):
-    drawn = curves([{"step": s, "loss": v} for s, v in enumerate(losses)], [{"step": 0, "eval": {"loss": "nan"}}])
+    drawn = curves(
+        [{"step": s, "loss": v} for s, v in enumerate(losses)], [{"step": 0, "eval": {"loss": "nan"}}]
+    )
     assert not re.search(r"nan|inf|e\+", "".join(re.findall(r'(?:points|cx|cy|x|y1?)="([^"]*)"', drawn)))
     assert ("<polyline" in drawn) == any(math.isfinite(float(v)) for v in losses)
     Page(drawn)
 
 
 def test_a_spike_leaves_the_frame_and_is_told():
-    steps = [{"step": s, "loss": 1.0 if s != 50 else -1.0, "grad_norm": 500.0 if s == 70 else 1.0} for s in range(100)]
+    steps = [
+        {"step": s, "loss": 1.0 if s != 50 else -1.0, "grad_norm": 500.0 if s == 70 else 1.0}
+        for s in range(100)
+    ]
     drawn = curves([*steps, {"step": 100, "loss": math.nan}], [])
     assert "1 above the frame" in drawn and "1 without a finite value (the first is step 100)" in drawn
 
@@ -149,12 +180,19 @@ def test_a_run_without_redaction_has_no_redaction_figures(tmp_path):
     answers = {"gold": "The capital is Paris.", "before": "", "after": "The capital is Lyon."}
     chat = [{"source": "Capital of France?", **answers}]
     html = report(tmp_path, before={"val": {"loss": 3}}, after={"val": {"loss": 4}}, examples=chat)
-    assert not re.search("leak rate|By class|masked as", html) and "<em>worse</em>" in html and "(empty)" in html
+    assert (
+        not re.search("leak rate|By class|masked as", html) and "<em>worse</em>" in html and "(empty)" in html
+    )
     assert '<mark class="wrong">Lyon</mark>' in html and ">Prompt<" in html and ">Expected<" in html
 
 
 def test_huge_and_odd_texts_are_cut_and_cleaned(tmp_path):
-    texts = {"source": "s" * 10**6, "gold": "g" * 10**6, "before": "\x00\x1b[31m \ud800", "after": "a" * 10**6}
+    texts = {
+        "source": "s" * 10**6,
+        "gold": "g" * 10**6,
+        "before": "\x00\x1b[31m \ud800",
+        "after": "a" * 10**6,
+    }
     html = report(tmp_path, examples=[{"set": "val", **texts}] * 50)
     assert len(html) < 10**6 and "996,000 more characters" in html and "10 more are not shown" in html
     assert not re.search(r"[\x00-\x08\x0e-\x1f]", html)

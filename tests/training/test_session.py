@@ -64,7 +64,13 @@ sys.exit(train.main(sys.argv[2:]))
 def run_script(folder: Path, *args: str, stop: str | None = None) -> subprocess.CompletedProcess:
     """train.py in `folder`, in a process of its own; `stop` is "SIGNAL@micro-batch" or "SAVE@number"."""
     start = ["-c", DRIVER, stop] if stop else [str(ROOT / "train.py")]
-    done = subprocess.run([sys.executable, *start, *args], cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, *start, *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -72,7 +78,10 @@ def run_script(folder: Path, *args: str, stop: str | None = None) -> subprocess.
 def stream(folder: Path) -> list[dict]:
     """What metrics.jsonl says of the computation: all but the clock and the memory."""
     steps, evals = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "peak_memory")} for r in [*steps, *evals]]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "peak_memory")}
+        for r in [*steps, *evals]
+    ]
 
 
 def adapter_hash(folder: Path) -> str:
@@ -88,8 +97,12 @@ def whole(tmp_path_factory) -> Path:
     return folder / "runs" / "tiny"
 
 
-@pytest.mark.parametrize("epochs, accumulate, steps", [(1, 1, 50), (1.1, 1, 55), (0.01, 1, 1), (2, 4, 26), (2.5, 4, 33)])
-def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_not(epochs, accumulate, steps):
+@pytest.mark.parametrize(
+    "epochs, accumulate, steps", [(1, 1, 50), (1.1, 1, 55), (0.01, 1, 1), (2, 4, 26), (2.5, 4, 33)]
+)
+def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_not(
+    epochs, accumulate, steps
+):
     cfg = Config(train=Train(epochs=epochs, gradient_accumulation_steps=accumulate, batch_size=1))
     assert setup.build_plan(cfg, setup.build_loader(cfg, documents(50))).total_steps == steps
 
@@ -100,14 +113,25 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_
 def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_not(whole):
     """SIGKILL in a micro-batch, SIGTERM, Ctrl-C, SIGKILL in a save; each time resumed with the command that the run printed."""
     rng = random.Random(os.urandom(8))
-    stops = [f"SIGKILL@{rng.randint(4, 9)}", f"SIGTERM@{rng.randint(1, 5)}", f"SIGINT@{rng.randint(1, 5)}", "SAVE@1"]
-    folder, args, said = whole.parents[1], ["--config", "tiny.toml", *EVALUATED, "--set", "run.dir=runs/stopped"], []
+    stops = [
+        f"SIGKILL@{rng.randint(4, 9)}",
+        f"SIGTERM@{rng.randint(1, 5)}",
+        f"SIGINT@{rng.randint(1, 5)}",
+        "SAVE@1",
+    ]
+    folder, args, said = (
+        whole.parents[1],
+        ["--config", "tiny.toml", *EVALUATED, "--set", "run.dir=runs/stopped"],
+        [],
+    )
     for stop in stops:
         done = run_script(folder, *args, stop=stop)
         said.append((stop, done.returncode, done.stdout[-500:], done.stderr))
         if stop.startswith(("SIGTERM", "SIGINT")):
             assert done.returncode == 130, said
-            command = re.search(r"stopped after step \d+ of 16; continue with:\n    python train.py (.*)\n", done.stdout)
+            command = re.search(
+                r"stopped after step \d+ of 16; continue with:\n    python train.py (.*)\n", done.stdout
+            )
             assert shlex.split(command[1]) == [*args[:6], "--resume"], said
         else:
             assert done.returncode == -9, said
@@ -122,15 +146,42 @@ def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_
 
 
 def test_the_uninterrupted_run_leaves_what_it_promises(whole):
-    assert {p.name for p in whole.iterdir()} >= {"config.toml", "metrics.jsonl", "manifest.json", "adapter", "checkpoints", "report.html"}
+    assert {p.name for p in whole.iterdir()} >= {
+        "config.toml",
+        "metrics.jsonl",
+        "manifest.json",
+        "adapter",
+        "checkpoints",
+        "report.html",
+    }
     steps, evals = read_metrics(whole / "metrics.jsonl")
-    assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [3, 6, 9, 12, 15, 16]
-    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "stream_tokens", "supervised_tokens", "tokens_per_second", "seconds",
-            "peak_memory"}
+    assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [
+        3,
+        6,
+        9,
+        12,
+        15,
+        16,
+    ]
+    keys = {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "stream_tokens",
+        "supervised_tokens",
+        "tokens_per_second",
+        "seconds",
+        "peak_memory",
+    }
     assert keys == set(steps[0])
     assert all(r["supervised_tokens"] < r["stream_tokens"] <= r["tokens"] for r in steps)
     peaks = [r["peak_memory"] for r in steps]
-    assert peaks[0] > 2**26 and peaks[-1] > peaks[0] - 2**20, "bytes, of which the kernel's count may be some pages off"
+    assert peaks[0] > 2**26 and peaks[-1] > peaks[0] - 2**20, (
+        "bytes, of which the kernel's count may be some pages off"
+    )
     manifest = json.loads((whole / "manifest.json").read_text())
     assert int(manifest["run"]["peak memory"].removesuffix(" MiB").replace(",", "")) > 0
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]
@@ -203,7 +254,9 @@ def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
     monkeypatch.setattr(session, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
     assert run(*SHORT) == 0
     for r in read_metrics("runs/tiny/metrics.jsonl")[0]:
-        assert r["mfu"] == pytest.approx((1000 * r["stream_tokens"] + 3000 * r["supervised_tokens"]) / r["seconds"] / 1e4, rel=0.01)
+        assert r["mfu"] == pytest.approx(
+            (1000 * r["stream_tokens"] + 3000 * r["supervised_tokens"]) / r["seconds"] / 1e4, rel=0.01
+        )
 
 
 def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):
@@ -242,7 +295,9 @@ def test_every_kind_of_run_resumes_to_the_same_bytes(place, monkeypatch, variant
     assert run(*args, "--resume") == 0
     assert stream(Path("runs/tiny")) == stream(whole)
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
-        assert not (whole / file).exists() or (whole / file).read_bytes() == Path("runs/tiny", file).read_bytes()
+        assert (
+            not (whole / file).exists() or (whole / file).read_bytes() == Path("runs/tiny", file).read_bytes()
+        )
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place, monkeypatch):
@@ -256,10 +311,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place,
     gc.collect()
     assert [r["step"] for r in stream(Path("runs/tiny"))] == [1, 2]
     assert run(*args, "--resume") == 0
-    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
+    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(
+        whole
+    )
 
 
-def test_the_time_left_is_told_by_the_mean_of_the_steps_after_the_first_which_may_have_compiled(place, monkeypatch, capsys):
+def test_the_time_left_is_told_by_the_mean_of_the_steps_after_the_first_which_may_have_compiled(
+    place, monkeypatch, capsys
+):
     """Here the first of four takes ten seconds, and the others two, four and six."""
     ticks = iter([0, 10, 10, 12, 12, 16, 16, 22])
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
@@ -312,10 +371,19 @@ def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, c
     capsys.readouterr()
     assert run(*SHORT, *sets(adapter__r=2, train__learning_rate=0.5), "--resume") == 2
     error = capsys.readouterr().err
-    for line in ("adapter.r: 4 -> 2", "train.learning_rate: 0.01 -> 0.5", "file train.jsonl: ", "base model: ", "base tokenizer.json: "):
+    for line in (
+        "adapter.r: 4 -> 2",
+        "train.learning_rate: 0.01 -> 0.5",
+        "file train.jsonl: ",
+        "base model: ",
+        "base tokenizer.json: ",
+    ):
         assert f"\n  {line}" in error
     assert "val.jsonl" not in error and "start a new run without --resume" in error
-    assert Path("runs/tiny/config.toml").read_text() == config and Path("runs/tiny/metrics.jsonl").read_text() == metrics
+    assert (
+        Path("runs/tiny/config.toml").read_text() == config
+        and Path("runs/tiny/metrics.jsonl").read_text() == metrics
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(place, capsys):
@@ -327,7 +395,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_e
     file.write_bytes(content)
     assert run(*SHORT, "--resume") == 0
     said = capsys.readouterr()
-    assert "step-00000004/tensors.safetensors is damaged" in said.err and "resumed    from the checkpoint of step 3" in said.out
+    assert (
+        "step-00000004/tensors.safetensors is damaged" in said.err
+        and "resumed    from the checkpoint of step 3" in said.out
+    )
     assert (adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))) == before
 
 
@@ -342,8 +413,16 @@ def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(plac
 # --- the disk
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_the_one_before_is_kept(place, monkeypatch, capsys, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_the_one_before_is_kept(
+    place, monkeypatch, capsys, error
+):
     save, calls = checkpoint.save_file, []
 
     def full(tensors, path):
@@ -354,12 +433,26 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_the_one_before_i
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     assert run(*SHORT) == 0
-    assert "the checkpoint of step 3 could not be written" in (said := capsys.readouterr().err) and "No space left" in said
-    assert sorted(p.name for p in Path("runs/tiny/checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    assert (
+        "the checkpoint of step 3 could not be written" in (said := capsys.readouterr().err)
+        and "No space left" in said
+    )
+    assert sorted(p.name for p in Path("runs/tiny/checkpoints").iterdir()) == [
+        "step-00000001",
+        "step-00000002",
+    ]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
-def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_resumed(place, monkeypatch, capsys, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_resumed(
+    place, monkeypatch, capsys, error
+):
     args = [*SHORT, *sets(train__eval_every=2)]
     assert run(*args) == 0
     whole = Path("runs/tiny").rename("whole")
@@ -369,15 +462,23 @@ def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_res
         def full(*args, **kwargs):
             calls.append(args)
             if len(calls) == 2:
-                raise type(error)(*error.args)  # a fresh one, whose traceback does not keep the run and its lock alive
+                raise type(error)(
+                    *error.args
+                )  # a fresh one, whose traceback does not keep the run and its lock alive
             save(*args, **kwargs)
 
         patch.setattr(session, "save_adapter", full)
         assert run(*args) == 1
     said = capsys.readouterr().err
-    assert "No space left" in said and "earlier checkpoints are kept" in said and shlex.join(args) + " --resume" in said
+    assert (
+        "No space left" in said
+        and "earlier checkpoints are kept" in said
+        and shlex.join(args) + " --resume" in said
+    )
     assert run(*args, "--resume") == 0
-    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(whole)
+    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(
+        whole
+    )
 
 
 def test_too_little_room_for_the_checkpoints_is_told_before_training(place, monkeypatch, capsys):
@@ -388,7 +489,10 @@ def test_too_little_room_for_the_checkpoints_is_told_before_training(place, monk
 
 def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
     assert run("--set", "run.dir=train.jsonl/a") == 2
-    assert "error: train.jsonl/a: cannot be written (Not a directory); set run.dir to a folder that can" in capsys.readouterr().err
+    assert (
+        "error: train.jsonl/a: cannot be written (Not a directory); set run.dir to a folder that can"
+        in capsys.readouterr().err
+    )
 
 
 # --- steps that go wrong
@@ -399,7 +503,11 @@ def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, mon
 
     def explode(model, batch):
         total, *rest = loss(model, batch)
-        return total * (float("nan") if model.training and any(i in ("train.jsonl:3", "train.jsonl:4") for i in batch.ids) else 1), *rest
+        return total * (
+            float("nan")
+            if model.training and any(i in ("train.jsonl:3", "train.jsonl:4") for i in batch.ids)
+            else 1
+        ), *rest
 
     monkeypatch.setattr(sft, "loss", explode)
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 1)
@@ -408,13 +516,26 @@ def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, mon
     assert "step 1 was not applied: not finite; first bad place: the loss; samples: train.jsonl:1" in said
     assert "Samples of the last step: train.jsonl:1, train.jsonl:2, train.jsonl:3, train.jsonl:4." in said
     steps, _ = read_metrics("runs/tiny/metrics.jsonl")
-    assert steps == [{"step": 1, "skipped": True, "layer": steps[0]["layer"], "samples": [f"train.jsonl:{n}" for n in (1, 2, 3, 4)]}]
+    assert steps == [
+        {
+            "step": 1,
+            "skipped": True,
+            "layer": steps[0]["layer"],
+            "samples": [f"train.jsonl:{n}" for n in (1, 2, 3, 4)],
+        }
+    ]
 
 
 def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(place, monkeypatch, capsys):
     loss = sft.loss
-    monkeypatch.setattr(sft, "loss", lambda model, batch: (loss(model, batch)[0] * (float("nan") if "train.jsonl:5" in batch.ids else 1),
-                                                           *loss(model, batch)[1:]))
+    monkeypatch.setattr(
+        sft,
+        "loss",
+        lambda model, batch: (
+            loss(model, batch)[0] * (float("nan") if "train.jsonl:5" in batch.ids else 1),
+            *loss(model, batch)[1:],
+        ),
+    )
     assert run(*SHORT, *sets(train__shuffle="false")) == 0
     records = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [r["loss"] for r in records if r["step"] == 2 and "loss" in r] == ["nan"]
@@ -430,7 +551,12 @@ def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(pl
     ({"train__max_tokens": 300, "data__max_length": 180}, "lower data.max_length (now 180)"),
 ])  # fmt: skip
 def test_out_of_memory_ends_with_one_concrete_remedy(place, monkeypatch, capsys, changes, remedy):
-    kill_in_micro_batch(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore"))
+    kill_in_micro_batch(
+        monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
+    )
     assert run(*SHORT, *sets(**changes)) == 1
     error = capsys.readouterr().err
-    assert f"error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB); {remedy}" in error and "more" not in error
+    assert (
+        f"error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB); {remedy}" in error
+        and "more" not in error
+    )

@@ -29,13 +29,21 @@ def test_an_adapter_to_start_from_brings_its_own_settings(place):
     base, _ = setup.build_base(cfg, Precision("fp32", pick_device("cpu")))
     model = base.model
     setup.add_adapters(model, cfg)
-    assert (cfg.adapter.type, cfg.adapter.r, cfg.adapter.lora_alpha, cfg.adapter.lora_dropout) == ("dora", 3, 6, 0.0)
+    assert (cfg.adapter.type, cfg.adapter.r, cfg.adapter.lora_alpha, cfg.adapter.lora_dropout) == (
+        "dora",
+        3,
+        6,
+        0.0,
+    )
     assert {layer.r for layer in adapters(model).values()} == {3}
 
 
 def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
     start = "the same twenty tokens "
-    write_jsonl(place / "train.jsonl", [{"prompt": start + word, "response": word} for word in ("one", "two", "three")])
+    write_jsonl(
+        place / "train.jsonl",
+        [{"prompt": start + word, "response": word} for word in ("one", "two", "three")],
+    )
     shared = {}
     for overrides in ((), ("train.share_prefix=false",)):
         cfg = load_config("tiny.toml", ["train.batch_size=3", *overrides])
@@ -65,18 +73,28 @@ def test_auto_compiles_a_run_on_a_cpu_that_is_long_enough(place, monkeypatch):
     reader, data = read(cfg, Path("base"))
     model = setup.without_weights(reader).model
     setup.add_adapters(model, cfg)
-    tokens, targets = (sum(n) for n in zip(*((len(d.labels), sum(i >= 0 for i in d.labels)) for d in data.documents), strict=True))
+    tokens, targets = (
+        sum(n)
+        for n in zip(*((len(d.labels), sum(i >= 0 for i in d.labels)) for d in data.documents), strict=True)
+    )
     epoch = step_flops(model, tokens, targets)
     assert compiled(monkeypatch, 3.99 * epoch) and not compiled(monkeypatch, 4.01 * epoch)
-    assert compiled(monkeypatch, 0.24 * epoch, "train.max_steps=1") and not compiled(monkeypatch, 0.26 * epoch, "train.max_steps=1")
+    assert compiled(monkeypatch, 0.24 * epoch, "train.max_steps=1") and not compiled(
+        monkeypatch, 0.26 * epoch, "train.max_steps=1"
+    )
     assert not compiled(monkeypatch, 0, device="cuda")
-    assert compiled(monkeypatch, 9 * epoch, "train.compile=true") and not compiled(monkeypatch, 0, "train.compile=false")
+    assert compiled(monkeypatch, 9 * epoch, "train.compile=true") and not compiled(
+        monkeypatch, 0, "train.compile=false"
+    )
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not compiled(monkeypatch, 0)
 
 
 def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, .*; or set it to false"):
+    with pytest.raises(
+        ValueError,
+        match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, .*; or set it to false",
+    ):
         setup.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
     setup.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))

@@ -19,7 +19,9 @@ from training.rehearsal import steps_of
 @pytest.fixture
 def cfg(tmp_path, monkeypatch) -> Config:
     monkeypatch.chdir(write_run(tmp_path / "place"))
-    return load_config("tiny.toml", ["train.max_steps=3", "train.eval_samples=2", "train.gradient_accumulation_steps=1"])
+    return load_config(
+        "tiny.toml", ["train.max_steps=3", "train.eval_samples=2", "train.gradient_accumulation_steps=1"]
+    )
 
 
 def torch_alone(cfg: Config) -> int:
@@ -72,13 +74,17 @@ def test_a_trial_does_the_steps_of_a_short_run_in_their_order(cfg, steps):
     cfg = replace(cfg, train=replace(cfg.train, precision="bf16", max_steps=6))
     trial.peak(cfg)
     documents = trial.setup.read(cfg, Path(cfg.model.name))[1].documents
-    order = [batch.ids for epoch in range(6) for batch in trial.setup.build_loader(cfg, documents).batches(epoch)]
+    order = [
+        batch.ids for epoch in range(6) for batch in trial.setup.build_loader(cfg, documents).batches(epoch)
+    ]
     assert [window[0].ids for _, _, window, *_ in steps] == order[:6]
     assert {(precision.name, rate) for *_, precision, rate, _ in steps} == {("bf16", 0.0)}
 
 
 @pytest.mark.parametrize(("limits", "tried"), [({"STEPS": 5}, 5), ({"SECONDS": -1, "FEWEST": 3}, 3)])
-def test_a_long_run_is_tried_for_a_count_of_steps_or_where_they_are_slow_a_time_and_then_its_heaviest_come(cfg, steps, monkeypatch, limits, tried):
+def test_a_long_run_is_tried_for_a_count_of_steps_or_where_they_are_slow_a_time_and_then_its_heaviest_come(
+    cfg, steps, monkeypatch, limits, tried
+):
     """Those of the heaviest three that were not among the first are done behind them, each once."""
     cfg = replace(cfg, train=replace(cfg.train, batch_size=1, max_steps=50))
     for name, value in limits.items():
@@ -87,6 +93,10 @@ def test_a_long_run_is_tried_for_a_count_of_steps_or_where_they_are_slow_a_time_
     loader = trial.setup.build_loader(cfg, trial.setup.read(cfg, Path(cfg.model.name))[1].documents)
     planned, heaviest = steps_of(loader, trial.setup.build_plan(cfg, loader))
     names = [[loader.batch(group).ids for group in step] for step in planned]
-    late = [name for name, step in zip(names, planned, strict=True) if step in heaviest.difference(planned[:tried])]
+    late = [
+        name
+        for name, step in zip(names, planned, strict=True)
+        if step in heaviest.difference(planned[:tried])
+    ]
     done = [[batch.ids for batch in window] for _, _, window, *_ in steps]
     assert late and done[:tried] == names[:tried] and sorted(done[tried:]) == sorted(late)

@@ -10,6 +10,14 @@ def prepare(model, batch):
 
 def loss(model, batch):
     """sum over supervised positions of -log p(target), their number, and further metrics; batch is a data.packing.Batch on the model's device."""
-    hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens, opening=batch.opening, rows=batch.target_positions)  # (S, D)
-    total, _ = linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_logit_softcapping, compiled=model.compiled and model.training)
+    hidden = model(
+        batch.tokens, batch.position_ids, batch.cu_seqlens, opening=batch.opening, rows=batch.target_positions
+    )  # (S, D)
+    total, _ = linear_cross_entropy(
+        hidden,
+        model.head_weight,
+        batch.targets,
+        model.config.final_logit_softcapping,
+        compiled=model.compiled and model.training,
+    )
     return total, batch.num_targets, {}

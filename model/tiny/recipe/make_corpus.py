@@ -31,7 +31,20 @@ BEFORE = (
     [("\n\n{t}:\n", "")] * 9 + [("\n\n", "")] * 6 + [("\n", "")] * 3 + [(": ", "")] * 2 + [(" ", "")] + [("\n---\n", ""), ("\n---\n", "\n---"), ("\n\n---\n\n", "")] + [("\n\n{t}: ", "")] * 2
     + [("\n{t}: ", ""), ("\n\n\"", "\""), (" \"", "\""), ("\n«", "»"), ("\n“", "”"), ("\n```\n", "\n```"), ("\n<text>\n", "\n</text>"), ("\n\n### {t}\n", ""), ("\n\n[{t}]\n", ""), ("\n\n{t}:\n\n", "")]
 )  # fmt: skip
-AFTER = [("", "\n\n"), ("", "\n\n"), ("", "\n"), ("\"", "\"\n"), ("\"", "\"\n\n"), ("«", "»\n"), ("{t}: ", "\n\n"), ("{t}:\n", "\n\n"), ("", "\n---\n"), ("---\n", "\n---\n"), ("<text>", "</text>\n"), ("```\n", "\n```\n")]
+AFTER = [
+    ("", "\n\n"),
+    ("", "\n\n"),
+    ("", "\n"),
+    ('"', '"\n'),
+    ('"', '"\n\n'),
+    ("«", "»\n"),
+    ("{t}: ", "\n\n"),
+    ("{t}:\n", "\n\n"),
+    ("", "\n---\n"),
+    ("---\n", "\n---\n"),
+    ("<text>", "</text>\n"),
+    ("```\n", "\n```\n"),
+]
 HEADERS = {
     "en": ("From", "To", "Subject", "Date"), "de": ("Von", "An", "Betreff", "Datum"), "nl": ("Van", "Aan", "Onderwerp", "Datum"),
     "fr": ("De", "À", "Objet", "Date"), "es": ("De", "Para", "Asunto", "Fecha"), "it": ("Da", "A", "Oggetto", "Data"),
@@ -54,8 +67,12 @@ class Language:
     kinds: dict = field(default_factory=dict)
     tasks: dict = field(default_factory=dict)
     nouns: list = field(default_factory=list)
-    order_words: list = field(default_factory=list)  # what its instructions are made of, each as often as it stands there
-    chain: dict = field(default_factory=dict)  # of the words of the language, to invent words that look like it
+    order_words: list = field(
+        default_factory=list
+    )  # what its instructions are made of, each as often as it stands there
+    chain: dict = field(
+        default_factory=dict
+    )  # of the words of the language, to invent words that look like it
 
     def known(self):
         """A fresh memory of the values of one text."""
@@ -108,16 +125,32 @@ def read_language(path):
             elif section in tasks.MAKERS or section == "none":
                 lang.tasks.setdefault(section, []).append(line)
             else:
-                problems.append(f"{path.name}:{number}: {line!r} in section {section!r}; remedy: the format of the section, slots {', '.join(values.SLOTS)}")
-    problems += [f"{path.name}: no section {name!r}; remedy: add it" for name in [*tasks.MAKERS, "none"] if name not in lang.tasks and name != "label"]
-    problems += [f"{path.name}: no kind for {slot!r}; remedy: a line `{slot} | singular | plural`" for slot in [*values.SLOTS, *tasks.GROUPS] if slot not in lang.kinds]
+                problems.append(
+                    f"{path.name}:{number}: {line!r} in section {section!r}; remedy: the format of the section, slots {', '.join(values.SLOTS)}"
+                )
+    problems += [
+        f"{path.name}: no section {name!r}; remedy: add it"
+        for name in [*tasks.MAKERS, "none"]
+        if name not in lang.tasks and name != "label"
+    ]
+    problems += [
+        f"{path.name}: no kind for {slot!r}; remedy: a line `{slot} | singular | plural`"
+        for slot in [*values.SLOTS, *tasks.GROUPS]
+        if slot not in lang.kinds
+    ]
     if problems:
         raise ValueError("\n".join(problems))
-    words = re.findall(r"\w+", " ".join(part for item in lang.neutral + lang.clauses for part, _ in item[:1] or []) + " ".join(part for item in lang.neutral for part, _ in item))
+    words = re.findall(
+        r"\w+",
+        " ".join(part for item in lang.neutral + lang.clauses for part, _ in item[:1] or [])
+        + " ".join(part for item in lang.neutral for part, _ in item),
+    )
     keep = str.istitle if path.stem == "de" else str.islower
     lang.nouns = sorted({word for word in words if len(word) > 3 and keep(word)})
     lang.chain = values.learn(lang.nouns)
-    orders = " ".join(itertools.chain(*lang.tasks.values(), *tasks.REMARKS[lang.code], TEXT_WORDS[lang.code] * 20))
+    orders = " ".join(
+        itertools.chain(*lang.tasks.values(), *tasks.REMARKS[lang.code], TEXT_WORDS[lang.code] * 20)
+    )
     lang.order_words = re.findall(r"(?<![<{])\b[^\W\d_]{3,}", orders)
     return lang
 
@@ -129,21 +162,31 @@ def word_of(lang, rng):
 
 def stray_word(lang, known, rng):
     """A word that has no business where it stands; no bare number, for that would be one to hide."""
-    stray = values.rand(lang.code, rng, known) if rng.random() < 0.4 else rng.choice(EMOJI) if rng.random() < 0.08 else word_of(lang, rng)
+    stray = (
+        values.rand(lang.code, rng, known)
+        if rng.random() < 0.4
+        else rng.choice(EMOJI)
+        if rng.random() < 0.08
+        else word_of(lang, rng)
+    )
     return word_of(lang, rng) if stray.isdigit() else stray
 
 
 def distorted(item, lang, rng):
     """The item with a third of its longer words replaced by others, so that a copy takes reading."""
+
     def swap(match):
         return word_of(lang, rng) if rng.random() < 0.33 else match.group()
+
     return [(part if slot else re.sub(r"[^\W\d]{4,}", swap, part), slot) for part, slot in item]
 
 
 def echoed(item, words, rng):
     """The item with some of its words replaced by such as instructions are made of, so that a copy of "text" does not end in the instruction."""
+
     def swap(match):
         return rng.choice(words) if rng.random() < 0.15 else match.group()
+
     return [(part if slot else re.sub(r"[^\W\d]{3,}", swap, part), slot) for part, slot in item]
 
 
@@ -182,17 +225,43 @@ def form(lang, known, rng):
 
 def mail(text, lang, known, rng):
     """The text with the head of an e-mail before it, or a farewell, a name and an address behind it."""
+
     def held(line):
-        return [(known.value(slot, lang.code, rng), slot) if slot else (part, None) for part, slot in segments(line)]
+        return [
+            (known.value(slot, lang.code, rng), slot) if slot else (part, None)
+            for part, slot in segments(line)
+        ]
+
     if rng.random() < 0.5:
         origin, to, subject, date = HEADERS[lang.code]
-        lines = [f"{origin}: " + rng.choice(("{first} {last} <{email}>", "{email}", "{last}, {first} <{email}>")), f"{to}: " + rng.choice(("{email}", "{email}", "{first} {last} <{email}>", "{first} {last}"))]
-        lines += [f"{date}: {{date}}"] * (rng.random() < 0.3) + [f"{subject}: " + " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 4)))] * (rng.random() < 0.7)
-        return held(rng.choice(("\n", "\n", "\n", " ", "<br>", "; ")).join(lines)) + [(rng.choice(("\n\n", "\n", "\n---\n")), None), *text]
+        lines = [
+            f"{origin}: " + rng.choice(("{first} {last} <{email}>", "{email}", "{last}, {first} <{email}>")),
+            f"{to}: " + rng.choice(("{email}", "{email}", "{first} {last} <{email}>", "{first} {last}")),
+        ]
+        lines += [f"{date}: {{date}}"] * (rng.random() < 0.3) + [
+            f"{subject}: " + " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 4)))
+        ] * (rng.random() < 0.7)
+        return held(rng.choice(("\n", "\n", "\n", " ", "<br>", "; ")).join(lines)) + [
+            (rng.choice(("\n\n", "\n", "\n---\n")), None),
+            *text,
+        ]
     place = "{building} {street}" if lang.code in ("en", "fr") else "{street} {building}"
     town = "{city} {zip}" if lang.code == "en" else "{zip} {city}"
-    lines = [rng.choice(FAREWELLS[lang.code]) + rng.choice((",", "", ",", "!")), rng.choice(("{first} {last}", "{first} {last}", "{first}", "{last}"))]
-    lines += rng.choice(([], [place, town], [f"{place}, {town}"], ["{phone}"], ["{email}"], ["{phone}", "{email}"], ["{city}"]))
+    lines = [
+        rng.choice(FAREWELLS[lang.code]) + rng.choice((",", "", ",", "!")),
+        rng.choice(("{first} {last}", "{first} {last}", "{first}", "{last}")),
+    ]
+    lines += rng.choice(
+        (
+            [],
+            [place, town],
+            [f"{place}, {town}"],
+            ["{phone}"],
+            ["{email}"],
+            ["{phone}", "{email}"],
+            ["{city}"],
+        )
+    )
     return [*text, (rng.choice(("\n\n", "\n")), None), *held("\n".join(lines))]
 
 
@@ -209,13 +278,20 @@ def salad(lang, count, known, rng):
             word = rng.choice(EMOJI) if rng.random() < 0.2 else tasks.symbol(rng, known.nouns)
         else:
             word = values.draw(rng.choice(values.SLOTS), lang.code, rng, known)
-        item += [(word, None), (rng.choice((" ", " ", " ", " ", " ", " ", " ", ", ", ". ", "\n", "; ", ": ", " - ")), None)]
+        item += [
+            (word, None),
+            (rng.choice((" ", " ", " ", " ", " ", " ", " ", ", ", ". ", "\n", "; ", ": ", " - ")), None),
+        ]
     return item[:-1]
 
 
 def goal_length(rng):
     """Words of a text: log-uniform from 3 to 90, a few up to 190."""
-    return int(math.exp(rng.uniform(math.log(3), math.log(90)))) if rng.random() < 0.975 else rng.randint(90, 190)
+    return (
+        int(math.exp(rng.uniform(math.log(3), math.log(90))))
+        if rng.random() < 0.975
+        else rng.randint(90, 190)
+    )
 
 
 def draw_items(lang, known, rng, goal, plain_share=0.2):
@@ -227,7 +303,11 @@ def draw_items(lang, known, rng, goal, plain_share=0.2):
             item = form(lang, known, rng)
         else:
             pool = lang.neutral if roll < 0.15 + plain_share else lang.clauses
-            template = min((rng.choice(pool) for _ in range(3)), key=lambda t: abs(size(t) - goal + length)) if goal - length < 10 else rng.choice(pool)
+            template = (
+                min((rng.choice(pool) for _ in range(3)), key=lambda t: abs(size(t) - goal + length))
+                if goal - length < 10
+                else rng.choice(pool)
+            )
             item = filled(template, lang, known, rng)
         items.append(item)
         length += size(item)
@@ -257,29 +337,66 @@ def layout(items, lang, rng, lines):
     """The items as a paragraph, lines, a list or HTML."""
     roll = rng.random()
     if lines or roll < 0.14:
-        return spread(items, "\n" if lines or rng.random() < 0.6 else "\n\n", *rng.choice((("", ""), ("", ""), ("- ", ""), ("{i}. ", ""), ("> ", ""))))
+        return spread(
+            items,
+            "\n" if lines or rng.random() < 0.6 else "\n\n",
+            *rng.choice((("", ""), ("", ""), ("- ", ""), ("{i}. ", ""), ("> ", ""))),
+        )
     if roll < 0.3:
-        tag = rng.choice(("p", "p", "p", "div", "li", "span", "td", "b", "h2", "i", "p class=\"note\"", "section"))
+        tag = rng.choice(
+            ("p", "p", "p", "div", "li", "span", "td", "b", "h2", "i", 'p class="note"', "section")
+        )
         text = spread(items, rng.choice(("", "\n", " ", "")), f"<{tag}>", f"</{tag.split()[0]}>")
         outer = rng.choice((None, None, "div", "ul", "body", "html", "article"))
         return [(f"<{outer}>", None), *text, (f"</{outer}>", None)] if outer else text
     if roll < 0.36:
-        return [("<p>", None), *spread(items, rng.choice(("<br>", "<br/>", "<br>\n", " <br /> "))), ("</p>", None)]
+        return [
+            ("<p>", None),
+            *spread(items, rng.choice(("<br>", "<br/>", "<br>\n", " <br /> "))),
+            ("</p>", None),
+        ]
     if roll < 0.44:
-        return spread(items, "\n", rng.choice(("- ", "* ", "• ", "{i}. ", "{i}) ", "({i}) ", "– ", "\t", "## ", "[{i}] ")))
+        return spread(
+            items,
+            "\n",
+            rng.choice(("- ", "* ", "• ", "{i}. ", "{i}) ", "({i}) ", "– ", "\t", "## ", "[{i}] ")),
+        )
     if roll < 0.49:
         title = " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 3)))
-        head = rng.choice((f"# {title}\n", f"**{title}**\n\n", f"{title.upper()}\n", f"<h1>{title}</h1>\n", f"{title.capitalize()}:\n", f"Re: {title}\n\n"))
+        head = rng.choice(
+            (
+                f"# {title}\n",
+                f"**{title}**\n\n",
+                f"{title.upper()}\n",
+                f"<h1>{title}</h1>\n",
+                f"{title.capitalize()}:\n",
+                f"Re: {title}\n\n",
+            )
+        )
         return [(head, None), *spread(items, rng.choice((" ", "\n")))]
     if roll < 0.53:
-        return spread(items, " ", *rng.choice((('"', '"'), ("“", "”"), ("«", "»"), ("(", ")"), ("'", "'"), ("**", "**"), ("_", "_"))))
+        return spread(
+            items,
+            " ",
+            *rng.choice(
+                (('"', '"'), ("“", "”"), ("«", "»"), ("(", ")"), ("'", "'"), ("**", "**"), ("_", "_"))
+            ),
+        )
     return spread(items, rng.choice((" ", " ", " ", " ", " ", "  ", " / ", " ... ", " | ", "; ")))
 
 
 def stretch(text, rng):
     """The text with some of its spaces doubled, or turned into a tab or a line break."""
     longer = rng.choice(("  ", "  ", "   ", "\t", "\n", " \n", "\u00a0"))
-    return [("".join(longer if character == " " and rng.random() < 0.15 else character for character in part) if slot is None else part, slot) for part, slot in text]
+    return [
+        (
+            "".join(longer if character == " " and rng.random() < 0.15 else character for character in part)
+            if slot is None
+            else part,
+            slot,
+        )
+        for part, slot in text
+    ]
 
 
 def tidy(text):
@@ -327,7 +444,7 @@ def prompt_of(instruction, text, lang, rng):
     word = rng.choice(TEXT_WORDS[lang.code])
     if rng.random() < 0.7:
         left, right = rng.choice(BEFORE)
-        if left in (": ", ' "') and instruction[-1] in ".:" :
+        if left in (": ", ' "') and instruction[-1] in ".:":
             instruction = instruction[:-1] + ("" if left == ": " else ":")
         elif left == ": " and instruction[-1] in "?!":
             left = " "
@@ -373,7 +490,9 @@ def load():
 
 def write(path, seed, count, jobs, name_tasks=False, stage=1):
     """Write count samples to path, drawn from the seed (a text)."""
-    blocks = [(f"{seed}/{start}", min(BLOCK, count - start), name_tasks, stage) for start in range(0, count, BLOCK)]
+    blocks = [
+        (f"{seed}/{start}", min(BLOCK, count - start), name_tasks, stage) for start in range(0, count, BLOCK)
+    ]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         if jobs < 2:
             file.writelines(map(make_block, blocks))
@@ -384,11 +503,19 @@ def write(path, seed, count, jobs, name_tasks=False, stage=1):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and val.jsonl")
     parser.add_argument("--samples", type=int, default=300000)
     parser.add_argument("--val", type=int, default=500, help="samples in val.jsonl")
-    parser.add_argument("--stage", type=int, choices=tasks.SHARES, default=1, help="the shares of the tasks: 1 to begin with, 2 to go on with (tasks.SHARES)")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        choices=tasks.SHARES,
+        default=1,
+        help="the shares of the tasks: 1 to begin with, 2 to go on with (tasks.SHARES)",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shard", type=int, help="write train-N.jsonl only: other samples of the same kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -396,10 +523,26 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.shard is None:
-        write(args.out / "train.jsonl", f"{args.seed}.{args.stage}/train", args.samples, args.jobs, args.name_tasks, args.stage)
-        write(args.out / "val.jsonl", f"{args.seed}.{args.stage}/val", args.val, 1, args.name_tasks, args.stage)
+        write(
+            args.out / "train.jsonl",
+            f"{args.seed}.{args.stage}/train",
+            args.samples,
+            args.jobs,
+            args.name_tasks,
+            args.stage,
+        )
+        write(
+            args.out / "val.jsonl", f"{args.seed}.{args.stage}/val", args.val, 1, args.name_tasks, args.stage
+        )
     else:
-        write(args.out / f"train-{args.shard}.jsonl", f"{args.seed}.{args.stage}/shard{args.shard}", args.samples, args.jobs, args.name_tasks, args.stage)
+        write(
+            args.out / f"train-{args.shard}.jsonl",
+            f"{args.seed}.{args.stage}/shard{args.shard}",
+            args.samples,
+            args.jobs,
+            args.name_tasks,
+            args.stage,
+        )
 
 
 if __name__ == "__main__":

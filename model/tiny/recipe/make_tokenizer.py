@@ -42,7 +42,16 @@ CHAT_TEMPLATE = """{{ bos_token }}
 
 def opening():
     """The first pieces in order of id: control tokens, line breaks, runs of spaces, bytes."""
-    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<unused{i}>" for i in range(100)), "<start_of_turn>", "<end_of_turn>"]
+    control = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        *(f"<unused{i}>" for i in range(100)),
+        "<start_of_turn>",
+        "<end_of_turn>",
+    ]
     breaks = ["\n", "\n\n", "\n\n\n", "\t", "\t\t"]
     runs = [SPACE * n for n in range(2, LONGEST_RUN + 1)]
     return control, breaks, runs, [f"<0x{byte:02X}>" for byte in range(256)]
@@ -55,7 +64,10 @@ def training_text(corpus, seed=1):
         for row in islice(file, SAMPLES):
             yield from json.loads(row).values()
     for _ in range(SAMPLES):
-        consonant_vowel = "".join(rng.choice("BCDFGHKLMNPRSTVZ") + rng.choice("AEIOU") + rng.choice(("", "", "N", "R", "S", "L")) for _ in range(rng.randint(1, 5)))
+        consonant_vowel = "".join(
+            rng.choice("BCDFGHKLMNPRSTVZ") + rng.choice("AEIOU") + rng.choice(("", "", "N", "R", "S", "L"))
+            for _ in range(rng.randint(1, 5))
+        )
         yield f"[{consonant_vowel}] [{''.join(rng.choice('ABCDEFGHIJKLMNOPQRSTUVWXYZ') for _ in range(rng.randint(2, 6)))}]"
 
 
@@ -63,7 +75,10 @@ def damped(texts, tokenizer):
     """The words of the texts, each as often as its count to the power of DAMPING, so that orders that recur do not take all the pieces."""
     counts = Counter()
     for text in texts:
-        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)))
+        counts.update(
+            word
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        )
     for word, count in counts.items():
         if count >= 3:
             yield from [word] * round(count**DAMPING)
@@ -81,11 +96,21 @@ def learn_pieces(corpus, count):
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     latin = [chr(code) for code in [*range(0x21, 0x7F), *range(0xA1, 0x100)] if code != 0xAD]
     words = list(damped(training_text(corpus), tokenizer))  # before the training, which locks the tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=count + 3000, min_frequency=2, limit_alphabet=320, initial_alphabet=[SPACE, *latin], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=count + 3000,
+        min_frequency=2,
+        limit_alphabet=320,
+        initial_alphabet=[SPACE, *latin],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(words, trainer)
     vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     characters = [piece for piece in vocab if len(piece) == 1 and not piece.isspace()]
-    pieces = [piece for piece in vocab if len(piece) > 1 and not set(piece) <= set("\n\t" + SPACE) and not has_long_capitals(piece)]
+    pieces = [
+        piece
+        for piece in vocab
+        if len(piece) > 1 and not set(piece) <= set("\n\t" + SPACE) and not has_long_capitals(piece)
+    ]
     return characters, pieces
 
 
@@ -116,14 +141,24 @@ def merges_of(pieces, runs, breaks, vocab):
     """
     merges = []
     for piece in [*reversed([piece for piece in breaks if len(piece) > 1]), *reversed(runs), *pieces]:
-        pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab]
+        pairs = [
+            (piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab
+        ]
         merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
     return merges
 
 
 def added(content, index, special):
     """An entry of `added_tokens`."""
-    return {"id": index, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {
+        "id": index,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
 
 
 def tokenizer_json(corpus, size):
@@ -132,7 +167,9 @@ def tokenizer_json(corpus, size):
     fixed = [*control, *breaks, *runs, *byte_pieces]
     characters, learned = learn_pieces(corpus, size)
     if size < len(fixed) + len(characters):
-        raise ValueError(f"--vocab {size} has no room for {len(fixed)} fixed pieces and {len(characters)} characters; remedy: at least {len(fixed) + len(characters) + 1000}")
+        raise ValueError(
+            f"--vocab {size} has no room for {len(fixed)} fixed pieces and {len(characters)} characters; remedy: at least {len(fixed) + len(characters) + 1000}"
+        )
     pieces = reachable(learned, characters)[: size - len(fixed) - len(characters)]
     vocab = {piece: i for i, piece in enumerate([*fixed, *pieces, *characters])}
     return {
@@ -173,25 +210,45 @@ def check(content, corpus, lines=2000):
     apart.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     with open(corpus / "train.jsonl", encoding="utf-8") as file:
         texts = [text for row in islice(file, lines) for text in json.loads(row).values()]
-    texts += ["  two  spaces   three" + " " * 40 + "forty", "\n\n\n\n\tline\t\t\n", "naïve 😀🇪🇺 漢字 \u200b Ω", "[GLAMBOR_12], x=3.14;{ok}"]
-    wrong = [text for text in texts if shipped.encode(text, add_special_tokens=False).ids != apart.encode(text, add_special_tokens=False).ids]
+    texts += [
+        "  two  spaces   three" + " " * 40 + "forty",
+        "\n\n\n\n\tline\t\t\n",
+        "naïve 😀🇪🇺 漢字 \u200b Ω",
+        "[GLAMBOR_12], x=3.14;{ok}",
+    ]
+    wrong = [
+        text
+        for text in texts
+        if shipped.encode(text, add_special_tokens=False).ids
+        != apart.encode(text, add_special_tokens=False).ids
+    ]
     lost = [text for text in texts if shipped.decode(shipped.encode(text).ids) != text]
     if wrong or lost:
-        raise ValueError(f"{len(wrong)} texts split across words, first {wrong[:1]!r}; {len(lost)} do not come back, first {lost[:1]!r}; remedy: mend WORDS or the merges")
+        raise ValueError(
+            f"{len(wrong)} texts split across words, first {wrong[:1]!r}; {len(lost)} do not come back, first {lost[:1]!r}; remedy: mend WORDS or the merges"
+        )
 
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True, type=Path, help="folder with train.jsonl")
     parser.add_argument("--vocab", type=int, default=6144, help="number of pieces")
-    parser.add_argument("--out", required=True, type=Path, help="folder for tokenizer.json and tokenizer_config.json")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for tokenizer.json and tokenizer_config.json"
+    )
     args = parser.parse_args()
     content = tokenizer_json(args.corpus, args.vocab)
     check(content, args.corpus)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (args.out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (args.out / "tokenizer.json").write_text(
+        json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    (args.out / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer_config(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
     print(f"{len(content['model']['vocab'])} pieces, {len(content['model']['merges'])} merges in {args.out}")
 
 

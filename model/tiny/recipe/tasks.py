@@ -22,14 +22,33 @@ GROUPS = {
     "doc": ("idcard", "social", "tax", "licence"),
 }
 UNASKED = {"word", "rand"}  # nobody can tell them from the other words of the text
-UNMARKED = UNASKED | {"product", "job", "animal", "color"}  # they also stand in plain sentences, without a slot
-SELDOM_ABSENT = UNMARKED | {"number", "digits", "year", "time", "day", "date"}  # plain sentences may hold some
+UNMARKED = UNASKED | {
+    "product",
+    "job",
+    "animal",
+    "color",
+}  # they also stand in plain sentences, without a slot
+SELDOM_ABSENT = UNMARKED | {
+    "number",
+    "digits",
+    "year",
+    "time",
+    "day",
+    "date",
+}  # plain sentences may hold some
 FORBIDDEN = re.compile(
     r"\b(?:redact\w*|pii|mask\w*)\b|\[\W*(?:GIVENNAME|SURNAME|CITY|STREET|BUILDINGNUM|ZIPCODE|DATEOFBIRTH|EMAIL|TELEPHONENUM|USERNAME|PASSWORD|ACCOUNTNUM"
     r"|CREDITCARDNUMBER|IDCARDNUM|SOCIALNUM|TAXNUM|DRIVERLICENSENUM)[\W_\d]*\]",
     re.IGNORECASE,
 )
-AND = {"en": ("and", "and", "or"), "de": ("und", "und", "oder"), "nl": ("en", "en", "of"), "fr": ("et", "et", "ou"), "es": ("y", "y", "o"), "it": ("e", "e", "o")}
+AND = {
+    "en": ("and", "and", "or"),
+    "de": ("und", "und", "oder"),
+    "nl": ("en", "en", "of"),
+    "fr": ("et", "et", "ou"),
+    "es": ("y", "y", "o"),
+    "it": ("e", "e", "o"),
+}
 SYMBOL_WORDS = (
     "X HIDDEN NAME PLACE N THING A B C ITEM SECRET REMOVED GONE WORD BLANK PERSON VALUE DATA FIRSTWORD LASTWORD OBJECT TOKEN LABEL ENTITY ADDRESS NUMBER DATE CODE "
     "PHONE TIME DELETED COVERED OMITTED PRIVATE Y Z XX XXX Q FOO BAR TAG KIND TOWN AGE ID REF SLOT FIELD STAR"
@@ -41,21 +60,75 @@ OTHER_SYMBOLS = (
 
 # {v} a value, {k} its kind, {i} its number among the values of the kind. Half of the forms put the kind in the place of the value.
 FORMS = (
-    ("{v} ({k})",) * 5 + ("<{k}>{v}</{k}>",) * 2 + ("[{v}: {k}]",) * 2 + ("{v} [{k}]",)
-    + ("<{k}>",) * 2 + ("<{k}_{i}>",) * 3 + ("<<{k}_{i}>>", "<{k} {i}>", "[{i} {k}]") + ("[{i}_{k}]",) * 2
+    ("{v} ({k})",) * 5
+    + ("<{k}>{v}</{k}>",) * 2
+    + ("[{v}: {k}]",) * 2
+    + ("{v} [{k}]",)
+    + ("<{k}>",) * 2
+    + ("<{k}_{i}>",) * 3
+    + ("<<{k}_{i}>>", "<{k} {i}>", "[{i} {k}]")
+    + ("[{i}_{k}]",) * 2
 )
 # What stands in the place of a value in `label`: {p} one or two letters for the whole text.
-LABELS = ("<{k}_{i}>", "<{k}_{i}>", "<{k} {i}>", "<{k}>", "[{i}_{k}]", "[{i} {k}]", "[{p}-{k}_{i}]", "[{p}_{k}_{i}]", "[{p}{k}_{i}]", "[{p}-{k}_{i}]", "[{p}:{k}]", "{{{k}_{i}}}", "({k} {i})", "__{k}_{i}__", "<{i}:{k}>", "({k})")
+LABELS = (
+    "<{k}_{i}>",
+    "<{k}_{i}>",
+    "<{k} {i}>",
+    "<{k}>",
+    "[{i}_{k}]",
+    "[{i} {k}]",
+    "[{p}-{k}_{i}]",
+    "[{p}_{k}_{i}]",
+    "[{p}{k}_{i}]",
+    "[{p}-{k}_{i}]",
+    "[{p}:{k}]",
+    "{{{k}_{i}}}",
+    "({k} {i})",
+    "__{k}_{i}__",
+    "<{i}:{k}>",
+    "({k})",
+)
 # Marks in other forms than round brackets: the instruction shows the form.
 MARK_FORMS = {
-    "en": ("Put each name, place, date and number between tags that say what it is: {form}.", "Tag names, places, dates and numbers like this: {form}.", "Rewrite the text. Every name, place, date and number is written as {form}."),
-    "de": ("Setze jeden Namen, Ort, jedes Datum und jede Zahl in diese Form: {form}.", "Zeichne Namen, Orte, Daten und Zahlen so aus: {form}.", "Schreib den Text ab und gib Namen, Orte, Daten und Nummern als {form} wieder."),
-    "nl": ("Zet elke naam, plaats, datum en elk nummer in deze vorm: {form}.", "Geef namen, plaatsen, data en nummers zo aan: {form}.", "Neem de tekst over en schrijf elke naam, plaats, datum en elk getal als {form}."),
-    "fr": ("Mets chaque nom, lieu, date et numéro sous cette forme : {form}.", "Balise les noms, les lieux, les dates et les numéros ainsi : {form}.", "Recopie le texte en écrivant noms, lieux, dates et numéros comme ceci : {form}."),
-    "es": ("Pon cada nombre, lugar, fecha y número en esta forma: {form}.", "Etiqueta los nombres, lugares, fechas y números así: {form}.", "Copia el texto y escribe cada nombre, lugar, fecha y número como {form}."),
-    "it": ("Metti ogni nome, luogo, data e numero in questa forma: {form}.", "Etichetta nomi, luoghi, date e numeri così: {form}.", "Ricopia il testo e scrivi ogni nome, luogo, data e numero come {form}."),
+    "en": (
+        "Put each name, place, date and number between tags that say what it is: {form}.",
+        "Tag names, places, dates and numbers like this: {form}.",
+        "Rewrite the text. Every name, place, date and number is written as {form}.",
+    ),
+    "de": (
+        "Setze jeden Namen, Ort, jedes Datum und jede Zahl in diese Form: {form}.",
+        "Zeichne Namen, Orte, Daten und Zahlen so aus: {form}.",
+        "Schreib den Text ab und gib Namen, Orte, Daten und Nummern als {form} wieder.",
+    ),
+    "nl": (
+        "Zet elke naam, plaats, datum en elk nummer in deze vorm: {form}.",
+        "Geef namen, plaatsen, data en nummers zo aan: {form}.",
+        "Neem de tekst over en schrijf elke naam, plaats, datum en elk getal als {form}.",
+    ),
+    "fr": (
+        "Mets chaque nom, lieu, date et numéro sous cette forme : {form}.",
+        "Balise les noms, les lieux, les dates et les numéros ainsi : {form}.",
+        "Recopie le texte en écrivant noms, lieux, dates et numéros comme ceci : {form}.",
+    ),
+    "es": (
+        "Pon cada nombre, lugar, fecha y número en esta forma: {form}.",
+        "Etiqueta los nombres, lugares, fechas y números así: {form}.",
+        "Copia el texto y escribe cada nombre, lugar, fecha y número como {form}.",
+    ),
+    "it": (
+        "Metti ogni nome, luogo, data e numero in questa forma: {form}.",
+        "Etichetta nomi, luoghi, date e numeri così: {form}.",
+        "Ricopia il testo e scrivi ogni nome, luogo, data e numero come {form}.",
+    ),
 }
-FORM_WORDS = {"en": ("kind", "value"), "de": ("Art", "Wert"), "nl": ("soort", "waarde"), "fr": ("genre", "valeur"), "es": ("tipo", "valor"), "it": ("tipo", "valore")}
+FORM_WORDS = {
+    "en": ("kind", "value"),
+    "de": ("Art", "Wert"),
+    "nl": ("soort", "waarde"),
+    "fr": ("genre", "valeur"),
+    "es": ("tipo", "valor"),
+    "it": ("tipo", "valore"),
+}
 
 # Remarks that make an instruction long. {s}: some symbols; the second list is only for tasks whose answer is the text.
 REMARKS = {
@@ -100,12 +173,43 @@ REMARKS = {
 REMARKS = {language: tuple(part.split("|") for part in parts) for language, parts in REMARKS.items()}
 # Orders that mean nothing: the answer is a copy. {v} an invented verb, {k} invented things, {s} symbols.
 NONSENSE = {
-    "en": ("{v} all {k} in the following text.", "{v} every {k} with {s} as usual.", "Apply the {k} rule to the text.", "{v} the {k} ({s}) and return the text.", "{v} each {k} with the {k} in square brackets (e.g., {s}, etc.)."),
-    "de": ("{v} alle {k} im folgenden Text.", "Wende die {k}-Regel auf den Text an.", "{v} jedes {k} wie üblich mit {s}.", "{v} die {k} ({s}) und gib den Text zurück."),
-    "nl": ("{v} alle {k} in de volgende tekst.", "Pas de {k}-regel toe op de tekst.", "{v} elke {k} zoals altijd met {s}.", "{v} de {k} ({s}) en geef de tekst terug."),
-    "fr": ("{v} tous les {k} dans le texte suivant.", "Applique au texte la règle {k}.", "{v} chaque {k} avec {s} comme d'habitude.", "{v} les {k} ({s}) et rends le texte."),
-    "es": ("{v} todos los {k} del texto siguiente.", "Aplica al texto la regla {k}.", "{v} cada {k} con {s} como siempre.", "{v} los {k} ({s}) y devuelve el texto."),
-    "it": ("{v} tutti i {k} nel testo seguente.", "Applica al testo la regola {k}.", "{v} ogni {k} con {s} come al solito.", "{v} i {k} ({s}) e restituisci il testo."),
+    "en": (
+        "{v} all {k} in the following text.",
+        "{v} every {k} with {s} as usual.",
+        "Apply the {k} rule to the text.",
+        "{v} the {k} ({s}) and return the text.",
+        "{v} each {k} with the {k} in square brackets (e.g., {s}, etc.).",
+    ),
+    "de": (
+        "{v} alle {k} im folgenden Text.",
+        "Wende die {k}-Regel auf den Text an.",
+        "{v} jedes {k} wie üblich mit {s}.",
+        "{v} die {k} ({s}) und gib den Text zurück.",
+    ),
+    "nl": (
+        "{v} alle {k} in de volgende tekst.",
+        "Pas de {k}-regel toe op de tekst.",
+        "{v} elke {k} zoals altijd met {s}.",
+        "{v} de {k} ({s}) en geef de tekst terug.",
+    ),
+    "fr": (
+        "{v} tous les {k} dans le texte suivant.",
+        "Applique au texte la règle {k}.",
+        "{v} chaque {k} avec {s} comme d'habitude.",
+        "{v} les {k} ({s}) et rends le texte.",
+    ),
+    "es": (
+        "{v} todos los {k} del texto siguiente.",
+        "Aplica al texto la regla {k}.",
+        "{v} cada {k} con {s} como siempre.",
+        "{v} los {k} ({s}) y devuelve el texto.",
+    ),
+    "it": (
+        "{v} tutti i {k} nel testo seguente.",
+        "Applica al testo la regola {k}.",
+        "{v} ogni {k} con {s} come al solito.",
+        "{v} i {k} ({s}) e restituisci il testo.",
+    ),
 }
 
 
@@ -126,7 +230,11 @@ def upper_word(rng, nouns=()):
     elif roll < 0.9:
         return values.fill("@" * rng.randint(1, 14), rng)
     else:
-        return rng.choice(SYMBOL_WORDS) + rng.choice(("_", "")) + (rng.choice(SYMBOL_WORDS) if rng.random() < 0.6 else values.syllables(rng).upper())
+        return (
+            rng.choice(SYMBOL_WORDS)
+            + rng.choice(("_", ""))
+            + (rng.choice(SYMBOL_WORDS) if rng.random() < 0.6 else values.syllables(rng).upper())
+        )
     return re.sub(r"[^A-Z]", "", word.upper())[:14] or "X"
 
 
@@ -137,7 +245,21 @@ def symbol(rng, nouns=(), bracketed=0.6):
         if roll < bracketed:
             sign = f"[{upper_word(rng, nouns)}]"
         elif roll < bracketed + 0.3 * (1 - bracketed):
-            left, right = rng.choice(("[]", "()", "{}", "<>", ("{{", "}}"), ("<<", ">>"), "||", "##", ("", ""), ("", ""), ("[", "]")))
+            left, right = rng.choice(
+                (
+                    "[]",
+                    "()",
+                    "{}",
+                    "<>",
+                    ("{{", "}}"),
+                    ("<<", ">>"),
+                    "||",
+                    "##",
+                    ("", ""),
+                    ("", ""),
+                    ("[", "]"),
+                )
+            )
             word = upper_word(rng, nouns)
             sign = left + (word if rng.random() < 0.5 else word.lower()) + right
         else:
@@ -160,6 +282,7 @@ def numbered(sign, number):
 
 def fill_line(line, rng, **parts):
     """A paraphrase with its placeholders filled; <x>_1 becomes [X_1], and a word is put in quotes now and then."""
+
     def put(match):
         name, count = match.group("name"), match.group("count")
         part = parts[name]
@@ -170,7 +293,9 @@ def fill_line(line, rng, **parts):
         return (match.group("before") or "") + part
 
     quotes = rng.choice(("", "", "", "", "", '""', '""', "''", "“”", "``", "«»")) if ("w" in parts) else ""
-    return re.sub(r"(?P<before>[\"'“«„`‘(]\s?)?<(?P<name>w|v|x2|x|kinds2|kinds|kind|n)>(?:_(?P<count>\d*))?", put, line)
+    return re.sub(
+        r"(?P<before>[\"'“«„`‘(]\s?)?<(?P<name>w|v|x2|x|kinds2|kinds|kind|n)>(?:_(?P<count>\d*))?", put, line
+    )
 
 
 def slots_of(kinds):
@@ -183,11 +308,19 @@ def pick_kinds(text, lang, rng, count, without=()):
     present = sorted({slot for _, slot in text if slot} - UNASKED - set(without))
     if rng.random() < 0.1 or not present:
         held = {slot for _, slot in text}
-        absent = [kind for kind in lang.kinds if kind not in SELDOM_ABSENT and not slots_of([kind]) & (held | set(without))]
+        absent = [
+            kind
+            for kind in lang.kinds
+            if kind not in SELDOM_ABSENT and not slots_of([kind]) & (held | set(without))
+        ]
         return [rng.choice(absent)] if absent else None
     kinds = []
     for slot in rng.sample(present, min(count, len(present))):
-        groups = [group for group, members in GROUPS.items() if slot in members and not slots_of([group]) & set(without)]
+        groups = [
+            group
+            for group, members in GROUPS.items()
+            if slot in members and not slots_of([group]) & set(without)
+        ]
         kinds.append(rng.choice(groups) if groups and rng.random() < 0.25 else slot)
     return list(dict.fromkeys(kinds))
 
@@ -209,14 +342,27 @@ def copy(text, lang, rng):
     """Repeat the text; a part of the orders are unknown ones, which change nothing."""
     line = rng.choice(lang.tasks["copy"])
     if rng.random() < 0.2:
+
         def thing():
             return values.syllables(rng).lower() + rng.choice(("", "s", "en", "i"))
+
         if rng.random() < 0.5:
             line = rng.choice(NONSENSE[lang.code])
-            line = line.replace("{v}", values.syllables(rng)).replace("{k}", thing()).replace("{s}", symbols(rng, lang.nouns))
+            line = (
+                line.replace("{v}", values.syllables(rng))
+                .replace("{k}", thing())
+                .replace("{s}", symbols(rng, lang.nouns))
+            )
         else:
             line = rng.choice(lang.tasks[rng.choice(("hide_kind", "hide_two", "number_kind"))])
-            line = fill_line(line, rng, kinds=thing(), kinds2=thing(), x=symbol(rng, lang.nouns), x2=symbol(rng, lang.nouns))
+            line = fill_line(
+                line,
+                rng,
+                kinds=thing(),
+                kinds2=thing(),
+                x=symbol(rng, lang.nouns),
+                x2=symbol(rng, lang.nouns),
+            )
     return line, plain(text)
 
 
@@ -240,7 +386,9 @@ def hide_word(text, lang, rng):
     if word is None:
         return None
     sign = symbol(rng, lang.nouns)
-    return fill_line(rng.choice(lang.tasks["hide_word"]), rng, w=word, x=sign), whole(word).sub(lambda _: sign, plain(text))
+    return fill_line(rng.choice(lang.tasks["hide_word"]), rng, w=word, x=sign), whole(word).sub(
+        lambda _: sign, plain(text)
+    )
 
 
 def replace(text, lang, rng):
@@ -249,8 +397,12 @@ def replace(text, lang, rng):
     if word is None:
         return None
     slot = next((slot for part, slot in text if part == word and slot), None)
-    other = values.draw(slot or rng.choice(("word", "word", "first", "rand", "city", "number")), lang.code, rng, lang.known())
-    return fill_line(rng.choice(lang.tasks["replace"]), rng, w=word, v=other), whole(word).sub(lambda _: other, plain(text))
+    other = values.draw(
+        slot or rng.choice(("word", "word", "first", "rand", "city", "number")), lang.code, rng, lang.known()
+    )
+    return fill_line(rng.choice(lang.tasks["replace"]), rng, w=word, v=other), whole(word).sub(
+        lambda _: other, plain(text)
+    )
 
 
 def remove(text, lang, rng):
@@ -278,7 +430,9 @@ def extract(text, lang, rng):
             open_name = slot == "first"
         else:
             open_name = open_name and part == " " and slot is None
-    return fill_line(rng.choice(lang.tasks["extract"]), rng, kinds=phrase(kinds, lang, rng)), "\n".join(found) or lang.tasks["none"][0]
+    return fill_line(rng.choice(lang.tasks["extract"]), rng, kinds=phrase(kinds, lang, rng)), "\n".join(
+        found
+    ) or lang.tasks["none"][0]
 
 
 def hide_kind(text, lang, rng):
@@ -302,7 +456,14 @@ def hide_two(text, lang, rng):
         return None
     signs = dict.fromkeys(slots_of(one), x) | dict.fromkeys(slots_of(two), x2)
     answer = "".join(signs.get(slot, part) for part, slot in text)
-    return fill_line(rng.choice(lang.tasks["hide_two"]), rng, kinds=phrase(one, lang, rng), kinds2=phrase(two, lang, rng), x=x, x2=x2), answer
+    return fill_line(
+        rng.choice(lang.tasks["hide_two"]),
+        rng,
+        kinds=phrase(one, lang, rng),
+        kinds2=phrase(two, lang, rng),
+        x=x,
+        x2=x2,
+    ), answer
 
 
 def number_kind(text, lang, rng):
@@ -313,7 +474,9 @@ def number_kind(text, lang, rng):
     sign, wanted, numbers, answer = symbol(rng, lang.nouns, 0.85), slots_of(kinds), {}, []
     for part, slot in text:
         answer.append(numbered(sign, numbers.setdefault(part, len(numbers) + 1)) if slot in wanted else part)
-    return fill_line(rng.choice(lang.tasks["number_kind"]), rng, kinds=phrase(kinds, lang, rng), x=sign), "".join(answer)
+    return fill_line(
+        rng.choice(lang.tasks["number_kind"]), rng, kinds=phrase(kinds, lang, rng), x=sign
+    ), "".join(answer)
 
 
 def ask_kind(text, lang, rng):
@@ -322,7 +485,12 @@ def ask_kind(text, lang, rng):
     for part, slot in text:
         if slot:
             kinds.setdefault(part, set()).add(slot)
-    clear = [(part, slot) for part, slots in kinds.items() for slot in slots if len(slots) == 1 and slot not in UNASKED]
+    clear = [
+        (part, slot)
+        for part, slots in kinds.items()
+        for slot in slots
+        if len(slots) == 1 and slot not in UNASKED
+    ]
     if not clear:
         return None
     part, slot = rng.choice(clear)
@@ -352,21 +520,44 @@ def label(text, lang, rng):
     present = sorted({slot for _, slot in text if slot} - UNMARKED)
     if not present:
         return None
-    case = rng.choice((str, str, str.upper, str.upper, lambda kind: kind.upper().replace(" ", ""), lambda kind: kind.replace(" ", "_"), str.title))
-    form, prefix, (kind, _) = rng.choice(LABELS), values.fill("@" * rng.randint(1, 2), rng), FORM_WORDS[lang.code]
+    case = rng.choice(
+        (
+            str,
+            str,
+            str.upper,
+            str.upper,
+            lambda kind: kind.upper().replace(" ", ""),
+            lambda kind: kind.replace(" ", "_"),
+            str.title,
+        )
+    )
+    form, prefix, (kind, _) = (
+        rng.choice(LABELS),
+        values.fill("@" * rng.randint(1, 2), rng),
+        FORM_WORDS[lang.code],
+    )
     example = form.format(k=case(kind), i=1, p=prefix)
     if rng.random() < 0.6:
         wanted, line = set(present), rng.choice(MARK_FORMS[lang.code]).format(form=example)
     else:
         absent = sorted(set(lang.kinds) - SELDOM_ABSENT - set(GROUPS) - set(present))
-        kinds = rng.sample(present, rng.randint(1, len(present))) + rng.sample(absent, rng.choice((0, 0, 1, 2, 4)))
+        kinds = rng.sample(present, rng.randint(1, len(present))) + rng.sample(
+            absent, rng.choice((0, 0, 1, 2, 4))
+        )
         wanted = set(kinds)
-        line = fill_line(rng.choice(lang.tasks["hide_kind"]), rng, kinds=phrase(rng.sample(kinds, len(kinds)), lang, rng), x=example)
+        line = fill_line(
+            rng.choice(lang.tasks["hide_kind"]),
+            rng,
+            kinds=phrase(rng.sample(kinds, len(kinds)), lang, rng),
+            x=example,
+        )
     numbers, answer = {}, []
     for part, slot in text:
         if slot in wanted:
             of_kind = numbers.setdefault(slot, {})
-            part = form.format(k=case(lang.kinds[slot][0]), i=of_kind.setdefault(part, len(of_kind) + 1), p=prefix)
+            part = form.format(
+                k=case(lang.kinds[slot][0]), i=of_kind.setdefault(part, len(of_kind) + 1), p=prefix
+            )
         answer.append(part)
     return line, "".join(answer)
 
@@ -378,7 +569,9 @@ def value(text, lang, rng):
     if not single:
         return None
     slot = rng.choice(single)
-    return fill_line(rng.choice(lang.tasks["value"]), rng, kind=lang.kinds[slot][0]), next(part for part, held in text if held == slot)
+    return fill_line(rng.choice(lang.tasks["value"]), rng, kind=lang.kinds[slot][0]), next(
+        part for part, held in text if held == slot
+    )
 
 
 def line(text, lang, rng):
@@ -390,7 +583,24 @@ def line(text, lang, rng):
     return fill_line(rng.choice(lang.tasks["line"]), rng, n=str(n + 1)), lines[n]
 
 
-MAKERS = {maker.__name__: maker for maker in (copy, hide_word, replace, remove, extract, hide_kind, hide_two, number_kind, ask_kind, mark, label, value, line)}
+MAKERS = {
+    maker.__name__: maker
+    for maker in (
+        copy,
+        hide_word,
+        replace,
+        remove,
+        extract,
+        hide_kind,
+        hide_two,
+        number_kind,
+        ask_kind,
+        mark,
+        label,
+        value,
+        line,
+    )
+}
 
 
 def lengthen(instruction, task, lang, rng):
@@ -407,4 +617,8 @@ def lengthen(instruction, task, lang, rng):
         remark = remark.replace("{s}", symbols(rng, lang.nouns))
         (before if rng.random() < 0.3 else after).append(remark)
         length += len(remark.split())
-    return " ".join([*before, instruction, *after]) if rng.random() < 0.85 else "\n".join([*before, instruction, *after])
+    return (
+        " ".join([*before, instruction, *after])
+        if rng.random() < 0.85
+        else "\n".join([*before, instruction, *after])
+    )

@@ -312,15 +312,22 @@ COMPANY = {
     "it": "{l} S.r.l.|{l} e Figli|{l} S.p.A.|{i} Srl|{i}|{l} & {k}|Gruppo {i}|Trasporti {l}|Officine {l}|Fratelli {l}|{i} Servizi|Ditta {l}|Banca di {c}|Bottega {l}",
 }
 PARTICLES = {
-    "en": ("Mc", "Mac", "O'", "St. ", "Van ", "De "), "de": ("von ", "von der ", "zu ", "vom ", "van ", "von und zu "),
-    "nl": ("van ", "van der ", "van den ", "de ", "van de ", "ten ", "ter ", "'t ", "Van ", "van 't ", "De "), "fr": ("de ", "Le ", "La ", "du ", "de la ", "d'", "Des"),
-    "es": ("de ", "de la ", "del ", "de los "), "it": ("De ", "Di ", "D'", "Della ", "Lo ", "La ", "Dal ", "Del "),
+    "en": ("Mc", "Mac", "O'", "St. ", "Van ", "De "),
+    "de": ("von ", "von der ", "zu ", "vom ", "van ", "von und zu "),
+    "nl": ("van ", "van der ", "van den ", "de ", "van de ", "ten ", "ter ", "'t ", "Van ", "van 't ", "De "),
+    "fr": ("de ", "Le ", "La ", "du ", "de la ", "d'", "Des"),
+    "es": ("de ", "de la ", "del ", "de los "),
+    "it": ("De ", "Di ", "D'", "Della ", "Lo ", "La ", "Dal ", "Del "),
 }
 
 # In a pattern: # a digit, % a digit but 0, @ a capital, & a small letter, ? a capital or digit; the rest stands for itself.
 ZIP = {
-    "en": "#####|#####-####|#####|@@% #@@|@@%# #@@|@% #@@|@%#@ #@@|####|@#@ #@#", "de": "#####|#####|#####|D-#####|####|CH-####|A-####",
-    "nl": "%### @@|%###@@|%### @@|####|B-####|%###", "fr": "#####|#####|F-#####|####|## ###|CH-####", "es": "#####|#####|E-#####|0####|####", "it": "#####|#####|I-#####|IT-#####|CH-####",
+    "en": "#####|#####-####|#####|@@% #@@|@@%# #@@|@% #@@|@%#@ #@@|####|@#@ #@#",
+    "de": "#####|#####|#####|D-#####|####|CH-####|A-####",
+    "nl": "%### @@|%###@@|%### @@|####|B-####|%###",
+    "fr": "#####|#####|F-#####|####|## ###|CH-####",
+    "es": "#####|#####|E-#####|0####|####",
+    "it": "#####|#####|I-#####|IT-#####|CH-####",
 }
 PHONE = {
     "en": "(%##) ###-####|%##-###-####|+1 %## ### ####|+1-%##-###-####|%##.###.####|07### ######|+44 7### ######|020 #### ####|01### ### ###|+44 (0)20 #### ####|%#########|1-8##-###-####",
@@ -330,8 +337,10 @@ PHONE = {
     "es": "6## ### ###|9## ## ## ##|+34 6## ### ###|+34 6########|9########|6##-###-###|(+34) 9## ### ###|0034 6## ## ## ##|7## ## ## ##|+52 55 #### ####|%## ######",
     "it": "3## #######|3## ### ####|+39 3## #######|+39 0%# #######|0%#-#######|0%# ### ####|0%##/######|(0%#) ########|3#########|0039 3## ### ## ##|3##.###.####",
 }
-CARD = "4### #### #### ####|5### #### #### ####|4###############|5%##-####-####-####|3%## ###### #####|3%#############|6###.####.####.####|5%##############|%#################|#### #### #### ### ####|" \
+CARD = (
+    "4### #### #### ####|5### #### #### ####|4###############|5%##-####-####-####|3%## ###### #####|3%#############|6###.####.####.####|5%##############|%#################|#### #### #### ### ####|"
     "%### ####-####/####|4############|%#### ##### ######"
+)
 ACCOUNT = {
     "en": "GB## @@@@ #### #### #### ##|GB##@@@@##############|########|##-##-## ########|#########-#####|%##########|####-######-##|IE##@@@@##############",
     "de": "DE## #### #### #### #### ##|DE####################|##########|%######|AT## #### #### #### ####|CH## #### #### #### #### #|### ### ### ##",
@@ -341,24 +350,36 @@ ACCOUNT = {
     "it": "IT##@##########????????????|IT## @ ##### ##### ############|IT## @##### ##### ############|############|%###########|SM##@######################",
 }
 IDCARD = {
-    "en": "#########|@########|@@######|@@ ######|###-####-###|@-######-#|%########|PA#######|@#######|##.###.###", "de": "@??##?##?#|@##??#?##|L########|##########|@ ##### ####|T########D|@??##?##?-#",
-    "nl": "@@#######|NX#?#?##?|@@?#?##?#|I@#######|###-#######-##|SPEC?####", "fr": "############|##@@#####|@#@#@#@##|##AA#####|############-#|X#??####?|## ## ## ###", "es": "########@|########-@|##.###.###-@|@@@######|"
-    "X#######@|Y-#######-@|########", "it": "CA#####@@|AX#######|@@#######|@@ #######|AT ######@|YA#######|@######",
+    "en": "#########|@########|@@######|@@ ######|###-####-###|@-######-#|%########|PA#######|@#######|##.###.###",
+    "de": "@??##?##?#|@##??#?##|L########|##########|@ ##### ####|T########D|@??##?##?-#",
+    "nl": "@@#######|NX#?#?##?|@@?#?##?#|I@#######|###-#######-##|SPEC?####",
+    "fr": "############|##@@#####|@#@#@#@##|##AA#####|############-#|X#??####?|## ## ## ###",
+    "es": "########@|########-@|##.###.###-@|@@@######|X#######@|Y-#######-@|########",
+    "it": "CA#####@@|AX#######|@@#######|@@ #######|AT ######@|YA#######|@######",
 }
 SOCIAL = {
-    "en": "###-##-####|### ## ####|#########|@@ ## ## ## @|@@######@|@@ ###### @|756.####.####.##|###-###-###", "de": "## ###### @ ###|########@###|##-######-@-###|756.####.####.##|#### ######|##/######/@##",
-    "nl": "#########|####.##.###|### ### ###|####-##-###|##.##.##-###.##", "fr": "# ## ## ## ### ### ##|###############|1 ## ## ## ### ###|2##############|# ## ## 2A ### ### ##",
-    "es": "##/########/##|## ######## ##|############|##-########-##|##/##########", "it": "@@@@@@##@##@###@|@@@ @@@ ##@## @###@|@@@@@@##@##@###@|756.####.####.##|@@@@@@@@######",
+    "en": "###-##-####|### ## ####|#########|@@ ## ## ## @|@@######@|@@ ###### @|756.####.####.##|###-###-###",
+    "de": "## ###### @ ###|########@###|##-######-@-###|756.####.####.##|#### ######|##/######/@##",
+    "nl": "#########|####.##.###|### ### ###|####-##-###|##.##.##-###.##",
+    "fr": "# ## ## ## ### ### ##|###############|1 ## ## ## ### ###|2##############|# ## ## 2A ### ### ##",
+    "es": "##/########/##|## ######## ##|############|##-########-##|##/##########",
+    "it": "@@@@@@##@##@###@|@@@ @@@ ##@## @###@|@@@@@@##@##@###@|756.####.####.##|@@@@@@@@######",
 }
 TAX = {
-    "en": "##-#######|9##-##-####|##########|##### #####|GB#########|GB ### #### ##|##/###/####|IE#######@@", "de": "###########|## ### ### ###|##/###/#####|###/####/####|DE#########|### ### #####|##### #####",
-    "nl": "#########B##|NL#########B0#|NL ### ### ### B##|#########|####.##.###", "fr": "#############|## ## ### ### ###|FR ## #########|FR###########|### ### ### #####", "es": "########@|@########|@-########|"
-    "########-@|ES@########|@#######@", "it": "###########|IT###########|IT ### #### ####|@@@@@@##@##@###@|###/########",
+    "en": "##-#######|9##-##-####|##########|##### #####|GB#########|GB ### #### ##|##/###/####|IE#######@@",
+    "de": "###########|## ### ### ###|##/###/#####|###/####/####|DE#########|### ### #####|##### #####",
+    "nl": "#########B##|NL#########B0#|NL ### ### ### B##|#########|####.##.###",
+    "fr": "#############|## ## ### ### ###|FR ## #########|FR###########|### ### ### #####",
+    "es": "########@|@########|@-########|########-@|ES@########|@#######@",
+    "it": "###########|IT###########|IT ### #### ####|@@@@@@##@##@###@|###/########",
 }
 LICENCE = {
-    "en": "@@@@@######@@#@@|@#######|@###-####-####|@### ### ## ###|########|@############|##@#####|@@-###-###|@@@@@###@@", "de": "@##########|?##????##?#|@###@##@#@#|@?######?@#|@@@ ####/##|@########@#",
-    "nl": "##########|%#########|### ### ####|@#########|##-##-######", "fr": "############|##@@#####|## @@ #####|############@|##-##-######", "es": "########-@|########@|@-########/#|##.######-@|"
-    "########@-#", "it": "@@#######@|U1#######@|@@#######|TN#######@|U1?######@|@@ #######@",
+    "en": "@@@@@######@@#@@|@#######|@###-####-####|@### ### ## ###|########|@############|##@#####|@@-###-###|@@@@@###@@",
+    "de": "@##########|?##????##?#|@###@##@#@#|@?######?@#|@@@ ####/##|@########@#",
+    "nl": "##########|%#########|### ### ####|@#########|##-##-######",
+    "fr": "############|##@@#####|## @@ #####|############@|##-##-######",
+    "es": "########-@|########@|@-########/#|##.######-@|########@-#",
+    "it": "@@#######@|U1#######@|@@#######|TN#######@|U1?######@|@@ #######@",
 }
 NUMBER = "%|%#|%#|%##|%###|%,###|%.###|%#.###|%#####|%,#|%.##|#.##|%# ###"
 
@@ -412,7 +433,10 @@ _ONSETS = "b br c ch d dr f fl g gr h j k kl l l m m n n p pr qu r r s st sh t t
 
 def syllables(rng):
     """A word of one to four syllables that belongs to no language."""
-    parts = (rng.choice(_ONSETS) + rng.choice("aaeeiioou") + rng.choice(("", "", "", "n", "s", "r", "l", "m", "x")) for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+    parts = (
+        rng.choice(_ONSETS) + rng.choice("aaeeiioou") + rng.choice(("", "", "", "n", "s", "r", "l", "m", "x"))
+        for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4)))
+    )
     return "".join(parts).capitalize()
 
 
@@ -423,14 +447,33 @@ def _split(text):
 _FIRST = {language: text.split() for language, text in FIRST.items()}
 _LAST = {language: text.split() for language, text in LAST.items()}
 _CITY = {language: _split(text) for language, text in CITY.items()}
-_LISTS = {slot: {language: text.split() for language, text in table.items()} for slot, table in (("country", COUNTRY), ("animal", ANIMAL), ("color", COLOR), ("months", MONTHS))}
+_LISTS = {
+    slot: {language: text.split() for language, text in table.items()}
+    for slot, table in (("country", COUNTRY), ("animal", ANIMAL), ("color", COLOR), ("months", MONTHS))
+}
 _LISTS["job"] = {language: _split(text) for language, text in JOB.items()}
 _PATTERNS = {
     slot: {language: _split(table[language] if isinstance(table, dict) else table) for language in LANGUAGES}
-    for slot, table in (("zip", ZIP), ("phone", PHONE), ("card", CARD), ("account", ACCOUNT), ("idcard", IDCARD), ("social", SOCIAL), ("tax", TAX), ("licence", LICENCE), ("number", NUMBER),
-                        ("street", STREET), ("town", TOWN), ("company", COMPANY))
+    for slot, table in (
+        ("zip", ZIP),
+        ("phone", PHONE),
+        ("card", CARD),
+        ("account", ACCOUNT),
+        ("idcard", IDCARD),
+        ("social", SOCIAL),
+        ("tax", TAX),
+        ("licence", LICENCE),
+        ("number", NUMBER),
+        ("street", STREET),
+        ("town", TOWN),
+        ("company", COMPANY),
+    )
 }
-_CHAINS = {(kind, language): learn(words) for kind, table in (("first", _FIRST), ("last", _LAST), ("city", _CITY)) for language, words in table.items()}
+_CHAINS = {
+    (kind, language): learn(words)
+    for kind, table in (("first", _FIRST), ("last", _LAST), ("city", _CITY))
+    for language, words in table.items()
+}
 
 
 def first(lang, rng, known):
@@ -479,7 +522,11 @@ def street(lang, rng, known):
     """A street in the form of the language, with a listed or an invented name in it."""
     form = rng.choice(_PATTERNS["street"][lang])
     roll = rng.random()
-    stem = rng.choice(_LAST[lang]) if roll < 0.4 else invent(_CHAINS["last" if roll < 0.7 else "city", lang], rng, 3, 9)
+    stem = (
+        rng.choice(_LAST[lang])
+        if roll < 0.4
+        else invent(_CHAINS["last" if roll < 0.7 else "city", lang], rng, 3, 9)
+    )
     noun = _noun(lang, rng, known).capitalize()
     given = rng.choice(_FIRST[lang])
     return form.format(s=stem, n=noun, f=f"{given} {stem}", f1=f"{given}-{stem}", d=fill("%#", rng))
@@ -491,7 +538,13 @@ def building(lang, rng, known):
     roll = rng.random()
     if roll < 0.7:
         return number
-    tail = {"fr": " bis", "it": "/B", "es": "-A", "nl": "-hs"}.get(lang, "b") if roll < 0.78 else rng.choice("abcdefABC") if roll < 0.93 else "-" + fill("%#", rng)
+    tail = (
+        {"fr": " bis", "it": "/B", "es": "-A", "nl": "-hs"}.get(lang, "b")
+        if roll < 0.78
+        else rng.choice("abcdefABC")
+        if roll < 0.93
+        else "-" + fill("%#", rng)
+    )
     return number + tail
 
 
@@ -511,15 +564,40 @@ def _handle(lang, rng, known):
     given = ascii_word(known.recall("first", rng) or first(lang, rng, known))
     family = ascii_word(known.recall("last", rng) or last(lang, rng, known))
     if roll < 0.4:
-        return ascii_word(_noun(lang, rng, known)) + rng.choice(("", "_", ".", "-")) + rng.choice((given, family, fill("###", rng)))
-    form = rng.choice(("{g}.{f}", "{g}{f}", "{g0}{f}", "{f}.{g}", "{g}_{f}", "{g}", "{f}", "{g}-{f}", "{g0}.{f}", "{f}{g0}"))
-    return form.format(g=given, f=family, g0=given[:1]) + (fill("#" * rng.randint(1, 4), rng) if rng.random() < 0.45 else "")
+        return (
+            ascii_word(_noun(lang, rng, known))
+            + rng.choice(("", "_", ".", "-"))
+            + rng.choice((given, family, fill("###", rng)))
+        )
+    form = rng.choice(
+        ("{g}.{f}", "{g}{f}", "{g0}{f}", "{f}.{g}", "{g}_{f}", "{g}", "{f}", "{g}-{f}", "{g0}.{f}", "{f}{g0}")
+    )
+    return form.format(g=given, f=family, g0=given[:1]) + (
+        fill("#" * rng.randint(1, 4), rng) if rng.random() < 0.45 else ""
+    )
 
 
 def email(lang, rng, known):
     """An e-mail address at an invented or a common host."""
-    host = ascii_word(syllables(rng) if rng.random() < 0.5 else last(lang, rng, known)) if rng.random() < 0.6 else rng.choice(("mail", "gmail", "outlook", "posteo", "web", "yahoo", "icloud", "example", "hotmail"))
-    tld = rng.choice(("com", "org", "net", "eu", "info", "io", "co.uk" if lang == "en" else lang if lang != "en" else "us", lang if lang != "en" else "com"))
+    host = (
+        ascii_word(syllables(rng) if rng.random() < 0.5 else last(lang, rng, known))
+        if rng.random() < 0.6
+        else rng.choice(
+            ("mail", "gmail", "outlook", "posteo", "web", "yahoo", "icloud", "example", "hotmail")
+        )
+    )
+    tld = rng.choice(
+        (
+            "com",
+            "org",
+            "net",
+            "eu",
+            "info",
+            "io",
+            "co.uk" if lang == "en" else lang if lang != "en" else "us",
+            lang if lang != "en" else "com",
+        )
+    )
     return f"{_handle(lang, rng, known)}@{host}.{tld}"
 
 
@@ -535,10 +613,18 @@ def user(lang, rng, known):
 def password(lang, rng, known):
     """A password: a jumble of characters, or a word with digits and signs."""
     if rng.random() < 0.55:
-        alphabet = string.ascii_letters + string.digits + rng.choice(("", "!#$%&*?", "!@#$%^&*()_+-=[]{}~/|;:,.?<>'\""))
+        alphabet = (
+            string.ascii_letters
+            + string.digits
+            + rng.choice(("", "!#$%&*?", "!@#$%^&*()_+-=[]{}~/|;:,.?<>'\""))
+        )
         return "".join(rng.choice(alphabet) for _ in range(rng.randint(5, 16)))
-    word = rng.choice((_noun(lang, rng, known), syllables(rng), known.recall("first", rng) or first(lang, rng, known))).replace(" ", "")
-    return rng.choice((word, word.capitalize(), word.translate(str.maketrans("aeios", "43105")))) + fill(rng.choice(("##", "####", "!", "_##", "#!", "##$", "*###", "?#", "-@&#", "")), rng)
+    word = rng.choice(
+        (_noun(lang, rng, known), syllables(rng), known.recall("first", rng) or first(lang, rng, known))
+    ).replace(" ", "")
+    return rng.choice((word, word.capitalize(), word.translate(str.maketrans("aeios", "43105")))) + fill(
+        rng.choice(("##", "####", "!", "_##", "#!", "##$", "*###", "?#", "-@&#", "")), rng
+    )
 
 
 def _day_number(lang, d):
@@ -551,14 +637,54 @@ def _long_date(lang, rng, d, month, year):
     """A date with the name of its month."""
     short = month[:3]
     if lang == "en":
-        forms = (f"{month} {d}, {year}", f"{d} {month} {year}", f"{_day_number(lang, d)} of {month} {year}", f"{month} {_day_number(lang, d)}, {year}", f"{short} {d} {year}", f"{d} {short} {year}",
-                 f"{month} {_day_number(lang, d)}", f"{d} {month}", f"{short}. {d}, {year}", f"{month}/{year % 100:02}", f"{short}/{year % 100:02}", f"{month} {year}", f"{d:02}-{short}-{year}")
+        forms = (
+            f"{month} {d}, {year}",
+            f"{d} {month} {year}",
+            f"{_day_number(lang, d)} of {month} {year}",
+            f"{month} {_day_number(lang, d)}, {year}",
+            f"{short} {d} {year}",
+            f"{d} {short} {year}",
+            f"{month} {_day_number(lang, d)}",
+            f"{d} {month}",
+            f"{short}. {d}, {year}",
+            f"{month}/{year % 100:02}",
+            f"{short}/{year % 100:02}",
+            f"{month} {year}",
+            f"{d:02}-{short}-{year}",
+        )
     elif lang == "de":
-        forms = (f"{d}. {month} {year}", f"{d}. {month}", f"{d}. {short}. {year}", f"{month} {year}", f"{d:02}. {month} {year}", f"{short} {year % 100:02}", f"{month}/{year % 100:02}", f"{d}. {short} {year % 100:02}")
+        forms = (
+            f"{d}. {month} {year}",
+            f"{d}. {month}",
+            f"{d}. {short}. {year}",
+            f"{month} {year}",
+            f"{d:02}. {month} {year}",
+            f"{short} {year % 100:02}",
+            f"{month}/{year % 100:02}",
+            f"{d}. {short} {year % 100:02}",
+        )
     elif lang == "es":
-        forms = (f"{d} de {month} de {year}", f"{d} de {month}", f"{month} de {year}", f"{d} {short} {year}", f"{d}-{short}-{year}", f"{d} de {month} del {year}", f"{month}/{year % 100:02}", f"{d:02} {month} {year}")
+        forms = (
+            f"{d} de {month} de {year}",
+            f"{d} de {month}",
+            f"{month} de {year}",
+            f"{d} {short} {year}",
+            f"{d}-{short}-{year}",
+            f"{d} de {month} del {year}",
+            f"{month}/{year % 100:02}",
+            f"{d:02} {month} {year}",
+        )
     else:
-        forms = (f"{_day_number(lang, d)} {month} {year}", f"{d} {month}", f"{month} {year}", f"{d} {short} {year}", f"{d:02} {month} {year}", f"{d}-{short}-{year}", f"{month}/{year % 100:02}", f"{d} {short}. {year % 100:02}")
+        forms = (
+            f"{_day_number(lang, d)} {month} {year}",
+            f"{d} {month}",
+            f"{month} {year}",
+            f"{d} {short} {year}",
+            f"{d:02} {month} {year}",
+            f"{d}-{short}-{year}",
+            f"{month}/{year % 100:02}",
+            f"{d} {short}. {year % 100:02}",
+        )
     return rng.choice(forms)
 
 
@@ -569,8 +695,28 @@ def day(lang, rng, low, high):
         return _long_date(lang, rng, d, _LISTS["months"][lang][m - 1], y)
     if lang == "en" and rng.random() < 0.4:
         d, m = m, d
-    form = rng.choice(("{d:02}-{m:02}-{y}", "{d:02}/{m:02}/{y}", "{d:02}.{m:02}.{y}", "{y}-{m:02}-{d:02}", "{y}/{m:02}/{d:02}", "{d}/{m}/{s:02}", "{d}.{m}.{y}", "{d}-{m}-{s:02}", "{m:02}/{y}", "{m:02}/{s:02}",
-                       "{d}/{m}", "{d:02} {m:02} {y}", "{y}{m:02}{d:02}", "{y}-{m:02}-{d:02}T00:00:00", "{y}-{m:02}-{d:02}T{h:02}:{n:02}:00Z", "{y}-{m:02}-{d:02} {h:02}:{n:02}", "{d:02}.{m:02}.{s:02}", "{d}/{m}/{y}"))
+    form = rng.choice(
+        (
+            "{d:02}-{m:02}-{y}",
+            "{d:02}/{m:02}/{y}",
+            "{d:02}.{m:02}.{y}",
+            "{y}-{m:02}-{d:02}",
+            "{y}/{m:02}/{d:02}",
+            "{d}/{m}/{s:02}",
+            "{d}.{m}.{y}",
+            "{d}-{m}-{s:02}",
+            "{m:02}/{y}",
+            "{m:02}/{s:02}",
+            "{d}/{m}",
+            "{d:02} {m:02} {y}",
+            "{y}{m:02}{d:02}",
+            "{y}-{m:02}-{d:02}T00:00:00",
+            "{y}-{m:02}-{d:02}T{h:02}:{n:02}:00Z",
+            "{y}-{m:02}-{d:02} {h:02}:{n:02}",
+            "{d:02}.{m:02}.{s:02}",
+            "{d}/{m}/{y}",
+        )
+    )
     return form.format(d=d, m=m, y=y, s=y % 100, h=rng.randint(0, 23), n=rng.randint(0, 59))
 
 
@@ -579,7 +725,9 @@ def time(lang, rng, known):
     h, n = rng.randint(0, 23), rng.randint(0, 59)
     if lang == "en" and rng.random() < 0.5:
         return f"{h % 12 + 1}{rng.choice((f':{n:02}', '', '.30'))}{rng.choice((' pm', ' am', 'pm', ' p.m.'))}"
-    return f"{h}{ {'fr': 'h', 'es': ':', 'en': ':'}.get(lang, '.') if rng.random() < 0.4 else ':' }{n:02}" + (f":{rng.randint(0, 59):02}" if rng.random() < 0.08 else "")
+    return f"{h}{ {'fr': 'h', 'es': ':', 'en': ':'}.get(lang, '.') if rng.random() < 0.4 else ':' }{n:02}" + (
+        f":{rng.randint(0, 59):02}" if rng.random() < 0.08 else ""
+    )
 
 
 def price(lang, rng, known):
@@ -588,20 +736,38 @@ def price(lang, rng, known):
     if lang == "en":
         return rng.choice(("$", "£", "€", "USD ", "GBP ")) + amount
     amount = amount.translate(str.maketrans(".,", ",."))
-    return rng.choice((f"{amount} €", f"{amount} Euro" if lang == "de" else f"{amount} euro", f"€ {amount}", f"EUR {amount}", f"{amount}€", f"{amount} CHF"))
+    return rng.choice(
+        (
+            f"{amount} €",
+            f"{amount} Euro" if lang == "de" else f"{amount} euro",
+            f"€ {amount}",
+            f"EUR {amount}",
+            f"{amount}€",
+            f"{amount} CHF",
+        )
+    )
 
 
 def company(lang, rng, known):
     """A firm named after people, a town, a noun or nothing."""
     return rng.choice(_PATTERNS["company"][lang]).format(
-        l=rng.choice(_LAST[lang]) if rng.random() < 0.5 else invent(_CHAINS["last", lang], rng), k=rng.choice(_LAST[lang]), i=syllables(rng) + rng.choice(("", "", "tec", "soft", "ex", "ia")),
-        n=_noun(lang, rng, known).capitalize(), c=rng.choice(_CITY[lang]))
+        l=rng.choice(_LAST[lang]) if rng.random() < 0.5 else invent(_CHAINS["last", lang], rng),
+        k=rng.choice(_LAST[lang]),
+        i=syllables(rng) + rng.choice(("", "", "tec", "soft", "ex", "ia")),
+        n=_noun(lang, rng, known).capitalize(),
+        c=rng.choice(_CITY[lang]),
+    )
 
 
 def product(lang, rng, known):
     """A thing to buy: a noun, an invented brand, or either with a model code."""
     name = _noun(lang, rng, known) if rng.random() < 0.45 else syllables(rng)
-    return name + (" " + fill(rng.choice(("###", "@##", "@@-###", "%0", "X%", "%000", "Pro", "mini", "@@ ##", "Plus")), rng) if rng.random() < 0.6 else "")
+    return name + (
+        " "
+        + fill(rng.choice(("###", "@##", "@@-###", "%0", "X%", "%000", "Pro", "mini", "@@ ##", "Plus")), rng)
+        if rng.random() < 0.6
+        else ""
+    )
 
 
 def rand(lang, rng, known):
@@ -626,7 +792,13 @@ def _number_like(slot, lang, rng):
     if rng.random() < 0.2:
         lang = rng.choice(LANGUAGES)
     if slot in _DOCUMENTS[1:] and rng.random() < 0.12:
-        return fill("".join(rng.choice(("##", "###", "@", "####", "?", "-", " ", "#")) for _ in range(rng.randint(3, 6))) + "##", rng).strip(" -")
+        return fill(
+            "".join(
+                rng.choice(("##", "###", "@", "####", "?", "-", " ", "#")) for _ in range(rng.randint(3, 6))
+            )
+            + "##",
+            rng,
+        ).strip(" -")
     return fill(rng.choice(_PATTERNS[slot][lang]), rng)
 
 
@@ -653,4 +825,23 @@ def draw(slot, lang, rng, known):
     raise ValueError(f"{{{slot}}} is no slot of the recipe; remedy: one of the slots in the `kinds` section")
 
 
-SLOTS = tuple(_MAKERS) + ("zip", "phone", "card", "account", "idcard", "social", "tax", "licence", "number", "country", "animal", "color", "job", "birthdate", "date", "year", "percent", "word")
+SLOTS = tuple(_MAKERS) + (
+    "zip",
+    "phone",
+    "card",
+    "account",
+    "idcard",
+    "social",
+    "tax",
+    "licence",
+    "number",
+    "country",
+    "animal",
+    "color",
+    "job",
+    "birthdate",
+    "date",
+    "year",
+    "percent",
+    "word",
+)
