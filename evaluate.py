@@ -5,7 +5,8 @@ import json
 import math
 import sys
 
-from training.cli import Loaded, add_model_arguments, load, run
+from common.errors import run
+from generation.load import Loaded, add_model_arguments, load
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from data.formats import read_samples
+    from data.rows import read_samples
 
     samples, _ = read_samples(args.data)
     loaded = load(args)
@@ -63,8 +64,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
     """The samples that the model has positions for, their documents, and how many were left out as too long."""
+    from common.progress import warn
     from data.render import render_all
-    from training.progress import warn
 
     cfg = loaded.model.config
     longest = cfg.max_position_embeddings
@@ -81,9 +82,9 @@ def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
 
 def loss(documents: list, loaded: Loaded) -> dict:
     """{"loss": mean over the supervised tokens, "tokens": how many}; raises ValueError where that is no number."""
+    from common.progress import bar
     from training.evaluation import mean_loss
     from training.objectives import sft
-    from training.progress import bar
 
     progress = bar(len(documents), "loss", "row")
     found = mean_loss(loaded.model, sft, counted(documents, progress), loaded.precision)
@@ -104,9 +105,9 @@ def counted(rows: list, progress):
 
 def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
     """exact_match and, for redactions, leak_rate, entity_f1, ... of the likeliest answers; {} where no row has a response."""
+    from common.progress import warn
     from training.config import Generate
     from training.evaluation import answer, measures
-    from training.progress import warn
 
     said = answer(
         loaded.model,
@@ -126,7 +127,7 @@ def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
 
 def table(figures: dict) -> str:
     """The figures for people, aligned; classes below one another where there are any."""
-    from training.metrics import Metric, figure, present_metrics
+    from report.metrics_log import Metric, figure, present_metrics
 
     lines = [f"{name:16}{figures[name]}" for name in ("model", "adapter", "data") if figures[name]]
     lines += [f"{'rows':16}{figures['rows']:,}, {figures['tokens']:,} supervised tokens", ""]

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.cli import FAILED, run
+from common.errors import FAILED, run
 
 QUANTS = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_0"]
 EXAMPLE = (
@@ -87,10 +87,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> int:
-    from formats.files import new_path, refuse_existing, scratch
-    from formats.llama_cpp import require
-    from formats.verify import NotTheSame
-    from training.progress import say
+    from common.files import new_path, refuse_existing, scratch
+    from common.progress import say
+    from exporting.llama_cpp import require
+    from exporting.verify import NotTheSame
 
     away = args.to == "hub" or (args.to == "oci" and names_a_registry(args.out))
     if args.verify == "llama.cpp":
@@ -128,10 +128,10 @@ def names_a_registry(out: str) -> bool:
 
 def of_model(name: str, adapter: str | None, revision: str = "main"):
     """The Source of a model and an adapter."""
-    from formats.folders import Source
+    from exporting.hf_folder import Source
     from model.hub import resolve
     from model.weights import hash_file, hash_model
-    from training.run import VERSION
+    from training.run_folder import VERSION
 
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"version": VERSION, "base": public_name(name), "base_sha256": hash_model(folder)}
@@ -158,8 +158,8 @@ def is_folder(model: str) -> bool:
 
 def of_run(path: Path):
     """(Source, config) of a run: its adapter, or the model where it trained every weight; ValueError where there is neither, or the base has changed."""
+    from report.metrics_log import before_after_table
     from training.config import load_config
-    from training.metrics import before_after_table
 
     if not (path / "config.toml").is_file():
         raise ValueError(
@@ -222,9 +222,9 @@ def held_out_samples(cfg) -> list:
     """The run's validation samples; none where there is no run, or its files have gone since."""
     if cfg is None:
         return []
-    from data.formats import read_samples
+    from common.progress import warn
     from data.loader import split_validation
-    from training.progress import warn
+    from data.rows import read_samples
 
     try:
         if cfg.data.validation:
@@ -242,26 +242,26 @@ def held_out_samples(cfg) -> list:
 
 
 def write_peft(args, source, cfg, part: Path, out: Path) -> str:
-    from formats import folders
+    from exporting import hf_folder
 
     part.mkdir()
-    return folders.write_peft(source, part, out.name)
+    return hf_folder.write_peft(source, part, out.name)
 
 
 def write_safetensors(args, source, cfg, part: Path, out: Path) -> str:
-    from formats import folders
+    from exporting import hf_folder
 
     part.mkdir()
-    return folders.write_safetensors(source, part, out.name)
+    return hf_folder.write_safetensors(source, part, out.name)
 
 
 def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
-    from formats.files import need_space
-    from formats.gemma3_gguf import plan, write_model
-    from formats.merged import Merged
-    from formats.verify import verify, verify_in_llama_cpp
+    from common.files import need_space
+    from common.progress import bar, say
+    from exporting.gguf_model import plan, write_model
+    from exporting.merged import Merged
+    from exporting.verify import verify, verify_in_llama_cpp
     from model.tokenizer import Tokenizer
-    from training.progress import bar, say
 
     quant, model, tokenizer = (
         args.quant or "q8_0",
@@ -293,9 +293,9 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
 
 
 def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
-    from formats.lora_gguf import write_lora
-    from formats.merged import Merged
-    from formats.verify import compare_bytes
+    from exporting.lora_gguf import write_lora
+    from exporting.merged import Merged
+    from exporting.verify import compare_bytes
 
     digests = write_lora(part, Merged(source.folder, source.adapter), name=out.stem, origin=source.origin)
     layers = len(compare_bytes(part, digests).tensors) // 2
@@ -303,7 +303,7 @@ def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
 
 
 def write_ollama(args, source, cfg, part: Path, out: Path) -> str:
-    from formats.ollama import write_modelfile
+    from exporting.ollama import write_modelfile
 
     part.mkdir()
     words = write_gguf(args, source, cfg, part / "model.gguf", out)
@@ -315,10 +315,10 @@ def write_oci(args, source, cfg, part: Path, out: Path) -> str:
     """An image layout under `out`, or pushed there where it names a registry, a repository and a tag."""
     import math
 
-    from formats.gguf import GGUFFile
-    from formats.oci import write_layout
-    from formats.registry import parse_reference, push
-    from training.progress import bar
+    from common.progress import bar
+    from exporting.oci import write_layout
+    from exporting.registry import parse_reference, push
+    from ggml.container import GGUFFile
 
     away = part.exists()  # a scratch folder
     if away:
@@ -342,10 +342,10 @@ def write_oci(args, source, cfg, part: Path, out: Path) -> str:
 
 
 def write_hub(args, source, cfg, part: Path, out: Path) -> str:
-    from formats import folders, hub
+    from exporting import hf_folder, hub
 
     hub.check_repo(args.out)
-    words = folders.write_safetensors(source, part, args.out)
+    words = hf_folder.write_safetensors(source, part, args.out)
     return f"{words}; {hub.upload(part, args.out, 'Exported by Loupe')}"
 
 
@@ -362,9 +362,9 @@ WRITERS = {
 
 def judged(samples: list, tokenizer, config):
     """What the three models are asked: the first samples with something to judge, or a sentence of our own where the run has none."""
-    from data.formats import Sample
     from data.render import IGNORE_INDEX, render
-    from formats.verify import held_out
+    from data.rows import Sample
+    from exporting.verify import held_out
 
     for some in (samples[:200], [Sample("example", EXAMPLE)]):
         documents = [(d.input_ids, d.labels) for d in (render(sample, tokenizer) for sample in some)]

@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 
-from training.cli import Loaded, add_model_arguments, load, run
+from common.errors import run
+from generation.load import Loaded, add_model_arguments, load
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,7 +139,7 @@ class Bot:
 
     def complete(self, prompt: list[int], seed: int, show: bool):
         """The Completion of a prompt; `show` writes its text to stdout as it comes, without a newline at the end."""
-        from model.generate import generate
+        from generation.generate import generate
         from model.tokenizer import TextStream
 
         stream = TextStream(self.tokenizer)
@@ -162,8 +163,8 @@ class Bot:
 
 def open_bot(args: argparse.Namespace) -> Bot:
     """The model, ready to speak; before it is loaded, a ValueError lists every setting that nothing can be generated with."""
-    from model.generate import problems
-    from model.sampling import Sampling
+    from generation.generate import problems
+    from generation.sampling import Sampling
 
     if found := problems(
         Sampling(args.temperature, args.top_k, args.top_p), args.max_new_tokens, args.batch_size
@@ -175,7 +176,7 @@ def open_bot(args: argparse.Namespace) -> Bot:
 def instructed(text: str, instruction: str | None) -> str:
     """The text behind the instruction, which "redact" is short for."""
     if instruction == "redact":
-        from data.pii import prompt_for
+        from tasks.redaction import prompt_for
 
         return prompt_for(text)
     return f"{instruction}\n\n{text}" if instruction else text
@@ -204,10 +205,10 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 
 def answer_file(args: argparse.Namespace) -> int:
     """Every row of a file answered, in order, and written as soon as it is."""
-    from data.answers import AnswerFile
-    from data.formats import read_prompts
-    from model.generate import generate
-    from training.progress import bar, warn
+    from common.progress import bar, warn
+    from data.rows import read_prompts
+    from generation.answer_file import AnswerFile
+    from generation.generate import generate
 
     samples = read_prompts(args.input)
     conversations = [

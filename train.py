@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from training.cli import DONE, run
+from common.errors import DONE, run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ The weights are random, but for norms that have each id hang on the whole text, 
 Contestants take turns; printed are the medians of all rounds.  Each has a process of its own: in one, OpenMP counts the threads of all, and has them
 sleep between two products (docs/log.md).
 
-The file is 64 rows of data/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s are those of
+The file is 64 rows of assets/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s are those of
 steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew each time.
 `--only refill` is ours alone: 128 answers of unequal length, half a prompt's each, 32 at once, where a prompt takes a finished row's place and where a
 batch waits for its longest row.
@@ -31,11 +31,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.exporting import make  # noqa: E402
-from data.formats import read_prompts  # noqa: E402
-from model.generate import generate  # noqa: E402
+from common.device import Precision  # noqa: E402
+from data.rows import read_prompts  # noqa: E402
+from generation.generate import generate  # noqa: E402
 from model.tokenizer import Tokenizer  # noqa: E402
 from model.weights import load_model, save_model  # noqa: E402
-from training.precision import Precision  # noqa: E402
 
 NEW, SHORT, LONG = (
     110,
@@ -68,7 +68,7 @@ class Ours:
 
 
 class Transformers:
-    """model.generate as its users write it: padded on the left, one batch after the other."""
+    """generation.generate as its users write it: padded on the left, one batch after the other."""
 
     def __init__(self, folder: Path, dtype: torch.dtype):
         from transformers import AutoModelForCausalLM
@@ -251,7 +251,9 @@ def main() -> None:
             make("270M", folder)
             look_at_few(folder)
         tokenizer = Tokenizer(folder)
-        prompts = [tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "data/samples/val.jsonl")]
+        prompts = [
+            tokenizer.render_prompt(s.messages) for s in read_prompts(ROOT / "assets/samples/val.jsonl")
+        ]
         if args.only == "refill":
             return refill(Ours(folder, dtype), prompts[: 2 * args.rows], args.rounds)
         contestants = {

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from training.metrics import read_metrics  # noqa: E402
+from report.metrics_log import read_metrics  # noqa: E402
 
 FEW = 20  # steps whose mean loss is shown
 RECIPE = {

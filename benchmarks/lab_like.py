@@ -40,10 +40,10 @@ precision = "bf16"
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:
-    """Pairs of data/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction; from the start
+    """Pairs of assets/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction; from the start
     again where there are fewer than `count`."""
     rows = []
-    for line in (ROOT / "data" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "assets" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         pair = json.loads(line)
         text = pair["prompt"].partition("\n\nText:\n")[2]
         if SHORTEST <= len(tokenizer.encode(text)) <= LONGEST:
@@ -54,8 +54,8 @@ def make_rows(tokenizer, count: int) -> list[dict]:
 
 def make_tokens(folder: Path, tokenizer) -> list[dict]:
     """{"input_ids", "labels"} of each row; labels not shifted, -100 where nothing is to be predicted."""
-    from data.formats import read_samples
     from data.render import IGNORE_INDEX, render_all
+    from data.rows import read_samples
 
     documents, _ = render_all(read_samples([str(folder / "rows.jsonl")])[0], tokenizer)
     return [{"input_ids": d.input_ids, "labels": [IGNORE_INDEX, *d.labels[:-1]]} for d in documents]

@@ -1,6 +1,6 @@
 """Does an exported file redact as the adapter does?  Entity F1 in llama.cpp and here, on the same rows.
 
-    python benchmarks/llama_redaction.py --run runs/small [--quant q8_0] [--data data/samples/val.jsonl] [--limit 300]
+    python benchmarks/llama_redaction.py --run runs/small [--quant q8_0] [--data assets/samples/val.jsonl] [--limit 300]
 
 Exports the run, has llama.cpp answer each row greedily, and prints its entity F1 beside the one that evaluate.py prints.  Needs xllamacpp.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     )
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--quant", default="q8_0")
-    parser.add_argument("--data", default="data/samples/val.jsonl")
+    parser.add_argument("--data", default="assets/samples/val.jsonl")
     parser.add_argument("--limit", type=int, default=300)
     args = parser.parse_args()
     from training.config import load_config
@@ -53,8 +53,8 @@ def in_llama_cpp(args, model: str) -> dict:
     """The measures of llama.cpp's answers to the rows."""
     from tqdm import tqdm
 
-    from data.formats import read_samples
-    from formats.llama_cpp import llama
+    from data.rows import read_samples
+    from exporting.llama_cpp import llama
     from model.hub import resolve
     from model.tokenizer import Tokenizer
     from training.evaluation import Answers, last_exchange, measures

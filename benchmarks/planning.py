@@ -74,7 +74,7 @@ def train(base: str, folder: Path, settings: tuple, *words: str) -> str:
         f"run.dir={folder}",
         "train.eval_samples=4",
         "generate.max_new_tokens=8",
-        "data.validation=data/samples/val.jsonl",
+        "data.validation=assets/samples/val.jsonl",
     ]
     sets = [word for setting in (*small, *settings) for word in ("--set", setting)]
     return subprocess.run(

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-TINY = Path(__file__).resolve().parent / "tiny"
+TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # an organisation or user, and a name
 EXAMPLE = "a hub id such as google/gemma-3-270m-it"
 FILES = [

@@ -9,12 +9,12 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from torch import nn
 
+from common.device import missing_to_compile
 from data.render import IGNORE_INDEX, Document
 from lora.inject import adapters, inject
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.weights import save_model
-from training.precision import missing_to_compile
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]

@@ -9,29 +9,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.py", "evaluate.py", "generate.py", "export.py")
-MAY_IMPORT = {
-    "model": set(),
-    "lora": set(),
-    "data": set(),
-    "training": {"lora", "data", "model"},
-    "formats": {"lora", "model"},
-}
+# From the ground up. A room imports from the floors below its own; rooms of one floor do not import each other.
+FLOORS = (
+    ("common", "ggml"),
+    ("model", "lora", "data"),
+    ("tasks", "generation"),
+    ("report",),
+    ("training", "exporting"),
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 REFERENCES = {
     "transformers",
     "peft",
     "xllamacpp",
 }  # what tests compare with; nothing that a user runs needs them
 OPTIONAL = {
-    "formats/llama_cpp.py": {"xllamacpp"}
-}  # an export is compared in the program itself, where somebody has it
+    "exporting/llama_cpp.py": {"xllamacpp"}
+}  # an export is compared in the program itself, where it is installed
 SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
 OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
 
 
 def sources():
-    """{path from the root: text} of all Python of ours that is neither test nor benchmark."""
+    """Returns {path from the root: text} of all Python files that are neither tests, benchmarks nor assets."""
     files = [ROOT / script for script in SCRIPTS] + [
-        file for room in MAY_IMPORT for file in sorted((ROOT / room).rglob("*.py"))
+        f for room in LEVEL for f in sorted((ROOT / room).rglob("*.py"))
     ]
     return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
@@ -50,21 +52,72 @@ def imports(tree, top_level_only=False):
     return found
 
 
-def against_the_arrows(path, text):
-    """The imports of the file that the arrows forbid, as "file:line imports module"."""
+def against_the_floors(path, text):
+    """Returns the imports that the floors forbid, as "file:line imports module"."""
     room = path.split("/")[0] if "/" in path else None
-    upstairs = {Path(script).stem for script in SCRIPTS} | {"tests", "benchmarks"}
-    forbidden = (
-        (upstairs | REFERENCES | set(MAY_IMPORT)) - {room} - MAY_IMPORT[room]
-        if room
-        else REFERENCES | {"tests", "benchmarks"}
-    )
+    forbidden = REFERENCES | {"tests", "benchmarks", "assets"}
+    if room:
+        forbidden |= {Path(script).stem for script in SCRIPTS}
+        forbidden |= {other for other in LEVEL if other != room and LEVEL[other] >= LEVEL[room]}
     forbidden -= OPTIONAL.get(path, set())
     return [
         f"{path}:{line} imports {module}"
         for line, module in imports(ast.parse(text))
         if module.split(".")[0] in forbidden
     ]
+
+
+def file_imports(texts):
+    """Returns {path: paths of our files that it imports, anywhere in the file}."""
+    found = {path: set() for path in texts}
+    for path, text in texts.items():
+        for _, module in imports(ast.parse(text)):
+            stem = module.replace(".", "/")
+            found[path] |= {p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts} - {path}
+    return found
+
+
+def circle(graph):
+    """Returns a list of nodes that import each other in a circle, [] where there is none."""
+    state, trail = {}, []
+
+    def visit(node):
+        state[node] = "open"
+        trail.append(node)
+        for other in sorted(graph[node]):
+            if state.get(other) == "open":
+                return trail[trail.index(other) :]
+            if other not in state and (found := visit(other)):
+                return found
+        state[node] = "done"
+        trail.pop()
+        return []
+
+    return next((found for node in sorted(graph) if node not in state and (found := visit(node))), [])
+
+
+def bodies(texts, least=3):
+    """Yields (body without names, docstring and annotations; "path:function") of every function of `least` statements or more."""
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if sum(isinstance(n, ast.stmt) for statement in body for n in ast.walk(statement)) < least:
+                continue
+            names = {}
+            for n in (n for statement in body for n in ast.walk(statement)):
+                if isinstance(n, ast.Name):  # the same code with other variable names is the same code
+                    n.id = names.setdefault(n.id, f"v{len(names)}")
+            yield "\n".join(map(ast.unparse, body)), f"{path}:{node.name}"
+
+
+def twice(texts):
+    """Returns groups of functions in different rooms whose bodies are equal but for the names of variables."""
+    groups = {}
+    for body, where in bodies(texts):
+        groups.setdefault(body, []).append(where)
+    return [where for where in groups.values() if len({w.split("/")[0] for w in where}) > 1]
 
 
 def docstrings(tree):
@@ -151,10 +204,10 @@ HOMES = {
         "if self.rank == 0: save()",
         "if rank == 1: pass",
     ),
-    "GradScaler": (grad_scaler, ("training/precision.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
+    "GradScaler": (grad_scaler, ("common/device.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
     "<start_of_turn>": (
         turn_marks,
-        ("model/tokenizer.py", "model/tiny/recipe/"),
+        ("model/tokenizer.py",),
         "s = f'<start_of_turn>{r}'",
         '"""<start_of_turn> opens a turn."""',
     ),
@@ -165,7 +218,7 @@ HOMES = {
         "name = 'base_model.model.' + name",
         "# base_model.model. is PEFT's",
     ),
-    "blk.": (gguf_names, ("formats/",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
+    "blk.": (gguf_names, ("model/gguf_names.py",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
     "optimisers": (
         optimizer_made,
         ("training/optim.py",),
@@ -186,8 +239,18 @@ def strays(find, home):
 
 
 def test_imports_run_down_only():
-    found = [line for path, text in sources().items() for line in against_the_arrows(path, text)]
-    assert not found, "imports against the arrows of CONTRIBUTING.md:\n" + "\n".join(found)
+    found = [line for path, text in sources().items() for line in against_the_floors(path, text)]
+    assert not found, "imports against the floors of CONTRIBUTING.md:\n" + "\n".join(found)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    found = circle(file_imports(sources()))
+    assert not found, " -> ".join(found)
+
+
+def test_no_helper_stands_in_two_rooms():
+    found = twice(sources())
+    assert not found, "\n".join(" = ".join(where) for where in found)
 
 
 @pytest.mark.parametrize(
@@ -197,28 +260,46 @@ def test_imports_run_down_only():
         ("model/weights.py", "def f():\n    import training.config"),
         ("lora/inject.py", "import model.gemma3"),
         ("data/render.py", "from model.tokenizer import Tokenizer"),
-        ("formats/gguf.py", "import numpy, data.formats"),
+        ("ggml/container.py", "import numpy, common.files"),
+        ("common/files.py", "import model.hub"),
+        ("tasks/redaction.py", "from generation.generate import generate"),
+        ("report/html.py", "import training.config"),
         ("training/loop.py", "from train import main"),
-        ("training/loop.py", "import formats.gguf"),
+        ("training/loop.py", "import exporting.oci"),
         ("model/weights.py", "from transformers import AutoModel"),
         ("export.py", "import peft"),
+        ("model/hub.py", "from assets.samples import values"),
     ],
 )
-def test_an_import_against_the_arrows_is_seen(path, line):
-    assert against_the_arrows(path, line)
+def test_an_import_against_the_floors_is_seen(path, line):
+    assert against_the_floors(path, line)
 
 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
         ("training/loop.py", "from model.loss import linear_cross_entropy\nfrom data.packing import pack"),
-        ("formats/gemma3_gguf.py", "from lora.merge import merged\nimport model.weights"),
+        ("exporting/gguf_model.py", "from lora.merge import merged\nimport model.weights"),
+        ("model/weights.py", "from ggml.container import GGUFFile"),
+        ("generation/generate.py", "from model.config import FULL"),
         ("data/loader.py", "from data.packing import pack"),
-        ("train.py", "from training import session\nfrom formats import gguf"),
+        ("train.py", "from training import trainer\nfrom report import tables"),
     ],
 )
-def test_an_import_along_the_arrows_passes(path, line):
-    assert not against_the_arrows(path, line)
+def test_an_import_down_the_floors_passes(path, line):
+    assert not against_the_floors(path, line)
+
+
+def test_a_circle_is_seen_and_a_fork_is_none():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_equal_functions_are_seen_whatever_their_variables_are_called():
+    one = "def hash_file(path):\n    with open(path) as f:\n        x = f.read()\n        return g(x)\n"
+    two = 'def file_hash(p: str) -> str:\n    "Text."\n    with open(p) as file:\n        y = file.read()\n        return g(y)\n'
+    assert twice({"a/x.py": one, "b/y.py": two}) and not twice({"a/x.py": one, "a/z.py": two})
+    assert not twice({"a/x.py": one, "b/y.py": two.replace("read", "write")})
 
 
 @pytest.mark.parametrize("rule", HOMES)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.formats import read_samples
+from assets.samples.make_small import make_all, to_jsonl
 from data.loader import prompt_of
-from data.pii import INSTRUCTION
-from data.samples.make_small import make_all, to_jsonl
+from data.rows import read_samples
+from tasks.redaction import INSTRUCTION
 from training.config import Adapter, Config, Data, Generate, Model, Run, Train, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ BRING_YOUR_OWN = (
     "tiny-base.toml",
     "tiny-base-2.toml",
 )  # their data is not in the checkout
-SAMPLES = ROOT / "data" / "samples"
+SAMPLES = ROOT / "assets" / "samples"
 
 
 def config_file(folder, text):
@@ -84,7 +84,7 @@ def test_the_labs_recipe_is_the_labs():
 def test_the_small_samples_are_what_their_script_writes():
     for name, rows in make_all().items():
         assert (SAMPLES / name).read_text(encoding="utf-8") == to_jsonl(rows), (
-            f"{name}: run data/samples/make_small.py"
+            f"{name}: run assets/samples/make_small.py"
         )
 
 

@@ -32,7 +32,22 @@ if str(ROOT) not in sys.path:  # run as a script
 from training.config import Config  # noqa: E402
 
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
-FOLDERS = {"model", "lora", "data", "training", "formats", "tests", "docs", "configs"}
+FOLDERS = {
+    "common",
+    "ggml",
+    "model",
+    "lora",
+    "data",
+    "tasks",
+    "generation",
+    "report",
+    "training",
+    "exporting",
+    "assets",
+    "tests",
+    "docs",
+    "configs",
+}
 SCRIPTS = {"train", "evaluate", "generate", "export"}
 MADE_BY_RUNS = (
     "runs/",
@@ -281,7 +296,7 @@ def command_faults(text):
             bad.append(f"{script}: no such script")
         elif script:
             source = "".join(
-                (ROOT / file).read_text(encoding="utf-8") for file in (script, "training/cli.py")
+                (ROOT / file).read_text(encoding="utf-8") for file in (script, "generation/load.py")
             )
             bad += [
                 f"{script} has no {w}"

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import evaluate
-from data import pii
+from generation.generate import generate
 from lora.peft_io import load_adapter
-from model.generate import generate
 from model.tokenizer import Tokenizer
 from model.weights import load_model
+from tasks import redaction as pii
 from tests.folders import (
     BROKEN,
     CHAT,

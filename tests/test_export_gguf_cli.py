@@ -7,12 +7,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import export
-import formats.lora_gguf
-from formats.gguf import GGUFFile
-from formats.quants import FILE_TYPES
-from formats.verify import JUDGED
+import exporting.lora_gguf
+from exporting.verify import JUDGED
+from ggml.container import GGUFFile
+from ggml.quantize import FILE_TYPES
+from tests.exporting.registry_server import PASSWORD, USER, registry
 from tests.folders import ROWS, make_adapter, make_model, write_rows
-from tests.formats.registry_server import PASSWORD, USER, registry
 from training.config import Config
 
 
@@ -73,8 +73,8 @@ def test_a_lora_file_is_read_back_before_it_gets_its_name(tmp_path, base, adapte
         part.write_bytes(raw)
         return digests
 
-    write_gguf = formats.lora_gguf.write_gguf
-    monkeypatch.setattr(formats.lora_gguf, "write_gguf", write)
+    write_gguf = exporting.lora_gguf.write_gguf
+    monkeypatch.setattr(exporting.lora_gguf, "write_gguf", write)
     assert (
         export.main(
             ["--model", base, "--adapter", adapter, "--to", "gguf-lora", "--out", str(tmp_path / "x.gguf")]
@@ -92,8 +92,8 @@ def test_a_runs_file_carries_its_origin_and_is_compared_on_its_own_validation_da
     tmp_path, base, capsys, monkeypatch
 ):
     seen = []
-    verify = __import__("formats.verify").verify.verify
-    monkeypatch.setattr("formats.verify.verify", lambda *args: seen.append(args[3]) or verify(*args))
+    verify = __import__("exporting.verify").verify.verify
+    monkeypatch.setattr("exporting.verify.verify", lambda *args: seen.append(args[3]) or verify(*args))
     assert (
         export.main(
             [

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import generate as script
-from data import pii
-from data.answers import AnswerFile
-from model.generate import Completion, generate
+from generation.answer_file import AnswerFile
+from generation.generate import Completion, generate
 from model.tokenizer import Tokenizer
 from model.weights import load_model
+from tasks import redaction as pii
 from tests.folders import (
     BROKEN,
     CHAT,
@@ -117,7 +117,7 @@ def streamed(base: str, monkeypatch, ids: list[int]) -> list[str]:
         return [Completion(ids, "length")]
 
     pieces = []
-    monkeypatch.setattr("model.generate.generate", say)
+    monkeypatch.setattr("generation.generate.generate", say)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("builtins.print", lambda *what, end="\n", **_: pieces.append("".join(what) + end))
     assert script.main(ask(base)) == 0

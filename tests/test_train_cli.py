@@ -12,8 +12,8 @@ import torch
 
 import train
 from model.hub import TINY
+from report.metrics_log import read_metrics
 from tests.makers import ROOT, rows, write_jsonl, write_run
-from training.metrics import read_metrics
 
 
 def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

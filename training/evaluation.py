@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from data import pii
+from common.progress import bar
 from data.packing import pack
-from model.generate import generate
-from training.progress import bar
+from generation.generate import generate
+from tasks import redaction
 
 LOSS_TOKENS = 8192  # tokens in one forward pass of an evaluation
 
@@ -86,10 +86,10 @@ def answer(
 
 
 def measures(answers: Answers) -> dict:
-    """exact_match, and for redaction rows the scores of data.pii: leak_rate, entity_f1, per_label, ...; {} without rows."""
+    """exact_match, and for redaction rows the scores of tasks.redaction: leak_rate, entity_f1, per_label, ...; {} without rows."""
     if not answers.texts:
         return {}
     pairs = list(zip(answers.prompts, answers.golds, answers.texts, strict=True))
-    if all(pii.is_redaction(prompt, gold) for prompt, gold, _ in pairs):
-        return pii.score((pii.source_text(prompt), gold, text) for prompt, gold, text in pairs)
+    if all(redaction.is_redaction(prompt, gold) for prompt, gold, _ in pairs):
+        return redaction.score((redaction.source_text(prompt), gold, text) for prompt, gold, text in pairs)
     return {"exact_match": sum(gold == text.strip() for _, gold, text in pairs) / len(pairs)}

@@ -4,13 +4,13 @@ The tensors are counted without making them (training/rehearsal.py).  On CUDA th
 CPU, where they fit, steps are then done for real and the process is measured (training/trial.py).
 """
 
+from common.device import Precision, pick_device, pick_precision
+from common.machine import free, mebibytes, resident
+from common.progress import say
 from model.hub import resolve
 from training import setup, trial
 from training.config import Config
-from training.documents import read
-from training.machine import free, mebibytes, resident
-from training.precision import Precision, pick_device, pick_precision
-from training.progress import say
+from training.dataset import read
 from training.rehearsal import PARTS, Rehearsal, largest
 
 PROCESS, AROUND = "process", "around them"

@@ -5,23 +5,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from common.device import Precision
 from data.loader import Loader
 from data.packing import Batch, pack
 from data.render import Document
-from model.generate import generate
+from generation.generate import generate
 from model.loss import words_at_once
 from model.tokenizer import Tokenizer
 from training import evaluation, loop, setup
 from training.config import Config, Train
-from training.documents import TrainingData
+from training.dataset import TrainingData
 from training.ledger import LOGITS, WORKING, Ledger
 from training.optim import make_optimizers
-from training.precision import Precision
 
 BASE, TRAINED, GRADIENTS, OPTIMIZER = "base weights", "trained weights", "gradients", "optimiser state"
 PARTS = (BASE, TRAINED, OPTIMIZER, GRADIENTS, WORKING, LOGITS)
 STORED = torch.bfloat16  # what Gemma's files hold
-GENERATED_TOGETHER = 64  # rows: model.generate's batch
+GENERATED_TOGETHER = 64  # rows: generation.generate's batch
 
 
 @dataclass

@@ -8,23 +8,24 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from data import pii
-from data.formats import Sample
+from common import machine
+from common.device import Precision, pick_device, pick_precision
+from common.progress import bar, say, warn
+from data.rows import Sample
 from lora.inject import disabled, unwrap
 from lora.peft_io import CONFIG as ADAPTER_CONFIG
 from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
-from training import checkpoint, evaluation, loop, machine, setup
+from report.html import write_report
+from report.metrics_log import before_after_table, printable, read_metrics
+from tasks import redaction
+from training import checkpoint, evaluation, loop, setup
 from training.config import Config, load_config
-from training.documents import TrainingData, refuse_missing_files
+from training.dataset import TrainingData, refuse_missing_files
 from training.flops import peak_flops, step_flops
-from training.metrics import before_after_table, printable, read_metrics
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision
-from training.progress import bar, say, warn
-from training.report import write_report
-from training.run import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
+from training.run_folder import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
 
 
 @dataclass
@@ -361,7 +362,7 @@ def report(run: Run, base: setup.Base, data: TrainingData, before: dict, after: 
         say("\n" + before_after_table(before["measures"], after["measures"]))
     for i, prompt in enumerate(cfg.generate.prompts):
         say(
-            f"\nprompt     {pii.source_text(prompt)}\nbefore     {printable(before['prompts'][i])}\nafter      {printable(after['prompts'][i])}"
+            f"\nprompt     {redaction.source_text(prompt)}\nbefore     {printable(before['prompts'][i])}\nafter      {printable(after['prompts'][i])}"
         )
     say(
         f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {path / ('model' if cfg.adapter.type == 'full' else 'adapter')}"
@@ -372,14 +373,14 @@ def _examples(run: Run, before: dict, after: dict) -> list[dict]:
     """The config's prompts and the first rows of each validation set, as the report shows them."""
     prompts = run.cfg.generate.prompts
     out = [
-        {"set": "prompt", "source": pii.source_text(p), "gold": "", "before": b, "after": a}
+        {"set": "prompt", "source": redaction.source_text(p), "gold": "", "before": b, "after": a}
         for p, b, a in zip(prompts, before["prompts"], after["prompts"], strict=True)
     ]
     for name, then in before["answers"].items():
         now = after["answers"][name]
         rows = zip(now["prompts"], now["golds"], then["texts"], now["texts"], strict=True)
         out += [
-            {"set": name, "source": pii.source_text(p), "gold": g, "before": b, "after": a}
+            {"set": name, "source": redaction.source_text(p), "gold": g, "before": b, "after": a}
             for p, g, b, a in islice(rows, 12)
         ]
     return out

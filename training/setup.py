@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from common.device import Precision, missing_to_compile
 from data.loader import Loader
 from data.render import IGNORE_INDEX, Document
 from lora.inject import inject
@@ -16,11 +17,10 @@ from model.tokenizer import Tokenizer
 from model.weights import Checkpoint, hash_model
 from training.beside import beside
 from training.config import Config
-from training.documents import Reader, TrainingData, read
+from training.dataset import Reader, TrainingData, read
 from training.flops import step_flops
 from training.loop import Plan
 from training.objectives import pretrain, sft
-from training.precision import Precision, missing_to_compile
 
 OBJECTIVES = {"sft": sft, "pretrain": pretrain}
 COMPILED = 3e14  # FLOPs a thread, about half an hour's work: half a minute of compiling is then less than the 3 to 10% of the steps that it saves

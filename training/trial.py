@@ -15,14 +15,14 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from model.generate import generate
+from common.device import Precision, pick_device, pick_precision
+from common.machine import peak_memory
+from common.progress import bar
+from generation.generate import generate
 from training import evaluation, loop, setup
 from training.config import Config
-from training.documents import TrainingData
-from training.machine import peak_memory
+from training.dataset import TrainingData
 from training.optim import make_optimizers
-from training.precision import Precision, pick_device, pick_precision
-from training.progress import bar
 from training.rehearsal import longest_groups, longest_prompts, steps_of
 
 STEPS = 96  # micro-batches; the run's first break up the heap before the heaviest come.  A count, for what fits into a time hangs on the machine's other work

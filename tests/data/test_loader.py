@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.formats import Sample
 from data.loader import Loader, epoch_order, prompt_of, split_validation
 from data.render import IGNORE_INDEX, Document
+from data.rows import Sample
 
 __ = IGNORE_INDEX
 

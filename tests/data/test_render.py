@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.formats import Sample
 from data.render import IGNORE_INDEX, SHOWN, Counts, render, render_all
+from data.rows import Sample
 
 BOS, EOS, START_USER, START_MODEL, END, NEWLINE, SPACE = 2, 1, 10, 11, 12, 13, 300
 

@@ -150,7 +150,7 @@ def refusal(done) -> str:
 
 
 def test_tiny_is_the_folder_in_this_checkout():
-    assert resolve("tiny") == TINY == ROOT / "model" / "tiny"
+    assert resolve("tiny") == TINY == ROOT / "assets" / "tiny"
 
 
 def test_an_existing_folder_is_itself(tmp_path, monkeypatch):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import export
-from formats.gguf import GGUFFile
-from formats.llama_cpp import llama
-from formats.merged import Merged
-from formats.verify import Sample, log_probs
+from exporting.llama_cpp import llama
+from exporting.merged import Merged
+from exporting.verify import Sample, log_probs
+from generation.generate import generate
+from ggml.container import GGUFFile
 from lora.peft_io import load_adapter
-from model.generate import generate
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 from model.weights import load_model
@@ -24,7 +24,9 @@ V = TOKENIZER.vocab_size
 ASCII = TOKENIZER.encode("a")[0]
 ROWS = [
     json.loads(line)
-    for line in (TINY.parents[1] / "data" / "samples" / "val.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (TINY.parents[1] / "assets" / "samples" / "val.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
 ]
 # Measured against the model that was exported, with a margin of two: max |delta log p| and mean KL (nats).
 TOLERANCES = {

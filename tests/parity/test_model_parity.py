@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from generation.generate import generate
 from model.config import FULL, SLIDING
-from model.generate import generate
 from model.loss import linear_cross_entropy
 from model.weights import load_model
 from tests.parity.checkpoints import (

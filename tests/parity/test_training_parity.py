@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from transformers import Gemma3ForCausalLM as Reference
 from transformers import get_linear_schedule_with_warmup
 
+from common.device import Precision
 from data.loader import Loader
 from data.render import IGNORE_INDEX
 from lora.inject import inject
@@ -16,7 +17,6 @@ from tests.makers import documents, write_model
 from training import loop
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision
 
 STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
 

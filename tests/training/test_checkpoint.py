@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.device import Precision
 from data.loader import Loader
 from tests.makers import documents, tiny_model
 from training import checkpoint
 from training.loop import train_step
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision
 
 FILES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from common.device import Precision
 from data.packing import pack
 from lora.inject import inject
 from model.gemma3 import Gemma3ForCausalLM
@@ -10,7 +11,6 @@ from training import ledger, loop
 from training.ledger import LOGITS, WORKING, Ledger, Outline
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision
 
 CPU = torch.device("cpu")
 

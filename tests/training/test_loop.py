@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.device import Precision
 from data.loader import Loader
 from data.packing import pack
 from model.loss import slow_linear_cross_entropy
@@ -15,7 +16,6 @@ from tests.makers import documents, tiny_model
 from training import loop
 from training.objectives import sft
 from training.optim import make_optimizers
-from training.precision import Precision
 
 CPU = Precision("fp32", torch.device("cpu"))
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-batches in a step

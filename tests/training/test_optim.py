@@ -149,7 +149,7 @@ def test_no_compiler_is_imported_for_a_first_step():
         from training import loop
         from training.objectives import sft
         from training.optim import make_optimizers
-        from training.precision import Precision
+        from common.device import Precision
 
         model = load_model(TINY, torch.bfloat16)
         inject(model, r=4, lora_alpha=8, target_modules=["q_proj"], seed=0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.device import Precision
 from data.loader import Loader
 from data.render import IGNORE_INDEX, Document
 from model.gemma3 import Gemma3ForCausalLM
@@ -12,9 +13,8 @@ from model.loss import CHUNK_BYTES
 from tests.makers import documents, tiny_config
 from training import setup
 from training.config import Adapter, Config, Generate, Train
-from training.documents import TrainingData, ValidationSet
+from training.dataset import TrainingData, ValidationSet
 from training.ledger import LOGITS, WORKING
-from training.precision import Precision
 from training.rehearsal import BASE, GRADIENTS, OPTIMIZER, TRAINED, Rehearsal, largest, steps_of
 
 CPU = torch.device("cpu")

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 
 import train
 from model.gemma3 import Gemma3ForCausalLM
+from report.metrics_log import read_metrics
 from tests.makers import ROOT, documents, rows, write_jsonl, write_model, write_run
 from training import checkpoint, loop, session, setup
 from training.config import Config, Train, load_config
-from training.metrics import read_metrics
 from training.objectives import sft
-from training.run import RunFolder
+from training.run_folder import RunFolder
 
 EVALUATED = ["--set", "train.eval_every=3"]
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.device import Precision, pick_device
 from lora.inject import adapters
 from lora.peft_io import save_adapter
 from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import needs_compiler, tiny_model, write_jsonl, write_run
 from training import setup
 from training.config import load_config
-from training.documents import read
+from training.dataset import read
 from training.flops import step_flops
-from training.precision import Precision, pick_device
 
 
 @pytest.fixture

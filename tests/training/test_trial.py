@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.machine import peak_memory
 from tests.makers import write_run
 from training import loop, trial
 from training.config import Config, load_config
-from training.machine import peak_memory
 from training.rehearsal import steps_of
 
 

@@ -1,0 +1,244 @@
+"""Make the small sample sets of the recipes beside redaction: raw text, chats, and reviews to classify.
+
+    python assets/samples/make_small.py --out assets/samples --seed 3407
+
+writes pretrain-text.jsonl ({"text"}: a keeper's log of a harbour light), chat.jsonl and chat-val.jsonl ({"messages"}: an
+information desk, in six languages) and classification.jsonl and classification-val.jsonl ({"instruction", "input", "output"}:
+short reviews in six languages). The wording is in small/*.txt: sections `== name`, a phrase a line, {slots} filled from the
+section of that name. No row of a validation set is in its training set, and no clause of a review either.
+"""
+
+import argparse
+import json
+import random
+import re
+import string
+from pathlib import Path
+
+WORDING = Path(__file__).resolve().parent / "small"
+LANGUAGES = ("en", "de", "nl", "fr", "es", "it")
+LABELS = ("positive", "negative", "neutral")
+INSTRUCTION = "Is this review positive, negative or neutral? Answer with one word."
+HELD_OUT = 6  # one clause in six is kept for validation
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+def read_sections(path):
+    """{section: lines} of a wording file."""
+    sections = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            lines = sections.setdefault(line[3:].strip(), [])
+        elif line.strip():
+            lines.append(line.strip())
+    return sections
+
+
+# --- raw text
+
+
+def expand(template, sections, rng, clock):
+    """The template with every {slot} replaced by a line of that section, itself expanded; {Slot} starts with a capital."""
+
+    def fill(match):
+        slot = match[1]
+        text = number(slot, rng, clock) or expand(rng.choice(sections[slot.lower()]), sections, rng, clock)
+        return text[0].upper() + text[1:] if slot[0].isupper() else text
+
+    return SLOT.sub(fill, template)
+
+
+def number(slot, rng, clock):
+    """A number for the slots that stand for one, "" for the others; the times of one entry go forward (clock: [minutes])."""
+    ranges = {"miles": (2, 9), "inches": (2, 18), "pints": (3, 60), "minutes": (2, 40), "hours": (3, 8)}
+    if slot == "hour":
+        clock[0] += 5 * rng.randint(1, 12)
+        return f"{clock[0] // 60 % 24}:{clock[0] % 60:02d}"
+    return str(rng.randint(*ranges[slot])) if slot in ranges else ""
+
+
+def make_texts(rng, count):
+    """`count` rows {"text"}, each one entry of the log."""
+    sections = read_sections(WORDING / "logbook.txt")
+    seen = {}  # a dict keeps the order, where a set's depends on the process
+    while len(seen) < count:
+        seen[expand(rng.choice(sections["entry"]), sections, rng, [60 * rng.randrange(24)])] = True
+    return [{"text": text} for text in seen]
+
+
+# --- chats
+
+
+def columns(line):
+    return [[choice.strip() for choice in column.split(" / ")] for column in line.split(" | ")]
+
+
+def draw_value(kind, sections, rng):
+    """A value of a fact's first column: time, price or number with a range, code, phone or name."""
+    kind, _, bounds = kind.partition(" ")
+    if kind == "code":
+        return "".join(rng.choices(string.ascii_uppercase, k=2)) + str(rng.randint(100, 999))
+    if kind == "phone":
+        return f"0{rng.randint(20, 99)} {rng.randint(100000, 999999)}"
+    if kind == "name":
+        return rng.choice(sections["name"])
+    drawn = rng.randint(*map(int, bounds.split("-")))
+    return f"{drawn}:{rng.randrange(0, 60, 5):02d}" if kind == "time" else str(drawn)
+
+
+def turn(role, text):
+    return {"role": role, "content": text}
+
+
+def exchange(question, answer):
+    return [turn("user", question), turn("assistant", answer)]
+
+
+def desk_chat(sections, rng):
+    """A system turn with some facts, and questions about them; one in six asks what the system turn does not say."""
+    facts = [(columns(line), line) for line in rng.sample(sections["fact"], rng.randint(2, 5))]
+    values = {line: draw_value(kind, sections, rng) for ((kind,), *_), line in facts}
+    stated = facts if rng.random() > 1 / 6 else facts[1:]
+    told = " ".join(rng.choice(fact[1]).replace("{v}", values[line]) for fact, line in stated)
+    place = rng.choice(sections["place name"])
+    messages = [
+        turn("system", rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told))
+    ]
+    for fact, line in rng.sample(facts, rng.randint(1, min(3, len(facts)))):
+        known = any(line == other for _, other in stated)
+        question, answer = rng.choice(
+            list(zip(fact[2], fact[3], strict=True))
+        )  # each wording has its answer, so exact_match can reach 1
+        messages += exchange(
+            question, answer.replace("{v}", values[line]) if known else sections["unknown"][0]
+        )
+    return messages
+
+
+def memory_chat(sections, rng):
+    """The user tells one to three things, and asks for one of them later; no system turn."""
+    facts = [columns(line) for line in rng.sample(sections["own"], rng.randint(1, 3))]
+    values = [draw_value(fact[0][0], sections, rng) for fact in facts]
+    messages = []
+    for (_, (statement,), (reply,), _, _), value in zip(facts, values, strict=True):
+        messages += exchange(statement.replace("{v}", value), reply.replace("{v}", value))
+    (*_, questions, answers), value = rng.choice(list(zip(facts, values, strict=True)))
+    question, answer = rng.choice(list(zip(questions, answers, strict=True)))
+    return messages + exchange(question, answer.replace("{v}", value))
+
+
+def frame(messages, sections, rng, closing):
+    """The chat with a greeting after its system turn, if it has one, in a third of the cases, and thanks at its end in a share `closing`."""
+    at = 1 if messages[0]["role"] == "system" else 0
+    hello, thanks = (exchange(*rng.choice(sections[part]).split(" | ")) for part in ("hello", "thanks"))
+    opened = messages[:at] + (hello if at and rng.random() < 1 / 3 else []) + messages[at:]
+    return opened + (thanks if rng.random() < closing else [])
+
+
+def make_chats(rng, count, taken, closing):
+    """`count` rows {"messages"}, the languages in turn; none begins with a prompt in the set `taken`, which grows."""
+    wording = [read_sections(WORDING / f"{language}.txt") for language in LANGUAGES]
+    rows = []
+    while len(rows) < count:
+        sections = wording[len(rows) % len(LANGUAGES)]
+        messages = frame(
+            (desk_chat if rng.random() < 0.65 else memory_chat)(sections, rng), sections, rng, closing
+        )
+        prompt = json.dumps(messages[: 2 if messages[0]["role"] == "system" else 1])
+        if prompt not in taken:
+            taken.add(prompt)
+            rows.append({"messages": messages})
+    return rows
+
+
+# --- reviews
+
+
+def make_clauses(sections, rng):
+    """{(label, side): {theme: clauses}}, side "train" or "held"; a clause is (subject, predicate), or (sentence,) where it fits any review."""
+    clauses = {}
+    for label in LABELS:
+        for theme in ("thing", "place", "work"):
+            predicates = sections[f"{theme} {label}"] + sections[f"any {label}"]
+            split(
+                clauses,
+                label,
+                theme,
+                [(subject, predicate + ".") for subject in sections[theme] for predicate in predicates],
+                rng,
+            )
+        split(clauses, label, "alone", [(line,) for line in sections[f"alone {label}"]], rng)
+        split(
+            clauses, label, "context", [(line,) for line in sections["context"]], random.Random(0)
+        )  # the same held out for every label
+    return clauses
+
+
+def split(clauses, label, theme, lines, rng):
+    """Put one in HELD_OUT of the lines on the held side, the others on the training side."""
+    lines = rng.sample(lines, len(lines))
+    cut = max(1, len(lines) // HELD_OUT)
+    clauses.setdefault((label, "held"), {})[theme] = lines[:cut]
+    clauses.setdefault((label, "train"), {})[theme] = lines[cut:]
+
+
+def review(pools, rng):
+    """One or two clauses about one thing, place or work, sometimes with a short verdict or an unrelated circumstance."""
+    pool = pools[rng.choice(("thing", "place", "work"))]
+    parts = [rng.choice(pool)]
+    if rng.random() < 0.4:
+        parts.append(rng.choice([clause for clause in pool if not set(clause) & set(parts[0])]))
+    if rng.random() < 0.4:
+        parts.insert(rng.choice((0, len(parts))), rng.choice(pools["alone"]))
+    if rng.random() < 0.3:
+        parts.insert(0, rng.choice(pools["context"]))
+    return " ".join(" ".join(part) for part in parts)
+
+
+def make_reviews(clauses, rng, side, count):
+    """`count` rows {"instruction", "input", "output"}, all different, labels and languages in turn."""
+    rows = {}
+    while len(rows) < count:
+        label, language = (
+            LABELS[len(rows) % len(LABELS)],
+            LANGUAGES[len(rows) // len(LABELS) % len(LANGUAGES)],
+        )
+        text = review(clauses[language][label, side], rng)
+        rows.setdefault(text, {"instruction": INSTRUCTION, "input": text, "output": label})
+    return rng.sample(list(rows.values()), count)
+
+
+def make_all(seed=3407):
+    """{file name: rows} of all five files; the same seed gives the same rows."""
+    talk, prompts = random.Random(f"{seed} chat"), set()
+    rng = random.Random(f"{seed} classification")
+    clauses = {
+        language: make_clauses(read_sections(WORDING / f"{language}.txt"), rng) for language in LANGUAGES
+    }
+    return {
+        "pretrain-text.jsonl": make_texts(random.Random(f"{seed} text"), 300),
+        "chat.jsonl": make_chats(talk, 300, prompts, closing=1 / 3),
+        "chat-val.jsonl": make_chats(talk, 40, prompts, closing=0),
+        "classification.jsonl": make_reviews(clauses, rng, "train", 900),
+        "classification-val.jsonl": make_reviews(clauses, rng, "held", 150),
+    }
+
+
+def to_jsonl(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the five files")
+    parser.add_argument("--seed", type=int, default=3407)
+    args = parser.parse_args()
+    for name, rows in make_all(args.seed).items():
+        (args.out / name).write_text(to_jsonl(rows), encoding="utf-8")
+        print(f"{args.out / name}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

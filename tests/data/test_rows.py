@@ -1,0 +1,252 @@
+"""data/rows.py: every row shape by hand, and each fault of a file told with its place."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.rows import SHOWN, Sample, read_samples
+
+GOOD = '{"prompt": "p", "response": "r"}'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_bytes(content, name="train.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_bytes
+
+
+def problem_of(path, **options):
+    with pytest.raises(ValueError) as error:
+        read_samples(path, **options)
+    return str(error.value)
+
+
+def test_each_row_shape_becomes_the_sample_written_here(write):
+    path = write(
+        '{"prompt": "Mask this", "response": "[CITY_1]"}\n'
+        '{"instruction": "Translate", "input": "chat", "output": "cat", "source": "a key of their own"}\n'
+        '{"instruction": "Greet", "output": "Hi"}\n'
+        '{"instruction": "Greet", "input": "", "output": "Hello"}\n'
+        "\n"
+        '{"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},'
+        ' {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n'
+        '{"text": "Once upon a time"}\n'
+    )
+    samples, problems = read_samples([path])
+    assert problems == []
+    assert samples == [
+        Sample("train.jsonl:1", (("user", "Mask this"), ("assistant", "[CITY_1]")), None),
+        Sample("train.jsonl:2", (("user", "Translate\n\nchat"), ("assistant", "cat")), None),
+        Sample("train.jsonl:3", (("user", "Greet"), ("assistant", "Hi")), None),
+        Sample("train.jsonl:4", (("user", "Greet"), ("assistant", "Hello")), None),
+        Sample(
+            "train.jsonl:6",
+            (("system", "Be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+            None,
+        ),
+        Sample("train.jsonl:7", None, "Once upon a time"),
+    ]
+
+
+def test_an_array_is_told_from_jsonl_by_its_content_and_numbered_by_element(write):
+    path = write('\n [\n  {"prompt": "p",\n "response": "r"},\n  {"text": "t"}\n]\n', "lab.jsonl")
+    assert [sample.id for sample in read_samples(path)[0]] == ["lab.jsonl:[0]", "lab.jsonl:[1]"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"), min_size=1)),
+        min_size=1,
+    ),
+    st.booleans(),
+)
+def test_array_and_jsonl_of_the_same_rows_give_the_same_samples(tmp_path_factory, pairs, ascii_only):
+    rows = [{"prompt": prompt, "response": "r" + response} for prompt, response in pairs]
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "a.json").write_text(
+        json.dumps(rows, ensure_ascii=ascii_only, indent=1), encoding="utf-8", newline=""
+    )
+    (folder / "b.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows), encoding="utf-8", newline=""
+    )
+    array, lines = read_samples(folder / "a.json")[0], read_samples(folder / "b.jsonl")[0]
+    assert (
+        [s.messages for s in array]
+        == [s.messages for s in lines]
+        == [(("user", r["prompt"]), ("assistant", r["response"])) for r in rows]
+    )
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_bom_and_crlf_change_nothing(write, start, end):
+    rows = [
+        b'{"prompt": "\xc3\xa9 \xe2\x80\xa8", "response": "r"}',
+        b'{"prompt": "q", "response": "s"}',
+    ]  # U+2028 ends no line
+    expected = [("\u00e9 \u2028", "r"), ("q", "s")]
+    for content, name in (
+        (start + end.join(rows) + end, "a.jsonl"),
+        (start + b"[" + (b"," + end).join(rows) + b"]" + end, "a.json"),
+    ):
+        assert [
+            tuple(content for _, content in s.messages) for s in read_samples(write(content, name))[0]
+        ] == expected
+
+
+def test_bom_between_joined_files_is_no_problem(write):
+    assert len(read_samples(write(f"\ufeff{GOOD}\n\ufeff{GOOD}\n"))[0]) == 2
+
+
+BAD_ROWS = {
+    "bad JSON": (b'{"prompt": "p", "response": }', "not JSON: Expecting value at column 29"),
+    "endless number": (
+        b'{"prompt": "p", "response": ' + b"1" * 5000 + b"}",
+        "not JSON: nested too deeply, or an endless number",
+    ),
+    "a key twice": (
+        b'{"prompt": "p", "prompt": "q", "response": "r"}',
+        'the same key twice in one object: "prompt"',
+    ),
+    "two rows on a line": (b'{"text": "a"}{"text": "b"}', "not JSON: Extra data at column 14"),
+    "bad UTF-8": (b'{"prompt": "caf\xe9", "response": "r"}', "not UTF-8: byte 0xe9 at character 16"),
+    "half a pair": (rb'{"prompt": "\ud83d", "response": "r"}', '"prompt" has half a surrogate pair'),
+    "missing key": (b'{"prompt": "p"}', 'missing key "response"'),
+    "missing output": (b'{"instruction": "p", "input": "i"}', 'missing key "output"'),
+    "empty response": (b'{"prompt": "p", "response": ""}', 'empty response ("response")'),
+    "blank response": (b'{"prompt": "p", "response": " \\n"}', 'empty response ("response")'),
+    "response is a number": (
+        b'{"prompt": "p", "response": 5}',
+        '"response" must be a string, not a number (5)',
+    ),
+    "response is null": (b'{"prompt": "p", "response": null}', '"response" must be a string, not null'),
+    "input is a list": (
+        b'{"instruction": "p", "input": ["i"], "output": "r"}',
+        '"input" must be a string, not a list (["i"])',
+    ),
+    "input is zero": (
+        b'{"instruction": "p", "input": 0, "output": "r"}',
+        '"input" must be a string, not a number (0)',
+    ),
+    "unknown row": (b'{"question": "p", "answer": "r"}', 'unknown row, its keys are: "question", "answer"'),
+    "no object": (b'"just text"', 'a row must be an object, not a string ("just text")'),
+    "empty text": (b'{"text": " "}', 'empty text ("text")'),
+    "no turns": (b'{"messages": []}', '"messages" must be a list of turns, not an empty list'),
+    "turn without content": (b'{"messages": [{"role": "user"}]}', 'messages[0]: missing key "content"'),
+    "turn is a string": (b'{"messages": ["hi"]}', 'messages[0] must be an object, not a string ("hi")'),
+    "empty answer": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
+        "messages[1]: empty response",
+    ),
+    "ends with user": (
+        b'{"messages": [{"role": "user", "content": "a"}]}',
+        "ending with assistant; got user",
+    ),
+    "late system": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]}',
+        "got user, system, assistant",
+    ),
+    "foreign role": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "model", "content": "b"}]}',
+        "got user, model",
+    ),
+}
+
+
+@pytest.mark.parametrize("row,message", BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_a_bad_row_is_an_error_with_file_and_line_or_a_counted_skip(write, row, message):
+    path = write(GOOD.encode() + b"\r\n" + row + b"\r\n" + GOOD.encode())
+    error = problem_of(path)
+    assert f"train.jsonl:2: {message}" in error or ("train.jsonl:2:" in error and message in error)
+    assert 'data.on_bad = "skip"' in error
+    samples, problems = read_samples(path, on_bad="skip")
+    assert [sample.id for sample in samples] == ["train.jsonl:1", "train.jsonl:3"]
+    assert len(problems) == 1
+    assert problems[0].startswith("train.jsonl:2: ")
+
+
+def test_a_bad_array_element_is_told_by_line_and_element(write):
+    path = write(b'[\n{"text": "a"},\n{"text": "caf\xe9"},\n\n{"text": 1}]', "lab.json")
+    samples, problems = read_samples(path, on_bad="skip")
+    assert [sample.id for sample in samples] == ["lab.json:[0]"]
+    assert problems == [
+        "lab.json:3: element [1]: not UTF-8: byte 0xe9 at character 14",
+        'lab.json:5: element [2]: "text" must be a string, not a number (1)',
+    ]
+
+
+def test_all_problems_of_all_files_come_in_one_error_of_bounded_length(write):
+    first, second = write("{}\n" * 15, "a.jsonl"), write("[]\n" + "{}\n" * 14, "b.jsonl")
+    error = problem_of([first, second], format="jsonl")
+    assert error.startswith("30 problems in the data:\n  a.jsonl:1: ")
+    assert "a.jsonl:15: " in error
+    assert "b.jsonl:1: a row must be an object, not an empty list" in error
+    assert f"... and {30 - SHOWN} more" in error
+    assert len(error.splitlines()) == SHOWN + 3
+
+
+@pytest.mark.parametrize("content", [b"", b" \r\n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_a_problem_and_never_an_empty_set(write, content):
+    empty, good = write(content, "empty.jsonl"), write(GOOD, "good.jsonl")
+    assert "empty.jsonl:1: the file is empty" in problem_of([empty, good])
+    samples, problems = read_samples([empty, good], on_bad="skip")
+    assert (len(samples), problems) == (1, ["empty.jsonl:1: the file is empty"])
+    assert "no sample in empty.jsonl" in problem_of(empty, on_bad="skip")
+
+
+def test_a_key_that_stands_twice_spoils_its_own_element_only(write):
+    samples, problems = read_samples(
+        write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip"
+    )
+    assert [s.text for s in samples] == ["c"] and problems == [
+        'twice.json:1: element [0]: the same key twice in one object: "text"'
+    ]
+
+
+def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_problems(write):
+    error = problem_of(write('[{"text": ""},\n{"text": ' + "1" * 5000 + "}]", "long.json"))
+    assert "long.json:2: not JSON: nested too deeply, or an endless number, after 1 whole element(s)" in error
+    assert 'long.json:1: element [0]: empty text ("text")' in error
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more']
+)
+def test_a_broken_array_is_an_error_even_under_skip_as_the_rest_of_it_is_lost(write, content):
+    error = problem_of(write(content, "cut.json"), on_bad="skip")
+    assert "cut.json:1: not JSON" in error
+    assert "after 1 whole" in error
+
+
+def test_no_array_in_a_file_declared_as_one_is_an_error(write):
+    assert "Expecting [" in problem_of(write(GOOD), format="json")
+    assert "Expecting , or ]" in problem_of(write('[{"text": "a"}', "open.json"))
+    assert "not JSON" in problem_of(write("[", "bare.json"))
+    assert "no sample in none.json" in problem_of(write("[ ]", "none.json"))
+
+
+def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
+    error = problem_of(
+        [tmp_path / "missing.jsonl", tmp_path, write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")],
+        on_bad="skip",
+    )
+    assert "missing.jsonl: cannot be read: No such file" in error
+    assert "cannot be read: Is a directory" in error
+    assert "wide.jsonl:1: the file is UTF-16" in error
+
+
+def test_ids_stay_unique_when_two_folders_hold_the_same_name(write):
+    paths = [write(GOOD, "a/train.jsonl"), write(GOOD, "b/train.jsonl")]
+    assert [sample.id for sample in read_samples(paths)[0]] == [f"{path}:1" for path in paths]
+
+
+def test_a_misspelt_option_is_refused(write):
+    assert "data.on_bad = 'ignore'" in problem_of(write(GOOD), on_bad="ignore")
+    assert "data.format = 'csv'" in problem_of(write(GOOD), format="csv")

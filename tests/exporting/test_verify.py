@@ -1,0 +1,254 @@
+"""exporting/verify.py has power: each mistake that an exporter can make is put in, seen to be caught, and no file is left."""
+
+import numpy as np
+import pytest
+import torch
+
+import export
+import exporting.gguf_model as writer
+import exporting.gguf_vocab as vocabulary
+import exporting.merged as merged
+import exporting.verify as verify
+from ggml.container import GGUFFile
+from model.gemma3 import Gemma3ForCausalLM
+from model.weights import load_model
+from tests.folders import make_adapter, make_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return make_model(tmp_path_factory.mktemp("base"), rope_linear_factor=8.0)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base) -> str:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def exported(tmp_path, base, adapter, quant="q8_0") -> int:
+    return export.main(
+        [
+            "--model",
+            base,
+            "--adapter",
+            adapter,
+            "--to",
+            "gguf",
+            "--quant",
+            quant,
+            "--out",
+            str(tmp_path / "x.gguf"),
+        ]
+    )
+
+
+def changed(**changes):
+    """A write_gguf that is given other keys: {end of a key: its value, or None to leave it out}."""
+
+    def write(path, metadata, tensors, read):
+        for end, value in changes.items():
+            key = next(key for key in metadata if key.endswith("." + end))
+            metadata = (
+                {k: v for k, v in metadata.items() if k != key}
+                if value is None
+                else metadata | {key: (metadata[key][0], value)}
+            )
+        return whole_gguf(path, metadata, tensors, read)
+
+    return write
+
+
+def transposed(model, name):
+    rows = list(whole_transformed(model, name))
+    yield (
+        np.ascontiguousarray(rows[0].T).reshape(rows[0].shape)
+        if "layers.2.self_attn.o_proj" in name
+        else rows[0]
+    )
+
+
+def without_one(model, name):
+    for rows in whole_transformed(model, name):
+        yield rows - 1 if name == "model.layers.3.post_attention_layernorm.weight" else rows
+
+
+@torch.no_grad()
+def with_doubled_scale(self, name):
+    path = name.removesuffix(".weight")
+    if path in self.layers:
+        layer = self.layer(path)
+        layer.scaling *= 2
+        return layer.merged_weight()
+    return self.checkpoint.read(name).float()
+
+
+def with_wrong_scores(raw, rows):
+    tokens, scores, types = whole_vocabulary(raw, rows)
+    return tokens, [score if score <= -1000 else -score for score in scores], types
+
+
+def flip(where):
+    """A write_gguf whose file has another bit in a tensor's data, or in the header."""
+
+    def write(part, *args):
+        digests = whole_gguf(part, *args)
+        file, raw = GGUFFile(part), bytearray(part.read_bytes())
+        at = (
+            file.data_start + file.tensors[where].offset + 5
+            if where
+            else raw.index(b"tokenizer.chat_template") + 200
+        )
+        raw[at] ^= 1
+        part.write_bytes(raw)
+        return digests
+
+    return write
+
+
+whole_transformed, whole_gguf, whole_vocabulary = writer.transformed, writer.write_gguf, vocabulary.vocabulary
+WRITE = "exporting.gguf_model.write_gguf"
+MISTAKES = {
+    "no + 1 on a norm": (
+        "exporting.gguf_model.transformed",
+        without_one,
+        "blk.3.post_attention_norm.weight: differs",
+    ),
+    "no window": (WRITE, changed(sliding_window=None), "sliding_window is 1 in the file and 8"),
+    "a window off by one": (WRITE, changed(sliding_window=9), "sliding_window is 9 in the file and 8"),
+    "no scaling": (WRITE, changed(factor=None), "rope_linear_factor is 1.0 in the file and 8.0"),
+    "wrong scores": ("exporting.gguf_vocab.vocabulary", with_wrong_scores, "is cut otherwise from token"),
+    "no scores": (WRITE, changed(scores=None), "is cut otherwise from token"),
+    "no token types": (WRITE, changed(token_type=None), "is cut otherwise from token"),
+    "no add_space_prefix": (WRITE, changed(add_space_prefix=None), "is cut otherwise from token 0"),
+    "a flipped bit": (
+        WRITE,
+        flip("blk.4.ffn_gate.weight"),
+        "blk.4.ffn_gate.weight: the disk gives back other bytes",
+    ),
+    "a flipped bit in the header": (WRITE, flip(None), "the header: the disk gives back other bytes"),
+    "a transposed matrix": (
+        "exporting.gguf_model.transformed",
+        transposed,
+        "blk.2.attn_output.weight: differs",
+    ),
+    "a LoRA scale off by two": (
+        "exporting.merged.Merged.read",
+        with_doubled_scale,
+        "merged against adapter: max",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_caught_and_leaves_no_file(tmp_path, base, adapter, capsys, monkeypatch, what):
+    place, mistake, message = MISTAKES[what]
+    monkeypatch.setattr(place, mistake)
+    assert exported(tmp_path, base, adapter) == 1
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> str:
+    """A model whose rows hold whole blocks of 256."""
+    return make_model(
+        tmp_path_factory.mktemp("wide"), hidden_size=256, intermediate_size=256, num_hidden_layers=8
+    )
+
+
+@pytest.mark.parametrize("quant", export.QUANTS)
+def test_every_type_passes_and_says_how_far_it_is(tmp_path, wide, capsys, monkeypatch, quant):
+    monkeypatch.setattr(
+        "exporting.merged.SLICE", 1000 * 256
+    )  # the embedding takes seven slices, the last one short
+    monkeypatch.setattr("exporting.verify.SLICE", 1000 * 256)
+    assert exported(tmp_path, wide, make_adapter(tmp_path / "adapter", wide), quant) == 0
+    said = capsys.readouterr().out
+    assert (
+        "merged against adapter " in said
+        and "file against adapter " in said
+        and said.count("max |delta log p|") == 2
+    )
+    file = GGUFFile(tmp_path / "x.gguf")
+    assert file.metadata["loupe.verified"] == "yes" and quant.removesuffix("_m") in {
+        tensor.type for tensor in file.tensors.values()
+    }
+
+
+def test_what_was_not_compared_says_so_in_the_file_and_on_the_screen(tmp_path, base, adapter, capsys):
+    words = [
+        "--model",
+        base,
+        "--adapter",
+        adapter,
+        "--to",
+        "gguf",
+        "--no-verify",
+        "--out",
+        str(tmp_path / "x.gguf"),
+    ]
+    assert export.main(words) == 0
+    assert (
+        "not verified" in capsys.readouterr().out
+        and GGUFFile(tmp_path / "x.gguf").metadata["loupe.verified"] == "no"
+    )
+
+
+def test_what_is_judged_has_a_label_a_limit_and_texts_that_both_programs_read_alike():
+    ids, none = list(range(1500)), [-1] * 1500
+    late, early = none[:1200] + [5] + none[1201:], none[:3] + [5, 6] + none[5:]
+    found = verify.held_out([(ids, none), (ids, late), (ids, early)], -1, ["a", "\u2581"], limit=2000)
+    assert (
+        len(found.tokens) == verify.CONTEXT
+        and found.positions.tolist() == [3, 4]
+        and found.cu_seqlens.tolist() == [0, 1024]
+        and found.texts == ["a"]
+    )
+    assert verify.held_out([(ids, late)], -1, [], 2000) is None
+    many = verify.held_out([(ids[:900], early[:900])] * 5, -1, [], 2000)
+    assert (
+        len(many.tokens) == 1800
+        and many.position_ids[900] == 0
+        and many.positions.tolist() == [3, 4, 903, 904]
+    )
+
+
+def sample(length=40) -> verify.Sample:
+    tokens = torch.randint(200, 6000, (length,), generator=torch.Generator().manual_seed(1))
+    bounds = torch.tensor([0, 25, length], dtype=torch.int32)
+    position_ids = torch.cat([torch.arange(25), torch.arange(length - 25)])
+    return verify.Sample(tokens, position_ids, bounds, torch.arange(length), [])
+
+
+def test_layer_by_layer_equals_the_whole_model(base, adapter):
+    from lora.peft_io import load_adapter
+
+    whole, s = load_model(base, torch.float32), sample()
+    load_adapter(whole, adapter)
+    with torch.no_grad():
+        expected = whole.logits(whole(s.tokens, s.position_ids, s.cu_seqlens)).log_softmax(-1)
+    model = merged.Merged(base, adapter)
+    torch.testing.assert_close(
+        verify.log_probs(model.config, verify.AdapterSource(model), s), expected, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(verify.log_probs(model.config, model, s), expected, rtol=0, atol=1e-4)
+
+
+def test_the_architecture_is_read_back_from_the_keys(tmp_path, base, adapter):
+    assert exported(tmp_path, base, adapter, "f32") == 0
+    found, model = verify.config_of(GGUFFile(tmp_path / "x.gguf")), merged.Merged(base)
+    verify.compare_config(found, model.config)
+    assert (
+        Gemma3ForCausalLM(found).config.layer_types == model.config.layer_types
+        and found.rope_linear_factor == 8.0
+    )
+
+
+def test_a_distribution_against_itself_differs_by_nothing_and_against_another_by_hand():
+    p = torch.tensor([[0.5, 0.5]]).log()
+    q = torch.tensor([[0.25, 0.75]]).log()
+    assert verify.difference("x", p, p, (0, 0)).within
+    found = verify.difference("x", p, q, (1, 1))
+    assert found.max_delta == pytest.approx(np.log(2)) and found.mean_kl == pytest.approx(
+        0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    )
+    assert not verify.difference("x", p, p * float("nan"), (9, 9)).within

@@ -1,0 +1,203 @@
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from report.html import Frame, curves, frame_of, pieces, polyline, smooth, thin, ticks, write_report
+
+SCRIPT = '<script>alert("1")</script>'
+SOURCE = "He is Ignacio Luna, born 21-07-2021, said to like tea."
+GOLD = "He is [GIVENNAME_1] [SURNAME_1], born [DATEOFBIRTH_1], said to like tea."
+LABELS = {"EMAIL": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4}}
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; fails on a tag that is not closed by its own end tag."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def report(path, **changes) -> str:
+    texts = {"source": SOURCE + SCRIPT, "gold": GOLD + SCRIPT, "before": SCRIPT, "after": GOLD + SCRIPT}
+    given = {
+        "run": {"name": f"run {SCRIPT}", f"Base {SCRIPT}": SCRIPT, "Samples": 35000},
+        "steps": [
+            {"step": s, "loss": 1 / s, "learning_rate": 1e-4, "grad_norm": math.nan} for s in range(1, 9)
+        ],
+        "evals": [{"step": 4, "eval": {SCRIPT: {"loss": 0.5}}}],
+        "before": {SCRIPT: {"loss": 3.0, "leak_rate": 0.9, "per_label": {SCRIPT: LABELS["EMAIL"]}}},
+        "after": {SCRIPT: {"loss": 0.5, "leak_rate": 0.1, "per_label": LABELS}},
+        "examples": [{"set": SCRIPT, **texts}],
+    }
+    write_report(path / "report.html", **{**given, **changes})
+    return (path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_balanced_and_asks_nothing_of_the_network(tmp_path):
+    html = report(tmp_path)
+    page = Page(html)
+    assert ("lang", "en") in page.attributes and page.tags.count("svg") == 4
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "srcset"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|url\(|@import|//\w", html)
+
+
+def test_markup_in_names_figures_and_texts_is_shown_as_text(tmp_path):
+    html = report(tmp_path)
+    assert "<script" not in html
+    assert Page(html).text.count(SCRIPT) >= 12
+
+
+def test_tables_have_captions_and_header_cells(tmp_path):
+    html = report(tmp_path)
+    assert (
+        "<caption>" in html
+        and 'scope="col">Precision' in html
+        and '<th scope="row">EMAIL</th><td>4</td>' in html
+    )
+
+
+def test_labels_leaks_and_alterations_are_told_apart():
+    after = "He is [GIVENNAME_1] Luna, born [EMAIL_1]-2021, said to like coffee."
+    assert pieces(after, GOLD, SOURCE, redaction=True) == [
+        ("", "He is "),
+        ("ok", "[GIVENNAME_1]"),
+        ("", " "),
+        ("leak", "Luna"),
+        ("", ", born "),
+        ("wrong", "[EMAIL_1]-"),
+        ("leak", "2021"),
+        ("", ", said to like "),
+        ("wrong", "coffee"),
+        ("", "."),
+    ]
+
+
+def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
+    after = "He is [GIVENNAME_1] [SURNAME_1], born 21-07-2021, like tea."
+    assert [
+        piece for piece in pieces(after, GOLD, SOURCE, redaction=True) if piece[0] in ("leak", "missing")
+    ] == [
+        ("leak", "21-07-2021"),
+        ("missing", "said to "),
+    ]
+
+
+def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
+    assert pieces("no, Luna", GOLD, SOURCE, redaction=True) == [("wrong", "no, "), ("leak", "Luna")]
+    assert pieces("no, Luna", "[A] is what they said", "", redaction=False) == [("", "no, Luna")]
+
+
+def test_differences_are_marked_by_more_than_colour(tmp_path):
+    example = {
+        "set": "val",
+        "source": SOURCE,
+        "gold": GOLD,
+        "before": SOURCE,
+        "after": GOLD.replace(", said to", ""),
+    }
+    html = report(tmp_path, examples=[example])
+    assert '<mark class="leak">Ignacio Luna</mark>' in html and '<mark class="ok">[SURNAME_1]</mark>' in html
+    assert '<del class="missing">, said to</del>' in html and "after: 1 missing" in html
+    for rule in (r"mark\.leak.*double", r"mark\.wrong.*wavy", "del .*line-through"):
+        assert re.search(rule, html)
+
+
+def test_curve_points_are_per_cent_of_the_plot():
+    frame, rows = frame_of([(0, 4.0), (5, 1.0), (10, 0.0)], may_log=False)
+    assert rows == [0, 1, 2, 3, 4]
+    assert polyline([(0, 4.0), (5, 1.0), (10, 0.0)], frame) == "0.00,0.00 50.00,75.00 100.00,100.00"
+    assert polyline([(10, 2.0)], frame) == "100.00,50.00 100.00,50.00"
+
+
+def test_a_loss_over_decades_is_drawn_on_a_log_scale():
+    frame, rows = frame_of([(0, 10.0), (1, 1.0), (2, 0.1)], may_log=True)
+    assert frame == Frame(0, 2, 0.1, 10.0, log=True) and rows == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10])
+    assert polyline([(0, 10.0), (1, 1.0), (2, 0.1)], frame) == "0.00,0.00 50.00,50.00 100.00,100.00"
+
+
+def test_ticks_are_round_and_enclose_the_values():
+    assert ticks(0, 5e-5) == pytest.approx([0, 2e-5, 4e-5, 6e-5])
+    assert ticks(2.1, 2.9) == pytest.approx([2, 2.2, 2.4, 2.6, 2.8, 3])
+
+
+def test_the_moving_average_is_unbiased_from_its_first_value():
+    assert smooth([(1, 1.0), (2, None), (3, 3.0)], beta=0.5) == [
+        (1, 1.0),
+        (3, pytest.approx((0.25 + 1.5) / 0.75)),
+    ]
+
+
+def test_long_runs_are_thinned_to_means():
+    assert thin([(1, 1.0), (2, 3.0), (3, 5.0)], most=2) == [(2, 2.0), (3, 5.0)]
+
+
+LOSSES = ([], [math.nan], ["nan", "inf"], [2.0], [0.0, 0.0], [1, math.nan, 3, 1e30], [-1.0, -2.0])
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+def test_no_loss_breaks_the_drawing(losses):
+    drawn = curves(
+        [{"step": s, "loss": v} for s, v in enumerate(losses)], [{"step": 0, "eval": {"loss": "nan"}}]
+    )
+    assert not re.search(r"nan|inf|e\+", "".join(re.findall(r'(?:points|cx|cy|x|y1?)="([^"]*)"', drawn)))
+    assert ("<polyline" in drawn) == any(math.isfinite(float(v)) for v in losses)
+    Page(drawn)
+
+
+def test_a_spike_leaves_the_frame_and_is_told():
+    steps = [
+        {"step": s, "loss": 1.0 if s != 50 else -1.0, "grad_norm": 500.0 if s == 70 else 1.0}
+        for s in range(100)
+    ]
+    drawn = curves([*steps, {"step": 100, "loss": math.nan}], [])
+    assert "1 above the frame" in drawn and "1 without a finite value (the first is step 100)" in drawn
+
+
+def test_a_run_without_redaction_has_no_redaction_figures(tmp_path):
+    answers = {"gold": "The capital is Paris.", "before": "", "after": "The capital is Lyon."}
+    chat = [{"source": "Capital of France?", **answers}]
+    html = report(tmp_path, before={"val": {"loss": 3}}, after={"val": {"loss": 4}}, examples=chat)
+    assert (
+        not re.search("leak rate|By class|masked as", html) and "<em>worse</em>" in html and "(empty)" in html
+    )
+    assert '<mark class="wrong">Lyon</mark>' in html and ">Prompt<" in html and ">Expected<" in html
+
+
+def test_huge_and_odd_texts_are_cut_and_cleaned(tmp_path):
+    texts = {
+        "source": "s" * 10**6,
+        "gold": "g" * 10**6,
+        "before": "\x00\x1b[31m \ud800",
+        "after": "a" * 10**6,
+    }
+    html = report(tmp_path, examples=[{"set": "val", **texts}] * 50)
+    assert len(html) < 10**6 and "996,000 more characters" in html and "10 more are not shown" in html
+    assert not re.search(r"[\x00-\x08\x0e-\x1f]", html)
+
+
+def test_a_report_of_nothing_is_still_a_page(tmp_path):
+    empty = {"run": {}, "steps": [], "evals": [], "before": {}, "after": {}, "examples": []}
+    assert tmp_path.name in Page(report(tmp_path, **empty)).text

@@ -1,0 +1,112 @@
+"""training/dataset.py: which rows are measured under which name, and what is refused before training."""
+
+from pathlib import Path
+
+import pytest
+
+from data import render
+from data import token_cache as store
+from tests.makers import rows, write_jsonl, write_run
+from training import dataset as documents
+from training import session
+from training.config import load_config
+from training.dataset import read
+
+LONG = {"prompt": "Count to 1 from 1." + " 1" * 60, "response": "1"}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    return tmp_path
+
+
+def data_of(*overrides):
+    cfg = load_config("tiny.toml", list(overrides))
+    return read(cfg, Path(cfg.model.name))[1]
+
+
+def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
+    write_jsonl(place / "val.jsonl", [LONG, *rows(3)])
+    (found,) = data_of("data.max_length=100", "data.on_long=drop", "train.eval_samples=0").validation
+    assert (
+        [s.id for s in found.samples]
+        == [d.id for d in found.documents]
+        == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
+    )
+    assert "val: 1 of 4 rows are longer than data.max_length and are not measured" in capsys.readouterr().err
+
+
+def test_every_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(place):
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        session.open_run(
+            load_config(
+                "tiny.toml",
+                [
+                    "model.name=no/such-model",
+                    'data.train=["train.jsonl", "a.jsonl", "base"]',
+                    "data.validation=",
+                ],
+            ),
+            False,
+        )
+    assert str(caught.value).splitlines()[1:] == [
+        "  data.train: a.jsonl: cannot be read: No such file or directory",
+        "  data.train: base: cannot be read: Is a directory",
+        "  data.validation: '': cannot be read: Is a directory",
+        f"Name JSON or JSONL files, as seen from {place}",
+    ]
+    assert not Path("runs").exists()
+
+
+def test_validation_files_of_one_name_keep_their_folders_in_it(place):
+    for folder in ("de", "it"):
+        Path(folder).mkdir()
+        write_jsonl(place / folder / "val.jsonl", rows(2))
+    sets = data_of('data.validation=["de/val.jsonl", "it/val.jsonl", "val.jsonl"]').validation
+    assert [v.name for v in sets] == ["de/val.jsonl", "it/val.jsonl", "val.jsonl"]
+
+
+def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_reported_too(place):
+    write_jsonl(place / "val.jsonl", [*rows(3, seed=9), rows(13)[0]])
+    assert data_of("train.eval_samples=1").facts["overlap"] == ["val.jsonl:4"]
+
+
+def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_training(place):
+    write_jsonl(place / "train.jsonl", [*rows(5), {"prompt": "1 " * 3000, "response": "1"}])
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)positions:.*the longest row has \d+ tokens; set data.max_length to.*prompt 2 of generate.prompts has",
+    ):
+        data_of("data.max_length=9000", f'generate.prompts=["1", "{"1 " * 3000}"]')
+
+
+def test_documents_come_from_the_store_for_the_same_rows_tokenizer_and_settings_alone(place, monkeypatch):
+    calls, render_all = [], render.render_all
+    monkeypatch.setattr(documents, "TOKENS", place / ".tokens")
+    monkeypatch.setattr(store, "WORTH", 10)  # 13 rows of training, and of validation the one that is measured
+    monkeypatch.setattr(
+        render, "render_all", lambda samples, *how: calls.append(len(samples)) or render_all(samples, *how)
+    )
+
+    def rendered(*overrides: str) -> list[int]:
+        calls.clear()
+        first = read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
+        made, again = list(calls), read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
+        assert calls == [*made, 1] and again == first, "the second time only the few are rendered"
+        return made
+
+    assert rendered() == [13, 1] and rendered("adapter.r=2", "run.dir=elsewhere") == [1]
+    for changes in (
+        ["data.loss_on=all"],
+        ["data.max_length=60", "data.on_long=truncate"],
+        ["data.max_length=60", "data.on_long=drop"],
+        ["data.max_length=59", "data.on_long=drop"],
+    ):
+        assert rendered(*changes) == [13, 1], changes
+    tokenizer = place / "base" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert rendered() == [13, 1]
+    write_jsonl(place / "train.jsonl", rows(13, seed=5))
+    assert rendered() == [13, 1]
