@@ -259,13 +259,13 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
     from common.files import need_space
     from common.progress import bar, say
     from exporting.gguf_model import plan, write_model
-    from exporting.merged import Merged
+    from exporting.merged import MergedCheckpoint
     from exporting.verify import verify, verify_in_llama_cpp
     from model.tokenizer import Tokenizer
 
     quant, model, tokenizer = (
         args.quant or "q8_0",
-        Merged(source.folder, source.adapter),
+        MergedCheckpoint(source.folder, source.adapter),
         Tokenizer(source.folder),
     )
     if model.adapter:
@@ -294,10 +294,12 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
 
 def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
     from exporting.lora_gguf import write_lora
-    from exporting.merged import Merged
+    from exporting.merged import MergedCheckpoint
     from exporting.verify import compare_bytes
 
-    digests = write_lora(part, Merged(source.folder, source.adapter), name=out.stem, origin=source.origin)
+    digests = write_lora(
+        part, MergedCheckpoint(source.folder, source.adapter), name=out.stem, origin=source.origin
+    )
     layers = len(compare_bytes(part, digests).tensors) // 2
     return f"LoRA of {layers} layers in float32, {part.stat().st_size / 2**20:,.1f} MiB, for a GGUF of {source.name}"
 

@@ -53,7 +53,13 @@ RUNS = [
         "train.batch_size=1",
         "train.gradient_accumulation_steps=8",
     ),
-    ("tiny", "train.precision=fp32", "adapter.r=4", "train.batch_size=16", "train.recompute=true"),
+    (
+        "tiny",
+        "train.precision=fp32",
+        "adapter.r=4",
+        "train.batch_size=16",
+        "train.gradient_checkpointing=true",
+    ),
     ("270M", "train.precision=bf16", "adapter.r=16", "train.batch_size=2"),
     (
         "270M",

@@ -27,7 +27,7 @@ import torch
 from data.render import IGNORE_INDEX, Document
 
 NONE = -1  # in the place of an opening's number
-OPENING_TOKENS = 16  # fewer do not pay for the cutting
+MIN_PREFIX_TOKENS = 16  # fewer do not pay for the cutting
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Batch:
     targets: torch.Tensor  # (S,) int64, the token that follows each of them
     ids: list[str]  # the documents' names, for error messages
     num_tokens: int  # tokens of the documents, each with its whole opening
-    opening: list[int] | None = None  # D numbers; None where nothing is shared
+    shared_prefix: list[int] | None = None  # D numbers; None where nothing is shared
 
     @property
     def num_targets(self):
@@ -72,7 +72,7 @@ def pack(documents, share=False):
 
     Args:
         documents: list of D data.render.Document, none of them empty.
-        share: lay an opening that documents have in common, of OPENING_TOKENS or more, down once. Documents with one opening
+        share: lay an opening that documents have in common, of MIN_PREFIX_TOKENS or more, down once. Documents with one opening
             then lie side by side.
 
     Returns:
@@ -82,11 +82,11 @@ def pack(documents, share=False):
     whole = [len(document.input_ids) for document in documents]
     assert min(whole) > 0, "an empty document has no place in a stream"
     ids = [document.id for document in documents]
-    opening = [NONE] * len(documents)
+    shared_prefix = [NONE] * len(documents)
     if share:
-        documents, opening = _cut_openings(documents)
+        documents, shared_prefix = _split_shared_prefixes(documents)
     lengths = [len(document.input_ids) for document in documents]
-    first = [lengths[o] if o != NONE else 0 for o in opening]  # position of each document's first token
+    first = [lengths[o] if o != NONE else 0 for o in shared_prefix]  # position of each document's first token
     labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
@@ -99,11 +99,11 @@ def pack(documents, share=False):
         targets=labels[target_positions],
         ids=ids,
         num_tokens=sum(whole),
-        opening=opening if any(o != NONE for o in opening) else None,
+        shared_prefix=shared_prefix if any(o != NONE for o in shared_prefix) else None,
     )
 
 
-def _cut_openings(documents):
+def _split_shared_prefixes(documents):
     """The documents with shared openings cut off and laid before them, and `opening`; nothing that is supervised is shared."""
     groups = {}
     for number, document in enumerate(documents):
@@ -111,9 +111,9 @@ def _cut_openings(documents):
             (i for i, label in enumerate(document.labels) if label != IGNORE_INDEX), len(document.labels)
         )
         free = min(own, len(document.labels) - 1)  # every document keeps a token
-        key = tuple(document.input_ids[:OPENING_TOKENS]) if free >= OPENING_TOKENS else number
+        key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if free >= MIN_PREFIX_TOKENS else number
         groups.setdefault(key, []).append((document, free))
-    out, opening = [], []
+    out, shared_prefix = [], []
     for group in groups.values():
         shared = (
             _common([document.input_ids for document, _ in group], min(free for _, free in group))
@@ -122,14 +122,14 @@ def _cut_openings(documents):
         )
         if shared:
             out.append(Document(group[0][0].input_ids[:shared], [IGNORE_INDEX] * shared, ""))
-            opening.append(NONE)
+            shared_prefix.append(NONE)
         at = len(out) - 1 if shared else NONE
         out += [
             Document(document.input_ids[shared:], document.labels[shared:], document.id)
             for document, _ in group
         ]
-        opening += [at] * len(group)
-    return out, opening
+        shared_prefix += [at] * len(group)
+    return out, shared_prefix
 
 
 def _common(rows, most):

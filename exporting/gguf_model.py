@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from exporting.gguf_vocab import tokenizer_metadata
-from exporting.merged import Merged
+from exporting.merged import MergedCheckpoint
 from ggml.container import TensorInfo, write_gguf
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
 from model.config import SLIDING, Gemma3Config
@@ -31,7 +31,7 @@ USUAL_PATTERN, LAYERS_27B = 6, 62  # every sixth layer is global unless the file
 
 def write_model(
     path: str | Path,
-    model: Merged,
+    model: MergedCheckpoint,
     quant: str,
     *,
     name: str,
@@ -69,7 +69,7 @@ def write_model(
     )
 
 
-def plan(model: Merged, quant: str) -> list[TensorInfo]:
+def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
     """The tensors of the file in the order of the checkpoint's, each with the type that `quant` gives it."""
     layers, tied, names = (
         model.config.num_hidden_layers,
@@ -90,7 +90,7 @@ def gguf_name(name: str) -> str:
     return OTHER_NAMES[name.removesuffix(".weight")] + ".weight"
 
 
-def transformed(model: Merged, name: str) -> Iterator[np.ndarray]:
+def transformed(model: MergedCheckpoint, name: str) -> Iterator[np.ndarray]:
     """A tensor as the file wants it, float32, in slices of whole rows (n, columns): a norm's weight plus 1, all else as it is."""
     for rows in model.pieces(name):
         yield rows.contiguous().numpy() if rows.ndim > 1 else (rows + 1.0).numpy()[None]

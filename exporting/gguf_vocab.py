@@ -89,7 +89,7 @@ def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
     return ranks
 
 
-class Cutter:
+class SPMTokenizer:
     """Cuts plain text as llama.cpp's SPM tokenizer does, for checks: user-defined pieces first, then the best-scored neighbours are joined.
 
     Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm.  Control tokens in the text stay text.

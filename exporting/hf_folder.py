@@ -22,7 +22,7 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
     from torch import nn
 
     from common.files import need_space
-    from exporting.merged import Merged
+    from exporting.merged import MergedCheckpoint
     from lora.peft_io import save_adapter
     from model.weights import copy_tokenizer
 
@@ -30,7 +30,7 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
         raise ValueError(
             f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model"
         )
-    merged = Merged(
+    merged = MergedCheckpoint(
         source.folder, source.adapter
     )  # the adapter fits; its layers have shapes and no numbers yet
     need_space(folder, 4 * sum(t.numel() for t in merged.tensors.values()) + 2**24)
@@ -55,11 +55,11 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
     import torch
 
     from common.files import need_space
-    from exporting.merged import Merged
+    from exporting.merged import MergedCheckpoint
     from model.tokenizer import Tokenizer
     from model.weights import copy_tokenizer, save_tensors
 
-    tokenizer, merged = Tokenizer(source.folder), Merged(source.folder, source.adapter)
+    tokenizer, merged = Tokenizer(source.folder), MergedCheckpoint(source.folder, source.adapter)
     need_space(folder, 4 * sum(math.prod(shape) for shape in merged.shapes.values()) + 2**24)
     norms, words = merged.norms() if source.adapter else {}, "nothing to merge"
     if norms:

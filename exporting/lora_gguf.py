@@ -10,12 +10,14 @@ import torch
 
 from common.files import need_space
 from exporting.gguf_model import gguf_name
-from exporting.merged import Merged
+from exporting.merged import MergedCheckpoint
 from ggml.container import TensorInfo, write_gguf
 from lora.dora import DoRALinear
 
 
-def write_lora(path: str | Path, model: Merged, *, name: str, origin: dict[str, str]) -> dict[str, str]:
+def write_lora(
+    path: str | Path, model: MergedCheckpoint, *, name: str, origin: dict[str, str]
+) -> dict[str, str]:
     """Writes the adapter in float32 and returns write_gguf's digests.
 
     Raises ValueError for DoRA, whose row lengths no tensor of the file can say, and for an adapter that is untrained or not finite.

@@ -14,7 +14,7 @@ from model.weights import Checkpoint
 SLICE = 2**22  # weights that are in memory at a time of a matrix that no adapter changes: 16 MiB in float32
 
 
-class Merged:
+class MergedCheckpoint:
     """Base and adapter of a run: `config`, `names` and `shapes` of the tensors, `adapter` (adapter_config.json, or None), and read(name), merged."""
 
     def __init__(self, folder: str | Path, adapter: str | Path | None = None):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from exporting.gguf_model import LAYERS_27B, USUAL_PATTERN, gguf_name
-from exporting.gguf_vocab import NORMAL, SPACE, Cutter
-from exporting.merged import SLICE, Merged
+from exporting.gguf_vocab import NORMAL, SPACE, SPMTokenizer
+from exporting.merged import SLICE, MergedCheckpoint
 from ggml.container import GGUFFile
 from ggml.quantize import dequantize
 from lora.inject import set_module
@@ -125,7 +125,7 @@ class Difference:
 
 def verify(
     path: str | Path,
-    model: Merged,
+    model: MergedCheckpoint,
     quant: str,
     sample: Sample,
     encode_ours: Callable[[str], list[int]],
@@ -181,7 +181,7 @@ def refuse_past_bound(d: Difference, more: str = "") -> None:
 
 
 def verify_in_llama_cpp(
-    path: str | Path, model: Merged, quant: str, sample: Sample, ascii_id: int
+    path: str | Path, model: MergedCheckpoint, quant: str, sample: Sample, ascii_id: int
 ) -> Difference:
     """Asks llama.cpp itself for the next-token probabilities at LLAMA_POSITIONS of the sample's positions; raises NotTheSame past the type's bound."""
     from exporting.llama_cpp import llama
@@ -242,7 +242,7 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], encode_ours: Callable[[s
     """NotTheSame with the first text that the file's pieces and scores cut otherwise than tokenizer.json does."""
     get = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}.get
     tokens = get("tokens")
-    cutter = Cutter(
+    cutter = SPMTokenizer(
         tokens,
         get("scores", [0.0] * len(tokens)),
         get("token_type", [NORMAL] * len(tokens)),
@@ -261,7 +261,7 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], encode_ours: Callable[[s
             )
 
 
-def compare_tensor(file: GGUFFile, model: Merged, name: str) -> float:
+def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
     """Root mean square of a tensor's error over that of its weights; NotTheSame where that is more than the type's rounding explains."""
     tensor, source, error, size, start = file.tensors[gguf_name(name)], FileSource(file), 0.0, 0.0, 0
     if source.shape(name) != model.shapes[name]:
@@ -312,7 +312,7 @@ class FileSource:
 class AdapterSource:
     """The base's tensors, and LoRA layers where the adapter has some."""
 
-    def __init__(self, model: Merged):
+    def __init__(self, model: MergedCheckpoint):
         self.model, self.read_rows = model, model.read_rows
 
     def read(self, name: str) -> torch.Tensor | nn.Module:

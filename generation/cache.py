@@ -33,11 +33,13 @@ class KVCache:
         self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, S, D)
         self.values: dict[int, torch.Tensor] = {}
 
-    def prefill(self, rows: list[int], lengths: list[int], opening: "Opening | None" = None) -> "Prefill":
+    def prefill(
+        self, rows: list[int], lengths: list[int], shared_prefix: "SharedPrefix | None" = None
+    ) -> "Prefill":
         """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which become the rows of these numbers."""
         for row, length in zip(rows, lengths, strict=True):
             self.lengths[row] = length
-        return Prefill(self, rows, lengths, opening)
+        return Prefill(self, rows, lengths, shared_prefix)
 
     def advance(self) -> torch.Tensor:
         """Opens the next slot of every row; returns the position ids (B,) of the tokens that the model is to be called with, and the cache as `attend`.
@@ -118,7 +120,7 @@ class KVCache:
         return self.keys[layer], self.values[layer]
 
 
-class Opening:
+class SharedPrefix:
     """The `attend` for what all prompts begin with, an instruction say: read once, and remembered for every Prefill after it."""
 
     def __init__(self, cfg: Gemma3Config, length: int, device: torch.device | str = "cpu"):
@@ -144,10 +146,12 @@ class Prefill:
     gets a copy of it in every row.
     """
 
-    def __init__(self, cache: KVCache, rows: list[int], lengths: list[int], opening: Opening | None = None):
+    def __init__(
+        self, cache: KVCache, rows: list[int], lengths: list[int], shared_prefix: SharedPrefix | None = None
+    ):
         """`lengths` are those of whole prompts; position_ids and cu_seqlens are then the stream's, of own tokens only."""
-        cfg, device, shared = cache.cfg, cache.device, opening.length if opening else 0
-        self.cache, self.opening = cache, opening
+        cfg, device, shared = cache.cfg, cache.device, shared_prefix.length if shared_prefix else 0
+        self.cache, self.shared_prefix = cache, shared_prefix
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)
         self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
         number = torch.arange(len(lengths), device=device).repeat_interleave(
@@ -162,7 +166,7 @@ class Prefill:
             :, 0
         ]  # tokens that a sliding layer will still look at
         seen, before = self.cu_seqlens, None  # of the stream that attention sees
-        if opening:
+        if shared_prefix:
             seen, before = F.pad(self.cu_seqlens + shared, (1, 0)), [NONE] + [0] * len(lengths)
         self.attend = PackedAttention(
             seen,
@@ -170,18 +174,18 @@ class Prefill:
             cfg.sliding_window,
             cfg.attention_scale,
             cfg.attn_logit_softcapping,
-            opening=before,
+            shared_prefix=before,
         )
 
     def __call__(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
     ) -> torch.Tensor:
-        if self.opening is None:
+        if self.shared_prefix is None:
             self._store(layer, k, v, sliding)
             return self.attend(layer, q, k, v, sliding)
-        q, k, v = (torch.cat(pair) for pair in zip(self.opening.layers[layer], (q, k, v), strict=True))
+        q, k, v = (torch.cat(pair) for pair in zip(self.shared_prefix.layers[layer], (q, k, v), strict=True))
         self._store(layer, k[self.source], v[self.source], sliding)
-        return self.attend(layer, q, k, v, sliding)[self.opening.length :]
+        return self.attend(layer, q, k, v, sliding)[self.shared_prefix.length :]
 
     def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> None:
         keys, values = self.cache.slots(layer, v, sliding)

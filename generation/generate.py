@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from generation.cache import KVCache, Opening
-from generation.sampling import Sampling, choose, likeliest
+from generation.cache import KVCache, SharedPrefix
+from generation.sampling import Sampling, greedy, sample
 
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches
-OPENING_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
+MIN_PREFIX_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
 REFILL = (
     1 / 16
 )  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
@@ -194,7 +194,7 @@ class Table:
         self.tokens = torch.zeros(
             len(self.places), dtype=torch.long, device=self.device
         )  # (B,) what each row said last
-        self.opening = _read_opening(
+        self.shared_prefix = _read_shared_prefix(
             model, [tuple(row.prompt) for row in rows], self.device
         )  # of all, so that it is read once
         self.cache = KVCache(
@@ -227,8 +227,8 @@ class Table:
         for i, row in zip(free, rows, strict=True):
             self.places[i] = row
         prompts = [tuple(row.prompt) for row in rows]
-        opening = self.opening or _read_opening(self.model, prompts, self.device)
-        self.tokens[free] = self._take(_prefill(self.model, self.cache, free, prompts, opening), free)
+        shared_prefix = self.shared_prefix or _read_shared_prefix(self.model, prompts, self.device)
+        self.tokens[free] = self._take(_prefill(self.model, self.cache, free, prompts, shared_prefix), free)
 
     def _keep(self, places: list[int]) -> None:
         self.cache.keep(places)
@@ -243,14 +243,14 @@ class Table:
             and self.device.type == "cpu"
             and self.model.config.final_logit_softcapping is None
         ):
-            tokens = likeliest(hidden, self.model.head_weight)
+            tokens = greedy(hidden, self.model.head_weight)
         else:
             uniform = (
                 torch.tensor([row.uniform if row else 0.0 for row in rows])
                 if self.sampling.temperature
                 else None
             )
-            tokens = choose(self.model.logits(hidden), self.sampling, uniform)
+            tokens = sample(self.model.logits(hidden), self.sampling, uniform)
         for i, row, token in zip(
             places, rows, tokens.tolist(), strict=True
         ):  # tolist: the step's only wait for the device
@@ -272,15 +272,15 @@ def _products(rows: int, device: torch.device):
 
 
 def _prefill(
-    model, cache: KVCache, rows: list[int], prompts: list[tuple], opening: Opening | None
+    model, cache: KVCache, rows: list[int], prompts: list[tuple], shared_prefix: SharedPrefix | None
 ) -> torch.Tensor:
     """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends.  Equal prompts (GRPO's groups) are read once and copied."""
     found: dict[tuple, int] = {}
     source = [found.setdefault(prompt, len(found)) for prompt in prompts]
     firsts = [rows[source.index(i)] for i in range(len(found))]
-    shared, last = opening.length if opening else 0, []
+    shared, last = shared_prefix.length if shared_prefix else 0, []
     for first, part in _streams(list(found)):
-        attend = cache.prefill(firsts[first : first + len(part)], [len(p) for p in part], opening)
+        attend = cache.prefill(firsts[first : first + len(part)], [len(p) for p in part], shared_prefix)
         tokens = torch.tensor([token for p in part for token in p[shared:]], device=cache.device)
         hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)  # (T, D)
         last.append(hidden[attend.cu_seqlens[1:] - 1])  # the head runs at each prompt's last token only
@@ -289,7 +289,7 @@ def _prefill(
     return torch.cat(last)[source]
 
 
-def _read_opening(model, prompts: list[tuple], device: torch.device) -> Opening | None:
+def _read_shared_prefix(model, prompts: list[tuple], device: torch.device) -> SharedPrefix | None:
     """The tokens that all prompts begin with, run through the model; None for one prompt, or where too few are shared to pay for the call."""
     if len(set(prompts)) < 2:
         return None
@@ -299,16 +299,16 @@ def _read_opening(model, prompts: list[tuple], device: torch.device) -> Opening 
     )  # in the order of a dictionary, so that what these two begin with all do
     most = min(map(len, prompts)) - 1  # every prompt keeps a token of its own, whose logits are wanted
     shared = next((i for i in range(most) if low[i] != high[i]), most)
-    if shared < OPENING_TOKENS:
+    if shared < MIN_PREFIX_TOKENS:
         return None
-    opening = Opening(model.config, shared, device)
+    shared_prefix = SharedPrefix(model.config, shared, device)
     model(
         torch.tensor(prompts[0][:shared], device=device),
-        opening.position_ids,
-        opening.cu_seqlens,
-        attend=opening,
+        shared_prefix.position_ids,
+        shared_prefix.cu_seqlens,
+        attend=shared_prefix,
     )
-    return opening
+    return shared_prefix
 
 
 def _streams(prompts: list[tuple]) -> list[tuple[int, list[tuple]]]:

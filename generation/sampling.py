@@ -52,7 +52,7 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
     return probs, ids
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
+def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
     """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated probability exceeds `uniform` (B,) < 1."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -65,7 +65,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     return (index if ids is None else ids.gather(-1, index))[:, 0]
 
 
-def likeliest(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def greedy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(B,) what choose() takes at temperature 0 from the logits hidden (B, D) weight^T (V, D), of which only pieces are ever there.
 
     For a model without a soft-cap, which makes equals of the largest logits.

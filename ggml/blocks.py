@@ -23,17 +23,17 @@ HALF = {"q4_0": 8, "q5_0": 16, "q5_1": 0}  # the level that stands for 0; Q5_1 h
 # slow
 
 
-def slow_q8_0(x: np.ndarray) -> bytes:
+def reference_q8_0(x: np.ndarray) -> bytes:
     """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded, halves away from 0."""
     d = max(abs(v) for v in x) / f32(127)
     inverse = f32(1) / d if d else f32(0)
     q = [
-        slow_floor(float(abs(v) * inverse) + 0.5) * (-1 if v < 0 else 1) for v in x
+        reference_floor(float(abs(v) * inverse) + 0.5) * (-1 if v < 0 else 1) for v in x
     ]  # + 0.5 in float64, where the sum is exact
     return np.float16(d).tobytes() + np.array(q, np.int8).tobytes()
 
 
-def slow_q45_0(x: np.ndarray, name: str) -> bytes:
+def reference_q45_0(x: np.ndarray, name: str) -> bytes:
     """One block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), where half is 8 or 16.
 
     d, which may be negative, makes the weight largest in magnitude -half: of the levels -half..half - 1 the lowest is the farthest from 0.
@@ -44,25 +44,25 @@ def slow_q45_0(x: np.ndarray, name: str) -> bytes:
             largest = v
     d = largest / f32(-half)
     inverse = f32(1) / d if d else f32(0)
-    q = [min(2 * half - 1, slow_floor(v * inverse + f32(half + 0.5))) for v in x]
-    return np.float16(d).tobytes() + slow_pack(q, name)
+    q = [min(2 * half - 1, reference_floor(v * inverse + f32(half + 0.5))) for v in x]
+    return np.float16(d).tobytes() + reference_pack(q, name)
 
 
-def slow_q5_1(x: np.ndarray) -> bytes:
+def reference_q5_1(x: np.ndarray) -> bytes:
     """One block of Q5_1 from 32 float32 weights: the lowest weight, m, is level 0, the highest 31, and q = floor((x - m) / d + 0.5)."""
     low, high = min(x), max(x)
     d = (high - low) / f32(31)
     inverse = f32(1) / d if d else f32(0)
-    q = [slow_floor((v - low) * inverse + f32(0.5)) for v in x]
-    return np.float16(d).tobytes() + np.float16(low).tobytes() + slow_pack(q, "q5_1")
+    q = [reference_floor((v - low) * inverse + f32(0.5)) for v in x]
+    return np.float16(d).tobytes() + np.float16(low).tobytes() + reference_pack(q, "q5_1")
 
 
-def slow_floor(v) -> int:
+def reference_floor(v) -> int:
     """floor(v); 0 where 1 / d was infinite: d is below 2**-128 there and 0 in float16, whatever the levels say."""
     return math.floor(v) if math.isfinite(v) else 0
 
 
-def slow_pack(q: list[int], name: str) -> bytes:
+def reference_pack(q: list[int], name: str) -> bytes:
     fifth = (
         b"" if name == "q4_0" else sum((level >> 4) << i for i, level in enumerate(q)).to_bytes(4, "little")
     )
@@ -73,7 +73,7 @@ def slow_pack(q: list[int], name: str) -> bytes:
 
 
 def fast_q8_0(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 34) uint8; slow_q8_0 explains it."""
+    """(n, 32) float32 -> (n, 34) uint8; reference_q8_0 explains it."""
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
     v = x * inverse_of(d)
     whole = np.trunc(v)
@@ -84,7 +84,7 @@ def fast_q8_0(x: np.ndarray) -> np.ndarray:
 
 
 def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0; slow_q45_0 explains it."""
+    """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0; reference_q45_0 explains it."""
     half = HALF[name]
     largest = np.take_along_axis(
         x, np.abs(x).argmax(axis=1)[:, None], axis=1
@@ -97,7 +97,7 @@ def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_q5_1(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 24) uint8; slow_q5_1 explains it."""
+    """(n, 32) float32 -> (n, 24) uint8; reference_q5_1 explains it."""
     low = np.take_along_axis(
         x, x.argmin(axis=1)[:, None], axis=1
     )  # of 0 and -0 the first, whose sign is stored; x.min() may take either
@@ -111,7 +111,7 @@ def inverse_of(d: np.ndarray) -> np.ndarray:
 
 
 def finite(v: np.ndarray) -> np.ndarray:
-    """v with 0 for infinities and NaN; slow_floor says where they come from."""
+    """v with 0 for infinities and NaN; reference_floor says where they come from."""
     return np.where(np.isfinite(v), v, f32(0))
 
 

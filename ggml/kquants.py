@@ -34,15 +34,17 @@ def nearest(v):
 # slow
 
 
-def slow_q45_k(x: np.ndarray, name: str) -> bytes:
+def reference_q45_k(x: np.ndarray, name: str) -> bytes:
     """One block of Q4_K or Q5_K from 256 float32 weights.
 
-    Each group of 32 has a scale and a min, found by slow_scale_and_min; d and dmin make the largest of each 63, and the levels are rounded again,
+    Each group of 32 has a scale and a min, found by reference_scale_and_min; d and dmin make the largest of each 63, and the levels are rounded again,
     to what the rounded scales can say: q = round((x + dmin * min) / (d * scale)).
     """
     top = SEARCH[name][0]
     groups = x.reshape(8, 32)
-    scales, mins, levels = zip(*(slow_scale_and_min(group, *SEARCH[name]) for group in groups), strict=True)
+    scales, mins, levels = zip(
+        *(reference_scale_and_min(group, *SEARCH[name]) for group in groups), strict=True
+    )
     largest_scale, largest_min = (
         max([f32(0), *(v for v in values if v > 0)]) for values in (scales, mins)
     )  # a NaN is not > 0
@@ -54,7 +56,7 @@ def slow_q45_k(x: np.ndarray, name: str) -> bytes:
         step, offset = f32(d) * f32(scales[g]), f32(dmin) * f32(mins[g])
         if step != 0:  # else the levels stay what the search found; they are multiplied by 0
             levels[g][:] = [min(top, max(0, nearest((v + offset) / step))) for v in groups[g]]
-    packed = d.tobytes() + dmin.tobytes() + slow_pack_scales(scales, mins)
+    packed = d.tobytes() + dmin.tobytes() + reference_pack_scales(scales, mins)
     if name == "q5_k":  # bit g of byte i is the fifth bit of weight i of group g
         packed += bytes(sum((levels[g][i] >> 4) << g for g in range(8)) for i in range(32))
     # Groups share bytes in pairs: weight i of the even group in the low nibble, of the odd one in the high.
@@ -63,15 +65,15 @@ def slow_q45_k(x: np.ndarray, name: str) -> bytes:
     )
 
 
-def slow_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
+def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
     """The scale and min (>= 0) of a group, so that scale * l - min is close to x with levels l in 0..top; and the levels, a list of int.
 
     Tries several ways to round to levels; for each the scale and the min of least squares follow from a 2 x 2 system, and the smallest error wins.
     An error counts by w = root mean square of x + |x|.  From make_qkx2_quants in llama.cpp's ggml-quants.c.
     """
-    mean = np.sqrt(slow_sum(v * v for v in x) / f32(32))
+    mean = np.sqrt(reference_sum(v * v for v in x) / f32(32))
     w = [mean + abs(v) for v in x]
-    sum_w, sum_x = slow_sum(w), slow_sum(a * v for a, v in zip(w, x, strict=True))
+    sum_w, sum_x = reference_sum(w), reference_sum(a * v for a, v in zip(w, x, strict=True))
     low, high = (
         min(f32(0), *x),
         max(x),
@@ -80,15 +82,15 @@ def slow_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
         return f32(0), -low, [0] * 32
     to_level = f32(top) / (high - low)
     scale = f32(1) / to_level
-    levels = slow_levels(x, to_level, low, top)
-    best = slow_error(x, w, levels, scale, low)
+    levels = reference_levels(x, to_level, low, top)
+    best = reference_error(x, w, levels, scale, low)
     for step in range(steps + 1):
         # The trap: low is that of the best fit so far, not the group's lowest weight, and moves the later steps.
         to_level = (f32(first) + f32(0.1) * f32(step) + f32(top)) / (high - low)
-        tried = slow_levels(x, to_level, low, top)
-        sum_l = slow_sum(a * f32(q) for a, q in zip(w, tried, strict=True))
-        sum_l2 = slow_sum(a * f32(q) * f32(q) for a, q in zip(w, tried, strict=True))
-        sum_xl = slow_sum(a * f32(q) * v for a, q, v in zip(w, tried, x, strict=True))
+        tried = reference_levels(x, to_level, low, top)
+        sum_l = reference_sum(a * f32(q) for a, q in zip(w, tried, strict=True))
+        sum_l2 = reference_sum(a * f32(q) * f32(q) for a, q in zip(w, tried, strict=True))
+        sum_xl = reference_sum(a * f32(q) * v for a, q, v in zip(w, tried, x, strict=True))
         determinant = sum_w * sum_l2 - sum_l * sum_l
         if not determinant > 0:
             continue
@@ -96,13 +98,13 @@ def slow_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
         new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         if new_low > 0:
             new_low, new_scale = f32(0), sum_xl / sum_l2
-        error = slow_error(x, w, tried, new_scale, new_low)
+        error = reference_error(x, w, tried, new_scale, new_low)
         if error < best:
             best, scale, low, levels = error, new_scale, new_low, tried
     return scale, -low, levels
 
 
-def slow_sum(values):
+def reference_sum(values):
     """The sum in float32, from the first to the last: Python's own sum() would start from an int, math.fsum would be too exact."""
     total = f32(0)
     for v in values:
@@ -110,16 +112,16 @@ def slow_sum(values):
     return total
 
 
-def slow_levels(x, to_level, low, top: int) -> list[int]:
+def reference_levels(x, to_level, low, top: int) -> list[int]:
     return [min(top, max(0, nearest(to_level * (v - low)))) for v in x]
 
 
-def slow_error(x, w, levels, scale, low):
+def reference_error(x, w, levels, scale, low):
     off = [scale * f32(q) + low - v for q, v in zip(levels, x, strict=True)]
-    return slow_sum(a * (o * o) for a, o in zip(w, off, strict=True))
+    return reference_sum(a * (o * o) for a, o in zip(w, off, strict=True))
 
 
-def slow_pack_scales(scales: list[int], mins: list[int]) -> bytes:
+def reference_pack_scales(scales: list[int], mins: list[int]) -> bytes:
     """Eight scales and eight mins of 6 bits in 12 bytes.
 
     Bytes 0-3 and 4-7 hold those of groups 0-3 in their low six bits, bytes 8-11 the low nibbles of groups 4-7, scale below min; the two high bits of
@@ -135,7 +137,7 @@ def slow_pack_scales(scales: list[int], mins: list[int]) -> bytes:
 
 
 def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, 256) float32 -> (n, 144) uint8 as Q4_K, or (n, 176) as Q5_K; slow_q45_k explains it."""
+    """(n, 256) float32 -> (n, 144) uint8 as Q4_K, or (n, 176) as Q5_K; reference_q45_k explains it."""
     n, top = len(x), SEARCH[name][0]
     x = np.ascontiguousarray(x.reshape(-1, 32).T)  # (32, N)
     scale, minimum, to_level, low = fast_scale_and_min(x, *SEARCH[name])
@@ -153,7 +155,7 @@ def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tuple[np.ndarray, ...]:
-    """slow_scale_and_min for the columns of x (32, N): scale and min, and in the place of the levels the (to_level, low) that give them, each (N,).
+    """reference_scale_and_min for the columns of x (32, N): scale and min, and in the place of the levels the (to_level, low) that give them, each (N,).
 
     A flat column needs no case of its own: to_level is infinite, its inverse, the scale, 0, and infinity times 0 is a NaN, whose nearest is 0.
     """
@@ -216,7 +218,7 @@ def fast_six_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fast_pack_scales(scales: np.ndarray, mins: np.ndarray) -> np.ndarray:
-    """Two (n, 8) uint8 -> (n, 12); slow_pack_scales draws the bytes."""
+    """Two (n, 8) uint8 -> (n, 12); reference_pack_scales draws the bytes."""
     first = [v[:, :4] | v[:, 4:] >> 4 << 6 for v in (scales, mins)]
     return np.concatenate([*first, scales[:, 4:] & 15 | (mins[:, 4:] & 15) << 4], axis=1)
 

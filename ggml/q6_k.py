@@ -10,7 +10,7 @@ Shapes: n blocks of 16 groups of 16 weights, N = 16 n groups.
 
 import numpy as np
 
-from ggml.kquants import fast_round, nearest, slow_sum
+from ggml.kquants import fast_round, nearest, reference_sum
 
 f32, u8 = np.float32, np.uint8
 EPS = f32(1e-15)  # a group whose largest weight is below counts as zeros
@@ -19,13 +19,13 @@ EPS = f32(1e-15)  # a group whose largest weight is below counts as zeros
 # slow
 
 
-def slow_q6_k(x: np.ndarray) -> bytes:
+def reference_q6_k(x: np.ndarray) -> bytes:
     """One block of Q6_K from 256 float32 weights.
 
-    Each group of 16 has a scale, found by slow_scale; d makes the largest of them -128, and q = round(x / (d * scale)) + 32, in 0..63.
+    Each group of 16 has a scale, found by reference_scale; d makes the largest of them -128, and q = round(x / (d * scale)) + 32, in 0..63.
     """
     groups = x.reshape(16, 16)
-    scales, levels = zip(*(slow_scale(group) for group in groups), strict=True)
+    scales, levels = zip(*(reference_scale(group) for group in groups), strict=True)
     largest = f32(0)
     for scale in scales:
         if abs(scale) > abs(largest):
@@ -51,7 +51,7 @@ def slow_q6_k(x: np.ndarray) -> bytes:
     return bytes(nibbles) + bytes(high) + scales.tobytes() + d.tobytes()
 
 
-def slow_scale(x) -> tuple:
+def reference_scale(x) -> tuple:
     """The scale of a group of 16, so that scale * (l - 32) is close to x with levels l in 0..63; and the levels, a list of int.
 
     Tries to make the weight largest in magnitude -32, and up to 0.9 steps more or less; for each the least squares with weights x**2 give
@@ -67,8 +67,8 @@ def slow_scale(x) -> tuple:
     for step in [0, *range(-9, 0), *range(1, 10)]:
         to_level = -(f32(32) + f32(0.1) * f32(step)) / largest
         tried = [min(31, max(-32, nearest(to_level * v))) for v in x]
-        sum_xl = slow_sum(v * v * v * f32(q) for v, q in zip(x, tried, strict=True))
-        sum_l2 = slow_sum(v * v * f32(q) * f32(q) for v, q in zip(x, tried, strict=True))
+        sum_xl = reference_sum(v * v * v * f32(q) for v, q in zip(x, tried, strict=True))
+        sum_l2 = reference_sum(v * v * f32(q) * f32(q) for v, q in zip(x, tried, strict=True))
         if best is None or (sum_l2 > 0 and sum_xl * sum_xl > best * sum_l2):
             scale = sum_xl / sum_l2 if sum_l2 else f32(0)
             best, levels = scale * sum_xl, [q + 32 for q in tried]
@@ -79,7 +79,7 @@ def slow_scale(x) -> tuple:
 
 
 def fast_q6_k(x: np.ndarray) -> np.ndarray:
-    """(n, 256) float32 -> (n, 210) uint8; slow_q6_k explains it."""
+    """(n, 256) float32 -> (n, 210) uint8; reference_q6_k explains it."""
     n = len(x)
     x = x.reshape(-1, 16)  # (N, 16)
     scale, to_level = (v.reshape(n, 16) for v in fast_scale(x))
@@ -102,7 +102,7 @@ def fast_q6_k(x: np.ndarray) -> np.ndarray:
 
 
 def fast_scale(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """slow_scale for the rows of x (N, 16): the scale, and in the place of the levels the to_level that gives them, each (N,)."""
+    """reference_scale for the rows of x (N, 16): the scale, and in the place of the levels the to_level that gives them, each (N,)."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     x = np.ascontiguousarray(x.T)  # (16, N)
     x2, x3 = x * x, x * x * x

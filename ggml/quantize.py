@@ -13,14 +13,14 @@ from ggml.blocks import (
     fast_q5_1,
     fast_q8_0,
     fast_q45_0,
-    slow_q5_1,
-    slow_q8_0,
-    slow_q45_0,
+    reference_q5_1,
+    reference_q8_0,
+    reference_q45_0,
     weights_q8_0,
     weights_q45,
 )
-from ggml.kquants import fast_q45_k, slow_q45_k, weights_q45_k
-from ggml.q6_k import fast_q6_k, slow_q6_k, weights_q6_k
+from ggml.kquants import fast_q45_k, reference_q45_k, weights_q45_k
+from ggml.q6_k import fast_q6_k, reference_q6_k, weights_q6_k
 
 SLICE = (
     2**17
@@ -119,18 +119,18 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
     return fast_q6_k(x) if name == "q6_k" else fast_q45_k(x, name)
 
 
-def slow_quantize_block(values: np.ndarray, name: str) -> bytes:
+def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
     """One block of (block_size,) float32 weights to bytes by the form of the algorithm that explains it; for tests and for reading."""
     values = np.asarray(values, np.float32)
     assert values.shape == (TYPES[name].block_size,), (values.shape, name)
     with np.errstate(all="ignore"):
         if name == "q8_0":
-            return slow_q8_0(values)
+            return reference_q8_0(values)
         if name == "q5_1":
-            return slow_q5_1(values)
+            return reference_q5_1(values)
         if name in ("q4_0", "q5_0"):
-            return slow_q45_0(values, name)
-        return slow_q6_k(values) if name == "q6_k" else slow_q45_k(values, name)
+            return reference_q45_0(values, name)
+        return reference_q6_k(values) if name == "q6_k" else reference_q45_k(values, name)
 
 
 def dequantize(data: np.ndarray, name: str) -> np.ndarray:

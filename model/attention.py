@@ -32,7 +32,7 @@ def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
     return marks.cumsum(0)
 
 
-def slow_attention(
+def reference_attention(
     q,
     k,
     v,
@@ -40,7 +40,7 @@ def slow_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    opening: list[int] | None = None,
+    shared_prefix: list[int] | None = None,
 ):
     """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T, H, D).
 
@@ -55,7 +55,7 @@ def slow_attention(
         scores = softcap * torch.tanh(scores / softcap)
     document, before = (
         document_index(cu_seqlens, total),
-        torch.tensor(opening or [NONE] * (len(cu_seqlens) - 1), device=q.device),
+        torch.tensor(shared_prefix or [NONE] * (len(cu_seqlens) - 1), device=q.device),
     )
     lengths = cu_seqlens.diff()
     position = (
@@ -104,14 +104,20 @@ def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
 
 
 def document_attention(
-    q, k, v, lengths: list[int], scale: float, opening: list[int] | None = None, window: int | None = None
+    q,
+    k,
+    v,
+    lengths: list[int],
+    scale: float,
+    shared_prefix: list[int] | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in slow_attention.
+    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in reference_attention.
 
     A `window` is for documents that plain_is_faster takes: the fused kernel has none.
     """
     out, documents = [], list(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
-    for (qd, kd, vd), o in zip(documents, opening or [NONE] * len(lengths), strict=True):
+    for (qd, kd, vd), o in zip(documents, shared_prefix or [NONE] * len(lengths), strict=True):
         before = 0
         if o != NONE:
             before, kd, vd = lengths[o], torch.cat((documents[o][1], kd)), torch.cat((documents[o][2], vd))
@@ -133,14 +139,14 @@ def document_attention(
     return torch.cat(out)
 
 
-def write_out(x: torch.Tensor, lengths: list[int], opening: list[int], most: int) -> torch.Tensor:
+def write_out(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], most: int) -> torch.Tensor:
     """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) -> (T', ...)."""
     documents = x.split(lengths)
-    ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(opening) - {NONE}}
+    ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(shared_prefix) - {NONE}}
     return torch.cat(
         [
             part
-            for own, o in zip(documents, opening, strict=True)
+            for own, o in zip(documents, shared_prefix, strict=True)
             for part in ([ends[o], own] if o != NONE else [own])
         ]
     )
@@ -207,7 +213,7 @@ def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor
 
 
 def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> torch.Tensor:
-    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is band_mask's.  Shapes as in slow_attention.
+    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is band_mask's.  Shapes as in reference_attention.
 
     A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et al. 2020, Longformer).
     """
@@ -243,16 +249,18 @@ class PackedAttention:
         window: int,
         scale: float,
         softcap: float | None = None,
-        slow: bool = False,
-        opening: list[int] | None = None,
+        reference: bool = False,
+        shared_prefix: list[int] | None = None,
         device: torch.device | None = None,
     ):
         """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for; `device` is where q, k and v will be."""
-        self.window, self.scale, self.softcap, self.opening = window, scale, softcap, opening
-        self.slow = slow or softcap is not None
+        self.window, self.scale, self.softcap, self.shared_prefix = window, scale, softcap, shared_prefix
+        self.reference = reference or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
         self.cu_seqlens = _there(cu_seqlens.int(), device or cu_seqlens.device)
-        self.before = [self.lengths[o] if o != NONE else 0 for o in opening or [NONE] * len(self.lengths)]
+        self.before = [
+            self.lengths[o] if o != NONE else 0 for o in shared_prefix or [NONE] * len(self.lengths)
+        ]
         self.longest = max(map(sum, zip(self.before, self.lengths, strict=True)))
         # Of an opening, only what the window still reaches stands before each document's own tokens.
         self.parts = [
@@ -264,7 +272,7 @@ class PackedAttention:
     @cached_property
     def key_starts(self) -> dict[bool, torch.Tensor]:
         """{sliding: (documents + 1,)} the bounds of the documents with their openings written out, whole or as far as the window reaches."""
-        if self.opening is None:
+        if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         reach = {False: self.longest, True: self.window - 1}
         keys = {
@@ -282,8 +290,8 @@ class PackedAttention:
         return band_mask(self.key_starts[True], sum(self.parts), self.window)
 
     def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
-        if self.slow:
-            return slow_attention(
+        if self.reference:
+            return reference_attention(
                 q,
                 k,
                 v,
@@ -291,12 +299,14 @@ class PackedAttention:
                 self.scale,
                 self.window if sliding else None,
                 self.softcap,
-                self.opening,
+                self.shared_prefix,
             )
         if varlen_is_possible(v):
-            if self.opening is not None:
+            if self.shared_prefix is not None:
                 k, v = (
-                    write_out(x, self.lengths, self.opening, self.window - 1 if sliding else self.longest)
+                    write_out(
+                        x, self.lengths, self.shared_prefix, self.window - 1 if sliding else self.longest
+                    )
                     for x in (k, v)
                 )
             return varlen_attention(
@@ -313,14 +323,14 @@ class PackedAttention:
         if (
             not sliding or self.longest <= self.window
         ):  # a document no longer than the window never feels it: the causal kernel alone is right
-            return document_attention(q, k, v, self.lengths, self.scale, self.opening)
+            return document_attention(q, k, v, self.lengths, self.scale, self.shared_prefix)
         if self.longest <= 2 * self.window and plain_is_faster(
             q, self.longest
         ):  # squares, then, are no more than the band
-            return document_attention(q, k, v, self.lengths, self.scale, self.opening, self.window)
-        if self.opening is None:
+            return document_attention(q, k, v, self.lengths, self.scale, self.shared_prefix, self.window)
+        if self.shared_prefix is None:
             return band_attention(q, k, v, self.band, self.window, self.scale)
-        q, k, v = (write_out(x, self.lengths, self.opening, self.window - 1) for x in (q, k, v))
+        q, k, v = (write_out(x, self.lengths, self.shared_prefix, self.window - 1) for x in (q, k, v))
         return torch.cat(band_attention(q, k, v, self.band, self.window, self.scale).split(self.parts)[1::2])
 
 

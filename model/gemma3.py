@@ -41,7 +41,12 @@ class Gemma3DecoderLayer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend, rows: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attend,
+        output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x (T, D) -> (T, D), or only the named rows of it."""
         before, after = (
@@ -51,16 +56,16 @@ class Gemma3DecoderLayer(nn.Module):
         )
         q, k, v = before(x, cos, sin)
         y = attend(self.index, q, k, v, self.sliding)
-        return after(x, y) if rows is None else after(x[rows], y[rows])
+        return after(x, y) if output_positions is None else after(x[output_positions], y[output_positions])
 
 
 class Gemma3TextModel(nn.Module):
-    """Embedding, decoder layers, final norm; `recompute` keeps only the layers' inputs for the backward pass, which runs each layer anew (Chen et al. 2016,
+    """Embedding, decoder layers, final norm; `gradient_checkpointing` keeps only the layers' inputs for the backward pass, which runs each layer anew (Chen et al. 2016,
     arXiv 1604.06174)."""
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
-        self.config, self.recompute = cfg, False
+        self.config, self.gradient_checkpointing = cfg, False
         # Not nn.Embedding(V, D), which draws numbers, and on the meta device that imports PyTorch's compiler.
         self.embed_tokens = nn.Embedding.from_pretrained(
             torch.empty(cfg.vocab_size, cfg.hidden_size), freeze=False
@@ -69,7 +74,11 @@ class Gemma3TextModel(nn.Module):
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(
-        self, tokens: torch.Tensor, position_ids: torch.Tensor, attend, rows: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor,
+        attend,
+        output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         cfg, weight = self.config, self.embed_tokens.weight
         # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
@@ -83,10 +92,10 @@ class Gemma3TextModel(nn.Module):
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
         for layer in self.layers:
             # Nobody looks at the last layer's other rows.
-            arguments = x, *angles[layer.kind], attend, rows if layer is self.layers[-1] else None
+            arguments = x, *angles[layer.kind], attend, output_positions if layer is self.layers[-1] else None
             x = (
                 checkpoint(layer, *arguments, use_reentrant=False)
-                if self.recompute and self.training
+                if self.gradient_checkpointing and self.training
                 else layer(*arguments)
             )
         return self.norm(x)
@@ -113,9 +122,9 @@ class Gemma3ForCausalLM(nn.Module):
         position_ids: torch.Tensor,
         cu_seqlens: torch.Tensor,
         attend=None,
-        slow: bool = False,
-        opening: list[int] | None = None,
-        rows: torch.Tensor | None = None,
+        reference: bool = False,
+        shared_prefix: list[int] | None = None,
+        output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D), or (rows, D) of the named rows alone.
 
@@ -129,11 +138,11 @@ class Gemma3ForCausalLM(nn.Module):
                 cfg.sliding_window,
                 cfg.attention_scale,
                 cfg.attn_logit_softcapping,
-                slow,
-                opening,
+                reference,
+                shared_prefix,
                 tokens.device,
             )
-        return self.model(tokens, position_ids, attend, rows)
+        return self.model(tokens, position_ids, attend, output_positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.  For a few positions only."""

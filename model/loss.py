@@ -15,7 +15,7 @@ CHUNK_BYTES = {
 }  # float32 logits of one chunk: on a CPU they stay in its cache, a GPU wants few launches
 
 
-def slow_linear_cross_entropy(
+def reference_linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
     """sum over s of -log softmax(hidden_s W^T)[target_s]; hidden (S, D), weight (V, D), targets (S,) -> a scalar, in nats.  All logits at once."""
@@ -125,7 +125,7 @@ def _weight_gradient(hidden, weight, targets, log_z, slope_at_target, softcap, c
     return dw
 
 
-def words_at_once(rows: int, device: str) -> int:
+def vocab_chunk_size(rows: int, device: str) -> int:
     """How many words of the vocabulary a chunk takes for so many supervised positions."""
     return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, rows)))
 
@@ -133,12 +133,12 @@ def words_at_once(rows: int, device: str) -> int:
 def linear_cross_entropy(
     hidden, weight, targets, softcap: float | None = None, chunk: int | None = None, compiled: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of slow_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
+    """The sum of reference_linear_cross_entropy without ever holding all logits, and the (S,) losses it is over (no gradient flows through those).
 
     `chunk` words at a time; by default as many as CHUNK_BYTES of float32 logits are.  `compiled`: torch.compile what is between the products.
     """
     device = hidden.device.type
-    chunk = chunk or words_at_once(len(targets), device)
+    chunk = chunk or vocab_chunk_size(len(targets), device)
     if (
         not torch.is_grad_enabled()
     ):  # an autograd function's forward is not told, and would work out gradients that nobody asks for

@@ -103,7 +103,7 @@ class Train:
     """"auto", "cpu", "cuda", "cuda:1", ..."""
     share_prefix: bool = True
     """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone."""
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     """Keep each layer's input alone and work the rest out again in the backward pass: less memory, slower steps."""
     compile: Literal["auto", True, False] = "auto"
     """torch.compile the layers and the loss: half a minute at the start, then on a CPU steps 3 to 10% shorter; "auto": for a run of half an hour there."""
@@ -117,7 +117,7 @@ class Train:
     """Rows of each validation set that are measured; 0: all."""
     save_every: int = 0
     """Steps between checkpoints; 0: none but when stopped."""
-    keep_checkpoints: int = 2
+    save_total_limit: int = 2
     """How many are kept."""
     early_stopping_patience: int = 0
     """Evaluations without a better loss after which the run stops; 0: never."""
@@ -276,7 +276,7 @@ AT_LEAST = {
     "train.eval_every": 0,
     "train.eval_samples": 0,
     "train.save_every": 0,
-    "train.keep_checkpoints": 1,
+    "train.save_total_limit": 1,
     "train.early_stopping_patience": 0,
     "generate.max_new_tokens": 1,
     "generate.temperature": 0,

@@ -10,7 +10,7 @@ from data.loader import Loader
 from data.packing import Batch, pack
 from data.render import Document
 from generation.generate import generate
-from model.loss import words_at_once
+from model.loss import vocab_chunk_size
 from model.tokenizer import Tokenizer
 from training import evaluation, loop, setup
 from training.config import Config, Train
@@ -112,7 +112,7 @@ class Rehearsal:
     def _expect_logits(self, window: list[Batch]) -> None:
         """Starts a phase whose losses are over these batches."""
         words, rows = self.model.config.vocab_size, [len(batch.target_positions) for batch in window]
-        chunks = [(n, words_at_once(n, self.precision.device.type)) for n in rows]
+        chunks = [(n, vocab_chunk_size(n, self.precision.device.type)) for n in rows]
         self.ledger.logits = {(n, size) for n, chunk in chunks for size in (chunk, words % chunk)}
         self.ledger.start()
 

@@ -15,7 +15,7 @@ from training.config import Config
 
 VERSION = "0.1.0"
 # Keys that may change between a run and its resume: they do not touch what is computed
-FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.keep_checkpoints"}
+FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
 
 
 class RunFolder:

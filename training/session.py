@@ -70,7 +70,7 @@ def load(run: Run) -> tuple[setup.Base, TrainingData]:
         f"model      {run.cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}"
     )
     check_disk(
-        run.folder.path, (run.cfg.train.keep_checkpoints + 1) * 14 * run.trained
+        run.folder.path, (run.cfg.train.save_total_limit + 1) * 14 * run.trained
     )  # weights and two moments in float32, adapters twice
     if not run.resume:  # a resume writes its config once it has proved to be of the same run
         run.folder.begin(run.cfg)
@@ -277,7 +277,7 @@ def _hooks(
                 state.step,
                 tensors,
                 {**extra, "loop": loop.state_dict(state), "fingerprint": print_},
-                cfg.train.keep_checkpoints,
+                cfg.train.save_total_limit,
             )
         except OSError as e:
             warn(

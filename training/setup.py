@@ -61,8 +61,8 @@ def without_weights(reader: Reader) -> Base:
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
-    """Makes the config's adapters, or all of the model, trainable, and has it recompute layers if it shall; returns how many numbers train."""
-    model.model.recompute = cfg.train.recompute
+    """Makes the config's adapters, or all of the model, trainable, and has it gradient_checkpointing layers if it shall; returns how many numbers train."""
+    model.model.gradient_checkpointing = cfg.train.gradient_checkpointing
     a = cfg.adapter
     if a.type == "full":
         model.requires_grad_(True)

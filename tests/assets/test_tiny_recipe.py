@@ -11,11 +11,10 @@ import pytest
 TINY = Path(__file__).parents[2] / "assets" / "tiny"
 sys.path.insert(0, str(TINY / "recipe"))
 
+import exercises
 import make_corpus
 import make_tokenizer
 import values
-
-import exercises
 
 TEXT = [
     ("Dear ", None), ("Ann", "first"), (" ", None), ("Lee", "last"), (" of ", None), ("York", "city"),
@@ -57,7 +56,8 @@ def test_number_kind_numbers_by_value_in_order_of_appearance(monkeypatch, englis
 
 def test_hide_kind_hides_the_members_of_a_group_and_nothing_else(monkeypatch, english):
     assert (
-        answer(monkeypatch, exercises.hide_kind, english, ["person"]) == "Dear [X] [X] of York, ask [X] or [X]."
+        answer(monkeypatch, exercises.hide_kind, english, ["person"])
+        == "Dear [X] [X] of York, ask [X] or [X]."
     )
 
 
@@ -121,7 +121,9 @@ def test_hiding_a_word_leaves_longer_words_alone(monkeypatch, english):
 
 def test_removing_a_word_leaves_no_double_space(monkeypatch, english):
     monkeypatch.setattr(exercises, "pick_word", lambda *_: "very")
-    assert exercises.remove([("very good, very, very bad", None)], english, random.Random(0))[1] == "good,, bad"
+    assert (
+        exercises.remove([("very good, very, very bad", None)], english, random.Random(0))[1] == "good,, bad"
+    )
 
 
 def test_numbers_go_inside_the_bracket():

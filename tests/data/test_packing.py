@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.packing import OPENING_TOKENS, pack
+from data.packing import MIN_PREFIX_TOKENS, pack
 from data.render import IGNORE_INDEX, Document
 
 __ = IGNORE_INDEX
@@ -112,31 +112,33 @@ def test_packing_nothing_is_a_fault_of_ours():
 
 
 def test_an_opening_of_two_documents_is_laid_down_once():
-    start = list(range(10, 10 + OPENING_TOKENS))
+    start = list(range(10, 10 + MIN_PREFIX_TOKENS))
     a, c = (
-        Document([*start, 5, 6], [*[__] * OPENING_TOKENS, 6, __], "a"),
-        Document([*start, 7], [__] * (OPENING_TOKENS + 1), "c"),
+        Document([*start, 5, 6], [*[__] * MIN_PREFIX_TOKENS, 6, __], "a"),
+        Document([*start, 7], [__] * (MIN_PREFIX_TOKENS + 1), "c"),
     )
     batch = pack([a, Document([3, 4], [4, __], "b"), c], share=True)
     assert batch.tokens.tolist() == [*start, 5, 6, 7, 3, 4]
-    assert batch.position_ids.tolist() == [*range(OPENING_TOKENS + 2), OPENING_TOKENS, 0, 1]
+    assert batch.position_ids.tolist() == [*range(MIN_PREFIX_TOKENS + 2), MIN_PREFIX_TOKENS, 0, 1]
     assert batch.cu_seqlens.tolist() == [
         0,
-        OPENING_TOKENS,
-        OPENING_TOKENS + 2,
-        OPENING_TOKENS + 3,
-        OPENING_TOKENS + 5,
+        MIN_PREFIX_TOKENS,
+        MIN_PREFIX_TOKENS + 2,
+        MIN_PREFIX_TOKENS + 3,
+        MIN_PREFIX_TOKENS + 5,
     ]
-    assert batch.opening == [-1, 0, 0, -1]
+    assert batch.shared_prefix == [-1, 0, 0, -1]
     assert (batch.target_positions.tolist(), batch.targets.tolist()) == (
-        [OPENING_TOKENS, OPENING_TOKENS + 3],
+        [MIN_PREFIX_TOKENS, MIN_PREFIX_TOKENS + 3],
         [6, 4],
     )
-    assert (batch.num_tokens, batch.ids) == (2 * OPENING_TOKENS + 5, ["a", "b", "c"])
+    assert (batch.num_tokens, batch.ids) == (2 * MIN_PREFIX_TOKENS + 5, ["a", "b", "c"])
 
 
 openings = st.lists(
-    st.tuples(st.integers(0, 2), st.integers(0, OPENING_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)),
+    st.tuples(
+        st.integers(0, 2), st.integers(0, MIN_PREFIX_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)
+    ),
     min_size=1,
     max_size=6,
 )
@@ -149,14 +151,17 @@ def test_documents_written_out_with_their_openings_are_the_documents(parts):
         tokens = [50 * kind + i for i in range(shared)] + [200 + number] * own
         rows.append(make_document(tokens, [i >= first for i in range(len(tokens))], str(number)))
     batch = pack(rows, share=True)
-    bounds, opening = batch.cu_seqlens.tolist(), batch.opening or [-1] * (len(batch.cu_seqlens) - 1)
+    bounds, shared_prefix = (
+        batch.cu_seqlens.tolist(),
+        batch.shared_prefix or [-1] * (len(batch.cu_seqlens) - 1),
+    )
     labels = torch.full_like(batch.tokens, __).scatter(0, batch.target_positions, batch.targets)
     pieces = [
         list(zip(*(x[a:b].tolist() for x in (batch.tokens, labels, batch.position_ids)), strict=True))
         for a, b in pairwise(bounds)
     ]
-    whole = [(pieces[o] if o >= 0 else []) + piece for piece, o in zip(pieces, opening, strict=True)]
-    documents = [w for d, w in enumerate(whole) if d not in opening]
+    whole = [(pieces[o] if o >= 0 else []) + piece for piece, o in zip(pieces, shared_prefix, strict=True)]
+    documents = [w for d, w in enumerate(whole) if d not in shared_prefix]
     expected = [list(zip(row.input_ids, row.labels, range(len(row.input_ids)), strict=True)) for row in rows]
     assert sorted(documents) == sorted(expected)
     assert batch.num_tokens == sum(map(len, expected))
@@ -164,7 +169,7 @@ def test_documents_written_out_with_their_openings_are_the_documents(parts):
 
 @given(documents)
 def test_documents_with_nothing_in_common_make_the_plain_stream(documents):
-    shared, plain = pack(documents, share=True), pack(documents)  # none has as many as OPENING_TOKENS
-    assert shared.opening is None
+    shared, plain = pack(documents, share=True), pack(documents)  # none has as many as MIN_PREFIX_TOKENS
+    assert shared.shared_prefix is None
     for name in ("tokens", "position_ids", "cu_seqlens", "target_positions", "targets"):
         assert torch.equal(getattr(shared, name), getattr(plain, name))

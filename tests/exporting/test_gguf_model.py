@@ -15,7 +15,7 @@ from exporting.gguf_model import (
     transformed,
     write_model,
 )
-from exporting.merged import Merged
+from exporting.merged import MergedCheckpoint
 from ggml.container import GGUFFile
 from lora.merge import merge
 from lora.peft_io import load_adapter
@@ -43,7 +43,9 @@ def checkpoint(request, checkpoints, tmp_path_factory):
 @pytest.mark.parametrize("quant", QUANTS)
 def test_the_file_is_what_the_upstream_converter_writes(checkpoint, quant, tmp_path):
     name, folder = checkpoint
-    write_model(tmp_path / "x.gguf", Merged(folder), quant, name="x", origin={}, progress=lambda _: None)
+    write_model(
+        tmp_path / "x.gguf", MergedCheckpoint(folder), quant, name="x", origin={}, progress=lambda _: None
+    )
     assert fingerprint(tmp_path / "x.gguf") == json.loads(GOLDENS.read_text())[name][quant]
 
 
@@ -58,7 +60,7 @@ def test_norms_gain_one_and_matrices_nothing(tmp_path):
     whole = load_model(folder, torch.float32)
     torch.nn.init.normal_(whole.model.layers[0].input_layernorm.weight)
     save_model(whole, folder, torch.float32)
-    model = Merged(folder)
+    model = MergedCheckpoint(folder)
     norm, matrix = "model.layers.0.input_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
     assert np.array_equal(next(transformed(model, norm))[0], model.read(norm).numpy() + 1)
     assert np.array_equal(np.concatenate(list(transformed(model, matrix))), model.read(matrix).numpy())
@@ -68,7 +70,7 @@ def test_a_matrix_in_slices_is_the_matrix(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "exporting.merged.SLICE", 5 * 32 + 7
     )  # five rows of 32, and 6144 is no multiple of five
-    model = Merged(make_model(tmp_path))
+    model = MergedCheckpoint(make_model(tmp_path))
     name = "model.embed_tokens.weight"
     pieces = list(transformed(model, name))
     assert len(pieces) > 1000 and np.array_equal(np.concatenate(pieces), model.read(name).numpy())
@@ -76,7 +78,12 @@ def test_a_matrix_in_slices_is_the_matrix(tmp_path, monkeypatch):
 
 def test_the_embedded_models_own_pattern_of_layers_is_written(tmp_path):
     write_model(
-        tmp_path / "x.gguf", Merged(TINY), "q8_0", name="x", origin={"run": "r"}, progress=lambda _: None
+        tmp_path / "x.gguf",
+        MergedCheckpoint(TINY),
+        "q8_0",
+        name="x",
+        origin={"run": "r"},
+        progress=lambda _: None,
     )
     keys = GGUFFile(tmp_path / "x.gguf").metadata
     assert (
@@ -89,7 +96,7 @@ def test_the_embedded_models_own_pattern_of_layers_is_written(tmp_path):
 
 
 def test_a_type_per_tensor_is_the_mixes(tmp_path):
-    types = {t.name: t.type for t in plan(Merged(TINY), "q4_k_m")}
+    types = {t.name: t.type for t in plan(MergedCheckpoint(TINY), "q4_k_m")}
     assert (
         types["token_embd.weight"] == "q6_k"
         and types["blk.1.attn_q.weight"] == "q4_k"
@@ -128,7 +135,10 @@ def test_what_llama_cpp_cannot_express_is_refused_all_at_once():
 
 def test_an_adapters_share_is_in_the_file(tmp_path):
     base = make_model(tmp_path / "base")
-    model, plain = Merged(base, make_adapter(tmp_path / "adapter", base, type="dora")), Merged(base)
+    model, plain = (
+        MergedCheckpoint(base, make_adapter(tmp_path / "adapter", base, type="dora")),
+        MergedCheckpoint(base),
+    )
     name = "model.layers.3.mlp.up_proj.weight"
     whole = load_model(base, torch.float32)
     load_adapter(whole, tmp_path / "adapter")

@@ -12,7 +12,7 @@ from exporting.gguf_vocab import (
     NORMAL,
     UNUSED,
     USER_DEFINED,
-    Cutter,
+    SPMTokenizer,
     merge_ranks,
     read_tokenizer,
     tokenizer_metadata,
@@ -22,7 +22,7 @@ from model.hub import TINY
 from model.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(TINY)
-CUTTER = Cutter(*vocabulary(read_tokenizer(TINY), TOKENIZER.vocab_size))
+CUTTER = SPMTokenizer(*vocabulary(read_tokenizer(TINY), TOKENIZER.vocab_size))
 
 
 def small(**changes) -> dict:
@@ -48,13 +48,13 @@ def test_scores_types_and_pieces_of_a_small_tokenizer_are_these():
 
 
 def test_the_best_score_is_joined_first_and_the_leftmost_among_equals():
-    cutter = Cutter(*vocabulary(small(), rows=9))
+    cutter = SPMTokenizer(*vocabulary(small(), rows=9))
     assert cutter.encode("ababab") == [6, 5]  # ab ab ab -> abab ab
     assert cutter.encode("aba") == [7]
     assert cutter.encode("A") == [2]
     assert cutter.encode("a  b") == [3, 8, 4]  # two blanks are a piece of their own
     spaced = vocabulary(small(vocab=small()["model"]["vocab"] | {"▁": 9}), rows=10)
-    assert Cutter(*spaced, space_prefix=True).encode("ab") == [9, 5]
+    assert SPMTokenizer(*spaced, space_prefix=True).encode("ab") == [9, 5]
 
 
 def test_rows_and_pieces_are_equally_many_whichever_there_are_more_of():

@@ -132,7 +132,7 @@ MISTAKES = {
         "blk.2.attn_output.weight: differs",
     ),
     "a LoRA scale off by two": (
-        "exporting.merged.Merged.read",
+        "exporting.merged.MergedCheckpoint.read",
         with_doubled_scale,
         "merged against adapter: max",
     ),
@@ -226,7 +226,7 @@ def test_layer_by_layer_equals_the_whole_model(base, adapter):
     load_adapter(whole, adapter)
     with torch.no_grad():
         expected = whole.logits(whole(s.tokens, s.position_ids, s.cu_seqlens)).log_softmax(-1)
-    model = merged.Merged(base, adapter)
+    model = merged.MergedCheckpoint(base, adapter)
     torch.testing.assert_close(
         verify.log_probs(model.config, verify.AdapterSource(model), s), expected, rtol=0, atol=1e-5
     )
@@ -235,7 +235,7 @@ def test_layer_by_layer_equals_the_whole_model(base, adapter):
 
 def test_the_architecture_is_read_back_from_the_keys(tmp_path, base, adapter):
     assert exported(tmp_path, base, adapter, "f32") == 0
-    found, model = verify.config_of(GGUFFile(tmp_path / "x.gguf")), merged.Merged(base)
+    found, model = verify.config_of(GGUFFile(tmp_path / "x.gguf")), merged.MergedCheckpoint(base)
     verify.compare_config(found, model.config)
     assert (
         Gemma3ForCausalLM(found).config.layer_types == model.config.layer_types

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from generation.cache import KVCache, Opening
+from generation.cache import KVCache, SharedPrefix
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 
@@ -38,7 +38,7 @@ def texts(lengths: list[int]) -> list[list[int]]:
 def whole(model, text: list[int]) -> torch.Tensor:
     """(n, V) logits of a text that is run through the model at once, without a cache."""
     n = len(text)
-    return model.logits(model(torch.tensor(text), torch.arange(n), torch.tensor([0, n]), slow=True))
+    return model.logits(model(torch.tensor(text), torch.arange(n), torch.tensor([0, n]), reference=True))
 
 
 @torch.no_grad()
@@ -157,16 +157,27 @@ def test_a_finished_row_may_be_fed_past_its_room_and_harms_nobody():
 
 
 @pytest.mark.parametrize("shared", [1, 5, 13])
-def test_prompts_after_a_common_opening_equal_whole_prompts(shared):
+def test_prompts_after_a_shared_prefix_equal_whole_prompts(shared):
     """13 is past the window of 8; one prompt has a single token of its own, and two streams use the same opening."""
     model = small_model()
     rows = [texts([shared])[0] + own for own in texts([4, 1, 17, 2])]
     lengths = [len(row) for row in rows]
-    cache, opening, got = KVCache(model.config, 4, max(lengths) + 1), Opening(model.config, shared), []
+    cache, shared_prefix, got = (
+        KVCache(model.config, 4, max(lengths) + 1),
+        SharedPrefix(model.config, shared),
+        [],
+    )
     with torch.no_grad():
-        model(torch.tensor(rows[0][:shared]), opening.position_ids, opening.cu_seqlens, attend=opening)
+        model(
+            torch.tensor(rows[0][:shared]),
+            shared_prefix.position_ids,
+            shared_prefix.cu_seqlens,
+            attend=shared_prefix,
+        )
         for first, part in ((0, rows[:3]), (3, rows[3:])):
-            attend = cache.prefill([first + i for i in range(len(part))], [len(row) for row in part], opening)
+            attend = cache.prefill(
+                [first + i for i in range(len(part))], [len(row) for row in part], shared_prefix
+            )
             tokens = torch.tensor([t for row in part for t in row[shared:]])
             assert tokens.shape == attend.position_ids.shape
             hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)

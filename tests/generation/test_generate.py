@@ -14,7 +14,7 @@ import torch
 import generate as script
 from generation.cache import KVCache
 from generation.generate import _products, generate
-from generation.sampling import Sampling, choose, distribution, likeliest
+from generation.sampling import Sampling, distribution, greedy, sample
 from model.config import FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import TINY
@@ -60,7 +60,7 @@ def greedy_without_cache(model, prompt: list[int], count: int) -> list[int]:
     text = list(prompt)
     for _ in range(count):
         n = len(text)
-        hidden = model(torch.tensor(text), torch.arange(n), torch.tensor([0, n]), slow=True)
+        hidden = model(torch.tensor(text), torch.arange(n), torch.tensor([0, n]), reference=True)
         text.append(int(model.logits(hidden[-1:]).argmax()))
     return text[len(prompt) :]
 
@@ -226,8 +226,8 @@ def test_the_likeliest_of_a_head_in_pieces_is_the_likeliest_of_all_logits(monkey
     )
     logits = hidden @ head.T
     assert ((logits == logits.max(-1, keepdim=True).values).sum(-1) > 1).any()
-    expected = choose(logits, Sampling(), None)
-    assert len(expected.unique()) > 20 and torch.equal(likeliest(hidden, head), expected)
+    expected = sample(logits, Sampling(), None)
+    assert len(expected.unique()) > 20 and torch.equal(greedy(hidden, head), expected)
 
 
 def test_temperature_sharpens_as_a_power():
@@ -239,15 +239,15 @@ def test_inverse_cdf_takes_the_first_id_whose_cumulative_probability_exceeds_u()
     """Cumulative: id 0 up to 0.1, id 1 up to 0.5, id 2 up to 0.8, id 3 up to 1."""
     logits = PROBABILITIES.log().expand(6, 4)
     uniform = torch.tensor([0.0, 0.05, 0.15, 0.6, 0.85, 1 - 2**-24])
-    assert choose(logits, Sampling(temperature=1.0), uniform).tolist() == [0, 0, 1, 2, 3, 3]
+    assert sample(logits, Sampling(temperature=1.0), uniform).tolist() == [0, 0, 1, 2, 3, 3]
     # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1.  top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 means 0.54, in id 2; 0.85 means 0.765, in id 3.
-    assert choose(logits, Sampling(temperature=1.0, top_k=2), uniform).tolist() == [1, 1, 1, 2, 2, 2]
-    assert choose(logits, Sampling(temperature=1.0, top_p=0.75), uniform).tolist() == [1, 1, 1, 2, 3, 3]
+    assert sample(logits, Sampling(temperature=1.0, top_k=2), uniform).tolist() == [1, 1, 1, 2, 2, 2]
+    assert sample(logits, Sampling(temperature=1.0, top_p=0.75), uniform).tolist() == [1, 1, 1, 2, 3, 3]
 
 
 def test_a_token_of_probability_zero_is_never_sampled():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).expand(3, 5)
-    assert choose(logits, Sampling(temperature=1.0), torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [
+    assert sample(logits, Sampling(temperature=1.0), torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [
         1,
         3,
         3,
@@ -257,7 +257,7 @@ def test_a_token_of_probability_zero_is_never_sampled():
 def test_samples_come_as_often_as_their_probability_says():
     sampling = Sampling(temperature=1.0, seed=3)
     uniform = sampling.uniforms(0, 20_000)
-    counts = choose(PROBABILITIES.log().expand(20_000, 4), sampling, uniform).bincount(minlength=4) / 20_000
+    counts = sample(PROBABILITIES.log().expand(20_000, 4), sampling, uniform).bincount(minlength=4) / 20_000
     torch.testing.assert_close(counts, PROBABILITIES[0], atol=0.015, rtol=0)
 
 

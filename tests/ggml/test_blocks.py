@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from ggml.blocks import fast_q5_1, fast_q8_0, fast_q45_0, slow_q5_1, slow_q8_0, slow_q45_0
-from ggml.quantize import TYPES, dequantize, quantize, slow_quantize_block
+from ggml.blocks import fast_q5_1, fast_q8_0, fast_q45_0, reference_q5_1, reference_q8_0, reference_q45_0
+from ggml.quantize import TYPES, dequantize, quantize, reference_quantize_block
 from tests.ggml.ggml import ROWS, assert_slow_equals_fast
 
 BY_HAND = {
@@ -29,15 +29,17 @@ DECODED = {"q8_0": [127, -127, 64, -1, 0, 3, *[0] * 26]}  # the other blocks com
 def test_a_block_by_hand_has_these_bytes_and_comes_back(name):
     weights, expected = BY_HAND[name]
     row = np.array([weights], np.float32)
-    assert slow_quantize_block(row[0], name) == bytes.fromhex(expected)
+    assert reference_quantize_block(row[0], name) == bytes.fromhex(expected)
     assert quantize(row, name).tobytes() == bytes.fromhex(expected)
     assert dequantize(quantize(row, name), name).tolist() == [DECODED.get(name, weights)]
 
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("name", BY_HAND)
-def test_the_fast_form_equals_the_slow_one_byte_for_byte(name, kind):
-    slow = {"q8_0": slow_q8_0, "q5_1": slow_q5_1}.get(name) or functools.partial(slow_q45_0, name=name)
+def test_the_fast_form_equals_the_reference_byte_for_byte(name, kind):
+    slow = {"q8_0": reference_q8_0, "q5_1": reference_q5_1}.get(name) or functools.partial(
+        reference_q45_0, name=name
+    )
     fast = {"q8_0": fast_q8_0, "q5_1": fast_q5_1}.get(name) or functools.partial(fast_q45_0, name=name)
     assert_slow_equals_fast(slow, fast, 32, kind, n=24)
 

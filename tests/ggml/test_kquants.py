@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from ggml.kquants import fast_q45_k, nearest, slow_q45_k, slow_sum
-from ggml.quantize import dequantize, quantize, slow_quantize_block
+from ggml.kquants import fast_q45_k, nearest, reference_q45_k, reference_sum
+from ggml.quantize import dequantize, quantize, reference_quantize_block
 from tests.ggml.ggml import ROWS, assert_slow_equals_fast
 
 SCALES, MINS = [63, 32, 16, 8, 4, 2, 1, 33], [0, 1, 2, 3, 63, 16, 0, 33]
@@ -28,7 +28,7 @@ def test_a_q4_k_block_by_hand_has_these_bytes_and_comes_back():
     # Weight i of an even group has level i % 16, in the low half of byte i; that of the odd group beside it 15 - i % 16, in the high half.
     pair = bytes.fromhex("f0 e1 d2 c3 b4 a5 96 87 78 69 5a 4b 3c 2d 1e 0f") * 2
     x = block_by_hand(16)
-    assert slow_quantize_block(x[0], "q4_k") == HEAD + pair * 4
+    assert reference_quantize_block(x[0], "q4_k") == HEAD + pair * 4
     assert quantize(x, "q4_k").tobytes() == HEAD + pair * 4
     assert (dequantize(quantize(x, "q4_k"), "q4_k") == x).all()
 
@@ -38,25 +38,29 @@ def test_a_q5_k_block_by_hand_has_these_bytes_and_comes_back():
     fifth = b"\xaa" * 16 + b"\x55" * 16
     pair = bytes.fromhex("f0 e1 d2 c3 b4 a5 96 87 78 69 5a 4b 3c 2d 1e 0f") * 2
     x = block_by_hand(32)
-    assert slow_quantize_block(x[0], "q5_k") == HEAD + fifth + pair * 4
+    assert reference_quantize_block(x[0], "q5_k") == HEAD + fifth + pair * 4
     assert quantize(x, "q5_k").tobytes() == HEAD + fifth + pair * 4
     assert (dequantize(quantize(x, "q5_k"), "q5_k") == x).all()
 
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("name", ["q4_k", "q5_k"])
-def test_the_fast_form_equals_the_slow_one_byte_for_byte(name, kind):
+def test_the_fast_form_equals_the_reference_byte_for_byte(name, kind):
     assert_slow_equals_fast(
-        functools.partial(slow_q45_k, name=name), functools.partial(fast_q45_k, name=name), 256, kind, n=3
+        functools.partial(reference_q45_k, name=name),
+        functools.partial(fast_q45_k, name=name),
+        256,
+        kind,
+        n=3,
     )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 33])
 def test_a_sum_over_the_first_axis_runs_from_the_first_weight_to_the_last(n):
     x = np.random.default_rng(n).standard_normal((32, 8 * n)).astype(np.float32)
-    assert x.sum(axis=0).tolist() == [float(slow_sum(column)) for column in x.T]
+    assert x.sum(axis=0).tolist() == [float(reference_sum(column)) for column in x.T]
     assert any(
-        float(column.sum()) != float(slow_sum(column)) for column in np.ascontiguousarray(x.T)
+        float(column.sum()) != float(reference_sum(column)) for column in np.ascontiguousarray(x.T)
     )  # numpy's other order, which would not do
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ggml.q6_k import fast_q6_k, fast_scale, slow_q6_k, slow_scale
-from ggml.quantize import dequantize, quantize, slow_quantize_block
+from ggml.q6_k import fast_q6_k, fast_scale, reference_q6_k, reference_scale
+from ggml.quantize import dequantize, quantize, reference_quantize_block
 from tests.ggml.ggml import ROWS, assert_slow_equals_fast
 
 
@@ -21,20 +21,20 @@ def test_a_block_by_hand_has_these_bytes_and_comes_back():
     high = bytes([0b00_11_00_00] * 4 + [0b01_10_01_01] * 4 + [0b10_01_10_10] * 4 + [0b11_00_11_11] * 4) * 2
     scales = np.array([-128, 64, *[-64, 64] * 7], np.int8).tobytes()
     expected = nibbles * 2 + high * 2 + scales + bytes.fromhex("00a4")
-    assert slow_quantize_block(x[0], "q6_k") == expected
+    assert reference_quantize_block(x[0], "q6_k") == expected
     assert quantize(x, "q6_k").tobytes() == expected
     assert (dequantize(quantize(x, "q6_k"), "q6_k") == x).all()
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_the_fast_form_equals_the_slow_one_byte_for_byte(kind):
-    assert_slow_equals_fast(slow_q6_k, fast_q6_k, 256, kind, n=3)
+def test_the_fast_form_equals_the_reference_byte_for_byte(kind):
+    assert_slow_equals_fast(reference_q6_k, fast_q6_k, 256, kind, n=3)
 
 
-def test_the_search_tries_up_to_nine_tenths_of_a_step_more_or_less_and_finds_the_slow_ones_scales():
+def test_the_search_tries_up_to_nine_tenths_of_a_step_more_or_less_and_finds_the_references_scales():
     groups = np.random.default_rng(0).standard_normal((240, 16)).astype(np.float32)
     scales, to_level = fast_scale(groups)
-    assert [slow_scale(group)[0] for group in groups] == scales.tolist()
+    assert [reference_scale(group)[0] for group in groups] == scales.tolist()
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
     tenths = np.rint(10 * (-to_level * largest - 32))
     assert (tenths.min(), tenths.max()) == (-9, 9)  # both ends won somewhere

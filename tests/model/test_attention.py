@@ -21,7 +21,7 @@ from model.attention import (
     document_index,
     masked_attention,
     plain_is_faster,
-    slow_attention,
+    reference_attention,
     varlen_is_possible,
 )
 from model.config import FULL, SLIDING
@@ -91,7 +91,7 @@ def kernel(request, monkeypatch):
 
 
 def written_out_varlen(q, k, v, starts, key_starts, longest, most_keys, *, scale, window_size, enable_gqa):
-    """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel itself is held to slow_attention below."""
+    """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel itself is held to reference_attention below."""
     bounds, key_bounds = starts.tolist(), key_starts.tolist()
     queries, keys = ([b - a for a, b in pairwise(x)] for x in (bounds, key_bounds))
     assert (
@@ -135,7 +135,7 @@ def test_two_tokens_written_here_by_hand():
     # scores of token 1: 2 * 0 * 0.5 = 0 and 2 * ln 3 * 0.5 = ln 3, so its weights are 1/4 and 3/4; token 0 sees itself only
     q, k = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
     v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
-    y = slow_attention(q, k, v, torch.tensor([0, 2]), scale=0.5)
+    y = reference_attention(q, k, v, torch.tensor([0, 2]), scale=0.5)
     torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
     later = torch.tensor([[[False, True], [False, False]]])
     torch.testing.assert_close(masked_attention(q[None], k[None], v[None], later, scale=0.5)[0], y)
@@ -145,7 +145,7 @@ def test_a_softcap_of_two_by_hand():
     # 2 tanh(1.234774 / 2) = ln 3: the same weights, 1/4 and 3/4
     q, k = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[1.234774, 0.0]]])
     v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
-    y = slow_attention(q, k, v, torch.tensor([0, 2]), scale=0.5, softcap=2.0)
+    y = reference_attention(q, k, v, torch.tensor([0, 2]), scale=0.5, softcap=2.0)
     torch.testing.assert_close(y, torch.tensor([[[4.0, 0.0]], [[1.0, 6.0]]]))
 
 
@@ -171,7 +171,7 @@ WINDOW_OF_3_IN_TWO_DOCUMENTS = [
 
 def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens(kernel):
     assert (
-        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0), 7)
+        who_sees_whom(lambda q, k, v: reference_attention(q, k, v, bounds([2, 5]), 1.0), 7)
         == CAUSAL_IN_TWO_DOCUMENTS
     )
     assert (
@@ -181,7 +181,7 @@ def test_the_mask_of_a_full_layer_over_documents_of_2_and_5_tokens(kernel):
 
 def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_5_tokens(kernel):
     assert (
-        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7)
+        who_sees_whom(lambda q, k, v: reference_attention(q, k, v, bounds([2, 5]), 1.0, window=3), 7)
         == WINDOW_OF_3_IN_TWO_DOCUMENTS
     )
     assert (
@@ -218,9 +218,11 @@ WINDOW_OF_3_BEHIND_AN_OPENING = [
 ]
 
 
-@pytest.mark.parametrize("slow", [True, False])
-def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, way):
-    attend = PackedAttention(bounds([3, 2, 2]), 7, window=3, scale=1.0, slow=slow, opening=[-1, 0, 0])
+@pytest.mark.parametrize("reference", [True, False])
+def test_two_documents_see_the_shared_prefix_before_them_and_not_each_other(reference, way):
+    attend = PackedAttention(
+        bounds([3, 2, 2]), 7, window=3, scale=1.0, reference=reference, shared_prefix=[-1, 0, 0]
+    )
     assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=False), 7) == CAUSAL_BEHIND_AN_OPENING
     assert who_sees_whom(lambda q, k, v: attend(0, q, k, v, sliding=True), 7) == WINDOW_OF_3_BEHIND_AN_OPENING
 
@@ -228,11 +230,11 @@ def test_two_documents_see_the_opening_before_them_and_not_each_other(slow, way)
 @pytest.mark.parametrize(
     "attend",
     [
-        lambda q, k, v: slow_attention(q, k, v, bounds([1]), 1.0),
+        lambda q, k, v: reference_attention(q, k, v, bounds([1]), 1.0),
         lambda q, k, v: document_attention(q, k, v, [1], 1.0),
         lambda q, k, v: band(q, k, v, [1], 1.0),
     ],
-    ids=["slow", "document", "band"],
+    ids=["reference", "document", "band"],
 )
 def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
     q, k, v = (
@@ -249,22 +251,22 @@ def test_neighbouring_query_heads_share_a_key_head(attend, kernel):
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("window", [1, 2, W, 13, 20, 100])
 @pytest.mark.parametrize(
-    "lengths, opening",
+    "lengths, shared_prefix",
     [([20, 3, 9], [-1, 0, 0]), ([4, 5, 16, 1, 30, 7, 2], [-1, 0, -1, -1, 2, 2, -1]), ([2, 1], [-1, 0])],
     ids=str,
 )
-def test_attention_behind_openings_equals_the_slow_one_and_so_do_its_gradients(
-    lengths, opening, window, sliding, way
+def test_attention_behind_shared_prefixes_equals_the_reference_and_so_do_its_gradients(
+    lengths, shared_prefix, window, sliding, way
 ):
     results = []
-    for slow in (True, False):
+    for reference in (True, False):
         q, k, v = random_qkv(sum(lengths))
-        y = PackedAttention(bounds(lengths), sum(lengths), window, 0.3, slow=slow, opening=opening)(
-            0, q, k, v, sliding
-        )
+        y = PackedAttention(
+            bounds(lengths), sum(lengths), window, 0.3, reference=reference, shared_prefix=shared_prefix
+        )(0, q, k, v, sliding)
         results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
-    for slow, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    for reference, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, reference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, W, 13, 100])
@@ -276,14 +278,14 @@ def test_the_band_holds_the_window_and_not_one_token_more(lengths, window, kerne
         [int(number[i] == number[j] and 0 <= i - j < window) for j in range(total)] for i in range(total)
     ]
     assert (
-        who_sees_whom(lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 1.0, window), total)
+        who_sees_whom(lambda q, k, v: reference_attention(q, k, v, bounds(lengths), 1.0, window), total)
         == expected
     )
     assert who_sees_whom(lambda q, k, v: band(q, k, v, lengths, 1.0, window), total) == expected
 
 
-def assert_equal_with_gradients(fast, slow, qkv):
-    y, expected = fast(*qkv), slow(*qkv)
+def assert_equal_with_gradients(fast, reference, qkv):
+    y, expected = fast(*qkv), reference(*qkv)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     for got, wanted in zip(
@@ -294,30 +296,30 @@ def assert_equal_with_gradients(fast, slow, qkv):
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_document_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
+def test_document_attention_equals_reference_attention_with_gradients(lengths, heads, kv_heads, kernel):
     assert_equal_with_gradients(
         lambda q, k, v: document_attention(q, k, v, lengths, 0.3),
-        lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3),
+        lambda q, k, v: reference_attention(q, k, v, bounds(lengths), 0.3),
         random_qkv(sum(lengths), heads, kv_heads),
     )
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_band_attention_equals_slow_attention_with_gradients(lengths, heads, kv_heads, kernel):
+def test_band_attention_equals_reference_attention_with_gradients(lengths, heads, kv_heads, kernel):
     assert_equal_with_gradients(
         lambda q, k, v: band(q, k, v, lengths, 0.3),
-        lambda q, k, v: slow_attention(q, k, v, bounds(lengths), 0.3, W),
+        lambda q, k, v: reference_attention(q, k, v, bounds(lengths), 0.3, W),
         random_qkv(sum(lengths), heads, kv_heads),
     )
 
 
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_packed_attention_equals_slow_attention_whichever_kernel_it_chooses(lengths, sliding):
+def test_packed_attention_equals_reference_attention_whichever_kernel_it_chooses(lengths, sliding):
     qkv = random_qkv(sum(lengths))
     attend = PackedAttention(bounds(lengths), sum(lengths), W, 0.3)
-    expected = slow_attention(*qkv, bounds(lengths), 0.3, W if sliding else None)
+    expected = reference_attention(*qkv, bounds(lengths), 0.3, W if sliding else None)
     torch.testing.assert_close(attend(0, *qkv, sliding), expected, atol=1e-5, rtol=1e-5)
     assert ("band" in vars(attend)) == (sliding and max(lengths) > W), (
         "made only where a document outgrows the window"
@@ -325,12 +327,12 @@ def test_packed_attention_equals_slow_attention_whichever_kernel_it_chooses(leng
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-def test_packed_attention_with_a_softcap_or_asked_to_be_slow_is_the_slow_one(sliding):
+def test_packed_attention_with_a_softcap_or_asked_for_the_reference_is_the_reference(sliding):
     qkv, window = random_qkv(20), W if sliding else None
     capped = PackedAttention(bounds([20]), 20, W, 0.3, softcap=1.5)
-    assert torch.equal(capped(0, *qkv, sliding), slow_attention(*qkv, bounds([20]), 0.3, window, 1.5))
-    slow = PackedAttention(bounds([20]), 20, W, 0.3, slow=True)
-    assert torch.equal(slow(0, *qkv, sliding), slow_attention(*qkv, bounds([20]), 0.3, window))
+    assert torch.equal(capped(0, *qkv, sliding), reference_attention(*qkv, bounds([20]), 0.3, window, 1.5))
+    reference = PackedAttention(bounds([20]), 20, W, 0.3, reference=True)
+    assert torch.equal(reference(0, *qkv, sliding), reference_attention(*qkv, bounds([20]), 0.3, window))
 
 
 # transformers' module
@@ -390,23 +392,23 @@ def test_the_module_equals_transformers_with_gradients(kind, bias, way):
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_one_launch_on_a_gpu_equals_slow_attention_with_gradients_and_nothing_waits_for_it(
+def test_one_launch_on_a_gpu_equals_reference_attention_with_gradients_and_nothing_waits_for_it(
     dtype, head_dim, sliding
 ):
-    lengths, opening = [4, 5, 160, 1, 300, 7, 2], [-1, 0, -1, -1, 2, 2, -1]
+    lengths, shared_prefix = [4, 5, 160, 1, 300, 7, 2], [-1, 0, -1, -1, 2, 2, -1]
     values = [x.detach().to("cuda", dtype) for x in random_qkv(sum(lengths), head_dim=head_dim)]
     results = []
-    for slow in (True, False):
-        q, k, v = ((x.double() if slow else x.clone()).requires_grad_() for x in values)
-        torch.cuda.set_sync_debug_mode("default" if slow else "error")
+    for reference in (True, False):
+        q, k, v = ((x.double() if reference else x.clone()).requires_grad_() for x in values)
+        torch.cuda.set_sync_debug_mode("default" if reference else "error")
         try:
             attend = PackedAttention(
                 bounds(lengths).pin_memory(),
                 sum(lengths),
                 100,
                 head_dim**-0.5,
-                slow=slow,
-                opening=opening,
+                reference=reference,
+                shared_prefix=shared_prefix,
                 device=q.device,
             )
             y = attend(0, q, k, v, sliding)
@@ -465,5 +467,5 @@ def test_band_attention_makes_nothing_larger_than_two_windows_a_token_and_head(k
 def test_slow_attention_makes_the_square():
     q, k, v = random_qkv(256)
     with Largest() as largest:
-        slow_attention(q, k, v, bounds([256]), 0.3, NARROW).sum().backward()
+        reference_attention(q, k, v, bounds([256]), 0.3, NARROW).sum().backward()
     assert largest.elements >= 4 * 256 * 256

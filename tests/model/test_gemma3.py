@@ -157,9 +157,9 @@ def test_packed_documents_equal_each_alone():
 @pytest.mark.parametrize(
     "lengths", [LENGTHS, [3, WINDOW, 9]], ids=["longer than the window", "within the window"]
 )
-def test_the_fast_pass_equals_the_slow_one(lengths):
+def test_the_fast_pass_equals_the_reference(lengths):
     model, batch = small_model(), stream(lengths)
-    torch.testing.assert_close(model(*batch), model(*batch, slow=True), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(*batch), model(*batch, reference=True), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -263,17 +263,23 @@ def test_a_shared_opening_changes_no_gradient_in_float64():
 
 def test_a_shared_opening_is_the_same_for_the_slow_attention():
     batch, model = shared_and_plain()[0], small_model()
-    slow, fast = (
-        model(batch.tokens, batch.position_ids, batch.cu_seqlens, slow=slow, opening=batch.opening)
-        for slow in (True, False)
+    reference, fast = (
+        model(
+            batch.tokens,
+            batch.position_ids,
+            batch.cu_seqlens,
+            reference=reference,
+            shared_prefix=batch.shared_prefix,
+        )
+        for reference in (True, False)
     )
-    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-4)
 
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_less():
     kept, results, model, batch = [], [], small_model().train(), shared_and_plain()[0]
-    for recompute in (False, True):
-        model.model.recompute, sizes = recompute, []
+    for gradient_checkpointing in (False, True):
+        model.model.gradient_checkpointing, sizes = gradient_checkpointing, []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
         ):
@@ -296,7 +302,7 @@ def test_the_last_layer_at_the_asked_rows_gives_the_rows_of_the_whole():
         layer.mlp.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
         for layer in model.model.layers
     ]
-    few = model(tokens, position_ids, cu_seqlens, rows=rows)
+    few = model(tokens, position_ids, cu_seqlens, output_positions=rows)
     for hook in hooks:
         hook.remove()
     assert seen == [sum(LENGTHS)] * 5 + [4], "the last layer's feed-forward part runs at the asked rows alone"
@@ -351,7 +357,9 @@ def test_compiled_halves_have_the_plain_ones_losses_and_gradients_and_one_compil
         runs, targets = [], torch.arange(len(rows))
         for model in (plain, compiled):
             loss, _ = linear_cross_entropy(
-                model.train()(*stream(lengths), rows=torch.tensor(rows)), model.head_weight, targets
+                model.train()(*stream(lengths), output_positions=torch.tensor(rows)),
+                model.head_weight,
+                targets,
             )
             runs.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
         for expected, got in zip(*runs, strict=True):

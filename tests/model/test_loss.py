@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.loss import linear_cross_entropy, slow_linear_cross_entropy
+from model.loss import linear_cross_entropy, reference_linear_cross_entropy
 from tests.makers import needs_compiler
 from tests.model.test_attention import Largest
 
@@ -63,11 +63,11 @@ def test_the_loss_is_transformers(softcap):
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("chunk", [1, 4, V, 100, None])
-def test_value_and_gradients_equal_the_slow_ones_whatever_the_chunk(chunk, softcap):
+def test_value_and_gradients_equal_the_references_whatever_the_chunk(chunk, softcap):
     hidden, weight, targets = example()
     total, losses = linear_cross_entropy(hidden, weight, targets, softcap, chunk)
     expected = value_and_gradients(
-        slow_linear_cross_entropy(hidden, weight, targets, softcap), hidden, weight
+        reference_linear_cross_entropy(hidden, weight, targets, softcap), hidden, weight
     )
     for got, wanted in zip(value_and_gradients(total, hidden, weight), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(softcap):
 def test_each_positions_loss_is_its_own_and_carries_no_gradient():
     hidden, weight, targets = example()
     _, losses = linear_cross_entropy(hidden, weight, targets, chunk=4)
-    alone = [slow_linear_cross_entropy(hidden[i : i + 1], weight, targets[i : i + 1]) for i in range(S)]
+    alone = [reference_linear_cross_entropy(hidden[i : i + 1], weight, targets[i : i + 1]) for i in range(S)]
     torch.testing.assert_close(losses, torch.stack(alone).detach())
     assert not losses.requires_grad
 
@@ -141,10 +141,12 @@ def test_frozen_hidden_states_leave_the_weight_its_gradient():
 def test_under_autocast_it_multiplies_in_bfloat16_and_sums_in_float32(weight_dtype):
     hidden, weight, targets = example(torch.float32)
     weight = weight.detach().to(weight_dtype).requires_grad_()
-    exact = value_and_gradients(slow_linear_cross_entropy(hidden, weight.float(), targets), hidden, weight)
+    exact = value_and_gradients(
+        reference_linear_cross_entropy(hidden, weight.float(), targets), hidden, weight
+    )
     with torch.autocast("cpu", torch.bfloat16):
         total, losses = linear_cross_entropy(hidden, weight, targets, chunk=4)
-        slow = slow_linear_cross_entropy(hidden, weight, targets)
+        slow = reference_linear_cross_entropy(hidden, weight, targets)
     assert total.dtype == losses.dtype == torch.float32
     torch.testing.assert_close(total, slow, atol=1e-4, rtol=1e-5)
     loss, dh, dw = value_and_gradients(total, hidden, weight)
@@ -163,7 +165,7 @@ def test_the_largest_thing_made_is_one_chunks_logits(softcap):
         linear_cross_entropy(hidden, weight, targets, softcap, chunk=9)[0].backward()
     assert largest.elements == S * 9
     with Largest() as largest:
-        slow_linear_cross_entropy(hidden, weight, targets, softcap).backward()
+        reference_linear_cross_entropy(hidden, weight, targets, softcap).backward()
     assert largest.elements >= S * V, "the slow one makes all of them"
 
 
@@ -172,7 +174,7 @@ def test_without_gradients_none_are_worked_out():
     with torch.no_grad(), Largest() as largest:
         total, _ = linear_cross_entropy(hidden, weight, targets, chunk=1)
     assert largest.elements == S < S * D, "a gradient of the hidden states has S * D"
-    torch.testing.assert_close(total, slow_linear_cross_entropy(hidden, weight, targets).detach())
+    torch.testing.assert_close(total, reference_linear_cross_entropy(hidden, weight, targets).detach())
 
 
 def test_the_default_chunk_is_16_mb_of_logits_on_a_cpu_and_never_a_handful_of_words(monkeypatch):

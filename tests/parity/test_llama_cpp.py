@@ -9,7 +9,7 @@ import torch
 
 import export
 from exporting.llama_cpp import llama
-from exporting.merged import Merged
+from exporting.merged import MergedCheckpoint
 from exporting.verify import Sample, log_probs
 from generation.generate import generate
 from ggml.container import GGUFFile
@@ -80,7 +80,7 @@ def distance(p: torch.Tensor, q: torch.Tensor) -> tuple[float, float]:
 
 @pytest.mark.parametrize("quant", TOLERANCES)
 def test_log_probabilities_are_the_merged_models_within_the_types_error(tmp_path, adapter, sample, quant):
-    model = Merged(TINY, adapter)
+    model = MergedCheckpoint(TINY, adapter)
     with llama(exported(tmp_path, adapter, "--to", "gguf", "--quant", quant), V) as server:
         delta, kl = distance(log_probs(model.config, model, sample), theirs(server, sample))
     print(f"{quant}: max |delta log p| {delta:.3g}, mean KL {kl:.3g}")
@@ -129,7 +129,10 @@ def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_gre
         ours = generate(load_model(TINY, torch.float32), [prompt], max_new_tokens=64, stop_ids=frozenset())[
             0
         ].token_ids
-        assert server.greedy(prompt, 64) == ours and len(prompt) + 64 > 2 * Merged(TINY).config.sliding_window
+        assert (
+            server.greedy(prompt, 64) == ours
+            and len(prompt) + 64 > 2 * MergedCheckpoint(TINY).config.sliding_window
+        )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_the_merged_weights_are_the_adapter_models(adapter, sample):
     load_adapter(model, adapter)
     with torch.no_grad():
         hidden = model(sample.tokens, sample.position_ids, sample.cu_seqlens)[sample.positions]
-    merged = Merged(TINY, adapter)
+    merged = MergedCheckpoint(TINY, adapter)
     assert (
         distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(merged.config, merged, sample))[0]
         < 1e-3

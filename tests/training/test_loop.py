@@ -11,7 +11,7 @@ import torch
 from common.device import Precision
 from data.loader import Loader
 from data.packing import pack
-from model.loss import slow_linear_cross_entropy
+from model.loss import reference_linear_cross_entropy
 from tests.makers import documents, tiny_model
 from training import loop
 from training.objectives import sft
@@ -91,7 +91,7 @@ def full_batch_gradients(model, docs):
     batch = pack(docs)
     hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
     loss = (
-        slow_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets)
+        reference_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets)
         / batch.num_targets
     )
     return loss.item(), dict(

@@ -95,7 +95,9 @@ def test_the_heaviest_step_is_found_wherever_it_comes():
 
 
 def test_recomputed_layers_are_planned_with_less():
-    kept, recomputed = (rehearse(documents(8), train=Train(batch_size=4, recompute=r)) for r in (False, True))
+    kept, recomputed = (
+        rehearse(documents(8), train=Train(batch_size=4, gradient_checkpointing=r)) for r in (False, True)
+    )
     kept, recomputed = (r.steps(r.cfg.train).parts[WORKING] for r in (kept, recomputed))
     assert recomputed < 0.8 * kept
 

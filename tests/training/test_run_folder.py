@@ -240,7 +240,7 @@ def test_keys_that_change_no_number_may_change(tmp_path):
     other = replace(
         cfg,
         run=replace(cfg.run, name="b", dir="elsewhere"),
-        train=replace(cfg.train, log_every=3, save_every=9, keep_checkpoints=5),
+        train=replace(cfg.train, log_every=3, save_every=9, save_total_limit=5),
     )
     refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(other, [], ""))
 

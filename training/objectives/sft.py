@@ -11,7 +11,11 @@ def prepare(model, batch):
 def loss(model, batch):
     """sum over supervised positions of -log p(target), their number, and further metrics; batch is a data.packing.Batch on the model's device."""
     hidden = model(
-        batch.tokens, batch.position_ids, batch.cu_seqlens, opening=batch.opening, rows=batch.target_positions
+        batch.tokens,
+        batch.position_ids,
+        batch.cu_seqlens,
+        shared_prefix=batch.shared_prefix,
+        output_positions=batch.target_positions,
     )  # (S, D)
     total, _ = linear_cross_entropy(
         hidden,
