@@ -87,9 +87,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> int:
-    from common.files import new_path, refuse_existing, scratch
     from common.progress import say
     from exporting.llama_cpp import require
+    from exporting.target import new_path, refuse_existing, scratch
     from exporting.verify import NotTheSame
 
     away = args.to == "hub" or (args.to == "oci" and names_a_registry(args.out))
@@ -128,15 +128,16 @@ def names_a_registry(out: str) -> bool:
 
 def of_model(name: str, adapter: str | None, revision: str = "main"):
     """The Source of a model and an adapter."""
+    from common.files import sha256
     from exporting.hf_folder import Source
     from model.hub import resolve
-    from model.weights import hash_file, hash_model
+    from model.weights import hash_model
     from training.run_folder import VERSION
 
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"version": VERSION, "base": public_name(name), "base_sha256": hash_model(folder)}
     if adapter is not None and (Path(adapter) / "adapter_model.safetensors").is_file():
-        origin["adapter_sha256"] = hash_file(Path(adapter) / "adapter_model.safetensors")
+        origin["adapter_sha256"] = sha256(Path(adapter) / "adapter_model.safetensors")
     # PEFT looks the name up, from wherever it runs: "tiny" would be a model on the hub to it
     return Source(
         str(folder) if name == "tiny" or is_folder(name) else name,
@@ -256,10 +257,10 @@ def write_safetensors(args, source, cfg, part: Path, out: Path) -> str:
 
 
 def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
-    from common.files import need_space
     from common.progress import bar, say
     from exporting.gguf_model import plan, write_model
     from exporting.merged import MergedCheckpoint
+    from exporting.target import need_space
     from exporting.verify import verify, verify_in_llama_cpp
     from model.tokenizer import Tokenizer
 

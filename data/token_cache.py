@@ -12,13 +12,13 @@ A file of numpy's (.npz) under the sha256 of all that its documents follow from:
 import hashlib
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 
+from common.files import replacing
 from data.render import IGNORE_INDEX, Counts, Document
 
 WORTH = 2000  # samples: fewer are tokenised in the time that it takes to notice
@@ -84,13 +84,9 @@ def _save(file, documents, counts):
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if size > ROOM or 10 * size > shutil.disk_usage(folder).free:
         return
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
-        try:
-            np.savez(partial, **arrays)
-            partial.close()
-            os.replace(partial.name, file)
-        finally:
-            Path(partial.name).unlink(missing_ok=True)
+    # Another run may write the same file now, so each has a temporary file of its own.
+    with replacing(file, folder / f".{os.getpid()}.part") as part, open(part, "wb") as f:
+        np.savez(f, **arrays)
     total = 0
     for old in sorted(
         folder.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True

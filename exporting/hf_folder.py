@@ -21,8 +21,8 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
     """adapter_model.safetensors, adapter_config.json, tokenizer and README.md into an empty folder; returns what was written, in words."""
     from torch import nn
 
-    from common.files import need_space
     from exporting.merged import MergedCheckpoint
+    from exporting.target import need_space
     from lora.peft_io import save_adapter
     from model.weights import copy_tokenizer
 
@@ -54,8 +54,8 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
     """
     import torch
 
-    from common.files import need_space
     from exporting.merged import MergedCheckpoint
+    from exporting.target import need_space
     from model.tokenizer import Tokenizer
     from model.weights import copy_tokenizer, save_tensors
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from common.files import need_space
 from exporting.gguf_model import gguf_name
 from exporting.merged import MergedCheckpoint
+from exporting.target import need_space
 from ggml.container import TensorInfo, write_gguf
 from lora.dora import DoRALinear
 

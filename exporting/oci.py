@@ -15,6 +15,8 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common.files import sha256
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.docker.ai.model.config.v0.1+json"
@@ -124,8 +126,7 @@ def describe(metadata: dict, parameters: int, tensor_bytes: int) -> dict:
 
 def _file_layer(file: Path, media_type: str, out: Path) -> dict:
     """The descriptor of a file that it puts among the blobs."""
-    with file.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    digest = sha256(file)
     blob, facts = out / "blobs" / "sha256" / digest, file.stat()
     if not blob.exists():
         try:

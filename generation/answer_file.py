@@ -5,10 +5,11 @@ prompts, a file says itself whether it belongs to a run.  Answers that come befo
 the run that goes on finds them there, and one that leaves no answer waiting removes that file in the end.
 """
 
-import fcntl
 import json
 from contextlib import contextmanager
 from pathlib import Path
+
+from common.files import lock
 
 
 class AnswerFile:
@@ -93,12 +94,10 @@ class _Lines:
     def open(self):
         with self._told("written"):
             self.file = open(self.path, "ab")
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(self.file):
                 raise ValueError(
                     f"--output: another process is writing {self.path}; wait for it, or name another file"
-                ) from None
+                )
             self.file.truncate(sum(map(len, self.lines[:-1])) + len(self.lines) - 1)
 
     def begun(self):

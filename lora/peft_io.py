@@ -1,7 +1,6 @@
 """Adapter folders of Hugging Face PEFT (written against 0.21): adapter_model.safetensors and adapter_config.json."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from common.files import replacing
 from lora.dora import DoRALinear
 from lora.inject import (
     adapter_state,
@@ -84,23 +84,14 @@ def save_adapter(
         for key, t in adapter_state(model).items()
     }
     text = json.dumps(peft_config(model, base_model_name, config or {}), indent=2, sort_keys=True) + "\n"
-    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    replace_file(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    with replacing(folder / WEIGHTS) as weights, replacing(folder / CONFIG) as settings:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        settings.write_text(text, encoding="utf-8")
 
 
 def file_key(key: str) -> str:
     """Our parameter's name in PEFT's files, where A and B are linear layers and have a weight, and the magnitude vector has none."""
     return key if key.endswith("lora_magnitude_vector") else key + ".weight"
-
-
-def replace_file(path: Path, write) -> None:
-    """Calls write(temporary path) and moves the result into place, so that a crash leaves the old file and never half of a new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def peft_config(model: nn.Module, base_model_name: str, config: dict) -> dict:

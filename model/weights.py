@@ -6,7 +6,6 @@ A safetensors file: 8 bytes, the header's length (little endian); the header, JS
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.files import write_together
 from model.config import Gemma3Config, read_config
 from model.gemma3 import Gemma3ForCausalLM
 
@@ -246,7 +246,7 @@ def save_model(
 ) -> None:
     """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger tensor has its own), over what was there.
 
-    Everything is written under *.part, synced, and renamed at the end: a save that dies leaves what was there before.  The tied head is not written.
+    No file changes before all of them are on the disk: a save that fails leaves the old model.  The tied head is not written.
     """
     parameters = dict(model.named_parameters())
     with torch.device("meta"):
@@ -282,27 +282,10 @@ def save_tensors(
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         files[INDEX] = _json_file({"metadata": {"total_size": size}, "weight_map": weight_map})
     files["config.json"] = _json_file(config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
-    _write_all(folder, files)
+    write_together(folder, files)
     for old in folder.glob("model*.safetensors*"):  # of a save with other shards: a reader would mix the two
         if old.name not in files:
             old.unlink()
-
-
-def _write_all(folder: Path, files: dict) -> None:
-    """Writes {name: pieces of bytes}; no name changes its content before every file is on the disk whole."""
-    parts = {name: folder / f"{name}.part" for name in files}
-    try:
-        for name, pieces in files.items():
-            with open(parts[name], "wb") as f:
-                for piece in pieces:
-                    f.write(piece)
-                f.flush()
-                os.fsync(f.fileno())
-        for name, part in parts.items():
-            os.replace(part, folder / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _cut(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
@@ -343,12 +326,6 @@ def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
         for file in src.glob(pattern):
             if not (dst / file.name).exists() or not file.samefile(dst / file.name):
                 shutil.copyfile(file, dst / file.name)
-
-
-def hash_file(path: str | Path) -> str:
-    """sha256 of a file's bytes, 64 hex digits."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def hash_model(folder: str | Path) -> str:

@@ -5,7 +5,6 @@ The page's frame and styles are in report_template.html.
 """
 
 import math
-import os
 import re
 from difflib import SequenceMatcher
 from html import escape
@@ -14,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from common.files import replacing
 from report.metrics_log import figure, number, present_metrics, set_title
 
 MAX_POINTS, MAX_EXAMPLES, MAX_CHARACTERS = 500, 40, 4000
@@ -52,9 +52,8 @@ def write_report(
         classes=_section("By class", tables and f'<div class="pair">{tables}</div>'),
         examples=_section("Examples", example_list(examples, redaction)),
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8", errors="replace")
 
 
 # ---- figures

@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
+
+from common.files import replacing
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -46,9 +47,8 @@ class MetricsLog:
             if record["step"] <= (evaluated if "eval" in record else step)
         ]
         self._file.close()
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as part:
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8")
 
     def close(self) -> None:

@@ -349,7 +349,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(
     tmp_path, base, adapter, capsys, to, monkeypatch
 ):
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**6))
-    assert "has 0.00 GB free; make room there" in refused(
+    assert "has 1 MiB free; make room there" in refused(
         capsys, tmp_path / "out", "--model", base, "--adapter", adapter, "--to", to
     )
 

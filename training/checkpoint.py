@@ -8,9 +8,7 @@
 A checkpoint is written under a temporary name, flushed to the disk, and renamed: after a crash at any moment the last whole one is there.
 """
 
-import hashlib
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -19,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common.files import recover, replacing, sha256
+
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
-TEMPORARY, REPLACED = ".partial-", ".replaced-"
 
 
 def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[str, torch.Tensor], dict]:
@@ -72,38 +71,26 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     final = folder / f"step-{step:08d}"
-    partial, replaced = folder / f"{TEMPORARY}{final.name}", folder / f"{REPLACED}{final.name}"
-    partial.mkdir()
     try:
-        _write(partial, tensors, {**state, "step": step})
-        if final.exists():  # saved at this step before; a folder cannot be replaced in one go, and clean() puts it back after a kill in between
-            os.replace(final, replaced)
-        os.replace(partial, final)
-        _sync(folder)
-    except SafetensorError as e:  # what the library makes of a full disk
-        clean(folder)
+        with replacing(final) as part:
+            part.mkdir()
+            _write(part, tensors, {**state, "step": step})
+    except SafetensorError as e:  # safetensors raises its own exception on a full disk
         raise OSError(str(e)) from e
-    except BaseException:
-        clean(folder)
-        raise
     kept = [p for p in checkpoints(folder) if p <= final][
         -keep:
     ]  # later ones were damaged: the run went back behind them
     for old in set(checkpoints(folder)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
-    clean(folder)
     return final
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
-    """The three files, flushed to the disk."""
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
     (folder / SUMS).write_text(
-        "".join(f"{file_hash(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8"
+        "".join(f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8"
     )
-    for path in (folder / TENSORS, folder / STATE, folder / SUMS, folder):
-        _sync(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -112,15 +99,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed saves left, and puts back a checkpoint whose replacement did not arrive."""
-    for p in folder.glob(f"{REPLACED}*"):
-        final = folder / p.name.removeprefix(REPLACED)
-        if final.exists():
-            shutil.rmtree(p, ignore_errors=True)
-        else:
-            os.replace(p, final)
-    for p in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(p, ignore_errors=True)
+    """Removes what killed saves left, and restores a checkpoint that one of them was about to replace."""
+    for left in folder.glob(".step-*"):
+        recover(folder / left.stem.removeprefix("."))
 
 
 def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | None:
@@ -153,23 +134,8 @@ def _damage(path: Path) -> str | None:
         }
         for name in (TENSORS, STATE):
             file = path / name
-            if file_hash(file) != wanted.get(name):
+            if sha256(file) != wanted.get(name):
                 return f"{file} is damaged: its SHA-256 is not the one noted in {SUMS}"
     except (OSError, UnicodeDecodeError) as e:
         return f"{file} cannot be read ({e})"
     return None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or a folder's entries are on the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

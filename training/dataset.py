@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from common.files import sha256
 from common.progress import say, warn
 from data import render, token_cache
 from data.checks import brief, examine
@@ -13,7 +14,6 @@ from data.rows import read_samples
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
-from model.weights import hash_file
 from training.config import Config
 
 TOKENS = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
@@ -136,7 +136,7 @@ def _render(cfg: Config, base: Reader, samples):
         files = [Path(module.__file__) for module in (render, token_cache, tokenizer)] + [
             base.folder / "tokenizer.json"
         ]
-        return repr((how, version("tokenizers"))).encode() + b"".join(hash_file(f).encode() for f in files)
+        return repr((how, version("tokenizers"))).encode() + b"".join(sha256(f).encode() for f in files)
 
     return token_cache.stored(
         TOKENS, samples, others, lambda: render.render_all(samples, base.tokenizer, *how)

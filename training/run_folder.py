@@ -1,13 +1,12 @@
 """The run's folder: who holds it, what it was made from, and what a resume must find unchanged."""
 
-import fcntl
 import json
 import os
 import platform
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from common.files import lock, replacing, sha256
 from common.progress import say
 from report.metrics_log import MetricsLog, plain
 from training import checkpoint
@@ -105,12 +104,10 @@ class RunFolder:
 
     def _lock(self) -> None:
         self.lock = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self.lock):
             raise ValueError(
                 f"{self.path}: another process is training here; wait for it, or choose another run.name"
-            ) from None
+            )
 
     def _move_aside(self) -> None:
         number = next(
@@ -125,11 +122,9 @@ class RunFolder:
 
     def write_json(self, name: str, value: dict) -> None:
         """Writes a small JSON file whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(
-            json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, self.path / name)
+        text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+        with replacing(self.path / name) as part:
+            part.write_text(text + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name
@@ -144,7 +139,7 @@ def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str,
         for k, v in section.items()
         if f"{s}.{k}" not in FREE
     }
-    return keys | {f"file {f}": checkpoint.file_hash(Path(f)) for f in data_files} | {"base model": base_hash}
+    return keys | {f"file {f}": sha256(f) for f in data_files} | {"base model": base_hash}
 
 
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
@@ -173,13 +168,3 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "system": platform.system(),
     }
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raises ValueError before training where `needed` bytes will not fit beside the run."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"{folder}: {free / 2**20:.0f} MiB free, and this run's checkpoints take about {needed / 2**20:.0f} MiB; "
-            "free some, or set run.dir elsewhere"
-        )

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from common import machine
 from common.device import Precision, pick_device, pick_precision
+from common.files import need_space, sha256
 from common.progress import bar, say, warn
 from data.rows import Sample
 from lora.inject import disabled, unwrap
@@ -25,7 +26,7 @@ from training.config import Config, load_config
 from training.dataset import TrainingData, refuse_missing_files
 from training.flops import peak_flops, step_flops
 from training.optim import make_optimizers
-from training.run_folder import RunFolder, check_disk, environment, fingerprint, refuse_if_changed
+from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
 
 
 @dataclass
@@ -69,9 +70,9 @@ def load(run: Run) -> tuple[setup.Base, TrainingData]:
     say(
         f"model      {run.cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}"
     )
-    check_disk(
-        run.folder.path, (run.cfg.train.save_total_limit + 1) * 14 * run.trained
-    )  # weights and two moments in float32, adapters twice
+    # Each checkpoint holds weights and two moments in float32; the adapter is written twice.
+    needed = (run.cfg.train.save_total_limit + 1) * 14 * run.trained
+    need_space(run.folder.path, needed, "the run with its checkpoints", "set run.dir elsewhere")
     if not run.resume:  # a resume writes its config once it has proved to be of the same run
         run.folder.begin(run.cfg)
     return base, data
@@ -134,11 +135,11 @@ def fit(run: Run, base: setup.Base, data: TrainingData, resume_command: str) -> 
     plan = setup.build_plan(cfg, loader)
     optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
     print_ = fingerprint(cfg, data.files, base.hash) | {
-        f"base {n}": checkpoint.file_hash(base.folder / n) for n in ("config.json", "tokenizer.json")
+        f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")
     }
     if cfg.adapter.init_from:
         print_ |= {
-            f"adapter.init_from/{n}": checkpoint.file_hash(Path(cfg.adapter.init_from) / n)
+            f"adapter.init_from/{n}": sha256(Path(cfg.adapter.init_from) / n)
             for n in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
         }
     state = _restore(run, model, optimizers, print_)
@@ -344,7 +345,7 @@ def report(run: Run, base: setup.Base, data: TrainingData, before: dict, after: 
             "run": facts,
             "environment": environment(),
             "base_sha256": base.hash,
-            "data_sha256": {f: checkpoint.file_hash(Path(f)) for f in data.files},
+            "data_sha256": {f: sha256(Path(f)) for f in data.files},
             "before": before["measures"],
             "after": after["measures"],
         },

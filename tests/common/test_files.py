@@ -1,172 +1,98 @@
-"""common/files.py: a name means a whole file or folder, whatever happens while it is written."""
+"""common/files.py: a path holds all of its content, old or new, whatever happens during a write."""
 
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
-from common.files import need_space, new_path, refuse_existing
-from ggml.container import GGUFFile
-from tests.folders import ROOT
+from common.files import lock, need_space, recover, replacing, sha256, write_together
 
 
-def test_the_name_appears_at_the_end_of_the_block_and_not_before(tmp_path):
-    with new_path(tmp_path / "a" / "b.gguf") as part:
-        part.write_bytes(b"GGUF")
-        assert not (tmp_path / "a" / "b.gguf").exists()
-    assert (tmp_path / "a" / "b.gguf").read_bytes() == b"GGUF" and [
-        p.name for p in (tmp_path / "a").iterdir()
-    ] == ["b.gguf"]
+def content(path):
+    """Returns {path from `path`: bytes} of all files in a folder."""
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def write(path, folder, text):
+    if folder:
+        path.mkdir()
+    (path / "a" if folder else path).write_text(text)
+
+
+def test_sha256_is_sha256sum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, example B.1
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_fails_leaves_what_was_there(tmp_path, folder):
-    out = tmp_path / "out"
-    if folder:
-        out.mkdir()
-        (out / "config.json").write_text("old")
-    else:
-        out.write_text("old")
-    with pytest.raises(RuntimeError), new_path(out) as part:
-        part.mkdir() if folder else part.write_text("half")
+def test_a_replaced_path_holds_the_old_content_until_the_block_ends_and_the_new_then(tmp_path, folder):
+    path, name = tmp_path / "x", "x/a" if folder else "x"
+    write(path, folder, "old")
+    with replacing(path) as part:
+        write(part, folder, "new")
+        assert content(tmp_path)[name] == b"old"
+    assert content(tmp_path) == {name: b"new"} and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("step", ["block", "fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_content_alone(tmp_path, monkeypatch, folder, step):
+    path = tmp_path / "x"
+    write(path, folder, "old")
+    before, work = content(tmp_path), os.replace
+
+    def fail(source, *rest):
+        if step == "fsync" or str(source).endswith(".part"):
+            raise OSError(28, "No space left on device")
+        return work(source, *rest)
+
+    with monkeypatch.context() as patch:
+        if step != "block":
+            patch.setattr(os, step, fail)
+        with pytest.raises(OSError), replacing(path) as part:
+            write(part, folder, "half")
+            if step == "block":
+                raise OSError
+    assert content(tmp_path) == before and os.listdir(tmp_path) == ["x"]
+
+
+def test_recover_restores_a_folder_whose_replacement_did_not_arrive_and_removes_the_rest(tmp_path):
+    write(tmp_path / ".x.old", True, "old")
+    write(tmp_path / ".x.part", True, "half")
+    recover(tmp_path / "x")
+    assert content(tmp_path) == {"x/a": b"old"}
+    write(tmp_path / ".x.old", True, "older")
+    recover(tmp_path / "x")
+    assert content(tmp_path) == {"x/a": b"old"}
+
+
+def test_files_that_are_written_together_all_change_or_none_does(tmp_path):
+    write_together(tmp_path, {"a": [b"1", b"2"], "b": [b"3"]})
+    assert content(tmp_path) == {"a": b"12", "b": b"3"}
+
+    def pieces():
+        yield b"half"
         raise RuntimeError
-    assert (out / "config.json" if folder else out).read_text() == "old" and [
-        p.name for p in tmp_path.iterdir()
-    ] == ["out"]
+
+    with pytest.raises(RuntimeError):
+        write_together(tmp_path, {"a": [b"new"], "b": pieces()})
+    assert content(tmp_path) == {"a": b"12", "b": b"3"}
 
 
-def test_a_full_disk_is_one_line(tmp_path):
-    with (
-        pytest.raises(ValueError, match="cannot be written .No space left on device.; make room there"),
-        new_path(tmp_path / "new" / "x") as part,
-    ):
-        part.write_text("half")
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
+def test_one_holder_locks_a_file_and_a_removed_file_is_not_locked(tmp_path):
+    with open(tmp_path / "a", "w") as first, open(tmp_path / "a", "w") as second:
+        assert lock(first) and not lock(second)
+        first.close()
+        assert lock(second)
+    with open(tmp_path / "a", "w") as file:
+        (tmp_path / "a").unlink()
+        assert not lock(file)
 
 
-def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
-    """Taking away a file that is not there fails on it too."""
-
-    def refuse(*_, **__):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with (
-        pytest.raises(ValueError, match="cannot be written .Read-only file system."),
-        new_path(tmp_path / "x.gguf"),
-    ):
-        pass
-
-
-def test_what_a_killed_export_left_is_swept_away_by_the_next(tmp_path):
-    (tmp_path / ".x.gguf.part").write_text("half")
-    (tmp_path / ".x.gguf.lock").write_text("")  # the lock itself went with the process
-    with new_path(tmp_path / "x.gguf") as part:
-        part.write_text("whole")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
-
-
-def test_a_second_export_to_the_same_name_is_refused_and_does_not_touch_the_firsts_file(tmp_path):
-    out = tmp_path / "new" / "x.gguf"
-    with new_path(out) as part:
-        part.write_text("first")
-        with (
-            pytest.raises(
-                ValueError,
-                match="x.gguf: another export is writing it now; wait for it, or give another --out",
-            ),
-            new_path(out),
-        ):
-            pass
-        with new_path(out.with_name("y.gguf")) as other:
-            other.write_text("another name")
-        assert part.read_text() == "first"
-    assert out.read_text() == "first" and {p.name for p in out.parent.iterdir()} == {"x.gguf", "y.gguf"}
-
-
-def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
-    (tmp_path / "letter.gguf").write_text("Dear Ann")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF...")
-    refuse_existing(tmp_path / "model.gguf", True, folder=False)
-    for out, folder in (
-        (tmp_path / "letter.gguf", False),
-        (tmp_path, False),
-        (tmp_path / "model.gguf", True),
-    ):
-        with pytest.raises(ValueError, match="no earlier export"):
-            refuse_existing(out, True, folder=folder)
-    with pytest.raises(ValueError, match="--force"):
-        refuse_existing(tmp_path / "model.gguf", False, folder=False)
-
-
-def test_a_name_that_is_too_long_is_refused_and_so_is_one_that_leaves_no_room_for_the_temporary_ones(
-    tmp_path,
-):
-    with pytest.raises(ValueError, match="cannot be written .File name too long.; give another --out"):
-        refuse_existing(tmp_path / ("x" * 256), False, folder=False)
-    with (
-        pytest.raises(ValueError, match="cannot be written .File name too long."),
-        new_path(tmp_path / ("x" * 252)),
-    ):
-        pass
-
-
-def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(10**9))
-    need_space(tmp_path / "a" / "x", 10**9)
-    with pytest.raises(ValueError, match=r"needs 2.00 GB, but .* has 1.00 GB free"):
-        need_space(tmp_path / "a" / "x", 2 * 10**9)
-
-
-def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
-    """A limit on the size of files stands in for the disk: the write fails in the middle all the same, with EFBIG."""
-    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
-            "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
-    words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-    assert (
-        done.returncode == 2
-        and "cannot be written (File too large)" in done.stderr
-        and len(done.stderr.strip().splitlines()) == 1
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
-    words = [
-        sys.executable,
-        str(ROOT / "export.py"),
-        "--model",
-        "tiny",
-        "--to",
-        "gguf",
-        "--quant",
-        "q8_0",
-        "--force",
-        "--out",
-        str(tmp_path / "x.gguf"),
-    ]
-    start = time.monotonic()
-    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
-    whole, rng = time.monotonic() - start, random.Random(1)
-    (tmp_path / "x.gguf").unlink()
-    seen = 0
-    for _ in range(20):
-        process = subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(rng.uniform(0.4, 1.1) * whole)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        seen += (tmp_path / ".x.gguf.part").exists()
-        (tmp_path / ".x.gguf.part").unlink(missing_ok=True)
-        if (tmp_path / "x.gguf").exists():
-            GGUFFile(tmp_path / "x.gguf")
-            (tmp_path / "x.gguf").unlink()
-    assert seen  # some were killed while they wrote
+def test_too_little_space_is_an_error_with_both_sizes_and_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
+    need_space(tmp_path / "new" / "x", 5 * 2**20, "the run", "set run.dir")
+    with pytest.raises(ValueError) as told:
+        need_space(tmp_path / "new" / "x", 6 * 2**20, "the run", "set run.dir")
+    for fact in (str(tmp_path), "the run", "6 MiB", "5 MiB", "set run.dir"):
+        assert fact in str(told.value)

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.makers import ROOT
-from training import run_folder as run
 from training.config import Config, Data, Run, load_config
-from training.run_folder import RunFolder, check_disk, fingerprint, refuse_if_changed
+from training.run_folder import RunFolder, fingerprint, refuse_if_changed
 
 
 def config(folder: Path, **changes) -> Config:
@@ -188,7 +187,7 @@ def test_a_file_that_cannot_be_opened_is_told_like_a_folder(monkeypatch, tmp_pat
 
 def test_leftovers_of_a_killed_save_are_gone_once_the_folder_is_open(tmp_path):
     finished(tmp_path / "a")
-    (tmp_path / "a" / "checkpoints" / ".partial-step-00000003").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / ".step-00000003.part").mkdir(parents=True)
     RunFolder(config(tmp_path / "a"), resume=True)
     assert list((tmp_path / "a" / "checkpoints").iterdir()) == []
 
@@ -252,13 +251,3 @@ def test_how_many_rows_are_evaluated_decides_which_adapter_is_best_and_may_not_c
             fingerprint(cfg, [], ""),
             fingerprint(replace(cfg, train=replace(cfg.train, eval_samples=5)), [], ""),
         )
-
-
-def test_a_disk_too_full_for_the_checkpoints_is_told_before_training(monkeypatch, tmp_path):
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: type("usage", (), {"free": 5 * 2**20}))
-    check_disk(tmp_path, 4 * 2**20)
-    with pytest.raises(
-        ValueError,
-        match=r"5 MiB free, and this run's checkpoints take about 6 MiB; free some, or set run.dir elsewhere",
-    ):
-        check_disk(tmp_path, 6 * 2**20)

@@ -1,0 +1,89 @@
+"""Where an export is written: what it may replace, and how its path appears in one step."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from common.files import lock, replacing
+from common.files import need_space as need_disk_space
+
+# A folder that Loupe exported holds one of these files.
+EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}
+
+
+def refuse_existing(out: Path, force: bool, folder: bool) -> None:
+    """Raises ValueError if `out` exists or is not a possible path; with `force`, only if it is no earlier export of this kind."""
+    try:
+        if not out.exists():
+            return
+    except OSError as e:  # the name is too long
+        raise ValueError(f"{out} cannot be written ({e.strerror}); give another --out") from None
+    if not force:
+        raise ValueError(f"{out} exists already; give another --out, or add --force to replace it")
+    if not (is_our_folder(out) if folder else is_our_file(out)):
+        raise ValueError(f"{out} is no earlier export, so --force does not replace it; give another --out")
+
+
+def is_our_folder(path: Path) -> bool:
+    """Returns whether a folder is empty, or holds a file of EXPORTED and no folder except an OCI layout's blobs."""
+    entries = {p.name: p.is_dir() for p in path.iterdir()} if path.is_dir() else {"": True}
+    folders = {name for name, is_dir in entries.items() if is_dir}
+    return not entries or bool(EXPORTED & entries.keys() and folders <= {"blobs"})
+
+
+def is_our_file(path: Path) -> bool:
+    """Returns whether a file is empty or starts as a GGUF file does."""
+    return path.is_file() and path.open("rb").read(4) in (b"", b"GGUF")
+
+
+def need_space(part: Path, size: int) -> None:
+    """Raises ValueError if the disk has no room for an export of `size` bytes beside an earlier one, which stays until the end."""
+    need_disk_space(part, size, "the export", "give another --out (set another TMPDIR for an upload)")
+
+
+@contextmanager
+def new_path(out: Path) -> Iterator[Path]:
+    """Yields a temporary path for a file or folder that becomes `out` when the block ends; if it raises, everything is as before.
+
+    Raises ValueError if the disk refuses, or if another export is writing `out`.
+    """
+    made = [p for p in out.parents if not p.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _held(out), replacing(out) as part:
+            yield part
+    except BaseException as e:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        if isinstance(e, OSError):
+            raise ValueError(
+                f"{out} cannot be written ({e.strerror or e}); make room there, or give another --out"
+            ) from e
+        raise
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keeps other exports away from `out`: two would share one temporary path, and one would rename what the other is writing."""
+    path = out.with_name(f".{out.name}.lock")
+    with open(path, "w") as file:
+        if not lock(file):
+            raise ValueError(f"{out}: another export is writing it now; wait for it, or give another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yields a temporary folder for an upload and removes it afterwards; raises ValueError if its disk is full."""
+    with tempfile.TemporaryDirectory(prefix="loupe-") as folder:
+        try:
+            yield Path(folder)
+        except OSError as e:
+            raise ValueError(
+                f"{folder} cannot be written ({e.strerror}); make room there, or set TMPDIR to a larger disk"
+            ) from e

@@ -1,0 +1,172 @@
+"""exporting/target.py: an export appears whole or not at all, and replaces only an earlier export."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+
+from exporting.target import need_space, new_path, refuse_existing
+from ggml.container import GGUFFile
+from tests.folders import ROOT
+
+
+def test_the_name_appears_at_the_end_of_the_block_and_not_before(tmp_path):
+    with new_path(tmp_path / "a" / "b.gguf") as part:
+        part.write_bytes(b"GGUF")
+        assert not (tmp_path / "a" / "b.gguf").exists()
+    assert (tmp_path / "a" / "b.gguf").read_bytes() == b"GGUF" and [
+        p.name for p in (tmp_path / "a").iterdir()
+    ] == ["b.gguf"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_fails_leaves_what_was_there(tmp_path, folder):
+    out = tmp_path / "out"
+    if folder:
+        out.mkdir()
+        (out / "config.json").write_text("old")
+    else:
+        out.write_text("old")
+    with pytest.raises(RuntimeError), new_path(out) as part:
+        part.mkdir() if folder else part.write_text("half")
+        raise RuntimeError
+    assert (out / "config.json" if folder else out).read_text() == "old" and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["out"]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with (
+        pytest.raises(ValueError, match="cannot be written .No space left on device.; make room there"),
+        new_path(tmp_path / "new" / "x") as part,
+    ):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
+    """Taking away a file that is not there fails on it too."""
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with (
+        pytest.raises(ValueError, match="cannot be written .Read-only file system."),
+        new_path(tmp_path / "x.gguf"),
+    ):
+        pass
+
+
+def test_what_a_killed_export_left_is_swept_away_by_the_next(tmp_path):
+    (tmp_path / ".x.gguf.part").write_text("half")
+    (tmp_path / ".x.gguf.lock").write_text("")  # the lock itself went with the process
+    with new_path(tmp_path / "x.gguf") as part:
+        part.write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_second_export_to_the_same_name_is_refused_and_does_not_touch_the_firsts_file(tmp_path):
+    out = tmp_path / "new" / "x.gguf"
+    with new_path(out) as part:
+        part.write_text("first")
+        with (
+            pytest.raises(
+                ValueError,
+                match="x.gguf: another export is writing it now; wait for it, or give another --out",
+            ),
+            new_path(out),
+        ):
+            pass
+        with new_path(out.with_name("y.gguf")) as other:
+            other.write_text("another name")
+        assert part.read_text() == "first"
+    assert out.read_text() == "first" and {p.name for p in out.parent.iterdir()} == {"x.gguf", "y.gguf"}
+
+
+def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
+    (tmp_path / "letter.gguf").write_text("Dear Ann")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF...")
+    refuse_existing(tmp_path / "model.gguf", True, folder=False)
+    for out, folder in (
+        (tmp_path / "letter.gguf", False),
+        (tmp_path, False),
+        (tmp_path / "model.gguf", True),
+    ):
+        with pytest.raises(ValueError, match="no earlier export"):
+            refuse_existing(out, True, folder=folder)
+    with pytest.raises(ValueError, match="--force"):
+        refuse_existing(tmp_path / "model.gguf", False, folder=False)
+
+
+def test_a_name_that_is_too_long_is_refused_and_so_is_one_that_leaves_no_room_for_the_temporary_ones(
+    tmp_path,
+):
+    with pytest.raises(ValueError, match="cannot be written .File name too long.; give another --out"):
+        refuse_existing(tmp_path / ("x" * 256), False, folder=False)
+    with (
+        pytest.raises(ValueError, match="cannot be written .File name too long."),
+        new_path(tmp_path / ("x" * 252)),
+    ):
+        pass
+
+
+def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(1000 * 2**20))
+    need_space(tmp_path / "a" / "x", 1000 * 2**20)
+    with pytest.raises(ValueError, match=r"needs 2,000 MiB, but .* has 1,000 MiB free"):
+        need_space(tmp_path / "a" / "x", 2000 * 2**20)
+
+
+def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk: the write fails in the middle all the same, with EFBIG."""
+    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
+            "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
+    words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and "cannot be written (File too large)" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
+    words = [
+        sys.executable,
+        str(ROOT / "export.py"),
+        "--model",
+        "tiny",
+        "--to",
+        "gguf",
+        "--quant",
+        "q8_0",
+        "--force",
+        "--out",
+        str(tmp_path / "x.gguf"),
+    ]
+    start = time.monotonic()
+    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
+    whole, rng = time.monotonic() - start, random.Random(1)
+    (tmp_path / "x.gguf").unlink()
+    seen = 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(rng.uniform(0.4, 1.1) * whole)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen += (tmp_path / ".x.gguf.part").exists()
+        (tmp_path / ".x.gguf.part").unlink(missing_ok=True)
+        if (tmp_path / "x.gguf").exists():
+            GGUFFile(tmp_path / "x.gguf")
+            (tmp_path / "x.gguf").unlink()
+    assert seen  # some were killed while they wrote
