@@ -1,7 +1,7 @@
 """Time forward and backward of the ways to attend on a CPU: python benchmarks/attention.py
 
-Prints, for documents of several lengths in one stream, milliseconds of PyTorch's fused kernel and of the plain products of
-model.attention.masked_attention, interleaved, the best of `--rounds`.
+Prints, for documents of several lengths in one stream, milliseconds of PyTorch's fused kernel and of the
+plain products of model.attention.masked_attention, interleaved, the best of `--rounds`.
 """
 
 import argparse
@@ -21,9 +21,7 @@ def main() -> None:
 
     from model import attention
 
-    print(
-        f"{args.tokens} tokens, 4 heads that share one key head, head_dim 64; milliseconds, forward + backward"
-    )
+    print(f"{args.tokens} tokens, 4 query heads on one key head, head_dim 64; ms, forward and backward")
     print(f"{'type':10}{'tokens a document':>20}{'fused':>10}{'plain':>10}")
     for dtype in (torch.bfloat16, torch.float32):
         for length in (80, 160, 320, 640, 1280):

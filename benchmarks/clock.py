@@ -1,4 +1,5 @@
-"""What the process of every contestant in frameworks.py has: its arguments, a clock, and one line of JSON at the end.  No torch is loaded here."""
+"""Arguments, a clock and one line of JSON for each program that frameworks.py runs. This file does not load
+torch."""
 
 import argparse
 import json
@@ -33,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Clock:
-    """lap() at the end of every step: the first gives the start-up time, those after it the seconds of a step."""
+    """Call lap() after each step: the first call gives the start-up time, later ones the step seconds."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.losses, self.seconds, self.others, self.first = args, [], [], [], None
@@ -54,8 +55,12 @@ class Clock:
         self._begin()
 
     def result(self) -> dict:
-        """Seconds of the timed steps; the cores that others kept busy up to the first step and in each timed one; seconds from the start to the end
-        of the first step; peak memory in bytes (of the GPU's allocator on CUDA)."""
+        """Returns what the process measured.
+
+        The seconds of the timed steps; the cores that other processes kept busy up to the first step and in
+        each timed one; the seconds from the start to the end of the first step; and the peak memory in bytes
+        (on CUDA that of the allocator).
+        """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.args.device == "cuda":
             import torch

@@ -1,15 +1,18 @@
-"""How fast answers come: a file of 64 redactions, and tokens/s of 1, 8 and 32 rows, here, in transformers and in llama.cpp, on the 270M shape.
+"""Times decoding on the 270M shape in Loupe, transformers and llama.cpp.
 
-    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill] [--batch 1 ...] [--rows 64]
+    python benchmarks/decoding.py [--dtype bfloat16|float32] [--rounds 3] [--only file|steps|refill]
+                                  [--batch 1 ...] [--rows 64]
 
-The weights are random, but for norms that have each id hang on the whole text, so that no answer ends by itself: everybody makes as many new tokens.
-Contestants take turns; printed are the medians of all rounds.  Each has a process of its own: in one, OpenMP counts the threads of all, and has them
-sleep between two products (docs/log.md).
+The job "file" answers 64 rows of assets/samples/val.jsonl; transformers pads them in batches of 8. In float32
+the token ids of the two are compared. The job "steps" prints tokens/s for 1, 8 and 32 rows: the time for 120
+new tokens minus the time for 20. llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt
+again each time. "refill" times Loupe alone: 128 completions of unequal length, 32 at once, where a new prompt
+takes the slot of a row that is done, and where a batch waits for its longest row.
 
-The file is 64 rows of assets/samples/val.jsonl; transformers pads them in batches of 8, and in float32 its ids and ours are compared.  Tokens/s are those of
-steps alone: the time for 120 new tokens less that for 20.  llama.cpp (xllamacpp) has the same weights, exported, and reads its prompt anew each time.
-`--only refill` is ours alone: 128 answers of unequal length, half a prompt's each, 32 at once, where a prompt takes a finished row's place and where a
-batch waits for its longest row.
+The weights are random. Norms are set so that each token depends on the whole text and no completion ends
+early, so every program generates the same number of tokens. Programs take turns, and the medians of all
+rounds are printed. Each has a process of its own: in one process OpenMP counts the threads of all and puts
+them to sleep between products.
 """
 
 import argparse
@@ -60,7 +63,7 @@ class Ours:
 
     @torch.no_grad()
     def apart(self, text: list[int], one: int, other: int) -> float:
-        """How far apart the logits of two ids behind the text are, as a share of the standard deviation of all."""
+        """Returns the distance of two ids' logits after the text, in standard deviations of all logits."""
         logits = self.model.logits(
             self.model(torch.tensor(text), torch.arange(len(text)), torch.tensor([0, len(text)]))[-1]
         )
@@ -161,7 +164,10 @@ def _ask(method: str, *arguments) -> tuple[float, object]:
 
 
 def look_at_few(folder: Path) -> None:
-    """Makes queries and keys twice as large: attention that looks everywhere alike, as with random weights, would have each row repeat one id."""
+    """Doubles queries and keys.
+
+    With random weights attention is nearly uniform, and each row repeats one id.
+    """
     model = load_model(folder, torch.bfloat16, torch.device("cpu"))
     for layer in model.model.layers:
         for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
@@ -177,23 +183,18 @@ def whole_file(contestants: dict, prompts: list[list[int]], rounds: int, exact: 
             seconds, said[name] = contestant.ask("answer", prompts, NEW)
             taken[name].append(seconds)
     ours, theirs = (statistics.median(taken[name]) for name in ("Loupe", "transformers"))
-    print(
-        f"file of {len(prompts)} rows, {NEW} new tokens each: Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})",
-        flush=True,
-    )
+    figures = f"Loupe {ours:.1f} s, transformers {theirs:.1f} s (ratio {theirs / ours:.2f})"
+    print(f"file of {len(prompts)} rows, {NEW} new tokens each: {figures}", flush=True)
     if exact:
         kinds, parted = [len(set(row)) for row in said["Loupe"]], []
         for prompt, a, b in zip(prompts, said["Loupe"], said["transformers"], strict=True):
             if a != b:
                 same = next(i for i in range(NEW) if a[i] != b[i])
                 parted.append(contestants["Loupe"].ask("apart", prompt + a[:same], a[same], b[same])[1])
-        print(
-            f"    the same greedy ids in {len(prompts) - len(parted)} of {len(prompts)} rows (a row has {min(kinds)} to {max(kinds)} different ids)"
-        )
+        same, different = len(prompts) - len(parted), f"{min(kinds)} to {max(kinds)} different ids"
+        print(f"    the same greedy ids in {same} of {len(prompts)} rows (a row has {different})")
         if parted:
-            print(
-                f"    the others part where two ids' logits are {max(parted):.1e} standard deviations apart, or less"
-            )
+            print(f"    the others part where logits are at most {max(parted):.1e} standard deviations apart")
 
 
 def steps(contestants: dict, prompts: list[list[int]], rounds: int) -> None:
@@ -261,7 +262,8 @@ def main() -> None:
             for name, kind in (("Loupe", Ours), ("transformers", Transformers))
         }
         print(
-            f"{args.dtype}, {torch.get_num_threads()} threads, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens",
+            f"{args.dtype}, {torch.get_num_threads()} threads, "
+            f"prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens",
             flush=True,
         )
         for contestant in contestants.values():

@@ -1,8 +1,9 @@
-"""What an export costs: seconds and peak memory of export.py --to gguf, in a process of its own, for a model of the 270M shape and one of 4 GB.
+"""Measures what an export costs: seconds and peak memory of export.py --to gguf, in a process of its own.
 
-    python benchmarks/exporting.py [--quant q4_k_m] [--no-verify]
+    python benchmarks/exporting.py [--quant q4_k_m] [--no-verify] [--shape NAME]
 
-The 270M's weights are random, in bfloat16.  The 4 GB model's are a hole in the file, all zeros: it is there for the memory.
+One model has the 270M shape with random bfloat16 weights; the other has 4 GB of weights that are a hole in
+the file (all zeros) and shows the memory only.
 """
 
 import argparse

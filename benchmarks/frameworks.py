@@ -1,19 +1,26 @@
-"""Loupe and its peers, one step of the same job: python benchmarks/frameworks.py [--only NAME ...] [--rounds 5] [--steps 3] [--device cuda] [--markdown]
+"""Compares Loupe with its peers on one training step of the same job.
 
-The job: Gemma 3's 270M shape with random bf16 weights, LoRA of rank 128 on all seven projections, 8 lab-like rows a step (lab_like.py makes both, once), AdamW.
-Contestants take turns, `--rounds` times; each turn is a process of its own: a first step on one batch, then the timed ones on the round's
-batch, the same for all.  The peers (peers.py) run in an environment of their own, which this makes in runs/benchmark/peers; or make one and
-name it with --peers-python:
+    python benchmarks/frameworks.py [--only NAME ...] [--rounds 5] [--steps 3] [--device cuda] [--markdown]
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
+The job: Gemma 3's 270M shape with random bf16 weights, LoRA of rank 128 on all seven projections, 8 lab-like
+rows a step (lab_like.py makes both, once), AdamW. Programs take turns, `--rounds` times. Each turn is a
+process of its own: a first step on one batch, then the timed steps on the batch of the round, which is the
+same for all. The peers (peers.py) run in an environment of their own, which this script makes in
+runs/benchmark/peers; or make one and name its Python with --peers-python:
 
-tokens/s      tokens of the rows (prompt, response and turns; no padding) in a step / its seconds: of each round's median step, then the median of rounds
-x Loupe's, x compiled's    a step's seconds over those of Loupe's plain and compiled step in the round of the same number: the median of rounds
-peak memory   of the process (largest resident size); on CUDA of the GPU's allocator
-first step    seconds from the start of the process to the end of its first optimiser step; the peers' rows are tokenised before
-of ceiling    tokens/s as a share of what Loupe's step would reach if it were its matrix products alone, timed in its process in turn
-              with further steps; a peer's share is of Loupe's products (float32 ones for a float32 peer), for the job is the same
-MFU           on CUDA: FLOPs of Loupe's products / seconds / --peak-tflops
+    python -m venv peers
+    peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
+
+tokens/s      tokens of the rows (prompt, response and turns; no padding) over the seconds of the median step
+              of each round; then the median of the rounds
+x Loupe's, x compiled's    seconds of a step over those of Loupe's plain and compiled step in the same round;
+                           the median
+peak memory   the largest resident size of the process, or of the allocator on a GPU
+first step    seconds from the start of the process to the end of its first optimizer step; the peers' rows
+              are tokenized before
+of ceiling    tokens/s as a share of what Loupe's step would reach with its matrix products alone, timed in
+              its process in turn with further steps; the share of a peer is also of Loupe's products (float32
+              ones for a float32 peer)
 """
 
 import argparse
@@ -103,7 +110,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Makes the model, the rows and the peers' environment where they are missing."""
     args.folder = args.folder.resolve()
     if not (args.folder / "tokens.json").is_file():
-        # in a process of its own, like all that loads torch: a child's peak counts what its parent held when it was started
+        # All that loads torch runs in a process of its own: the peak of a child counts what its parent held
+        # at the start.
         subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)
     if not args.peers_python and set(args.only or PEERS) & set(PEERS):
         args.peers_python = args.folder / "peers" / "bin" / "python"
@@ -116,7 +124,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def take_turn(name: str, number: int, args: argparse.Namespace) -> dict | None:
-    """What one contestant's process says of its round; None, with the end of its complaint on stderr, where it fails."""
+    """Runs one program for one round; returns its figures, or None (and prints its error) if it fails."""
     python, script, steps = (
         (sys.executable, "ours.py", args.steps)
         if name in OURS
@@ -161,13 +169,15 @@ def take_turn(name: str, number: int, args: argparse.Namespace) -> dict | None:
 
 
 def warn(results: list[dict]) -> None:
-    """Says on stderr which figures are not to be trusted: the machine worked for others, or the first loss is not Loupe's (a fresh adapter changes nothing)."""
+    """Prints on stderr which figures not to trust.
+
+    Either other processes used the machine, or the first loss is not Loupe's (a fresh adapter changes
+    nothing).
+    """
     for r in results:
         if max(r["others"]) > 0.1:
-            print(
-                f"{r['name']}, round {r['round']}: other processes kept {max(r['others']):.1f} cores busy in one of its steps",
-                file=sys.stderr,
-            )
+            busy = f"other processes kept {max(r['others']):.1f} cores busy in one of its steps"
+            print(f"{r['name']}, round {r['round']}: {busy}", file=sys.stderr)
     losses = {r["name"]: r["losses"][0] for r in results}
     for name, loss in losses.items():
         if "loupe" in losses and abs(loss - losses["loupe"]) > 0.001 * losses["loupe"]:

@@ -1,12 +1,14 @@
-"""All that only a GPU can show, in one command: python benchmarks/gpu.py [--only tests|recipe|frameworks] [--pairs 35000] [--steps N] [--folder DIR]
+"""Runs everything that needs a GPU, in one command.
 
-tests       those marked cuda: results equal the CPU's, bf16 and fp16 train, nothing waits for the GPU inside attention
-recipe      configs/lab-pii-270m.toml through train.py, on the 270M shape with random bf16 weights and so many pairs like the lab's: seconds of all its
-            steps, tokens/s, MFU and peak memory of the GPU's allocator, and the loss of the first and the last steps, of pairs that come again: there are
-            fewer than 4,000 unlike ones
-frameworks  frameworks.py: Loupe, plain and compiled, transformers + PEFT and TRL in turn, in the same minutes, with 1,000 rows
+    python benchmarks/gpu.py [--only tests|recipe|frameworks] [--pairs 35000] [--steps N] [--folder DIR]
 
-The aim: the recipe's 35,000 pairs in under 60 s of training on one H100.
+tests       the tests marked cuda: results equal the CPU's, bf16 and fp16 train, attention never waits for the
+            GPU
+recipe      configs/lab-pii-270m.toml through train.py on the 270M shape with random bf16 weights and lab-like
+            pairs: seconds of all steps, tokens/s, MFU, the peak of the GPU's allocator, and the loss of the
+            first and the last steps. There are fewer different pairs than rows, so pairs repeat and the loss
+            falls
+frameworks  frameworks.py: Loupe, plain and compiled, transformers + PEFT and TRL in turn, with 1,000 rows
 """
 
 import argparse
@@ -58,9 +60,10 @@ def train(name: str, args: argparse.Namespace) -> str:
     steps = [r for r in read_metrics(run / "metrics.jsonl")[0] if "loss" in r]
     seconds, losses = sum(r["seconds"] for r in steps), [r["loss"] for r in steps]
     mfu = f"{statistics.median(r['mfu'] for r in steps):.1%}" if "mfu" in steps[0] else "unknown"
+    speed, peak = sum(r["tokens"] for r in steps) / seconds, max(r["peak_memory"] for r in steps) / 1e9
     return (
-        f"{name:22}  {len(steps):,} steps in {seconds:.1f} s  {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s  MFU {mfu}  "
-        f"peak {max(r['peak_memory'] for r in steps) / 1e9:.2f} GB  loss {statistics.mean(losses[:FEW]):.3f} -> {statistics.mean(losses[-FEW:]):.3f}"
+        f"{name:22}  {len(steps):,} steps in {seconds:.1f} s  {speed:,.0f} tokens/s  MFU {mfu}  "
+        f"peak {peak:.2f} GB  loss {statistics.mean(losses[:FEW]):.3f} -> {statistics.mean(losses[-FEW:]):.3f}"
     )
 
 

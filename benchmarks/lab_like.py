@@ -1,7 +1,10 @@
-"""A checkpoint of the 270M shape and rows like the lab's, for the other benchmarks: python benchmarks/lab_like.py FOLDER
+"""Makes a checkpoint of the 270M shape and rows like the lab's, for the other benchmarks.
 
-Writes FOLDER/model (random bfloat16 weights, 262,144 words), rows.jsonl, loupe.toml (the recipe), and tokens.json: the same rows as
-Loupe tokenises them, with labels as Hugging Face wants them.  A row is one instruction of 75 tokens, a text of 20 to 200 tokens, and a response about as long.
+    python benchmarks/lab_like.py FOLDER
+
+Writes FOLDER/model (random bfloat16 weights, 262,144 vocabulary entries), rows.jsonl, loupe.toml (the
+recipe), and tokens.json: the same rows as Loupe tokenizes them, with labels in Hugging Face's form. A row is
+one instruction of 75 tokens, a text of 20 to 200 tokens, and a response about as long.
 """
 
 import argparse
@@ -14,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 INSTRUCTION = (
-    "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
+    "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
+    "brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
     "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text."
 )
 SHORTEST, LONGEST = 20, 200  # tokens of a text
@@ -40,8 +44,10 @@ precision = "bf16"
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:
-    """Pairs of assets/samples whose text is neither shorter nor longer than the lab's, in a fixed random order, under one short instruction; from the start
-    again where there are fewer than `count`."""
+    """Returns `count` pairs under one short instruction, in a fixed random order.
+
+    They are the pairs of assets/samples whose text is as long as the lab's; they repeat if there are too few.
+    """
     rows = []
     for line in (ROOT / "assets" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         pair = json.loads(line)

@@ -1,8 +1,9 @@
-"""Does an exported file redact as the adapter does?  Entity F1 in llama.cpp and here, on the same rows.
+"""Compares the redactions of an exported file in llama.cpp with those of the adapter in Loupe.
 
-    python benchmarks/llama_redaction.py --run runs/small [--quant q8_0] [--data assets/samples/val.jsonl] [--limit 300]
+    python benchmarks/llama_redaction.py --run runs/small [--quant q8_0] [--data FILE] [--limit 300]
 
-Exports the run, has llama.cpp answer each row greedily, and prints its entity F1 beside the one that evaluate.py prints.  Needs xllamacpp.
+Exports the run, lets llama.cpp answer each row greedily, and prints its entity F1 next to the one that
+evaluate.py prints. It needs xllamacpp.
 """
 
 import argparse
@@ -44,9 +45,8 @@ def main() -> None:
     ours = json.loads(subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     theirs = in_llama_cpp(args, model)
     for key in ("entity_f1", "leak_rate", "exact_match"):
-        print(
-            f"{key:12} llama.cpp {args.quant} {theirs[key]:.4f}   evaluate.py {ours[key]:.4f}   difference {theirs[key] - ours[key]:+.4f}"
-        )
+        pair = f"llama.cpp {args.quant} {theirs[key]:.4f}   evaluate.py {ours[key]:.4f}"
+        print(f"{key:12} {pair}   difference {theirs[key] - ours[key]:+.4f}")
 
 
 def in_llama_cpp(args, model: str) -> dict:

@@ -1,7 +1,10 @@
-"""Time the loss over a large vocabulary: python benchmarks/loss.py [--positions 720] [--words 262144] [--hidden 640] [--rounds 5]
+"""Times the loss over a large vocabulary.
 
-Prints seconds for value and dL/dhidden of a frozen head: of model.loss, of the same in chunks of rows with all words (log_softmax of each chunk),
-of PyTorch's fused attention with the head for keys and values, and of the two matrix products alone; interleaved, the median of `--rounds`.
+    python benchmarks/loss.py [--positions 720] [--words 262144] [--hidden 640] [--rounds 5]
+
+Prints the seconds of the value and dL/dhidden of a frozen head for four ways: model.loss; chunks of positions
+with all vocabulary entries (log_softmax of each chunk); PyTorch's fused attention with the head as keys and
+values; and the two matrix products alone. The ways take turns; each figure is the median of `--rounds`.
 """
 
 import argparse
@@ -40,7 +43,8 @@ def main() -> None:
             way()
             seconds[name].append(time.perf_counter() - start)
     print(
-        f"{args.positions} positions, {args.words:,} words, hidden size {args.hidden}, bfloat16, {torch.get_num_threads()} threads; seconds"
+        f"{args.positions} positions, {args.words:,} vocabulary entries, hidden size {args.hidden}, "
+        f"bfloat16, {torch.get_num_threads()} threads; seconds"
     )
     for name, times in seconds.items():
         print(f"{name:24}{statistics.median(times):>8.3f}")

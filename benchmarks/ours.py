@@ -1,6 +1,7 @@
 """Loupe's process in frameworks.py, and the ceiling of its step: the matrix products alone.
 
-Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; with "fp32" in the name it multiplies in
+Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; with "fp32"
+              in the name it multiplies in
 float32, with "compiled" train.compile is true.
 """
 
@@ -62,7 +63,11 @@ class Trainer:
 
 
 def record_products(step) -> list[tuple]:
-    """The matrix products that step() makes, forward and backward, but for those inside a fused attention: (shape, stride, type, device) of both operands."""
+    """Returns (shape, stride, dtype, device) of both operands of each matrix product in step(), forward and
+    backward.
+
+    Products inside a fused attention kernel are not seen.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -98,9 +103,10 @@ def flops(calls: list[tuple]) -> int:
 
 
 def products_alone(calls: list[tuple]):
-    """A function that times the products alone, in seconds: back to back in their order, on operands of the same shapes, strides and types.
+    """Returns a function that times the products alone, back to back in their order, in seconds.
 
-    Products of one kind share their operands and their result, so nothing is allocated and small weights stay in the cache: a bound from above.
+    The operands have the recorded shapes, strides and dtypes. Products of one kind share their operands and
+    their result, so nothing is allocated and small weights stay in the cache: an upper bound of the speed.
     """
     import torch
 

@@ -1,10 +1,13 @@
-"""The process of one peer in frameworks.py, in an environment without Loupe.  Each is written as its users write it:
+"""One peer of frameworks.py, in an environment without Loupe. Each is written as its users write it.
 
-hf-fp32, hf-autocast, hf-bf16     transformers + PEFT in a plain loop: a padded batch, logits of all its positions, labels of -100 at prompt and padding;
-                                  float32 throughout, float32 weights under bf16 autocast, bf16 weights under bf16 autocast (which keeps PEFT's float32
-                                  adapters from multiplying in float32, and so is the faster way to use it)
-hf-patched                        hf-bf16 with the model's forward opened by hand: the head runs at supervised positions only
-trl, trl-padding-free             TRL's SFTTrainer with its defaults; and with padding_free = True, which wants max_length = None
+hf-fp32, hf-autocast, hf-bf16   transformers + PEFT in a plain loop: a padded batch, logits at all positions,
+                                labels of -100 at prompt and padding; in float32, with float32 weights under
+                                bf16 autocast, and with bf16 weights under bf16 autocast (where PEFT keeps its
+                                adapters in float32)
+hf-patched                      hf-bf16 with the forward pass patched by hand: the head runs at supervised
+                                positions only
+trl, trl-padding-free           TRL's SFTTrainer with its defaults, and with padding_free = True and
+                                max_length = None
 """
 
 import json
@@ -105,7 +108,7 @@ def trl(args, clock: Clock) -> None:
             clock.lap()
 
     free = {"padding_free": True, "max_length": None} if args.name == "trl-padding-free" else {}
-    # what is not a default: the recipe's numbers, the rows in their order, the loss of each step, and no files
+    # Not a default: the recipe's settings, the rows in their order, the loss of each step, and no files.
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
             scratch,

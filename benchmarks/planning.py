@@ -2,7 +2,8 @@
 
     python benchmarks/planning.py [--only NUMBER ...] [--steps 16]
 
-The 270M's weights are random, in bfloat16.  On the CPU the peak is the process's largest resident size, on CUDA the allocator's.
+The 270M's weights are random, in bfloat16.  On the CPU the peak is the process's largest resident size, on
+              CUDA the allocator's.
 """
 
 import argparse

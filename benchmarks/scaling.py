@@ -1,8 +1,11 @@
-"""How the time of Loupe's step grows with the supervised tokens, with the instruction, and with the rank: python benchmarks/scaling.py
+"""Times Loupe's step as supervised tokens, the instruction and the rank grow.
 
-One process, the job of frameworks.py, documents of random ids with the lengths in question.  The points are measured in turn, `--rounds` times (ranks
-one after the other, each is a model), and their medians printed with the line that fits them best: seconds = a + b x, and its R2.  `sharing` has the
-lab-like rows themselves, another micro-batch a round, with the instruction computed once and in every row.
+    python benchmarks/scaling.py [--only supervised|instruction|sharing|rank] [--rounds 4]
+
+One process, the job of frameworks.py, documents of random ids with the lengths in question. The points take
+turns, `--rounds` times (the ranks one after the other, because each is a model). The medians are printed with
+the line that fits best, seconds = a + b x, and its R2. "sharing" times the lab-like rows with and without
+train.share_prefix.
 """
 
 import argparse
@@ -87,7 +90,7 @@ def by_instruction(make, args) -> None:
 
 
 def by_sharing(make, args) -> None:
-    """The lab-like rows, two models in turn, each first in every other round; no batch is met twice, as in a run."""
+    """Times the lab-like rows with two models in turn, each first in every other round. No batch repeats."""
     both = [make([f"train.share_prefix={share}"]) for share in ("true", "false")]
     batches = [trainer.batches(trainer.data.documents, 1 + args.rounds) for trainer in both]
     times = []
