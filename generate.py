@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 
-from common.errors import run
+from common.errors import listed, run
 from generation.load import Loaded, add_model_arguments, load
 
 
@@ -249,19 +249,15 @@ def answer_file(args: argparse.Namespace) -> int:
 def refuse_long(ids: list[str], prompts: list[list[int]], positions: int) -> None:
     """ValueError that names every row without room for an answer."""
     long = [
-        f"  {name}: {len(prompt)} tokens"
+        f"{name}: {len(prompt)} tokens"
         for name, prompt in zip(ids, prompts, strict=True)
         if len(prompt) >= positions
     ]
     if long:
-        raise ValueError(
-            "\n".join(
-                [
-                    f"{len(long)} prompts are too long for the model's {positions} positions; shorten or remove them:",
-                    *long[:20],
-                ]
-            )
+        head = (
+            f"{len(long)} prompts are too long for the model's {positions} positions; shorten or remove them:"
         )
+        raise ValueError(listed(head, long))
 
 
 def chat(bot: Bot, args: argparse.Namespace) -> int:

@@ -36,6 +36,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """Returns the name of a GPU, or the number of CPU threads, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
 def missing_to_compile(device: torch.device) -> str | None:
     """What torch.compile, for a CPU, would not find (torch/_inductor/cpp_builder.py): a C++ compiler, Python's headers; None where it has both."""
     compiler, header = (

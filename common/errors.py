@@ -1,70 +1,79 @@
-"""What the entry scripts share: exit codes, and one message for whatever goes wrong."""
+"""What all entry scripts share: exit codes, the way errors are printed, and the form of an error message."""
 
+import difflib
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+SHOWN = 20  # An error message lists this many problems and counts the rest.
+
+
+def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
+    """Returns one message: the head, an indented line for each of the first SHOWN problems, a count of the rest, the remedy."""
+    lines = [head, *(f"  {problem}" for problem in problems[:SHOWN])]
+    if len(problems) > SHOWN:
+        lines.append(f"  ... and {len(problems) - SHOWN} more")
+    return "\n".join([*lines, remedy] if remedy else lines)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the known name that is most like it, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(map(repr, known))}"
 
 
 def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
-    """Calls work() and returns its exit code, or 2 for a ValueError (the user's input), 130 for Ctrl-C or SIGTERM, 1 for whatever else goes wrong.
+    """Calls work() and returns its exit code: 2 after a ValueError (the user's input), 130 after Ctrl-C or SIGTERM, 1 after other errors.
 
-    Each is told in one message on stderr, without a traceback; LOUPE_TRACEBACK=1 in the environment lets the exception through.
+    An error is printed as one message on stderr, without a traceback; with LOUPE_TRACEBACK=1 in the environment it is raised.
+    `stopped` gives the message after Ctrl-C or SIGTERM.
     """
     stops = []
 
     def interrupt(*_) -> None:
         stops.append(True)
-        raise KeyboardInterrupt  # not by sending SIGINT, which a shell makes its background jobs ignore
+        raise KeyboardInterrupt  # Sending SIGINT would not do: a shell's background jobs ignore it.
 
-    signal.signal(
-        signal.SIGTERM, interrupt
-    )  # one way to stop; the training loop takes both signals over while it runs
+    # Both signals stop a command in the same way. The training loop replaces both handlers while it runs.
+    signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
         return work()
-    except KeyboardInterrupt:
-        print(f"\n{stopped()}", file=sys.stderr)
-        return STOPPED
-    except Exception as e:
-        if isinstance(e, BrokenPipeError) and nobody_reads():
+    except (KeyboardInterrupt, Exception) as e:
+        if isinstance(e, BrokenPipeError) and _reader_is_gone():
             return FAILED
-        if (
-            stops
-        ):  # an extension that was being imported (numpy's does so) makes an ImportError of the interruption
+        # An extension that is being imported (numpy) turns the KeyboardInterrupt into an ImportError.
+        if stops or isinstance(e, KeyboardInterrupt):
             print(f"\n{stopped()}", file=sys.stderr)
             return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
             raise
-        if isinstance(e, ValueError):
-            print(f"error: {e}", file=sys.stderr)
-            return WRONG_INPUT
-        if type(e).__name__ == "OutOfMemoryError":  # torch's; torch may not be loaded here
-            print(
-                f"error: out of memory ({first_line(e)}); take fewer or shorter rows at a time, bfloat16, or a smaller model",
-                file=sys.stderr,
-            )
-            return FAILED
-        print(
-            f"error: {type(e).__name__}: {first_line(e)} (run again with LOUPE_TRACEBACK=1 to see where)",
-            file=sys.stderr,
-        )
-        return FAILED
+        print(f"error: {_message(e)}", file=sys.stderr)
+        return WRONG_INPUT if isinstance(e, ValueError) else FAILED
 
 
-def nobody_reads() -> bool:
-    """Whether stdout's reader has gone ("| head" has read enough); what is left for it is dropped then.  Another broken pipe, a registry's say, is an error."""
+def _message(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    line = next(iter(str(error).splitlines()), "no message")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class, but torch need not be loaded here
+        return f"out of memory ({line}); use fewer or shorter rows at a time, bfloat16, or a smaller model"
+    return f"{type(error).__name__}: {line} (run again with LOUPE_TRACEBACK=1 to see where)"
+
+
+def _reader_is_gone() -> bool:
+    """Returns whether stdout's reader has closed it (`| head`), and drops the rest of the output then.
+
+    Other broken pipes, such as a connection to a registry, are errors.
+    """
     stdout = select.poll()
-    stdout.register(1, 0)  # POLLERR is told unasked
+    stdout.register(1, 0)  # poll() reports POLLERR without being asked for it.
     gone = bool(stdout.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains of the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would report the unwritten rest when it exits.
     return gone
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no message")

@@ -8,11 +8,12 @@ Labels are shifted here, once: labels[i] is what position i must predict, so not
 ends the turn is supervised; leave it out, and the loss falls as nicely while the model never learns to stop.
 """
 
-import sys
 from dataclasses import dataclass
 
+from common.errors import listed
+from common.progress import bar
+
 IGNORE_INDEX = -100  # a label without a target, torch's and Hugging Face's number
-SHOWN = 20  # over-long samples written out in one error
 CHUNK = 1000  # samples tokenised at a time
 
 
@@ -62,9 +63,7 @@ def render(sample, tokenizer, loss_on="response"):
     return _document(sample, _pieces(sample, tokenizer), tokenizer.bos_id, loss_on)
 
 
-def render_all(
-    samples, tokenizer, loss_on="response", max_length=None, on_long="error", vocab_size=None, progress=None
-):
+def render_all(samples, tokenizer, loss_on="response", max_length=None, on_long="error", vocab_size=None):
     """Turn samples into documents of at most max_length tokens.
 
     Args:
@@ -72,7 +71,6 @@ def render_all(
         max_length: tokens, <bos> and the end of turn included; None or 0 for no limit.
         on_long: what a longer sample does: "error", "drop" (left out), or "truncate" (its tail is cut off).
         vocab_size: rows of the model's embedding; the tokenizer's own size where it is None.
-        progress: called with (samples done, samples in all); None prints to stderr if that is a terminal.
 
     Returns:
         (documents, Counts).
@@ -84,7 +82,7 @@ def render_all(
     if on_long not in ("error", "drop", "truncate"):
         raise ValueError(f"data.on_long = {on_long!r} is not one of 'error', 'drop', 'truncate'")
     documents, counts, too_long = [], Counts(), []
-    for document in _tokenised(samples, tokenizer, loss_on, progress or _print_progress):
+    for document in _tokenised(samples, tokenizer, loss_on):
         _check_ids(document, vocab_size or tokenizer.vocab_size)
         length = len(document.input_ids)
         counts.longest = max(counts.longest, length)
@@ -138,20 +136,21 @@ class _Same(dict):
         return key
 
 
-def _tokenised(samples, tokenizer, loss_on, progress):
+def _tokenised(samples, tokenizer, loss_on):
     """Yield the samples' documents; the texts go through the tokenizer many at a time, which it does in parallel."""
     one = (
         _Same().__getitem__
     )  # one int object for each id: a list of them costs 8 bytes a token, and 36 without
-    for start in range(0, len(samples), CHUNK):
-        chunk = samples[start : start + CHUNK]
-        texts = iter(tokenizer.encode_batch([sample.text for sample in chunk if sample.text is not None]))
-        chats = iter(tokenizer.render_batch([sample.messages for sample in chunk if sample.text is None]))
-        for sample in chunk:
-            pieces = next(chats) if sample.text is None else _text_pieces(next(texts), tokenizer)
-            pieces = [(list(map(one, ids)), is_response) for ids, is_response in pieces]
-            yield _document(sample, pieces, tokenizer.bos_id, loss_on)
-        progress(start + len(chunk), len(samples))
+    with bar(len(samples), "tokenizing", "samples", quiet=len(samples) <= CHUNK) as progress:
+        for start in range(0, len(samples), CHUNK):
+            chunk = samples[start : start + CHUNK]
+            texts = iter(tokenizer.encode_batch([sample.text for sample in chunk if sample.text is not None]))
+            chats = iter(tokenizer.render_batch([sample.messages for sample in chunk if sample.text is None]))
+            for sample in chunk:
+                pieces = next(chats) if sample.text is None else _text_pieces(next(texts), tokenizer)
+                pieces = [(list(map(one, ids)), is_response) for ids, is_response in pieces]
+                yield _document(sample, pieces, tokenizer.bos_id, loss_on)
+            progress.update(len(chunk))
 
 
 def _truncate(document, length):
@@ -169,23 +168,6 @@ def _check_ids(document, vocab_size):
 
 
 def _too_long(too_long, max_length, longest):
-    lines = [
-        f"{len(too_long)} sample{'s are' if len(too_long) > 1 else ' is'} longer than data.max_length = {max_length} tokens:"
-    ]
-    lines += [f"  {entry}" for entry in too_long[:SHOWN]]
-    if len(too_long) > SHOWN:
-        lines.append(f"  ... and {len(too_long) - SHOWN} more")
-    lines.append(
-        f'Set data.max_length = {longest}, or leave them out with data.on_long = "drop", or cut them with "truncate".'
-    )
-    return "\n".join(lines)
-
-
-def _print_progress(done, total):
-    if sys.stderr.isatty() and total > CHUNK:
-        print(
-            f"\rtokenised {done:,} of {total:,} samples",
-            end="\n" if done == total else "",
-            file=sys.stderr,
-            flush=True,
-        )
+    head = f"{len(too_long)} sample{'s are' if len(too_long) > 1 else ' is'} longer than data.max_length = {max_length} tokens:"
+    remedy = f'Set data.max_length = {longest}, or leave them out with data.on_long = "drop", or cut them with "truncate".'
+    return listed(head, too_long, remedy)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from json.decoder import WHITESPACE
 from pathlib import Path
 
-SHOWN = 20  # problems written out in one error; the rest are counted
+from common.errors import listed
+
 ROW_SHAPES = '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"} or {"text"}'
 
 
@@ -308,14 +309,9 @@ def _kind(value):
 
 
 def _summary(problems, remedy):
-    lines = [f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data:"] + [
-        f"  {p}" for p in problems[:SHOWN]
-    ]
-    if len(problems) > SHOWN:
-        lines.append(f"  ... and {len(problems) - SHOWN} more")
-    if remedy:
-        lines.append('Repair these rows, or let training leave them out with data.on_bad = "skip".')
-    return "\n".join(lines)
+    head = f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data:"
+    skip = 'Repair these rows, or let training leave them out with data.on_bad = "skip".'
+    return listed(head, problems, skip if remedy else "")
 
 
 def _check_choice(key, value, choices):

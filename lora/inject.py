@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from common.errors import listed
 from lora.dora import DoRALinear
 from lora.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
-SHOWN = 20  # tensors named in one error; the rest are counted
 OUTPUT_HEAD = (
     "lm_head"  # never adapted: a loss in chunks reads the head's weight and does not call the module
 )
@@ -227,15 +227,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None
         if state[key].shape != mine[key].shape
     ]
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ValueError(
-            "\n".join(
-                [
-                    "these tensors do not fit the model's adapters; take the base that they were made for:",
-                    *sorted(problems)[:SHOWN],
-                    *more,
-                ]
-            )
-        )
+        head = "these tensors do not fit the model's adapters; use the base that they were made for:"
+        raise ValueError(listed(head, sorted(problems)))
     for key, tensor in mine.items():
         tensor.copy_(state[key])

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from common.errors import listed
 from common.files import replacing
 from lora.dora import DoRALinear
 from lora.inject import (
@@ -241,7 +242,7 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"{path} holds no JSON object")
     problems = config_problems(config)
     if problems:
-        raise ValueError(f"{path}:\n" + "\n".join(problems))
+        raise ValueError(listed(f"{path}:", problems))
     return config
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.errors import listed
 from common.files import write_together
 from model.config import Gemma3Config, read_config
 from model.gemma3 import Gemma3ForCausalLM
@@ -26,7 +27,7 @@ PREFIXES = (
     "model.",
 )  # the multimodal wrapper's, new and old, and the text model's
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-SHOWN, ALIGNED = 20, 64  # lines of an error; bytes, a cache line
+ALIGNED = 64  # The alignment of a tensor in memory, in bytes: one cache line.
 HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a file
 
 
@@ -65,7 +66,8 @@ class Checkpoint:
         self._found, problems = _find_tensors(folder, self.config)
         problems += _compare(self.model, self._found, self.config)
         if problems:
-            _refuse(folder, problems)
+            head = f"{folder}: the weights do not fit config.json:"
+            raise ValueError(listed(head, problems, "download the model again, or correct config.json"))
         self.names = list(self._found)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Gemma3ForCausalLM:
@@ -105,16 +107,6 @@ class Checkpoint:
             return f.get_slice(stored)[start:stop]
 
 
-def _refuse(folder: Path, problems: list[str]) -> None:
-    more = len(problems) - SHOWN
-    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    raise ValueError(
-        f"{folder}: the weights do not fit config.json:\n  "
-        + "\n  ".join(lines)
-        + "\ndownload the model again, or correct config.json"
-    )
-
-
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a model folder, in the index's order; raises ValueError where there are none, or a shard is missing."""
     folder = Path(folder)
@@ -151,7 +143,11 @@ def _shards(folder: Path) -> list[Path]:
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:SHOWN])}; download the model again"
+            listed(
+                f"{folder}: {len(missing)} of {len(names)} shards are missing:",
+                missing,
+                "download the model again",
+            )
         )
     return [folder / n for n in names]
 

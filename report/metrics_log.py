@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import listed
 from common.files import replacing
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -125,7 +126,9 @@ def _records(path) -> list[tuple[str, dict]]:
         except (ValueError, TypeError, KeyError):
             problems.append(f'{path}:{at}: not a JSON object with a number "step": {line[:80]!r}')
     if problems:
-        raise ValueError("\n".join([*problems, "Remove these lines, or start the run in a new folder."]))
+        raise ValueError(
+            listed("bad lines in the log:", problems, "Remove these lines, or start the run in a new folder.")
+        )
     return found
 
 

@@ -1,12 +1,13 @@
 """The run's config: every key with its type, default and meaning; TOML in, `--set section.key=value` over it, all mistakes in one error."""
 
-import difflib
 import math
 import tomllib
 import types
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from common.errors import closest
 
 
 @dataclass
@@ -221,9 +222,9 @@ def _assign(
     """Sets one key, or adds to `problems` what is wrong with it; a known key that keeps its default so is added to `wrong`."""
     part = getattr(cfg, section, None) if section in _names(cfg) else None
     if part is None:
-        problems.append(f"{where}: no section [{section}]{_closest(section, _names(cfg))}")
+        problems.append(f"{where}: no section [{section}]{closest(section, _names(cfg))}")
     elif key not in _names(part):
-        problems.append(f"{where}: no key {section}.{key}{_closest(key, _names(part))}")
+        problems.append(f"{where}: no key {section}.{key}{closest(key, _names(part))}")
     else:
         kind = get_type_hints(type(part))[key]
         try:
@@ -330,11 +331,6 @@ def _check(cfg: Config, where: str) -> list[str]:
 
 def _names(part) -> list[str]:
     return [f.name for f in fields(part)]
-
-
-def _closest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {_list(words)}"
 
 
 def _list(words) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from common.errors import listed
 from common.files import sha256
 from common.progress import say, warn
 from data import render, token_cache
@@ -53,7 +54,7 @@ def refuse_missing_files(cfg: Config) -> None:
     """Raises ValueError that lists every data file that is not there, with the folder from which it was looked for."""
     files = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
     missing = [
-        f"  {key}: {file or repr(file)}: cannot be read: "
+        f"{key}: {file or repr(file)}: cannot be read: "
         + ("Is a directory" if Path(file).is_dir() else "No such file or directory")
         for key, names in files.items()
         for file in names
@@ -61,9 +62,7 @@ def refuse_missing_files(cfg: Config) -> None:
     ]
     if missing:
         raise ValueError(
-            "\n".join(
-                ["the data is not there:", *missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}"]
-            )
+            listed("the data is not there:", missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}")
         )
 
 
@@ -120,7 +119,7 @@ def _refuse_too_long(cfg: Config, base: Reader, sets: list[list[Document]]) -> N
             else []
         )
     if problems:
-        raise ValueError(f"{base.folder}: the model has {positions} positions:\n" + "\n".join(problems))
+        raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
 def _render(cfg: Config, base: Reader, samples):

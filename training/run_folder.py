@@ -6,6 +6,7 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+from common.errors import listed
 from common.files import lock, replacing, sha256
 from common.progress import say
 from report.metrics_log import MetricsLog, plain
@@ -145,15 +146,17 @@ def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str,
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises ValueError that lists every difference between the checkpoint's run and this one."""
     changed = [
-        f"  {k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
+        f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())
         if before.get(k) != now.get(k)
     ]
     if changed:
         raise ValueError(
-            "the checkpoint was made by another run; what differs:\n"
-            + "\n".join(changed)
-            + "\nPut it back, or start a new run without --resume"
+            listed(
+                "the checkpoint was made by another run; what differs:",
+                changed,
+                "Put it back, or start a new run without --resume",
+            )
         )
 
 

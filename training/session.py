@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from common import machine
-from common.device import Precision, pick_device, pick_precision
+from common.device import Precision, device_name, pick_device, pick_precision
 from common.files import need_space, sha256
 from common.progress import bar, say, warn
 from data.rows import Sample
@@ -393,12 +393,4 @@ def _adapter_text(cfg: Config) -> str:
         "all weights"
         if a.type == "full"
         else f"{a.type}, r = {a.r}, alpha = {a.lora_alpha:g}" + (", rsLoRA" if a.use_rslora else "")
-    )
-
-
-def device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
     )

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from common import errors as cli
+from common.errors import SHOWN, closest, listed
 from tests.makers import ROOT
 
 
@@ -103,9 +104,24 @@ def test_an_exit_that_argparse_asked_for_passes():
 
 
 def test_a_reader_that_has_read_enough_ends_a_command_quietly():
-    program = "import sys; from training import cli; sys.exit(cli.run(lambda: [print(i, flush=True) for i in range(10**6)] and 0))"
+    program = "import sys; from common import errors as cli; sys.exit(cli.run(lambda: [print(i, flush=True) for i in range(10**6)] and 0))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")
+
+
+@pytest.mark.parametrize("count", [1, SHOWN, SHOWN + 5])
+def test_a_long_list_of_problems_is_cut_off_and_the_rest_counted(count):
+    lines = listed("head:", [f"problem {i}" for i in range(count)], "do this").splitlines()
+    assert lines[0] == "head:" and lines[-1] == "do this"
+    assert [line.strip() for line in lines[1:-1]] == [f"problem {i}" for i in range(min(count, SHOWN))] + [
+        "... and 5 more"
+    ] * (count > SHOWN)
+    assert listed("head:", ["a"]).splitlines() == ["head:", "  a"]
+
+
+def test_an_unknown_name_is_answered_by_the_nearest_known_one_or_by_all():
+    assert "did you mean 'epochs'" in closest("epoch", ["epochs", "lr"])
+    assert closest("zzz", ["epochs", "lr"]).endswith("'epochs', 'lr'")

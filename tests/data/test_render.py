@@ -1,10 +1,14 @@
 """data/render.py: what is supervised, where the shift is, and what happens to samples that do not fit."""
 
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
-from data.render import IGNORE_INDEX, SHOWN, Counts, render, render_all
+from common.errors import SHOWN
+from data.render import IGNORE_INDEX, Counts, render, render_all
 from data.rows import Sample
 
 BOS, EOS, START_USER, START_MODEL, END, NEWLINE, SPACE = 2, 1, 10, 11, 12, 13, 300
@@ -190,7 +194,13 @@ def test_equal_ids_share_one_int_object():
     assert document.input_ids[1] is document.input_ids[2] is document.labels[0]
 
 
-def test_progress_reaches_the_number_of_samples():
-    seen = []
-    render_all([TEXT] * 2500, TOKENIZER, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
+def test_progress_reaches_the_number_of_samples(monkeypatch):
+    bars = []
+
+    def shown(*args, **kwargs):
+        bars.append(tqdm(total=args[0], file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr("data.render.bar", shown)
+    render_all([TEXT] * 2500, TOKENIZER)
+    assert [(b.n, b.total) for b in bars] == [(2500, 2500)]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.rows import SHOWN, Sample, read_samples
+from common.errors import SHOWN
+from data.rows import Sample, read_samples
 
 GOOD = '{"prompt": "p", "response": "r"}'
 
