@@ -1,4 +1,4 @@
-"""Which device, which numbers: the only place that decides on dtypes, autocast and loss scaling."""
+"""Devices and dtypes: the only file that decides on them, on autocast and on loss scaling."""
 
 import contextlib
 import ctypes
@@ -6,33 +6,44 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-KERNELS = 256  # that oneDNN keeps, each some 300 KB and for one shape of bfloat16; a step takes about a hundred, and few shapes come again
-MAPPED = 32 * 2**20  # bytes: a tensor of so many has room of its own, outside of the C library's heap
+# oneDNN keeps this many kernels. In bfloat16 each serves one shape and takes about 300 KB; a step uses about
+# a hundred, and few shapes come back.
+ONEDNN_KERNELS = 256
+# The C library maps a tensor of this many bytes or more outside of its heap.
+MMAP_THRESHOLD = 32 * 2**20
+# PyTorch starts at 2^16, which suits losses that are means. Ours are sums over some hundreds of tokens, and
+# each halving of the scale costs a step.
+FP16_INIT_SCALE = 2.0**8
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; raises ValueError for a device that is not there."""
+    """Returns the named device, ready for work; "auto" is CUDA if there is a GPU.
+
+    Raises ValueError if the device cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(f"nothing is computed on {device.type!r}")
+            raise RuntimeError(f"Loupe does not run on {device.type!r}")
     except (RuntimeError, AssertionError) as e:
         raise ValueError(
-            f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); set it to 'auto' or 'cpu'"
+            f"device {name!r} (train.device, --device) cannot be used ({str(e).splitlines()[0]}); "
+            "set it to 'auto' or 'cpu'"
         ) from None
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
     if device.type == "cpu":
-        keep_freed_memory()
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+        _keep_freed_memory()
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_KERNELS))
     return device
 
 
@@ -44,61 +55,64 @@ def device_name(device: torch.device) -> str:
 
 
 def missing_to_compile(device: torch.device) -> str | None:
-    """What torch.compile, for a CPU, would not find (torch/_inductor/cpp_builder.py): a C++ compiler, Python's headers; None where it has both."""
-    compiler, header = (
-        os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
-        Path(sysconfig.get_path("include"), "Python.h"),
-    )
+    """Returns what torch.compile needs on a CPU and does not find, with the remedy, or None.
+
+    It needs a C++ compiler and Python's headers (torch/_inductor/cpp_builder.py).
+    """
     if device.type != "cpu":
         return None
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
-        return f"the C++ compiler {compiler} is not here; install it, or name another in CXX"
-    return (
-        None
-        if header.is_file()
-        else f"{header} is not here; install Python's headers (python3-dev on Debian)"
-    )
+        return f"the C++ compiler {compiler} is missing; install it, or name another in CXX"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        return f"{header} is missing; install Python's headers (python3-dev on Debian)"
+    return None
 
 
-def keep_freed_memory() -> None:
-    """Has glibc keep what tensors leave behind: every step frees and asks again for the same gigabytes, and a page that went back to Linux in between
-    costs a fault and a zeroing.  M_TRIM_THRESHOLD and M_MMAP_THRESHOLD as in mallopt(3); other C libraries are left alone."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, -1)  # the heap's end is never given back
-        # A larger block is mapped beside the heap, and goes back at once: in the heap, a gradient of the embedding seldom finds the place of the last one
-        # free of small things, and takes another every step.  More than this is refused.
-        libc.mallopt(-3, MAPPED)
+def _keep_freed_memory() -> None:
+    """Makes glibc keep the memory of freed tensors; other C libraries are left alone.
+
+    Every step frees and allocates the same gigabytes. A page that Linux got back costs a page fault.
+    """
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(libc, "mallopt"):
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD, see mallopt(3): the heap never shrinks.
+        # M_MMAP_THRESHOLD: a larger block is mapped outside of the heap and returned when it is freed. In the
+        # heap, small blocks would settle where a freed embedding gradient was, and the next needs a new one.
+        libc.mallopt(-3, MMAP_THRESHOLD)  # glibc refuses a larger value.
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the device multiplies it faster than float32: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
+    """Returns "fp32", "bf16" or "fp16"; "auto" is bf16 if the device multiplies it faster, else fp32.
+
+    The faster devices are GPUs since Ampere, and CPUs with AVX512-BF16 or AMX.
+    """
     if name != "auto":
         return name
+    fast = False
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return (
-            "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-        )
-    return "fp32"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
 
 
 class Precision:
-    """Autocast and loss scaling of one run: `with precision.autocast(): ...`, and a scaler that does nothing outside fp16."""
+    """The autocast and the loss scaling of a run; outside of fp16 the scaler does nothing."""
 
     def __init__(self, name: str, device: torch.device):
         self.name, self.device, self.dtype = name, device, TYPES[name]
-        # PyTorch begins at 2^16, for means; our losses are sums over some hundreds of tokens, and each halving costs a step
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=FP16_INIT_SCALE, enabled=name == "fp16")
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
+        """Returns the context that a forward pass runs in."""
         if self.name == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """The dtype that the base's weights are kept in: float32 where they train (their updates are smaller than bfloat16's step)."""
+        """Returns the dtype of the base weights. Trained ones are float32: bfloat16 loses small updates."""
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32

@@ -12,7 +12,7 @@ SHOWN = 20  # An error message lists this many problems and counts the rest.
 
 
 def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
-    """Returns one message: the head, an indented line for each of the first SHOWN problems, a count of the rest, the remedy."""
+    """Returns one message: the head, the first SHOWN problems, a count of the rest, and the remedy."""
     lines = [head, *(f"  {problem}" for problem in problems[:SHOWN])]
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
@@ -20,17 +20,18 @@ def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown name: the known name that is most like it, or all of them."""
+    """Returns the end of a message about an unknown name: the known name most like it, or all known names."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(map(repr, known))}"
 
 
 def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
-    """Calls work() and returns its exit code: 2 after a ValueError (the user's input), 130 after Ctrl-C or SIGTERM, 1 after other errors.
+    """Calls work() and returns its exit code, or the exit code of the error that ended it.
 
-    An error is printed as one message on stderr, without a traceback; with LOUPE_TRACEBACK=1 in the environment it is raised.
-    `stopped` gives the message after Ctrl-C or SIGTERM.
+    A ValueError (the user's input) gives 2, Ctrl-C and SIGTERM give 130, other errors 1. An error is
+    printed as one message on stderr, without a traceback; with LOUPE_TRACEBACK=1 set, it is raised. `stopped`
+    returns the message after Ctrl-C or SIGTERM.
     """
     stops = []
 

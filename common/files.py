@@ -18,10 +18,10 @@ def sha256(path: str | Path) -> str:
 
 @contextmanager
 def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path; what the block writes there, a file or a folder, gets the name `path` when the block ends.
+    """Yields a temporary path for a file or folder, which replaces `path` when the block ends.
 
-    The bytes are on the disk before the rename. If the block raises, `path` is as it was before. One process at a time may
-    replace a path; if several can do so at once, each gives a `part` of its own in the same folder.
+    The bytes are on the disk before the rename. If the block raises, `path` stays as it was. Only one process
+    at a time may replace a path; where several can, each passes a `part` of its own in the same folder.
     """
     part = part or path.with_name(f".{path.name}.part")
     recover(path)
@@ -39,7 +39,7 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Repairs what a process that was killed inside `replacing(path)` left behind: removes the temporary path and restores an old folder."""
+    """Repairs what a process killed in `replacing(path)` left: restores the old folder, removes the rest."""
     if _aside(path).exists() and not path.exists():
         os.replace(_aside(path), path)
     remove(_aside(path))
@@ -80,7 +80,7 @@ def _sync(path: Path) -> None:
 def lock(file: IO) -> bool:
     """Returns whether this process now holds the lock of an open file; closing the file releases it.
 
-    A file that its last holder removed or renamed in the meantime cannot be locked: nobody else would see the lock.
+    A file that its last holder removed or renamed cannot be locked: nobody else would see the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

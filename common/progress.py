@@ -1,27 +1,23 @@
-"""Progress for people: a bar with an ETA on a terminal, nothing (or the caller's plain lines) elsewhere."""
+"""What people see of a command's progress: bars, lines on stdout, warnings on stderr."""
 
 import sys
 
 
 def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0):
-    """A tqdm bar on stderr; it is silent where stderr is no terminal."""
+    """Returns a tqdm bar on stderr; it prints nothing if `quiet` is true or stderr is not a terminal."""
     from tqdm import tqdm
 
+    off = quiet or not sys.stderr.isatty()
     return tqdm(
-        total=total,
-        desc=what,
-        unit=unit,
-        initial=initial,
-        dynamic_ncols=True,
-        disable=quiet or not sys.stderr.isatty(),
-        leave=False,
+        total=total, desc=what, unit=unit, initial=initial, dynamic_ncols=True, disable=off, leave=False
     )
 
 
 def say(text: str = "") -> None:
-    """A line for the user on stdout, at once."""
+    """Prints a line on stdout at once."""
     print(text, flush=True)
 
 
 def warn(text: str) -> None:
+    """Prints a warning on stderr at once."""
     print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -168,6 +168,7 @@ def _check_ids(document, vocab_size):
 
 
 def _too_long(too_long, max_length, longest):
-    head = f"{len(too_long)} sample{'s are' if len(too_long) > 1 else ' is'} longer than data.max_length = {max_length} tokens:"
-    remedy = f'Set data.max_length = {longest}, or leave them out with data.on_long = "drop", or cut them with "truncate".'
+    one = "sample is" if len(too_long) == 1 else "samples are"
+    head = f"{len(too_long)} {one} longer than data.max_length = {max_length} tokens:"
+    remedy = f'Set data.max_length = {longest}, or data.on_long = "drop" to leave them out, "truncate" to cut them.'
     return listed(head, too_long, remedy)

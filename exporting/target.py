@@ -13,7 +13,7 @@ EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
-    """Raises ValueError if `out` exists or is not a possible path; with `force`, only if it is no earlier export of this kind."""
+    """Raises ValueError if `out` exists (with `force`: and is no such export) or its name is too long."""
     try:
         if not out.exists():
             return
@@ -26,7 +26,7 @@ def refuse_existing(out: Path, force: bool, folder: bool) -> None:
 
 
 def is_our_folder(path: Path) -> bool:
-    """Returns whether a folder is empty, or holds a file of EXPORTED and no folder except an OCI layout's blobs."""
+    """Returns whether a folder is empty, or holds a file of EXPORTED and no folder other than blobs."""
     entries = {p.name: p.is_dir() for p in path.iterdir()} if path.is_dir() else {"": True}
     folders = {name for name, is_dir in entries.items() if is_dir}
     return not entries or bool(EXPORTED & entries.keys() and folders <= {"blobs"})
@@ -38,15 +38,15 @@ def is_our_file(path: Path) -> bool:
 
 
 def need_space(part: Path, size: int) -> None:
-    """Raises ValueError if the disk has no room for an export of `size` bytes beside an earlier one, which stays until the end."""
+    """Raises ValueError if fewer than `size` bytes are free; an earlier export stays until the end."""
     need_disk_space(part, size, "the export", "give another --out (set another TMPDIR for an upload)")
 
 
 @contextmanager
 def new_path(out: Path) -> Iterator[Path]:
-    """Yields a temporary path for a file or folder that becomes `out` when the block ends; if it raises, everything is as before.
+    """Yields a temporary path for a file or folder, which replaces `out` when the block ends.
 
-    Raises ValueError if the disk refuses, or if another export is writing `out`.
+    Raises ValueError if the disk refuses or another export writes `out`; then everything is as before.
     """
     made = [p for p in out.parents if not p.exists()]
     try:
@@ -66,7 +66,7 @@ def new_path(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Keeps other exports away from `out`: two would share one temporary path, and one would rename what the other is writing."""
+    """Keeps other exports away from `out`: one would rename what the other is still writing."""
     path = out.with_name(f".{out.name}.lock")
     with open(path, "w") as file:
         if not lock(file):
@@ -79,7 +79,7 @@ def _held(out: Path) -> Iterator[None]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yields a temporary folder for an upload and removes it afterwards; raises ValueError if its disk is full."""
+    """Yields a temporary folder for an upload and removes it; raises ValueError if its disk is full."""
     with tempfile.TemporaryDirectory(prefix="loupe-") as folder:
         try:
             yield Path(folder)

@@ -31,10 +31,7 @@ def cuda():
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_the_users_to_change(name):
-    with pytest.raises(
-        ValueError,
-        match=rf"device '{name}' \(train.device, --device\) cannot be used \(.+\); set it to 'auto' or 'cpu'",
-    ):
+    with pytest.raises(ValueError, match=rf"'{name}' .*train.device, --device.*'auto' or 'cpu'"):
         pick_device(name)
 
 
@@ -44,17 +41,11 @@ def test_auto_takes_cuda_where_there_is_one():
 
 def test_what_is_missing_to_compile_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert (
-        missing_to_compile(CPU)
-        == "the C++ compiler no-such-compiler is not here; install it, or name another in CXX"
-    )
+    assert all(fact in missing_to_compile(CPU) for fact in ("no-such-compiler", "install", "CXX"))
     assert missing_to_compile(torch.device("cuda")) is None
     monkeypatch.setenv("CXX", sys.executable)
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    assert (
-        missing_to_compile(CPU)
-        == f"{tmp_path / 'Python.h'} is not here; install Python's headers (python3-dev on Debian)"
-    )
+    assert all(fact in missing_to_compile(CPU) for fact in (str(tmp_path / "Python.h"), "python3-dev"))
     (tmp_path / "Python.h").touch()
     assert missing_to_compile(CPU) is None
 

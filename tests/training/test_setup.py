@@ -94,7 +94,7 @@ def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypat
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         ValueError,
-        match=r"train.compile = true: the C\+\+ compiler no-such-compiler is not here; install it, .*; or set it to false",
+        match=r"train.compile = true: the C\+\+ compiler no-such-compiler is missing; install it, .*; or set it to false",
     ):
         setup.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
     setup.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))
