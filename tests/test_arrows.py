@@ -278,7 +278,7 @@ def test_an_import_against_the_floors_is_seen(path, line):
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("training/loop.py", "from model.loss import linear_cross_entropy\nfrom data.packing import pack"),
+        ("training/loop.py", "from model.loss import token_log_probs\nfrom data.packing import pack"),
         ("exporting/gguf_model.py", "from lora.merge import merged\nimport model.weights"),
         ("model/weights.py", "from ggml.container import GGUFFile"),
         ("generation/generate.py", "from model.config import FULL"),

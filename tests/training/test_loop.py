@@ -11,7 +11,7 @@ import torch
 from common.device import Precision
 from data.loader import Loader
 from data.packing import pack
-from model.loss import reference_linear_cross_entropy
+from model.loss import reference_token_log_probs
 from tests.makers import documents, tiny_model
 from training import loop
 from training.objectives import sft
@@ -90,10 +90,8 @@ def full_batch_gradients(model, docs):
     """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its gradients."""
     batch = pack(docs)
     hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
-    loss = (
-        reference_linear_cross_entropy(hidden[batch.target_positions], model.head_weight, batch.targets)
-        / batch.num_targets
-    )
+    log_probs = reference_token_log_probs(hidden[batch.target_positions], model.head_weight, batch.targets)
+    loss = -log_probs.sum() / batch.num_targets
     return loss.item(), dict(
         zip(trained(model), torch.autograd.grad(loss, list(trained(model).values())), strict=True)
     )

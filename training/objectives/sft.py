@@ -1,6 +1,6 @@
 """Supervised fine-tuning: cross-entropy at the supervised positions of a packed stream."""
 
-from model.loss import linear_cross_entropy
+from model.loss import token_log_probs
 
 
 def prepare(model, batch):
@@ -17,11 +17,11 @@ def loss(model, batch):
         shared_prefix=batch.shared_prefix,
         output_positions=batch.target_positions,
     )  # (S, D)
-    total, _ = linear_cross_entropy(
+    log_probs, correct = token_log_probs(
         hidden,
         model.head_weight,
         batch.targets,
         model.config.final_logit_softcapping,
         compiled=model.compiled and model.training,
     )
-    return total, batch.num_targets, {}
+    return -log_probs.sum(), batch.num_targets, {"token_accuracy": correct.sum()}
