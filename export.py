@@ -1,7 +1,6 @@
 """A model or adapter for other programs: python export.py --run DIR | --model M [--adapter DIR] --to gguf|gguf-lora|ollama|oci|hub|peft|... --out PATH"""
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -201,17 +200,10 @@ def read_manifest(file: Path) -> dict:
     """What train.py wrote at the run's end, {} where it has not ended yet."""
     if not file.is_file():
         return {}
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(
-            f"{file}: is not JSON ({e}); put a copy back, or take it away to export without the run's measures"
-        ) from None
-    missing = [
-        key
-        for key in ("base_sha256", "before", "after")
-        if not isinstance(manifest, dict) or key not in manifest
-    ]
+    from common.files import read_json
+
+    manifest = read_json(file, "put a copy back, or remove it to export without the run's measures")
+    missing = [key for key in ("base_sha256", "before", "after") if key not in manifest]
     if missing:
         raise ValueError(
             f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away to export without the run's measures"

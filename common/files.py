@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all, locks, SHA-256 and free disk space."""
+"""Files and folders that appear whole or not at all, JSON files, locks, SHA-256 and free disk space."""
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,21 @@ def sha256(path: str | Path) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hex digits."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """Returns the object that a JSON file holds; raises ValueError with the path, the reason and the remedy."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: no such file; {remedy}") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+    except ValueError as e:
+        raise ValueError(f"{path}: not valid JSON ({e}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object; {remedy}")
+    return value
 
 
 @contextmanager

@@ -5,9 +5,10 @@ piece scores highest.  The two cut alike if the scores fall in the order in whic
 """
 
 import heapq
-import json
 import re
 from pathlib import Path
+
+from common.files import read_json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # llama.cpp's token types
 ADDED_SCORE, PAD_SCORE, SPACE = -1000.0, -10000.0, "\u2581"
@@ -39,10 +40,10 @@ def tokenizer_metadata(folder: str | Path, rows: int) -> dict[str, tuple[str, ob
 def read_tokenizer(folder: Path) -> dict:
     """tokenizer.json; raises ValueError where it is missing or is not BPE with byte fallback, which is what llama.cpp's scores can say."""
     path = folder / "tokenizer.json"
+    raw = read_json(path, "download the model again")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         kind = (raw["model"]["type"], raw["model"]["byte_fallback"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (KeyError, TypeError) as e:
         raise ValueError(
             f"{path}: not a tokenizer.json ({type(e).__name__}: {e}); download the model again"
         ) from None

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.errors import listed
-from common.files import replacing
+from common.files import read_json, replacing
 from lora.dora import DoRALinear
 from lora.inject import (
     adapter_state,
@@ -232,14 +232,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def read_config(folder: Path) -> dict:
     """adapter_config.json; raises ValueError with every key that is missing, wrong or stands for something that is not done here."""
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} does not exist; an adapter folder holds {WEIGHTS} and {CONFIG}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    config = read_json(path, f"an adapter folder holds {WEIGHTS} and {CONFIG}")
     problems = config_problems(config)
     if problems:
         raise ValueError(listed(f"{path}:", problems))

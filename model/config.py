@@ -1,9 +1,10 @@
 """Gemma3Config: the keys of a checkpoint's config.json, old style or new, text-only or inside the multimodal wrapper."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from common.files import read_json
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
@@ -61,19 +62,8 @@ class Gemma3Config:
 def read_config(folder: str | Path) -> Gemma3Config:
     """Reads config.json in `folder` (a text model's, or the text_config of a multimodal one's); raises ValueError naming every bad key at once."""
     path = Path(folder) / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors"
-        ) from None
-    except OSError as e:
-        raise ValueError(
-            f"{path}: cannot be read ({e.strerror}); a model folder holds config.json, tokenizer.json and *.safetensors"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not valid JSON ({e}); download the model again") from None
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    raw = read_json(path, "a model folder holds config.json, tokenizer.json and *.safetensors")
+    kind = raw.get("model_type")
     if kind not in ("gemma3", "gemma3_text"):
         raise ValueError(
             f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')"

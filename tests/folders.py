@@ -113,7 +113,7 @@ def _cut_file(folder: Path) -> None:
 BROKEN = {
     "no config": (
         lambda folder: (folder / "adapter_config.json").unlink(),
-        "adapter_config.json does not exist",
+        "adapter_config.json: no such file",
     ),
     "no weights": (
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
@@ -122,7 +122,7 @@ BROKEN = {
     "a pickle": (_make_pickle, "is a pickle, which can run any program"),
     "wrong shapes": (_cut_rank, "shape (2, 32), the model's is (4, 32)"),
     "half a file": (_cut_file, "is not a whole safetensors file"),
-    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
+    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
 }
 
 

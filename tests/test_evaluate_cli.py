@@ -201,7 +201,7 @@ def test_the_table_has_the_figures_aligned(base, data, capsys, monkeypatch):
     [
         (["--model", "no/such folder"], "neither a folder"),
         (["--data", "no-such.jsonl"], "no-such.jsonl: cannot be read"),
-        (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
+        (["--adapter", "no-such-adapter"], "adapter_config.json: no such file"),
         (["--device", "no-such-device"], "no-such-device"),
     ],
 )

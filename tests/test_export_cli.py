@@ -285,7 +285,7 @@ def test_a_folder_that_is_no_run_and_a_run_that_has_saved_nothing_are_told_apart
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"base', "is not JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "has no base_sha256")],
+    [('{"base', "not valid JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "not a JSON object")],
 )
 def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text, message):
     run = Path(make_run(tmp_path / "run", base, "lora"))
@@ -293,7 +293,7 @@ def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text
     err = refused(capsys, tmp_path / "out", "--run", str(run), "--to", "safetensors")
     assert (
         f"{run / 'manifest.json'}: {message}" in err
-        and "take it away to export without the run's measures" in err
+        and "to export without the run's measures" in err
         and err.count("\n") == 1
     )
 
@@ -328,7 +328,7 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
 def test_an_empty_word_is_no_missing_one(tmp_path, base, capsys, monkeypatch):
     """What a shell makes of --adapter "$UNSET"."""
     monkeypatch.chdir(tmp_path)
-    assert "adapter_config.json does not exist" in refused(
+    assert "adapter_config.json: no such file" in refused(
         capsys, tmp_path / "out", "--model", base, "--adapter", "", "--to", "safetensors"
     )
     assert "no run is here" in refused(capsys, tmp_path / "out", "--run", "", "--to", "safetensors")

@@ -171,7 +171,7 @@ def test_a_control_token_in_the_prompt_is_plain_text(base, capsys, monkeypatch):
     [
         (["--model", "no/such folder"], "neither a folder"),
         (["--model", __file__], "is a file; a model is the folder"),
-        (["--adapter", "no-such-adapter"], "adapter_config.json does not exist"),
+        (["--adapter", "no-such-adapter"], "adapter_config.json: no such file"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--top-p", "0"], "top_p is 0.0"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),

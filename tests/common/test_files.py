@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.files import lock, need_space, recover, replacing, sha256, write_together
+from common.files import lock, need_space, read_json, recover, replacing, sha256, write_together
 
 
 def content(path):
@@ -96,3 +96,18 @@ def test_too_little_space_is_an_error_with_both_sizes_and_the_remedy(tmp_path, m
         need_space(tmp_path / "new" / "x", 6 * 2**20, "the run", "set run.dir")
     for fact in (str(tmp_path), "the run", "6 MiB", "5 MiB", "set run.dir"):
         assert fact in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(None, "no such file"), ("", "JSON"), ("{", "JSON"), ("\x00", "JSON"), ("[1]", "object")],
+)
+def test_a_json_file_is_an_object_or_an_error_with_the_path_the_reason_and_the_remedy(tmp_path, text, reason):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError) as told:
+        read_json(path, "download it again")
+    assert all(fact in str(told.value) for fact in (str(path), reason, "download it again"))
+    path.write_text('{"a": "ü"}', encoding="utf-8")
+    assert read_json(path, "") == {"a": "ü"}

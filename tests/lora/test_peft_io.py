@@ -318,7 +318,7 @@ def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_stays_plai
 
 def test_a_file_in_the_place_of_a_folder_is_no_adapter(tmp_path):
     (tmp_path / "small.toml").write_text("")
-    with pytest.raises(ValueError, match=r"adapter_config.json does not exist; an adapter folder holds"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: no such file; an adapter folder holds"):
         load_adapter(toy(), tmp_path / "small.toml")
 
 
@@ -398,7 +398,7 @@ def test_a_config_that_is_no_json_object_is_refused_by_name(folder, text):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} does not exist"):
+    with pytest.raises(ValueError, match=f"{name}.* (does not exist|no such file)"):
         load_adapter(toy(), folder)
 
 
