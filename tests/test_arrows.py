@@ -28,6 +28,7 @@ OPTIONAL = {
 }  # an export is compared in the program itself, where it is installed
 SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
 OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
+FILE_CALLS = {"os.replace", "os.fsync", "fcntl.flock", "hashlib.file_digest"}
 
 
 def sources():
@@ -169,6 +170,18 @@ def optimizer_made(tree):
     return [n.lineno for n in calls if ast.unparse(n.func).split(".")[-1] in OPTIMIZERS]
 
 
+def file_calls(tree):
+    return [line for line, name in names(tree) if name in FILE_CALLS]
+
+
+def close_names(tree):
+    return [line for line, name in names(tree) if name.endswith("get_close_matches")]
+
+
+def bars(tree):
+    return [line for line, module in imports(tree) if module.split(".")[0] == "tqdm"]
+
+
 def turn_marks(tree):
     return [line for line, text in strings(tree) if "<start_of_turn>" in text]
 
@@ -203,6 +216,19 @@ HOMES = {
         ("training/distributed.py",),
         "if self.rank == 0: save()",
         "if rank == 1: pass",
+    ),
+    "renaming, locks, hashes of files": (
+        file_calls,
+        ("common/files.py",),
+        "os.replace(part, path)",
+        "text.replace('a', 'b')",
+    ),
+    "did you mean": (close_names, ("common/errors.py",), "difflib.get_close_matches(a, b)", "closest(a, b)"),
+    "tqdm": (
+        bars,
+        ("common/progress.py",),
+        "from tqdm import tqdm",
+        "with bar(9, 'a', 'b') as progress: pass",
     ),
     "GradScaler": (grad_scaler, ("common/device.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
     "<start_of_turn>": (

@@ -1,7 +1,6 @@
 """The run's folder: who holds it, what it was made from, and what a resume must find unchanged."""
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -115,7 +114,7 @@ class RunFolder:
             n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}~{n}").exists()
         )
         old = self.path.with_name(f"{self.path.name}~{number}")
-        os.replace(self.path, old)
+        self.path.rename(old)
         say(f"{self.path} held an earlier run; it is now {old}")
         self.path.mkdir()
         self.lock.close()
