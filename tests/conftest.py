@@ -1,4 +1,4 @@
-"""What holds for every test: fixed seeds, so that a failure comes back when the test is run again."""
+"""Fixed seeds for every test, so that a failure comes back, and the model folder that many tests start from."""
 
 import random
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.folders import make_adapter, make_model
 
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
@@ -16,3 +18,15 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """A model folder with random weights; a test file that needs other sizes has a `base` of its own."""
+    return make_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base) -> str:
+    """An adapter folder for `base`."""
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)

@@ -16,7 +16,6 @@ from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.weights import save_model
 
-ROOT = Path(__file__).resolve().parents[1]
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
 

@@ -18,7 +18,6 @@ from tests.folders import (
     help_seconds,
     make_adapter,
     make_broken_adapter,
-    make_model,
     run_script,
     write_rows,
 )
@@ -35,11 +34,6 @@ REDACTION = {
     "per_label",
 }
 ALWAYS = {"model", "adapter", "data", "rows", "rows_left_out", "loss", "tokens"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return make_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -33,16 +33,6 @@ from training.config import Config
 TOKENS = torch.randint(200, 6000, (48,), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return make_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> str:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
-
-
 def adapted_logits(base: str, adapter: str | None) -> torch.Tensor:
     model = load_model(base, torch.float32)
     if adapter:

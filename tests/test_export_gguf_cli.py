@@ -21,11 +21,6 @@ def base(tmp_path_factory) -> str:
     return make_model(tmp_path_factory.mktemp("base"), max_position_embeddings=512)
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> str:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
-
-
 def make_run(folder, base) -> str:
     """A finished run with validation rows, in the shape that train.py leaves it."""
     from model.weights import hash_model

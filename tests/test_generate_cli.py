@@ -32,11 +32,6 @@ from tests.folders import (
 PROMPT = "Où est la gare ?"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return make_model(tmp_path_factory.mktemp("base"))
-
-
 def ask(base: str, *words: str, prompt: str = PROMPT) -> list[str]:
     return [
         "--model",

@@ -13,7 +13,8 @@ import torch
 import train
 from model.hub import TINY
 from report.metrics_log import read_metrics
-from tests.makers import ROOT, rows, write_jsonl, write_run
+from tests.folders import ROOT
+from tests.makers import rows, write_jsonl, write_run
 
 
 def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ import pytest
 
 from common import errors as cli
 from common.errors import SHOWN, closest, listed
-from tests.makers import ROOT
+from tests.folders import ROOT
 
 
 def fail(error):

@@ -20,11 +20,6 @@ def base(tmp_path_factory) -> str:
     return make_model(tmp_path_factory.mktemp("base"), rope_linear_factor=8.0)
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, base) -> str:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
-
-
 def exported(tmp_path, base, adapter, quant="q8_0") -> int:
     return export.main(
         [

@@ -4,35 +4,7 @@ import pytest
 import torch
 
 from generation.cache import KVCache, SharedPrefix
-from model.config import FULL, SLIDING, Gemma3Config
-from model.gemma3 import Gemma3ForCausalLM
-
-WINDOW = 8
-
-
-def small_model(**changes) -> Gemma3ForCausalLM:
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 7,
-        "vocab_size": 61,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": WINDOW,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-        "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL],
-    }
-    model = Gemma3ForCausalLM(Gemma3Config(**sizes | changes))
-    model.reset_parameters(seed=0, std=0.3)
-    return model.eval()
-
-
-def texts(lengths: list[int]) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 61, (n,), generator=generator).tolist() for n in lengths]
+from tests.generation.small import WINDOW, small_model, texts
 
 
 def whole(model, text: list[int]) -> torch.Tensor:

@@ -15,39 +15,12 @@ import generate as script
 from generation.cache import KVCache
 from generation.generate import _products, generate
 from generation.sampling import Sampling, distribution, greedy, sample
-from model.config import FULL, SLIDING, Gemma3Config, parse_config
+from model.config import FULL, SLIDING, parse_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, save_model
-
-WINDOW = 8
-
-
-def small_model(**changes) -> Gemma3ForCausalLM:
-    """Random weights; the head is its own, since with a tied one every random model answers a token with itself."""
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 7,
-        "vocab_size": 61,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": WINDOW,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-        "layer_types": [SLIDING] * 3 + [FULL] + [SLIDING] * 2 + [FULL],
-    }
-    model = Gemma3ForCausalLM(Gemma3Config(**sizes | changes))
-    model.reset_parameters(seed=0, std=0.3)
-    return model
-
-
-def texts(lengths: list[int], vocab: int = 61) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in lengths]
+from tests.generation.small import WINDOW, small_model, texts
 
 
 def ids(completions) -> list[list[int]]:

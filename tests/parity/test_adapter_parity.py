@@ -15,7 +15,7 @@ from lora.inject import inject
 from lora.merge import merge
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import load_model
-from tests.folders import CHAT, ROWS, TARGETS, logits, make_adapter, make_model, shake, write_rows
+from tests.folders import CHAT, ROWS, TARGETS, logits, make_adapter, shake, write_rows
 from training.objectives import sft
 from training.optim import make_optimizers
 
@@ -45,11 +45,6 @@ THEIRS = {
     },
     "all linear": {"target_modules": "all-linear"},
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return make_model(tmp_path_factory.mktemp("base"))
 
 
 def reference(base: str) -> Reference:

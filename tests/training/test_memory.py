@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from tests.makers import ROOT, write_run
+from tests.folders import ROOT
+from tests.makers import write_run
 from training import memory
 
 TINY = [

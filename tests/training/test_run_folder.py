@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.makers import ROOT
+from tests.folders import ROOT
 from training.config import Config, Data, Run, load_config
 from training.run_folder import RunFolder, fingerprint, refuse_if_changed
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 import train
 from model.gemma3 import Gemma3ForCausalLM
 from report.metrics_log import read_metrics
-from tests.makers import ROOT, documents, rows, write_jsonl, write_model, write_run
+from tests.folders import ROOT
+from tests.makers import documents, rows, write_jsonl, write_model, write_run
 from training import checkpoint, loop, session, setup
 from training.config import Config, Train, load_config
 from training.objectives import sft
