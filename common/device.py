@@ -83,25 +83,24 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-3, MMAP_THRESHOLD)  # glibc refuses a larger value.
 
 
-def pick_precision(name: str, device: torch.device) -> str:
-    """Returns "fp32", "bf16" or "fp16"; "auto" is bf16 if the device multiplies it faster, else fp32.
-
-    The faster devices are GPUs since Ampere, and CPUs with AVX512-BF16 or AMX.
-    """
-    if name != "auto":
-        return name
-    fast = False
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Returns whether bfloat16 is faster than float32: on GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 class Precision:
-    """The autocast and the loss scaling of a run; outside of fp16 the scaler does nothing."""
+    """The autocast and the loss scaling of a run; outside of fp16 the scaler does nothing.
+
+    The name is "fp32", "bf16", "fp16", or "auto": bf16 on devices that multiply it faster, else fp32.
+    """
 
     def __init__(self, name: str, device: torch.device):
+        if name == "auto":
+            name = "bf16" if _multiplies_bfloat16(device) else "fp32"
         self.name, self.device, self.dtype = name, device, TYPES[name]
         self.scaler = torch.amp.GradScaler(device.type, init_scale=FP16_INIT_SCALE, enabled=name == "fp16")
 

@@ -18,7 +18,7 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: Path, remedy: str) -> dict:
-    """Returns the object that a JSON file holds; raises ValueError with the path, the reason and the remedy."""
+    """Returns the object that a JSON file holds; raises ValueError with path, reason and remedy."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

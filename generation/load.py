@@ -45,16 +45,14 @@ class Loaded:
 
 def load(args: argparse.Namespace) -> Loaded:
     """The weights are loaded here, after the command line was found good."""
-    from common.device import Precision, pick_device, pick_precision
+    from common.device import Precision, pick_device
     from lora.peft_io import load_adapter
     from model.hub import resolve
     from model.tokenizer import Tokenizer
     from model.weights import load_model
 
     device = pick_device(args.device)
-    precision = Precision(
-        pick_precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device), device
-    )
+    precision = Precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device)
     folder = resolve(args.model, args.revision)
     tokenizer = Tokenizer(folder)
     model = load_model(folder, precision.dtype, device)

@@ -4,7 +4,7 @@ The tensors are counted without making them (training/rehearsal.py).  On CUDA th
 CPU, where they fit, steps are then done for real and the process is measured (training/trial.py).
 """
 
-from common.device import Precision, pick_device, pick_precision
+from common.device import Precision, pick_device
 from common.machine import free, mebibytes, resident
 from common.progress import say
 from model.hub import resolve
@@ -23,7 +23,7 @@ def plan(cfg: Config) -> None:
     tokenizer.json, and writes no run."""
     device = pick_device(cfg.train.device)
     setup.refuse_without_compiler(cfg, device)
-    precision = Precision(pick_precision(cfg.train.precision, device), device)
+    precision = Precision(cfg.train.precision, device)
     reader, data = read(cfg, resolve(cfg.model.name, cfg.model.revision, weights=False))
     process, room = resident() if device.type == "cpu" else 0, free(device)
     say("rehearsing the run without its numbers: some seconds, more for a large base")

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from common import machine
-from common.device import Precision, device_name, pick_device, pick_precision
+from common.device import Precision, device_name, pick_device
 from common.files import need_space, sha256
 from common.progress import bar, say, warn
 from data.rows import Sample
@@ -47,7 +47,7 @@ def open_run(cfg: Config, resume: bool) -> Run:
     refuse_missing_files(cfg)
     device = pick_device(cfg.train.device)
     setup.refuse_without_compiler(cfg, device)
-    precision = Precision(pick_precision(cfg.train.precision, device), device)
+    precision = Precision(cfg.train.precision, device)
     torch.manual_seed(cfg.run.seed)
     run = Run(cfg, RunFolder(cfg, resume), precision, resume)
     if resume and cfg.train.compile == "auto":  # as it was answered then: this machine may have more threads

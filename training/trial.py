@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from common.device import Precision, pick_device, pick_precision
+from common.device import Precision, pick_device
 from common.machine import peak_memory
 from common.progress import bar
 from generation.generate import generate
@@ -75,7 +75,7 @@ def peak(cfg: Config) -> int:
     """Loads, trains, evaluates and answers as the run will, and returns this process's largest size in bytes."""
     cfg = replace(cfg, model=replace(cfg.model, init="random"))
     device = pick_device(cfg.train.device)
-    precision = Precision(pick_precision(cfg.train.precision, device), device)
+    precision = Precision(cfg.train.precision, device)
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from common.device import Precision, missing_to_compile, pick_device, pick_precision
+from common.device import Precision, missing_to_compile, pick_device
 from common.machine import peak_memory
 from data.loader import Loader
 from data.packing import Batch, pack
@@ -105,14 +105,14 @@ def test_large_tensors_between_small_ones_take_the_same_room_again_and_again():
 def test_auto_computes_in_bf16_only_on_a_cpu_that_multiplies_it(monkeypatch, avx512, amx, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert pick_precision("auto", CPU) == expected
-    assert pick_precision("bf16", CPU) == "bf16" and pick_precision("fp32", CPU) == "fp32"
+    assert Precision("auto", CPU).name == expected
+    assert Precision("bf16", CPU).name == "bf16" and Precision("fp32", CPU).name == "fp32"
 
 
 @pytest.mark.parametrize("supported, expected", [(True, "bf16"), (False, "fp32")])
 def test_auto_on_cuda_is_never_fp16(monkeypatch, supported, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert pick_precision("auto", torch.device("cuda")) == expected
+    assert Precision("auto", torch.device("cuda")).name == expected
 
 
 def test_weights_that_train_are_float32_and_a_frozen_base_follows_the_precision():
