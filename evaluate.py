@@ -84,16 +84,16 @@ def loss(documents: list, loaded: Loaded) -> dict:
     """{"loss": mean over the supervised tokens, "tokens": how many}; raises ValueError where that is no number."""
     from common.progress import bar
     from training.evaluation import mean_loss
-    from training.objectives import sft
+    from training.objectives.sft import SupervisedFineTuning
 
     progress = bar(len(documents), "loss", "row")
-    found = mean_loss(loaded.model, sft, counted(documents, progress), loaded.precision)
+    found = mean_loss(loaded.model, SupervisedFineTuning(), counted(documents, progress), loaded.precision)
     progress.close()
     if not math.isfinite(found["loss"]):
         raise ValueError(
             f"the loss is {found['loss']}: the model's weights or the adapter's are not finite; try --dtype float32, or take them anew"
         )
-    return found
+    return {key: found[key] for key in ("loss", "tokens")}
 
 
 def counted(rows: list, progress):

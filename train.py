@@ -1,4 +1,7 @@
-"""Fine-tune a Gemma 3: python train.py --config small.toml [--set section.key=value ...] [--resume | --plan]"""
+"""Fine-tunes a Gemma 3.
+
+python train.py --config small.toml [--set section.key=value ...] [--resume | --plan | --explain-batch]
+"""
 
 import argparse
 import sys
@@ -6,35 +9,33 @@ import time
 
 from common.errors import DONE, run
 
+MODES = {
+    "--resume": "continue the run from its newest checkpoint",
+    "--plan": "estimate the memory of the run and the largest batch that fits; train nothing",
+    "--explain-batch": "print the first micro-batch: tokens, what is supervised, what was left out; train nothing",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """config -> model -> adapters -> data -> objective -> fit -> report.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """config -> model -> adapters -> data -> fit -> report; returns 0 done, 1 failed, 2 wrong input, 130
+    stopped.
+    """
     parser = argparse.ArgumentParser(
         prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained."
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override one key; may be repeated",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print how much memory the run will take, and the largest batch that fits, without a start",
-    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+        help="override one key; may be repeated")  # fmt: skip
+    modes = parser.add_mutually_exclusive_group()
+    for flag, text in MODES.items():
+        modes.add_argument(flag, action="store_true", help=text)
     args = parser.parse_args(argv)
     return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
 
 
-def train(args) -> int:
-    """The whole run; torch is loaded here, after the config was found good."""
+def train(args: argparse.Namespace) -> int:
+    """Does the whole run. It imports torch only after the config was found good."""
     from training.config import load_config
 
     started = time.perf_counter()
@@ -44,26 +45,29 @@ def train(args) -> int:
 
         memory.plan(cfg)
         return DONE
-    from training import session
+    if args.explain_batch:
+        from training import explain
 
-    run = session.open_run(cfg, args.resume)
-    base, data = session.load(run)
+        explain.explain_batch(cfg)
+        return DONE
+    from training import trainer
+
+    run = trainer.load(trainer.open_run(cfg, args.resume))
     args.resume = True  # from here on the folder holds this run
-    before = session.measure_before(run, base, data)
-    code = session.fit(run, base, data, resume_command(args))
+    before = trainer.measure_before(run)
+    code, state = trainer.fit(run, resume_command(args))
     if code == DONE:
-        after = session.measure_after(run, base, data)
-        before = before or session.measure_without_adapter(run, base, data)
-        session.report(run, base, data, before, after, time.perf_counter() - started)
+        before, after = trainer.measure_after(run, before)
+        trainer.report(run, state, before, after, time.perf_counter() - started)
     return code
 
 
-def resume_command(args) -> str:
-    """The command that continues this run, or starts it again where it had not begun."""
+def resume_command(args: argparse.Namespace) -> str:
+    """Returns the command that continues this run, or that starts it again if it had not begun."""
     import shlex
 
     sets = [word for override in args.overrides for word in ("--set", override)]
-    flags = [flag for flag, given in (("--resume", args.resume), ("--plan", args.plan)) if given]
+    flags = [flag for flag in MODES if getattr(args, flag.strip("-").replace("-", "_"))]
     return shlex.join(["python", "train.py", "--config", args.config, *sets, *flags])
 
 

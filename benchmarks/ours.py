@@ -1,6 +1,6 @@
 """Loupe's process in frameworks.py, and the ceiling of its step: the matrix products alone.
 
-Trains as train.py does, through training/session.py and training/loop.py.  "loupe" is the recipe; with "fp32"
+Trains as train.py does, through training/trainer.py and training/loop.py.  "loupe" is the recipe; with "fp32"
               in the name it multiplies in
 float32, with "compiled" train.compile is true.
 """
@@ -22,37 +22,35 @@ class Trainer:
     """A run of train.py, up to its loop, and one step of the loop at a time."""
 
     def __init__(self, folder: Path, overrides: list[str]):
-        from training import session, setup
+        from training import trainer
         from training.config import load_config
         from training.optim import make_optimizers
 
         self.scratch = (
             tempfile.TemporaryDirectory()
         )  # of the run's own: two at a time could not hold one folder
-        self.cfg = load_config(folder / "loupe.toml", [f"run.dir={self.scratch.name}", *overrides])
-        self.run = session.open_run(self.cfg, resume=False)
-        self.base, self.data = session.load(self.run)
-        self.model, self.objective = self.base.model, setup.OBJECTIVES[self.cfg.train.objective]
+        cfg = load_config(folder / "loupe.toml", [f"run.dir={self.scratch.name}", *overrides])
+        self.run = trainer.load(trainer.open_run(cfg, resume=False))
+        self.cfg, self.data = self.run.cfg, self.run.data
+        self.model, self.objective = self.run.base.model, self.run.objective
         self.optimizers = make_optimizers(
             self.model, self.cfg.train.optimizer, self.cfg.train.learning_rate, self.cfg.train.weight_decay
         )
 
     def batches(self, documents: list, count: int) -> list:
         """The first micro-batches of the documents, as the loop gets them."""
-        from training import setup
+        from training import build
 
-        return list(islice(setup.build_loader(self.cfg, documents).batches(0), count))
+        return list(islice(build.build_loader(self.cfg, documents).batches(0), count))
 
     def step(self, batch) -> float:
         """One optimiser step; its loss."""
         from training import loop
 
-        trained = [p for p in self.model.parameters() if p.requires_grad]
         record = loop.train_step(
             self.model,
             self.objective,
             [batch],
-            trained,
             self.optimizers,
             self.run.precision,
             self.cfg.train.learning_rate,

@@ -1,9 +1,9 @@
-"""train.py --plan against what the run then takes; each plan and each run is a process of its own.
+"""Compares train.py --plan with what the run then takes; each plan and each run is a process of its own.
 
     python benchmarks/planning.py [--only NUMBER ...] [--steps 16]
 
-The 270M's weights are random, in bfloat16.  On the CPU the peak is the process's largest resident size, on
-              CUDA the allocator's.
+The 270M's weights are random, in bfloat16. On a CPU the peak is the largest resident size of the process, on
+CUDA the allocator's.
 """
 
 import argparse
@@ -128,11 +128,9 @@ def main() -> None:
             planned, measured, phase = compare(
                 folders[name], Path(scratch, f"run{i}"), (f"train.max_steps={args.steps}", *settings)
             )
-            print(
-                f"{i:>2}  {name}  {', '.join(s.partition('.')[2] for s in settings):77}  planned {planned:>6,} MiB ({phase})  measured {measured:>6,} MiB"
-                f"  {100 * (planned / measured - 1):+5.1f}%",
-                flush=True,
-            )
+            keys = ", ".join(s.partition(".")[2] for s in settings)
+            print(f"{i:>2}  {name}  {keys:77}  planned {planned:>6,} MiB ({phase})  ", end="")
+            print(f"measured {measured:>6,} MiB  {100 * (planned / measured - 1):+5.1f}%", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,6 @@ def pack(documents, share=False):
     assert documents, "a batch needs a document"
     whole = [len(document.input_ids) for document in documents]
     assert min(whole) > 0, "an empty document has no place in a stream"
-    ids = [document.id for document in documents]
     shared_prefix = [NONE] * len(documents)
     if share:
         documents, shared_prefix = _split_shared_prefixes(documents)
@@ -97,7 +96,7 @@ def pack(documents, share=False):
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
-        ids=ids,
+        ids=[d.id for i, d in enumerate(documents) if i not in shared_prefix],
         num_tokens=sum(whole),
         shared_prefix=shared_prefix if any(o != NONE for o in shared_prefix) else None,
     )

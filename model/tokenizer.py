@@ -72,6 +72,10 @@ class Tokenizer:
         """Text of the ids; control ids (start and end of turn, <bos>, ...) leave no trace."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
+    def piece(self, token: int) -> str:
+        """Returns the vocabulary entry of an id as tokenizer.json spells it, where "\u2581" stands for a space."""
+        return self.backend.id_to_token(token)
+
     def render_turns(self, messages) -> list[tuple[list[int], bool]]:
         """A conversation as pieces (ids, is a response) in order, without <bos>; the response's <end_of_turn> belongs to the response.
 

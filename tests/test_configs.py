@@ -128,7 +128,7 @@ def test_an_unknown_section_is_an_error_that_names_the_right_one(tmp_path):
             "[adapter]\ntarget_modules = [1]",
             "adapter.target_modules = [1] must be a string or a list of strings",
         ),
-        ("[train]\nobjective = 'stf'", "train.objective = 'stf' is not one of 'sft', 'pretrain'"),
+        ("[train]\nobjective = 'stf'", "train.objective = 'stf' is not one of 'sft', 'dpo'"),
         ("[train]\ncompile = 1", "train.compile = 1 is not one of 'auto', true, false"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[train]\nearly_stopping_patience = 2", "train.early_stopping_patience = 2 needs evaluations"),
         (
             "[adapter]\ntype = 'full'\ninit_from = 'a'",
-            "adapter.init_from = 'a' goes with adapter.type 'lora' or 'dora'",
+            "adapter.init_from = 'a' needs adapter.type 'lora' or 'dora'",
         ),
     ],
 )

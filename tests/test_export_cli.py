@@ -28,7 +28,7 @@ from tests.folders import (
     make_model,
     run_script,
 )
-from training.config import Config
+from training.config import Adapter, Config, Data, Model
 
 TOKENS = torch.randint(200, 6000, (48,), generator=torch.Generator().manual_seed(5))
 
@@ -51,8 +51,7 @@ def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def make_run(folder: Path, base: str, type: str) -> str:
     """A finished run's folder: its config, manifest, and adapter/ or model/."""
-    cfg = Config()
-    cfg.model.name, cfg.adapter.type, cfg.data.train = base, type, ["rows.jsonl"]
+    cfg = Config(model=Model(name=base), adapter=Adapter(type=type), data=Data(train=["rows.jsonl"]))
     folder.mkdir()
     (folder / "config.toml").write_text(cfg.to_toml())
     (folder / "manifest.json").write_text(

@@ -13,7 +13,7 @@ from ggml.container import GGUFFile
 from ggml.quantize import FILE_TYPES
 from tests.exporting.registry_server import PASSWORD, USER, registry
 from tests.folders import ROWS, make_adapter, make_model, write_rows
-from training.config import Config
+from training.config import Config, Data, Model, Run
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,9 @@ def make_run(folder, base) -> str:
     """A finished run with validation rows, in the shape that train.py leaves it."""
     from model.weights import hash_model
 
-    cfg = Config()
     folder.mkdir()
-    cfg.model.name, cfg.run.name, cfg.data.train, cfg.data.validation = (
-        base,
-        "my-run",
-        ["rows.jsonl"],
-        [write_rows(folder / "val.jsonl", ROWS)],
-    )
+    data = Data(train=["rows.jsonl"], validation=[write_rows(folder / "val.jsonl", ROWS)])
+    cfg = Config(model=Model(name=base), run=Run(name="my-run"), data=data)
     (folder / "config.toml").write_text(cfg.to_toml())
     manifest = {
         "base_sha256": hash_model(base),

@@ -85,7 +85,7 @@ def test_a_process_with_a_bad_config_ends_with_2_and_every_mistake_on_stderr(pla
         "error: bad.toml: no key train.learning_rat; did you mean 'learning_rate'?",
         "bad.toml: train.batch_size = '8' must be a whole number",
         "bad.toml: no section [trian]; did you mean 'train'?",
-        "--set train.epochs: write it as section.key=value, e.g. --set train.learning_rate=1e-4",
+        "--set train.epochs: write it as section.key=value, for example --set train.learning_rate=1e-4",
         "--set: adapter.type = 'lore' is not one of 'lora', 'dora', 'full'",
     ]
     assert not (place / "runs").exists()
@@ -113,7 +113,7 @@ def test_toml_that_cannot_be_read_names_its_line(place, capsys):
 
 @pytest.mark.parametrize("setting, message", [
     ("train.precision=fp16", "train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16'"),
-    ("train.objective=dpo", "train.objective = 'dpo' is not built yet; use 'sft' or 'pretrain'"),
+    ("train.objective=dpo", "train.objective = 'dpo' is not built yet; use 'sft'"),
     ("train.batch_size=0", "train.batch_size = 0 must be at least 1"),
     ("adapter.lora_dropout=1", "adapter.lora_dropout = 1.0 must be below 1"),
     ("train.device=gpu", "device 'gpu' (train.device, --device) cannot be used"),

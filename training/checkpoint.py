@@ -5,7 +5,8 @@
         state.json             counters, optimiser settings, scaler, fingerprint of config, data and base
         SHA256SUMS             of these two, for us and for `sha256sum -c`
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed: after a crash at any moment the last whole one is there.
+A checkpoint is written under a temporary name, flushed to the disk, and renamed: after a crash at any moment
+the last whole one is there.
 """
 
 import json
@@ -23,7 +24,9 @@ TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
 def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[str, torch.Tensor], dict]:
-    """Everything that the next step depends on but the data, as named tensors and JSON: weights, optimisers, scaler, every RNG."""
+    """Everything that the next step depends on but the data, as named tensors and JSON: weights, optimisers,
+    scaler, every RNG.
+    """
     tensors = {f"weights/{n}": p.detach() for n, p in weights.items()}
     settings = []
     for i, optimizer in enumerate(optimizers):
@@ -67,7 +70,9 @@ def restore(
 
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int) -> Path:
-    """Writes folder/step-N whole or not at all, then removes all but the `keep` newest; an OSError (a full disk) leaves the old ones as they are."""
+    """Writes folder/step-N whole or not at all, then removes all but the `keep` newest; an OSError (a full
+    disk) leaves the old ones as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
     final = folder / f"step-{step:08d}"
@@ -107,7 +112,8 @@ def clean(folder: Path) -> None:
 def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | None:
     """The newest checkpoint that is whole; a damaged one is named through `warn` and the one before it is tried.  None if there is none.
 
-    Raises ValueError where checkpoints exist and all are damaged: starting anew without a word would hide the loss.
+    Raises ValueError where checkpoints exist and all are damaged: starting anew without a word would hide the
+    loss.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -123,7 +129,9 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, the first of them named; None where each has the SHA-256 that was noted."""
+    """What is wrong with a checkpoint's files, the first of them named; None where each has the SHA-256 that
+    was noted.
+    """
     file = path / SUMS
     try:
         wanted = {

@@ -1,67 +1,80 @@
-"""The run's config: every key with its type, default and meaning; TOML in, `--set section.key=value` over it, all mistakes in one error."""
+"""The run's config: every key with its type, default and meaning.
 
+It is read from TOML, `--set section.key=value` overrides it, and one error lists all mistakes. A Config never
+changes; what a run resolves later (`"auto"`, say) becomes a new one through dataclasses.replace.
+"""
+
+import json
 import math
 import tomllib
 import types
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from common.errors import closest
+from common.progress import warn
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     name: str = ""
-    """Name of the run; the config file's name where it is empty."""
+    """Name of the run; the config file's name if empty."""
     dir: str = ""
-    """Folder that the run writes; runs/<name> where it is empty."""
+    """Folder that the run writes; runs/<name> if empty."""
     seed: int = 3407
     """Seed of initial adapters, dropout and the order of the data."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     name: str = "tiny"
     """"tiny" (the embedded base), a folder, or a Hugging Face hub id."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type that a frozen base is kept in ("auto": bfloat16 where training computes in it, else float32) and a full run is written in ("auto": bfloat16)."""
+    """Dtype of a frozen base in memory and of a full run's written weights; "auto": as training computes, and
+    bfloat16.
+    """
     init: Literal["pretrained", "random"] = "pretrained"
-    """"random" starts from fresh weights of the folder's config.json: pretraining."""
+    """"random" starts from new weights for the folder's config.json: pretraining."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adapter:
     type: Literal["lora", "dora", "full"] = "lora"
-    """"lora", "dora", or "full": every weight trains and no adapter is made."""
+    """"lora", "dora", or "full": all parameters are trainable and there is no adapter."""
     r: int = 16
     """Rank."""
     lora_alpha: float = 16
-    """Scale: the adapter's output is multiplied with lora_alpha / r."""
+    """The adapter's output is multiplied with lora_alpha / r."""
     lora_dropout: float = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     use_rslora: bool = False
-    """Scale with lora_alpha / sqrt(r) instead (Kalajdzievski 2023)."""
+    """Multiply with lora_alpha / sqrt(r) instead (Kalajdzievski 2023)."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or "all-linear"."""
     init_from: str = ""
-    """A PEFT folder to start from; its type, rank, scale and modules count, not the ones here."""
+    """A PEFT folder to start from; its type, rank, scale and modules replace the ones here."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     train: list[str] = field(default_factory=list)
     """Training file or files (JSON array or JSONL)."""
     validation: list[str] = field(default_factory=list)
-    """Validation file or files; each is measured before and after, the first one's loss also on the way: it decides which adapter is best."""
+    """Validation files; each is measured before and after training, the first also during it to select the
+    best weights.
+    """
     validation_fraction: float = 0.05
-    """Share of the training rows held out where no validation file is named; 0: none."""
+    """Share of the training rows that is held out if there is no validation file; 0: none."""
     format: Literal["auto", "json", "jsonl"] = "auto"
     """File format; "auto" looks at the content."""
+    task: Literal["auto", "redaction", "classification", "translation", "text"] = "auto"
+    """What a good response is, which decides the measures; "auto" looks at the rows."""
     loss_on: Literal["response", "all"] = "response"
-    """Which tokens are supervised."""
+    """Which tokens are supervised; raw text is always supervised whole."""
     max_length: int = 2048
     """Longest sample, in tokens."""
     on_long: Literal["error", "drop", "truncate"] = "error"
@@ -70,177 +83,238 @@ class Data:
     """What happens to a row that cannot be used."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Train:
-    objective: Literal["sft", "pretrain", "dpo", "grpo"] = "sft"
-    """What a step means."""
+    objective: Literal["sft", "dpo", "grpo"] = "sft"
+    """What a step optimizes; its settings are in the section of that name."""
     epochs: float = 1
     """Passes over the data; may be a fraction."""
     max_steps: int = 0
-    """Optimiser steps; 0: by epochs."""
+    """Optimizer steps; 0: by epochs."""
     batch_size: int = 8
     """Samples in a micro-batch."""
     max_tokens: int = 0
     """Fill micro-batches up to this many tokens instead; 0: by batch_size."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches in an optimiser step."""
+    """Micro-batches in an optimizer step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """"muon" takes the matrices of the layers, AdamW the rest."""
+    """"muon" updates the matrices of the layers, AdamW all other parameters."""
     learning_rate: float = 2e-4
-    """Peak rate."""
+    """Highest learning rate."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after the warm-up: to 0 in a line, in half a cosine, or not at all."""
+    """How the learning rate falls after the warm-up: in a line to 0, in half a cosine, or not at all."""
     warmup_steps: int = 0
-    """Steps over which the rate rises from 0."""
+    """Steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """Decoupled decay of the matrices."""
+    """Decoupled weight decay of the matrices."""
     max_grad_norm: float = 1.0
-    """Longer gradients are scaled down to this; 0: never."""
+    """Longer gradients are scaled down to this norm; 0: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of the matrix products; "auto": bf16 where the device does it well."""
+    """Dtype of the matrix products; "auto": bf16 on devices that are fast at it."""
     force_fp16: bool = False
     """Train in fp16 although Gemma 3's activations (about 8e5) overflow it (65,504)."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", ..."""
     share_prefix: bool = True
-    """Compute the tokens that samples of a micro-batch begin with, an instruction say, once; the gradients are those of each sample alone."""
+    """Compute the prefix that samples of a micro-batch share, an instruction say, once; the gradients stay
+    the same.
+    """
     gradient_checkpointing: bool = False
-    """Keep each layer's input alone and work the rest out again in the backward pass: less memory, slower steps."""
+    """Keep only the input of each layer and compute the rest again in the backward pass: less memory, slower
+    steps.
+    """
     compile: Literal["auto", True, False] = "auto"
-    """torch.compile the layers and the loss: half a minute at the start, then on a CPU steps 3 to 10% shorter; "auto": for a run of half an hour there."""
+    """torch.compile the layers and the loss: 30 s at the start, then steps 3 to 10% shorter on a CPU; "auto":
+    in runs of half an hour there.
+    """
     shuffle: bool = True
     """A new order in each epoch."""
     log_every: int = 10
-    """Steps between lines on a terminal that is none; metrics.jsonl has every step."""
+    """Steps between printed lines if stdout is no terminal; metrics.jsonl has every step."""
     eval_every: int = 0
-    """Steps between evaluations; 0: at the end only."""
+    """Steps between evaluations; 0: only at the end."""
     eval_samples: int = 100
     """Rows of each validation set that are measured; 0: all."""
     save_every: int = 0
-    """Steps between checkpoints; 0: none but when stopped."""
+    """Steps between checkpoints; 0: only when stopped and at the end."""
     save_total_limit: int = 2
-    """How many are kept."""
+    """Checkpoints that are kept."""
     early_stopping_patience: int = 0
-    """Evaluations without a better loss after which the run stops; 0: never."""
+    """Evaluations without improvement after which the run stops; 0: never."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class SFT:
+    metric_for_best_model: Literal["loss", "token_accuracy"] = "loss"
+    """The validation metric that selects the best weights: the lowest loss or the highest token accuracy."""
+
+
+@dataclass(frozen=True)
 class Generate:
     max_new_tokens: int = 512
-    """Longest answer, in tokens."""
+    """Longest completion, in tokens."""
     temperature: float = 0.0
-    """0: always the likeliest token."""
+    """0: greedy."""
     top_k: int = 0
-    """Sample among the k likeliest; 0: all."""
+    """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
-    """Sample among the likeliest that make up this share."""
+    """Sample among the most likely tokens that make up this probability."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts answered before and after training, for the terminal and the report."""
+    """Prompts that are answered before and after training, for the terminal and the report."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     adapter: Adapter = field(default_factory=Adapter)
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
+    sft: SFT = field(default_factory=SFT)
     generate: Generate = field(default_factory=Generate)
 
     def to_toml(self) -> str:
-        """The config as TOML text that load_config reads back to an equal one."""
-        return "\n".join(
-            f"[{name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in section.items())
-            for name, section in asdict(self).items()
-        )
+        """Returns the config as TOML, which load_config reads back to an equal one."""
+        lines = []
+        for name, section in asdict(self).items():
+            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
+        return "\n".join(lines)
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Reads a TOML file and applies `section.key=value` overrides; raises ValueError that lists every problem at once."""
+# Old names work for one release, with a warning.
+RENAMED = {
+    "train.recompute": "train.gradient_checkpointing",
+    "train.keep_checkpoints": "train.save_total_limit",
+}
+MOVED = {"data/samples/": "assets/samples/", "model/tiny": "assets/tiny"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a TOML file and applies `section.key=value` overrides; raises ValueError that lists every
+    problem.
+    """
     path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; start from small.toml or one of configs/") from None
-    except OSError as e:
-        raise ValueError(
-            f"{path}: cannot be read ({e.strerror}); name a TOML file such as small.toml"
-        ) from None
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"{path}: not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8"
-        ) from None
-    except tomllib.TOMLDecodeError as e:
-        raise ValueError(f"{path}: not valid TOML: {e}") from None
-    cfg, problems, wrong = Config(), [], []
-    for section, values in raw.items():
+    reader = _Reader()
+    for section, values in _read_toml(path).items():
         if isinstance(values, dict):
             for key, value in values.items():
-                _assign(cfg, section, key, value, str(path), problems, wrong)
-        elif section in _names(cfg):
-            problems.append(
-                f"{path}: {section} must be a section of keys; write [{section}] once, in single brackets, and the keys under it"
+                reader.assign(section, key, value, str(path))
+        elif section in SECTIONS:
+            reader.problems.append(
+                f"{path}: {section} must be a section of keys; write [{section}] once, in single brackets"
             )
         else:
-            problems.append(
-                f"{path}: {section} stands outside a section; put it under one of {_list(_names(cfg))}"
-            )
+            names = ", ".join(map(repr, SECTIONS))
+            reader.problems.append(f"{path}: {section} stands outside a section; put it under one of {names}")
     for text in overrides:
-        _override(cfg, text, problems, wrong)
-    problems += [
-        p for p in _check(cfg, str(path)) if not any(name in p for name in wrong)
-    ]  # a wrong key has its default, which is nobody's mistake
-    if problems:
+        reader.override(text)
+    run = {"name": path.stem} | {k: v for k, v in reader.values["run"].items() if v != ""}
+    reader.values["run"] = {"dir": f"runs/{run['name']}"} | run
+    cfg = Config(**{name: kind(**reader.values[name]) for name, kind in SECTIONS.items()})
+    # A key that was rejected has its default here, and nothing is said about that.
+    problems = [p for p in _check(cfg, str(path)) if not any(name in p for name in reader.rejected)]
+    if problems := reader.problems + problems:
         raise ValueError("\n".join(problems))
-    cfg.run.name = cfg.run.name or path.stem
-    cfg.run.dir = cfg.run.dir or f"runs/{cfg.run.name}"
     return cfg
 
 
-def _override(cfg: Config, text: str, problems: list[str], wrong: list[str]) -> None:
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot):
-        problems.append(f"--set {text}: write it as section.key=value, e.g. --set train.learning_rate=1e-4")
-        return
+def _read_toml(path: Path) -> dict:
     try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()  # a bare word is a string: --set model.name=tiny
-    if (
-        section in _names(cfg)
-        and get_type_hints(type(getattr(cfg, section))).get(key) is str
-        and not isinstance(parsed, str)
-    ):
-        parsed = value.strip()  # and so is what TOML takes for a number or a date: --set run.name=2026-11-21
-    _assign(cfg, section, key, parsed, "--set", problems, wrong)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        problem = "no such file; start from small.toml or one of configs/"
+    except OSError as e:
+        problem = f"cannot be read ({e.strerror}); name a TOML file such as small.toml"
+    except UnicodeDecodeError as e:
+        problem = f"not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8"
+    except tomllib.TOMLDecodeError as e:
+        problem = f"not valid TOML: {e}"
+    raise ValueError(f"{path}: {problem}")
 
 
-def _assign(
-    cfg: Config, section: str, key: str, value, where: str, problems: list[str], wrong: list[str]
-) -> None:
-    """Sets one key, or adds to `problems` what is wrong with it; a known key that keeps its default so is added to `wrong`."""
-    part = getattr(cfg, section, None) if section in _names(cfg) else None
-    if part is None:
-        problems.append(f"{where}: no section [{section}]{closest(section, _names(cfg))}")
-    elif key not in _names(part):
-        problems.append(f"{where}: no key {section}.{key}{closest(key, _names(part))}")
-    else:
-        kind = get_type_hints(type(part))[key]
+SECTIONS: dict[str, type] = get_type_hints(Config)
+
+
+class _Reader:
+    """Collects {section: {key: value}} and every problem on the way."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict] = {name: {} for name in SECTIONS}
+        self.problems: list[str] = []
+        self.rejected: list[str] = []  # known keys whose value is wrong
+        self.written: dict[str, str] = {}  # key -> the name under which it was given
+
+    def override(self, text: str) -> None:
+        """Assigns one `section.key=value` of the command line."""
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot):
+            example = "--set train.learning_rate=1e-4"
+            self.problems.append(f"--set {text}: write it as section.key=value, for example {example}")
+            return
         try:
-            setattr(part, key, _convert(value, kind))
+            parsed = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()  # a bare word is a string: --set model.name=tiny
+        if section in SECTIONS and get_type_hints(SECTIONS[section]).get(key) is str:
+            # So is what TOML takes for a number or a date: --set run.name=2026-11-21
+            parsed = parsed if isinstance(parsed, str) else value.strip()
+        self.assign(section, key, parsed, "--set")
+
+    def assign(self, section: str, key: str, value, where: str) -> None:
+        """Sets one key, or records what is wrong with it."""
+        given = f"{section}.{key}"
+        section, key, value = self._translate(section, key, value, where)
+        name = f"{section}.{key}"
+        if section not in SECTIONS:
+            self.problems.append(f"{where}: no section [{section}]{closest(section, SECTIONS)}")
+            return
+        hints = get_type_hints(SECTIONS[section])
+        if key not in hints:
+            self.problems.append(f"{where}: no key {name}{closest(key, hints)}")
+            return
+        if self.written.setdefault(f"{where} {name}", given) != given:
+            self.problems.append(f"{where}: {given} is the old name of {name}, which is given too; remove it")
+        try:
+            self.values[section][key] = _convert(value, hints[key])
         except ValueError as e:
-            problems.append(f"{where}: {section}.{key} = {value!r} {e}")
-            wrong.append(f"{section}.{key}")
+            self.problems.append(f"{where}: {name} = {value!r} {e}")
+            self.rejected.append(name)
+
+    def _translate(self, section: str, key: str, value, where: str) -> tuple[str, str, object]:
+        """Returns section, key and value under their new names, with a warning for each old one."""
+        name = f"{section}.{key}"
+        if name in RENAMED:
+            warn(f"{where}: {name} is now called {RENAMED[name]}; the old name will be removed")
+            section, key = RENAMED[name].split(".")
+        if name == "train.objective" and value == "pretrain":
+            warn(f"{where}: train.objective = 'pretrain' is now 'sft' with data.loss_on = 'all'")
+            self.values["data"]["loss_on"] = "all"
+            value = "sft"
+        if section in ("data", "model", "adapter"):
+            many = isinstance(value, list)
+            value = [_moved(v, name, where) for v in value] if many else _moved(value, name, where)
+        return section, key, value
+
+
+def _moved(value, name: str, where: str):
+    """Returns the path under which a file of Loupe's own lies now."""
+    for old, new in MOVED.items():
+        if isinstance(value, str) and value.startswith(old) and not Path(value).exists():
+            there = new + value.removeprefix(old)
+            if Path(there).exists():
+                warn(f"{where}: {name}: {value} is now {there}; the old path will be removed")
+                return there
+    return value
 
 
 def _convert(value, kind):
-    """`value` as the type `kind`; raises ValueError that says what was expected."""
+    """Returns `value` as the type `kind`; raises ValueError that says what was expected."""
     if get_origin(kind) is Literal:
-        if not any(
-            value == choice and type(value) is type(choice) for choice in get_args(kind)
-        ):  # 1 is not true
-            raise ValueError(f"is not one of {_list(get_args(kind))}")
+        # 1 is not true.
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
+            choices = (_toml(c) if isinstance(c, bool) else repr(c) for c in get_args(kind))
+            raise ValueError(f"is not one of {', '.join(choices)}")
         return value
     if isinstance(kind, types.GenericAlias):  # list[str]; one string stands for a list of it
         value = [value] if isinstance(value, str) else value
@@ -250,102 +324,69 @@ def _convert(value, kind):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(
-            f"must be {({int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string'})[kind]}"
-        )
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+        raise ValueError(f"must be {names[kind]}")
     if kind is int and not -(2**63) <= value < 2**63:
         raise ValueError("must be a whole number of 64 bits")
     return value
 
 
 AT_LEAST = {
-    "adapter.r": 1,
-    "adapter.lora_alpha": 0,
-    "adapter.lora_dropout": 0,
-    "data.validation_fraction": 0,
-    "data.max_length": 2,
-    "train.epochs": 0,
-    "train.max_steps": 0,
-    "train.batch_size": 1,
-    "train.max_tokens": 0,
-    "train.gradient_accumulation_steps": 1,
-    "train.learning_rate": 0,
-    "train.warmup_steps": 0,
-    "train.weight_decay": 0,
-    "train.max_grad_norm": 0,
-    "train.log_every": 1,
-    "train.eval_every": 0,
-    "train.eval_samples": 0,
-    "train.save_every": 0,
-    "train.save_total_limit": 1,
-    "train.early_stopping_patience": 0,
-    "generate.max_new_tokens": 1,
-    "generate.temperature": 0,
-    "generate.top_k": 0,
+    0: "adapter.lora_alpha adapter.lora_dropout data.validation_fraction train.epochs train.max_steps "
+    "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.max_grad_norm "
+    "train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
+    "generate.temperature generate.top_k",
+    1: "adapter.r train.batch_size train.gradient_accumulation_steps train.log_every "
+    "train.save_total_limit generate.max_new_tokens",
+    2: "data.max_length",
 }
 BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction")
 
 
 def _check(cfg: Config, where: str) -> list[str]:
-    """What no type can say: ranges, and keys that need each other."""
+    """Returns what no type can express: ranges, and keys that need each other."""
     found = []
-    for name, low in AT_LEAST.items():
+    for low, name in ((low, name) for low, names in AT_LEAST.items() for name in names.split()):
         section, key = name.split(".")
         value = getattr(getattr(cfg, section), key)
         if not value >= low:
-            found.append(f"{where}: {name} = {value} must be at least {low}")
+            found.append(f"{name} = {value} must be at least {low}")
         if value == math.inf:
-            found.append(f"{where}: {name} = {value} must be a finite number")
+            found.append(f"{name} = {value} must be a finite number")
         if name in BELOW_ONE and value >= 1:
-            found.append(f"{where}: {name} = {value} must be below 1")
+            found.append(f"{name} = {value} must be below 1")
+    t, held_out = cfg.train, cfg.data.validation or cfg.data.validation_fraction
     if not 0 < cfg.generate.top_p <= 1:
+        found.append(f"generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1 (every token)")
+    if t.early_stopping_patience and not (t.eval_every and held_out):
         found.append(
-            f"{where}: generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1; 1 keeps every token"
-        )
-    if cfg.train.early_stopping_patience and not (
-        cfg.train.eval_every and (cfg.data.validation or cfg.data.validation_fraction)
-    ):
-        found.append(
-            f"{where}: train.early_stopping_patience = {cfg.train.early_stopping_patience} needs evaluations on the way; set train.eval_every, and "
-            "data.validation or data.validation_fraction"
+            f"train.early_stopping_patience = {t.early_stopping_patience} needs evaluations during training; "
+            "set train.eval_every, and data.validation or data.validation_fraction"
         )
     if cfg.adapter.type == "full" and cfg.adapter.init_from:
         found.append(
-            f"{where}: adapter.init_from = {cfg.adapter.init_from!r} goes with adapter.type 'lora' or 'dora'; a full run starts from model.name"
+            f"adapter.init_from = {cfg.adapter.init_from!r} needs adapter.type 'lora' or 'dora'; "
+            "a full run starts from model.name"
         )
     if not cfg.data.train:
-        found.append(f"{where}: data.train is missing; name a JSON or JSONL file of training rows")
-    if not cfg.train.max_steps and not cfg.train.epochs:
-        found.append(f"{where}: train.epochs and train.max_steps are both 0; nothing would be trained")
-    if cfg.train.objective in ("dpo", "grpo"):
+        found.append("data.train is missing; name a JSON or JSONL file of training rows")
+    if not t.max_steps and not t.epochs:
+        found.append("train.epochs and train.max_steps are both 0; nothing would be trained")
+    if t.objective != "sft":
+        found.append(f"train.objective = {t.objective!r} is not built yet; use 'sft'")
+    if t.precision == "fp16" and not t.force_fp16:
         found.append(
-            f"{where}: train.objective = {cfg.train.objective!r} is not built yet; use 'sft' or 'pretrain'"
+            "train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; "
+            "use 'bf16', or set train.force_fp16 = true to try all the same"
         )
-    if cfg.train.precision == "fp16" and not cfg.train.force_fp16:
-        found.append(
-            f"{where}: train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16', "
-            "or set train.force_fp16 = true to try all the same"
-        )
-    return found
-
-
-def _names(part) -> list[str]:
-    return [f.name for f in fields(part)]
-
-
-def _list(words) -> str:
-    return ", ".join(_toml(w) if isinstance(w, bool) else repr(w) for w in words)
+    return [f"{where}: {problem}" for problem in found]
 
 
 def _toml(value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        import json
-
-        return json.dumps(value, ensure_ascii=False).replace(
-            "\x7f", "\\u007f"
-        )  # a TOML basic string has JSON's escapes, and refuses a raw DEL
+    if isinstance(value, str):  # a TOML basic string has JSON's escapes, and refuses a raw DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)

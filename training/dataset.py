@@ -1,4 +1,4 @@
-"""What a run reads beside the weights: the base's config and tokenizer, and the rows."""
+"""What a run reads besides the weights: the base's config and tokenizer, and the rows."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,19 +10,19 @@ from common.progress import say, warn
 from data import render, token_cache
 from data.checks import brief, examine
 from data.loader import split_validation
-from data.render import Document
-from data.rows import read_samples
+from data.render import Counts, Document
+from data.rows import Sample, read_samples
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
 from training.config import Config
 
-TOKENS = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
+TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
 
 @dataclass
-class Reader:
-    """What of the base the rows are read with."""
+class BaseFiles:
+    """What the rows need of a base model's folder."""
 
     folder: Path
     config: Gemma3Config
@@ -32,7 +32,7 @@ class Reader:
 @dataclass
 class ValidationSet:
     name: str
-    samples: list
+    samples: list[Sample]
     documents: list[Document]
 
 
@@ -41,33 +41,36 @@ class TrainingData:
     documents: list[Document]
     validation: list[ValidationSet]
     files: list[str]
-    facts: dict
+    checks: dict  # data.checks.examine's findings
+    left_out: list[str]  # ids of training samples without a document: too long, or nothing supervised
+    counts: Counts
 
 
-def read(cfg: Config, folder: Path) -> tuple[Reader, TrainingData]:
-    """The config and tokenizer of the base in `folder`, and the documents of a run."""
-    reader = Reader(folder, read_config(folder), Tokenizer(folder))
-    return reader, build_data(cfg, reader)
+def read(cfg: Config, objective, folder: Path) -> tuple[BaseFiles, TrainingData]:
+    """Reads config and tokenizer of the base in `folder`, and the run's documents."""
+    base = BaseFiles(folder, read_config(folder), Tokenizer(folder))
+    return base, build_data(cfg, objective, base)
 
 
 def refuse_missing_files(cfg: Config) -> None:
-    """Raises ValueError that lists every data file that is not there, with the folder from which it was looked for."""
-    files = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
-    missing = [
-        f"{key}: {file or repr(file)}: cannot be read: "
-        + ("Is a directory" if Path(file).is_dir() else "No such file or directory")
-        for key, names in files.items()
-        for file in names
-        if not Path(file).exists() or Path(file).is_dir()
-    ]
+    """Raises ValueError that lists every data file that cannot be read, and the folder that they are relative
+    to.
+    """
+    named = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
+    missing = []
+    for key, file in ((key, file) for key, files in named.items() for file in files):
+        if Path(file).is_dir() or not Path(file).exists():
+            why = "Is a directory" if Path(file).is_dir() else "No such file or directory"
+            missing.append(f"{key}: {file or repr(file)}: cannot be read: {why}")
     if missing:
-        raise ValueError(
-            listed("the data is not there:", missing, f"Name JSON or JSONL files, as seen from {Path.cwd()}")
-        )
+        remedy = f"Name JSON or JSONL files, as seen from {Path.cwd()}"
+        raise ValueError(listed("the data is not there:", missing, remedy))
 
 
-def build_data(cfg: Config, base: Reader) -> TrainingData:
-    """Reads, checks, renders and splits the run's files; raises ValueError with all that is wrong in them."""
+def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
+    """Reads, splits, renders and checks the run's files; raises ValueError with everything that is wrong in
+    them.
+    """
     train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
     sets = []
     for file in cfg.data.validation:
@@ -81,62 +84,63 @@ def build_data(cfg: Config, base: Reader) -> TrainingData:
     held_out = [sample for _, samples in sets for sample in samples]
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
-    documents, counts = _render(cfg, base, train)
-    validation = [_validation_set(cfg, base, *named) for named in sets]
+    documents, counts = _documents(cfg, objective, base, train)
+    validation = [_validation_set(cfg, objective, base, *named) for named in sets]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
-    report = examine(train, documents, held_out, problems, counts)
-    say(brief(report))
+    checks = examine(train, documents, held_out, problems, counts)
+    say(brief(checks))
     if problems:
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
-    return TrainingData(documents, validation, [*cfg.data.train, *cfg.data.validation], report)
+    kept = {d.id for d in documents}
+    left_out = [s.id for s in train if s.id not in kept]
+    files = [*cfg.data.train, *cfg.data.validation]
+    return TrainingData(documents, validation, files, checks, left_out, counts)
 
 
-def _validation_set(cfg: Config, base: Reader, name: str, samples: list) -> ValidationSet:
-    """The samples that are measured, loss and answers alike: those that data.on_long leaves."""
-    documents, counts = _render(cfg, base, samples)
+def _validation_set(
+    cfg: Config, objective, base: BaseFiles, name: str, samples: list[Sample]
+) -> ValidationSet:
+    """Returns the samples that loss and completions are measured on: those within data.max_length."""
+    documents, counts = _documents(cfg, objective, base, samples)
     if counts.dropped:
-        warn(
-            f"{name}: {counts.dropped} of {len(samples)} rows are longer than data.max_length and are not measured"
-        )
+        warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
     kept = {d.id for d in documents}
     return ValidationSet(name, [s for s in samples if s.id in kept], documents)
 
 
-def _refuse_too_long(cfg: Config, base: Reader, sets: list[list[Document]]) -> None:
-    """Raises ValueError before training for what the model has no positions for: a prompt needs one more for its answer."""
-    positions = base.config.max_position_embeddings
+def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:
+    """Raises ValueError for rows and prompts that exceed the model's positions; a prompt needs one more for
+    its answer.
+    """
+    positions, problems = base.config.max_position_embeddings, []
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
-    problems = (
-        [f"the longest row has {longest} tokens; set data.max_length to {positions}"]
-        if longest > positions
-        else []
-    )
+    if longest > positions:
+        problems.append(f"the longest row has {longest} tokens; set data.max_length to {positions}")
     for i, prompt in enumerate(cfg.generate.prompts, 1):
         length = len(base.tokenizer.render_prompt((("user", prompt),)))
-        problems += (
-            [f"prompt {i} of generate.prompts has {length} tokens; shorten it to {positions - 1}"]
-            if length >= positions
-            else []
-        )
+        if length >= positions:
+            problems.append(
+                f"prompt {i} of generate.prompts has {length} tokens; shorten it to {positions - 1}"
+            )
     if problems:
         raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
-def _render(cfg: Config, base: Reader, samples):
-    """The samples' documents and their counts; those of many rows are kept for the next run."""
-    how = (
-        "all" if cfg.train.objective == "pretrain" else cfg.data.loss_on,
-        cfg.data.max_length,
-        cfg.data.on_long,
-        base.config.vocab_size,
-    )
+def _documents(
+    cfg: Config, objective, base: BaseFiles, samples: list[Sample]
+) -> tuple[list[Document], Counts]:
+    """Returns the objective's documents; those of many rows are kept on disk for the next run."""
+    limits = {
+        "max_length": cfg.data.max_length,
+        "on_long": cfg.data.on_long,
+        "vocab_size": base.config.vocab_size,
+    }
 
-    def others() -> bytes:
-        files = [Path(module.__file__) for module in (render, token_cache, tokenizer)] + [
-            base.folder / "tokenizer.json"
-        ]
-        return repr((how, version("tokenizers"))).encode() + b"".join(sha256(f).encode() for f in files)
+    def depends_on() -> bytes:
+        files = [Path(module.__file__ or "") for module in (render, token_cache, tokenizer)]
+        hashes = [sha256(f) for f in (*files, base.folder / "tokenizer.json")]
+        return repr((cfg.train.objective, cfg.data.loss_on, limits, version("tokenizers"), hashes)).encode()
 
     return token_cache.stored(
-        TOKENS, samples, others, lambda: render.render_all(samples, base.tokenizer, *how)
+        TOKEN_CACHE, samples, depends_on, lambda: objective.documents(samples, base.tokenizer, **limits)
     )

@@ -23,19 +23,23 @@ class Answers:
 
 @torch.no_grad()
 def mean_loss(model, objective, documents, precision) -> dict:
-    """{"loss": mean of -log p over all supervised tokens (nats), "tokens": how many}; the model's training mode is put back."""
+    """{"loss": mean of -log p over all supervised tokens (nats), "tokens": how many}; the model's training
+    mode is put back.
+    """
     was_training = model.training
     model.eval()
-    total, weight = 0.0, 0
+    total, sums, weight = 0.0, {}, 0
     try:
         for group in groups(documents):
             batch = pack(group, share=True).to(precision.device)
             with precision.autocast():
-                loss, count, _ = objective.loss(model, batch)
+                loss, count, metrics = objective.loss(model, batch)
             total, weight = total + float(loss), weight + count
+            sums = {name: sums.get(name, 0.0) + float(value) for name, value in metrics.items()}
     finally:
         model.train(was_training)
-    return {"loss": total / max(1, weight), "tokens": weight}
+    means = {name: value / max(1, weight) for name, value in {"loss": total, **sums}.items()}
+    return means | {"tokens": weight}
 
 
 def groups(documents, limit: int = LOSS_TOKENS):
@@ -61,7 +65,9 @@ def last_exchange(sample) -> tuple[tuple, str] | None:
 def answer(
     model, tokenizer, samples, settings, precision, seed: int, what: str = "answers", quiet: bool = False
 ) -> Answers:
-    """Generates the last response of each sample (raw text has none and is left out); `settings` are the config's [generate]."""
+    """Generates the last response of each sample (raw text has none and is left out); `settings` are the
+    config's [generate].
+    """
     exchanges = [e for e in map(last_exchange, samples) if e]
     prompts = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
     progress = bar(len(prompts), what, "answer", quiet)
@@ -86,7 +92,9 @@ def answer(
 
 
 def measures(answers: Answers) -> dict:
-    """exact_match, and for redaction rows the scores of tasks.redaction: leak_rate, entity_f1, per_label, ...; {} without rows."""
+    """exact_match, and for redaction rows the scores of tasks.redaction: leak_rate, entity_f1, per_label,
+    ...; {} without rows.
+    """
     if not answers.texts:
         return {}
     pairs = list(zip(answers.prompts, answers.golds, answers.texts, strict=True))

@@ -1,10 +1,13 @@
-"""How much a step multiplies, and the share of a GPU's peak that this is: MFU, model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B)."""
+"""How much a step multiplies, and the share of a GPU's peak that this is: MFU, model FLOPs utilisation
+(Chowdhery et al. 2022, PaLM, appendix B).
+"""
 
 import re
 
 import torch
 
-# Dense bfloat16 products with sums in float32, FLOP/s, by a part of the device's name; the first that fits counts (NVIDIA's data sheets).
+# Dense bfloat16 products with sums in float32, FLOP/s, by a part of the device's name; the first that fits
+# counts (NVIDIA's data sheets).
 PEAKS = {
     r"H100 PCIe": 756e12,
     r"H[12]00 NVL": 835e12,
@@ -18,7 +21,8 @@ OTHERS = r" Laptop| D\b| Ti\b|MIG"  # cards of the same name, and parts of cards
 
 
 def step_flops(model, tokens: int, targets: int) -> int:
-    """FLOPs of the products with weights in a step over streams of so many tokens, of which `targets` are predicted.
+    """FLOPs of the products with weights in a step over streams of so many tokens, of which `targets` are
+    predicted.
 
     A weight matrix of n numbers costs a token 2 n forward, 2 n for the gradient of its input, and 2 n for its own where it trains.  The head, and the
     last layer behind its attention, run at the targets only.  Left out: attention's products of tokens with tokens (a twelfth where documents are short).
@@ -32,7 +36,9 @@ def step_flops(model, tokens: int, targets: int) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the GPU promises for products in half precision; None where no data sheet of it is known here, or for other products."""
+    """FLOP/s that the GPU promises for products in half precision; None where no data sheet of it is known
+    here, or for other products.
+    """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,32 +1,37 @@
-"""The loop: it adds up gradients over micro-batches, scales them once, steps, and keeps what a resume needs.
+"""The training loop: it adds up gradients over micro-batches, divides them once, steps, and keeps what a
+resume needs.
 
-One optimiser step is a window of `accumulate` micro-batches, the last of an epoch maybe fewer.  The objective returns a sum of losses
-and the number of tokens it is over; the gradients of the sums are added up and divided by all tokens of the window at once, so a token
-weighs the same however the batch is cut.  (The mean of micro-batch means would favour tokens in micro-batches with few of them.)
+The objective returns a sum of losses and the number of tokens that it is over. The gradients of the sums are
+added up and divided by all tokens of the step, so a token weighs the same however the batch is cut. (The mean
+of the micro-batches' means would favour the tokens of micro-batches that have few.)
 """
 
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import torch
 
+from common.device import Precision
+from data.loader import Loader
+from data.packing import Batch
 from training.optim import lr_factor
 
-MAX_BAD_STEPS = 3  # non-finite steps in a row that stop the run
+MAX_BAD_STEPS = 3  # This many non-finite steps in a row stop the run.
 
 
 @dataclass
 class State:
-    """Where a run stands: what a checkpoint holds beside tensors."""
+    """Where a run stands: what a checkpoint holds besides tensors."""
 
-    step: int = 0  # optimiser steps done
+    step: int = 0  # optimizer steps done
     epoch: int = 0
     batch: int = 0  # micro-batches of this epoch that are done
     bad_steps: int = 0  # non-finite steps in a row
-    best_loss: float = math.inf
+    best: dict[str, float] = field(default_factory=dict)  # the best evaluation's metrics
     best_step: int = -1
     stale: int = 0  # evaluations since the best one
     evaluated: int = -1  # step of the last evaluation
@@ -35,20 +40,20 @@ class State:
 
 
 class Stopped(Exception):
-    """The run was asked to stop and its checkpoint is saved."""
+    """The run was asked to stop, and its checkpoint is saved."""
 
 
 class Diverged(RuntimeError):
     """Several steps in a row were not finite."""
 
 
-@dataclass
-class Plan:
-    """The loop's numbers."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long the loop runs, how it steps, and how often it evaluates and saves."""
 
     total_steps: int
     batches_per_epoch: int
-    accumulate: int
+    accumulate: int  # micro-batches of a step
     learning_rate: float
     lr_scheduler: str
     warmup_steps: int
@@ -57,124 +62,142 @@ class Plan:
     save_every: int
     patience: int
 
+    def lr(self, step: int) -> float:
+        return self.learning_rate * lr_factor(step, self.total_steps, self.warmup_steps, self.lr_scheduler)
+
+    def done(self, state: State) -> bool:
+        return state.step >= self.total_steps or 0 < self.patience <= state.stale
+
 
 @dataclass
 class Hooks:
-    """What the loop calls: each is a plain function."""
+    """The functions that the loop calls."""
 
-    on_step: callable
-    evaluate: callable  # (step) -> the validation loss that decides, None without validation data
-    keep_best: callable
-    save: callable  # writes a checkpoint of the state
-    on_skip: callable = field(default=lambda message: None)
+    on_step: Callable[[dict], None]
+    evaluate: Callable[[int], dict | None]  # step -> metrics that select the best weights; None without data
+    keep_best: Callable[[], None]
+    save: Callable[[], None]  # writes a checkpoint of the state
+    on_skip: Callable[[dict], None] = field(default=lambda record: None)
 
 
-def fit(model, objective, loader, optimizers, precision, plan: Plan, state: State, hooks: Hooks) -> None:
-    """Trains until plan.total_steps or early stopping, evaluates and saves; raises Stopped after SIGINT or SIGTERM, Diverged after MAX_BAD_STEPS
-    bad steps in a row."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    device = precision.device
+def fit(
+    model,
+    objective,
+    loader: Loader,
+    optimizers: list,
+    precision: Precision,
+    schedule: Schedule,
+    state: State,
+    hooks: Hooks,
+) -> None:
+    """Trains until the last step or early stopping, evaluates, and saves.
+
+    Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS non-finite steps in a row.
+    """
     with _StopSignal() as stop:
-        while not _done(state, plan):
+        while not schedule.done(state):
             batches = iter(loader.batches(state.epoch, state.batch))
-            while not _done(state, plan):
-                start = time.perf_counter()
-                if not (window := list(islice(batches, plan.accumulate))):
-                    break
-                rate = plan.learning_rate * lr_factor(
-                    state.step, plan.total_steps, plan.warmup_steps, plan.lr_scheduler
-                )
-                record = train_step(
-                    model, objective, window, trained, optimizers, precision, rate, plan.max_grad_norm
-                )
-                state.step, state.batch = state.step + 1, state.batch + len(window)
-                _judge(model, objective, window, record, state, precision, hooks)
-                seconds = time.perf_counter() - start
-                state.tokens, state.seconds = state.tokens + record["tokens"], state.seconds + seconds
-                epoch = state.epoch + state.batch / plan.batches_per_epoch
-                hooks.on_step(
-                    {
-                        "step": state.step,
-                        "epoch": round(epoch, 4),
-                        **record,
-                        "tokens_per_second": round(record["tokens"] / seconds, 1),
-                        "seconds": round(seconds, 4),
-                    }
-                )
-                if plan.eval_every and state.step % plan.eval_every == 0 and state.step < plan.total_steps:
-                    _evaluate(hooks, state)
-                if stop.asked or (plan.save_every and state.step % plan.save_every == 0):
+            while not schedule.done(state) and (micro_batches := list(islice(batches, schedule.accumulate))):
+                _step(model, objective, micro_batches, optimizers, precision, schedule, state, hooks)
+                if (
+                    schedule.eval_every
+                    and state.step % schedule.eval_every == 0
+                    and state.step < schedule.total_steps
+                ):
+                    _evaluate(objective, hooks, state)
+                if stop.asked or (schedule.save_every and state.step % schedule.save_every == 0):
                     hooks.save()
                 if stop.asked:
                     raise Stopped
-            if not _done(state, plan):
+            if not schedule.done(state):
                 state.epoch, state.batch = state.epoch + 1, 0
-        if device.type == "cuda":
+        if precision.device.type == "cuda":
             torch.cuda.synchronize()
         if state.evaluated < state.step:
             hooks.save()  # the training is safe before the evaluation writes the adapter
-            _evaluate(hooks, state)
+            _evaluate(objective, hooks, state)
         hooks.save()
         if stop.asked:
             raise Stopped
 
 
-def _done(state: State, plan: Plan) -> bool:
-    return state.step >= plan.total_steps or 0 < plan.patience <= state.stale
+def _step(
+    model, objective, micro_batches, optimizers, precision, schedule: Schedule, state: State, hooks: Hooks
+) -> None:
+    """Does one optimizer step and records it."""
+    start, lr = time.perf_counter(), schedule.lr(state.step)
+    record = train_step(model, objective, micro_batches, optimizers, precision, lr, schedule.max_grad_norm)
+    state.step, state.batch = state.step + 1, state.batch + len(micro_batches)
+    handle_nonfinite(model, objective, micro_batches, record, state, precision, hooks)
+    seconds = time.perf_counter() - start
+    state.tokens, state.seconds = state.tokens + record["tokens"], state.seconds + seconds
+    epoch = round(state.epoch + state.batch / schedule.batches_per_epoch, 4)
+    speed = {"tokens_per_second": round(record["tokens"] / seconds, 1), "seconds": round(seconds, 4)}
+    hooks.on_step({"step": state.step, "epoch": epoch, **record, **speed})
 
 
 def train_step(
-    model, objective, window, trained, optimizers, precision, rate: float, max_grad_norm: float
+    model,
+    objective,
+    micro_batches: list[Batch],
+    optimizers: list,
+    precision: Precision,
+    lr: float,
+    max_grad_norm: float,
 ) -> dict:
-    """One optimiser step over the micro-batches of `window`; the record has the mean loss, the gradient's norm before clipping, and "applied".
+    """Does one optimizer step over the micro-batches and returns its record.
 
-    Nothing is applied where the loss or the norm is not finite.  The one wait for the device is the reading of loss and norm at the end.
+    The record has the mean loss, the objective's metrics, the gradient's norm before clipping, and "applied":
+    nothing is applied if the loss or the norm is not finite. The only wait for the device is where loss, norm
+    and metrics are read at the end.
     """
     model.train()
-    total, weight, tokens, streamed = 0.0, 0, 0, 0
-    for batch in window:
+    total, sums, weight, tokens, stream_tokens = 0.0, {}, 0, 0, 0
+    for batch in micro_batches:
         batch = objective.prepare(model, _move(batch, precision.device))
         with precision.autocast():
-            loss_sum, count, _ = objective.loss(model, batch)
+            loss_sum, count, metrics = objective.loss(model, batch)
         precision.scaler.scale(loss_sum).backward()
-        total, weight, tokens, streamed = (
-            total + loss_sum.detach(),
-            weight + count,
-            tokens + batch.num_tokens,
-            streamed + len(batch.tokens),
-        )
+        total, weight = total + loss_sum.detach(), weight + count
+        sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
+        tokens, stream_tokens = tokens + batch.num_tokens, stream_tokens + len(batch.tokens)
     assert weight, "data/render.py leaves out documents without supervision"
     for optimizer in optimizers:
         precision.scaler.unscale_(optimizer)
-    grads = [p.grad for p in trained if p.grad is not None]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    grads = [p.grad for p in trainable if p.grad is not None]
     torch._foreach_div_(grads, float(weight))
     norm = torch.nn.utils.get_total_norm(grads)
-    loss, norm_value = (
-        torch.stack((torch.as_tensor(total, device=norm.device).float() / weight, norm.float()))
-    ).tolist()
+    means = [torch.as_tensor(x, device=norm.device).float() / weight for x in (total, *sums.values())]
+    loss, norm_value, *figures = torch.stack((means[0], norm.float(), *means[1:])).tolist()
     applied = math.isfinite(loss) and math.isfinite(norm_value)
     if applied:
         if max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(trainable, max_grad_norm, norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = lr
             precision.scaler.step(optimizer)
     if precision.scaler.is_enabled():
         precision.scaler.update()
     return {
         "loss": loss,
-        "learning_rate": rate,
+        **dict(zip(sums, figures, strict=True)),
+        "learning_rate": lr,
         "grad_norm": norm_value,
         "tokens": tokens,
-        "stream_tokens": streamed,
+        "stream_tokens": stream_tokens,
         "supervised_tokens": weight,
         "applied": applied,
     }
 
 
-def _judge(model, objective, window, record: dict, state: State, precision, hooks: Hooks) -> None:
-    """Clears the gradients; counts and explains a step that was not applied."""
+def handle_nonfinite(
+    model, objective, micro_batches, record: dict, state: State, precision, hooks: Hooks
+) -> None:
+    """Clears the gradients; counts and explains a step that was not applied, and raises Diverged after too
+    many.
+    """
     if record.pop("applied"):
         state.bad_steps = 0
         model.zero_grad(set_to_none=True)
@@ -182,30 +205,32 @@ def _judge(model, objective, window, record: dict, state: State, precision, hook
     state.bad_steps += 1
     culprit = _first_bad_gradient(model) if math.isfinite(record["loss"]) else "the loss"
     model.zero_grad(set_to_none=True)
-    culprit = first_bad_layer(model, objective, window, precision) or culprit
-    ids = [i for batch in window for i in batch.ids]
+    culprit = first_bad_layer(model, objective, micro_batches, precision) or culprit
+    ids = [i for batch in micro_batches for i in batch.ids]
     hooks.on_skip({"step": state.step, "skipped": True, "layer": culprit, "samples": ids})
-    if state.bad_steps >= MAX_BAD_STEPS and not (
-        precision.scaler.is_enabled() and precision.scaler.get_scale() > 1
-    ):
+    can_scale_less = precision.scaler.is_enabled() and precision.scaler.get_scale() > 1
+    if state.bad_steps >= MAX_BAD_STEPS and not can_scale_less:
         hooks.save()
         raise Diverged(
-            f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is {culprit}; the weights are as "
-            f"before those steps, and in the newest checkpoint. Samples of the last step: {', '.join(ids[:8])}. "
-            "Lower train.learning_rate, or look at these rows"
+            f"the loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row; the first bad place is "
+            f"{culprit}; the weights are as before those steps, and in the newest checkpoint. "
+            f"Samples of the last step: {', '.join(ids[:8])}. Lower train.learning_rate, or check these rows"
         )
 
 
 def _first_bad_gradient(model) -> str:
-    for name, p in reversed(list(model.named_parameters())):  # backward runs from the last layer to the first
+    # The backward pass runs from the last layer to the first.
+    for name, p in reversed(list(model.named_parameters())):
         if p.grad is not None and not torch.isfinite(p.grad).all():
             return f"the gradient of {name}"
-    return "the gradients' norm"  # each of them is finite, the sum of their squares is not
+    return "the gradients' norm"  # each gradient is finite, the sum of their squares is not
 
 
 @torch.no_grad()
-def first_bad_layer(model, objective, window, precision) -> str | None:
-    """Runs the window again with a hook on every module; the first whose weights or output hold a NaN or infinity is named."""
+def first_bad_layer(model, objective, micro_batches: list[Batch], precision: Precision) -> str | None:
+    """Runs the micro-batches again and returns the first parameter or module output that has a NaN or
+    infinity.
+    """
     found: list[str] = []
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
@@ -220,7 +245,7 @@ def first_bad_layer(model, objective, window, precision) -> str | None:
 
     handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
     try:
-        for batch in window:
+        for batch in micro_batches:
             with precision.autocast():
                 objective.loss(model, _move(batch, precision.device))
     finally:
@@ -229,25 +254,22 @@ def first_bad_layer(model, objective, window, precision) -> str | None:
     return found[0] if found else None
 
 
-def _evaluate(hooks: Hooks, state: State) -> None:
-    """Evaluates and keeps the best; without validation data the latest counts as the best, and the first is kept even where its loss is NaN."""
-    loss = hooks.evaluate(state.step)
+def _evaluate(objective, hooks: Hooks, state: State) -> None:
+    """Evaluates, and keeps the weights if they are the best so far.
+
+    Without validation data the latest are the best.
+    """
+    metrics = hooks.evaluate(state.step)
     state.evaluated = state.step
-    if loss is None or loss < state.best_loss or state.best_step < 0:
-        state.best_loss, state.best_step, state.stale = (
-            loss if loss is not None and math.isfinite(loss) else math.inf,
-            state.step,
-            0,
-        )
+    if metrics is None or state.best_step < 0 or objective.better(metrics, state.best):
+        state.best, state.best_step, state.stale = metrics or {}, state.step, 0
         hooks.keep_best()
     else:
         state.stale += 1
 
 
-def _move(batch, device):
-    if device.type != "cuda":
-        return batch
-    return batch.pin_memory().to(device, non_blocking=True)
+def _move(batch: Batch, device: torch.device) -> Batch:
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
 
 
 class _StopSignal:
@@ -271,9 +293,11 @@ class _StopSignal:
 
 
 def state_dict(state: State) -> dict:
-    """The counters as JSON; infinity, which JSON lacks, as null."""
-    return {k: None if v == math.inf else v for k, v in asdict(state).items()}
+    """Returns the counters as JSON values; a NaN or infinity, which JSON lacks, becomes null."""
+    values = asdict(state)
+    return values | {"best": {k: v if math.isfinite(v) else None for k, v in state.best.items()}}
 
 
 def state_from(values: dict) -> State:
-    return State(**{k: math.inf if v is None else v for k, v in values.items()})
+    """Returns the State that state_dict wrote."""
+    return State(**values | {"best": {k: math.nan if v is None else v for k, v in values["best"].items()}})

@@ -1,77 +1,64 @@
-"""What memory a run will take here, planned before it starts (train.py --plan).
-
-The tensors are counted without making them (training/rehearsal.py).  On CUDA that is what the allocator's peak will be, but for what kernels take inside; on a
-CPU, where they fit, steps are then done for real and the process is measured (training/trial.py).
+"""train.py --plan: what memory a run will take here, and the largest micro-batch that fits
+(training/memory_probe.py).
 """
 
 from common.device import Precision, pick_device
-from common.machine import free, mebibytes, resident
+from common.machine import free, mebibytes
 from common.progress import say
 from model.hub import resolve
-from training import setup, trial
+from training import build
 from training.config import Config
-from training.dataset import read
-from training.rehearsal import PARTS, Rehearsal, largest
+from training.dataset import read, refuse_missing_files
+from training.memory_probe import Probe, probe
 
-PROCESS, AROUND = "process", "around them"
-MARGIN = 1.3  # times the tensors' bytes is what has to be free for a run on CUDA, and for a trial to be made
-TRIED = 1.1  # times what a trial took is what has to be free for its run: a long one grows on
+MARGIN = 1.1  # This many times the estimate has to be free: a long run grows a little.
 
 
 def plan(cfg: Config) -> None:
-    """Prints what the run will take of this machine, and the largest batch that fits where it does not; needs the rows and the base's config.json and
-    tokenizer.json, and writes no run."""
+    """Prints the estimate.
+
+    It needs the rows and the base's config.json and tokenizer.json, and writes no run.
+    """
+    refuse_missing_files(cfg)
+    cfg = build.resolve_adapter(cfg)
     device = pick_device(cfg.train.device)
-    setup.refuse_without_compiler(cfg, device)
+    build.refuse_without_compiler(cfg, device)
     precision = Precision(cfg.train.precision, device)
-    reader, data = read(cfg, resolve(cfg.model.name, cfg.model.revision, weights=False))
-    process, room = resident() if device.type == "cpu" else 0, free(device)
-    say("rehearsing the run without its numbers: some seconds, more for a large base")
-    rehearsal = Rehearsal(cfg, setup.without_weights(reader), data, precision)
-    worst = max(
-        [rehearsal.loading, rehearsal.steps(cfg.train), *rehearsal.evaluations()], key=lambda f: f.total
-    )
-    around, for_tensors = 0, (room - process) / MARGIN
-    if (
-        tried := device.type == "cpu" and 2 * process + worst.total * MARGIN <= room
-    ):  # this process stays beside the trial's
-        say("doing some of its steps, with random weights: a minute, more for a large base and many rows")
-        if measured := trial.in_its_own_process(trial.peak, cfg):
-            around = max(0, measured - worst.total - process)
-            for_tensors = room / TRIED - process - around
-        else:
-            say("which were ended for want of memory: what they would have taken is not known")
-            for_tensors = min(for_tensors, worst.total) / 2
-    say(f"\nmost is taken in {worst.phase}, in {precision.name} on {device}:")
-    for part in PARTS:
-        _line(part, worst.parts.get(part, 0))
-    if device.type == "cpu":
-        _line(PROCESS, process, "interpreter, torch and rows, measured in this one")
-    if tried:
-        _line(AROUND, around, "gaps in the heap, kernels, libraries: what the steps took more")
-    _line("in all", worst.total + process + around)
+    folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
+    # Tells what is wrong with the rows before anything is measured.
+    read(cfg, build.make_objective(cfg), folder)
+    room = free(device)
+    say("probing    some of the run's steps, with random weights: half a minute, more for a large base")
+    found = probe(cfg, int(room / MARGIN))
+    say(f"\nmost is taken in {found.heaviest}, in {precision.name} on {device}:")
+    counted = sum(found.parts.values())
+    for part, size in found.parts.items():
+        _line(part, size)
+    _line("everything else", max(0, found.peak - counted), "activations, logits, libraries, gaps in the heap")
+    _line("in all", found.peak)
     _line("free", room)
-    say("it fits" if worst.total <= for_tensors else _remedy(rehearsal, int(for_tensors)))
+    fits = not found.failed and found.peak * MARGIN <= room
+    say("it fits" if fits else _remedy(cfg, found, int(room / MARGIN)))
 
 
 def _line(name: str, size: int, remark: str = "") -> None:
-    say(f"  {name:20}{mebibytes(size):>12}   {remark}".rstrip())
+    say(f"  {name:22}{mebibytes(size):>12}   {remark}".rstrip())
 
 
-def _remedy(rehearsal: Rehearsal, room: int) -> str:
-    """The largest batch whose steps fit into `room` bytes beside the process, with as many samples a step as before."""
-    cfg, best = rehearsal.cfg, largest(rehearsal, room)
+def _remedy(cfg: Config, found: Probe, room: int) -> str:
+    """Returns the largest micro-batch that fits into `room` bytes, for steps of as many samples as before."""
     t, name = cfg.train, "max_tokens" if cfg.train.max_tokens else "batch_size"
-    if best is None:
+    wanted, size = getattr(t, name), found.largest(room)
+    if not size:
         return (
-            f"it does not fit, not even one row at a time: lower data.max_length (now {cfg.data.max_length}) or adapter.r, keep the base in bfloat16, "
-            "or take a smaller model"
+            "it does not fit, not even one row at a time: lower data.max_length "
+            f"(now {cfg.data.max_length}) or adapter.r, keep the base in bfloat16, or use a smaller model"
         )
-    if best == t:
-        return "training fits, but what comes around it does not: lower train.eval_samples or generate.max_new_tokens"
-    now, size = getattr(t, name), getattr(best, name)
-    steps = -(-now * t.gradient_accumulation_steps // size)
+    if size >= wanted:
+        return "training fits, but evaluation does not: lower train.eval_samples or generate.max_new_tokens"
+    steps = -(-wanted * t.gradient_accumulation_steps // size)
     return (
-        f"it does not fit; the largest batch that does is train.{name} = {size} (now {now}), with train.gradient_accumulation_steps = {steps} "
-        f"(now {t.gradient_accumulation_steps}) for a step of as many samples"
+        f"it does not fit; the largest batch that does is train.{name} = {size} (now {wanted}), with "
+        f"train.gradient_accumulation_steps = {steps} (now {t.gradient_accumulation_steps}) "
+        "for a step of as many samples"
     )

@@ -8,10 +8,11 @@ from torch.optim.adamw import adamw
 
 
 class AdamW:
-    """p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), with m and v the means of g and g^2 that forget by beta1 and beta2 a step, each over
-    1 - beta^t (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    """p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), with m and v the means of g and g^2 that forget by
+    beta1 and beta2 a step, each over 1 - beta^t (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
-    torch.optim.AdamW to the last bit, by the same fused kernel, which the CPU has too; but that class imports PyTorch's compiler, and the first step waits.
+    torch.optim.AdamW to the last bit, by the same fused kernel, which the CPU has too; but that class imports
+    PyTorch's compiler, and the first step waits.
     """
 
     def __init__(self, groups: list[dict], lr: float):
@@ -76,7 +77,8 @@ class AdamW:
 def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list:
     """AdamW over all trainable weights (decay on matrices only), or Muon for the layers' matrices beside it.
 
-    Muon (Jordan et al. 2024) orthogonalises each matrix's momentum; with "match_rms_adamw" one learning rate serves both (Liu et al. 2025).
+    Muon (Jordan et al. 2024) orthogonalises each matrix's momentum; with "match_rms_adamw" one learning rate
+    serves both (Liu et al. 2025).
     """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     muon = [
@@ -102,7 +104,9 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
 
 
 def lr_factor(step: int, total: int, warmup: int, kind: str) -> float:
-    """What the peak rate is multiplied with in step 0 <= step < total: (step+1)/(warmup+1) at first, then 1 falling to 0 just after the last step."""
+    """What the peak rate is multiplied with in step 0 <= step < total: (step+1)/(warmup+1) at first, then 1
+    falling to 0 just after the last step.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)

@@ -23,8 +23,8 @@ class RunFolder:
     def __init__(self, cfg: Config, resume: bool):
         """Makes the folder, or opens it to resume; an old run of the same name stays in it until `begin`.
 
-        Raises ValueError where another process holds it, where --resume finds no run, where it cannot be written, where it holds files that
-        no run wrote, or where this run reads from the old one.
+        Raises ValueError where another process holds it, where --resume finds no run, where it cannot be
+        written, where it holds files that no run wrote, or where this run reads from the old one.
         """
         self.path = Path(cfg.run.dir)
         if resume and not (self.path / "config.toml").is_file():
@@ -43,7 +43,9 @@ class RunFolder:
             raise self._unwritable(e) from None
 
     def begin(self, cfg: Config) -> None:
-        """Once base and data are found good: an old run is moved aside, never overwritten, and the config written.  A mistake in the input moves nothing."""
+        """Once base and data are found good: an old run is moved aside, never overwritten, and the config
+        written.  A mistake in the input moves nothing.
+        """
         try:
             if self._replaces:
                 self.metrics.close()
@@ -72,7 +74,9 @@ class RunFolder:
         )
 
     def _refuse_foreign(self) -> None:
-        """A run leaves its lock behind: a folder of files without one is the user's, and must be neither moved aside nor written into."""
+        """A run leaves its lock behind: a folder of files without one is the user's, and must be neither
+        moved aside nor written into.
+        """
         names = sorted(p.name for p in self.path.iterdir())
         if names and not (self.path / ".lock").exists():
             raise ValueError(

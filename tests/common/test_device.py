@@ -16,9 +16,10 @@ from tests.folders import ROOT
 from tests.makers import documents, tiny_model
 from training import loop
 from training.config import load_config
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
+SFT = SupervisedFineTuning()
 CPU = torch.device("cpu")
 
 
@@ -160,10 +161,10 @@ def applied_step(name: str, device: torch.device) -> dict:
     """The first step of a tiny model that is applied (fp16's scaler may begin too high), and the weights after it."""
     model, precision = tiny_model().to(device), Precision(name, device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    window = list(Loader(documents(4, seed=2), 2, seed=0, shuffle=False).batches(0))
+    micro_batches = list(Loader(documents(4, seed=2), 2, seed=0, shuffle=False).batches(0))
     optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
     for _ in range(17):
-        record = loop.train_step(model, sft, window, trained, optimizers, precision, 1e-2, 1.0)
+        record = loop.train_step(model, SFT, micro_batches, optimizers, precision, 1e-2, 1.0)
         if record["applied"]:
             return record | {
                 "weights": torch.cat([p.detach().flatten().cpu() for p in trained]),
@@ -191,11 +192,10 @@ def test_a_step_in_half_the_bits_agrees_with_float32(name, error):
 
 def test_the_first_step_of_fp16_is_not_lost_to_a_scale_made_for_mean_losses():
     model, precision = tiny_model(), Precision("fp16", CPU)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    window = [pack(documents(8, seed=2, shortest=30, longest=60))]
-    assert window[0].num_targets > 100
+    micro_batches = [pack(documents(8, seed=2, shortest=30, longest=60))]
+    assert micro_batches[0].num_targets > 100
     assert loop.train_step(
-        model, sft, window, trained, make_optimizers(model, "adamw", 1e-2, 0.0), precision, 1e-2, 1.0
+        model, SFT, micro_batches, make_optimizers(model, "adamw", 1e-2, 0.0), precision, 1e-2, 1.0
     )["applied"]
 
 
@@ -203,12 +203,10 @@ def test_the_scaler_of_fp16_halves_after_an_overflow_and_leaves_the_weights():
     model, precision = tiny_model(), Precision("fp16", CPU)
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = [p.detach().clone() for p in model.parameters()]
-    trained = [p for p in model.parameters() if p.requires_grad]
     record = loop.train_step(
         model,
-        sft,
+        SFT,
         [pack(documents(2))],
-        trained,
         make_optimizers(model, "adamw", 1e-2, 0.0),
         precision,
         1e-2,
@@ -224,16 +222,16 @@ def test_fp16_gives_up_only_once_the_scale_cannot_fall_further():
     model, precision, skips = tiny_model(), Precision("fp16", CPU), []
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**5)
     model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(6e4)
-    plan = loop.Plan(20, 4, 1, 1e-2, "linear", 0, 1.0, 0, 0, 0)
+    schedule = loop.Schedule(20, 4, 1, 1e-2, "linear", 0, 1.0, 0, 0, 0)
     hooks = loop.Hooks(lambda record: None, lambda step: None, lambda: None, lambda: None, skips.append)
     with pytest.raises(loop.Diverged, match="up_proj"):
         loop.fit(
             model,
-            sft,
+            SFT,
             Loader(documents(4), 1, 0),
             make_optimizers(model, "adamw", 1e-2, 0.0),
             precision,
-            plan,
+            schedule,
             loop.State(),
             hooks,
         )

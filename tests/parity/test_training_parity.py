@@ -15,7 +15,7 @@ from lora.peft_io import save_adapter
 from model.weights import load_model
 from tests.makers import documents, write_model
 from training import loop
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
 STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
@@ -72,15 +72,15 @@ def their_loop(base, adapter, docs):
 def our_loop(model, docs):
     """The same figures from our loop."""
     loader, records = Loader(docs, BATCH, seed=0, shuffle=False), []
-    plan = loop.Plan(STEPS, len(loader), ACCUMULATE, RATE, "linear", 0, CLIP, 0, 0, 0)
+    schedule = loop.Schedule(STEPS, len(loader), ACCUMULATE, RATE, "linear", 0, CLIP, 0, 0, 0)
     hooks = loop.Hooks(records.append, lambda step: None, lambda: None, lambda: None)
     loop.fit(
         model,
-        sft,
+        SupervisedFineTuning(),
         loader,
         make_optimizers(model, "adamw", RATE, DECAY),
         Precision("fp32", torch.device("cpu")),
-        plan,
+        schedule,
         loop.State(),
         hooks,
     )

@@ -16,7 +16,7 @@ from data.loader import Loader
 from tests.makers import documents, tiny_model
 from training import checkpoint
 from training.loop import train_step
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
 FILES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
@@ -41,12 +41,11 @@ def newest(folder: Path) -> tuple[int, list[str]]:
 # --- what is captured comes back
 
 
-def one_step(model, optimizers, precision, window):
+def one_step(model, optimizers, precision, micro_batches):
     record = train_step(
         model,
-        sft,
-        window,
-        [p for p in model.parameters() if p.requires_grad],
+        SupervisedFineTuning(),
+        micro_batches,
         optimizers,
         precision,
         1e-2,
@@ -59,7 +58,7 @@ def one_step(model, optimizers, precision, window):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
     """With dropout, so that the state of the random numbers counts; Muon over the layers and AdamW over the embedding."""
-    window = list(Loader(documents(4), 2, seed=1).batches(0))
+    micro_batches = list(Loader(documents(4), 2, seed=1).batches(0))
     precision = Precision("fp32", torch.device("cpu"))
 
     def fresh():
@@ -71,11 +70,11 @@ def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
     torch.manual_seed(1)
     random.seed(1)
     model, weights, optimizers = fresh()
-    one_step(model, optimizers, precision, window)
+    one_step(model, optimizers, precision, micro_batches)
     tensors, state = checkpoint.capture(weights, optimizers, precision.scaler)
     checkpoint.save(tmp_path, 1, tensors, state, keep=1)
     expected = (
-        one_step(model, optimizers, precision, window),
+        one_step(model, optimizers, precision, micro_batches),
         random.random(),
         {n: p.detach().clone() for n, p in weights.items()},
     )
@@ -85,7 +84,7 @@ def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
     model, weights, optimizers = fresh()
     tensors, state = checkpoint.load_newest(tmp_path, pytest.fail)
     checkpoint.restore(tensors, state, weights, optimizers, precision.scaler)
-    record, number = one_step(model, optimizers, precision, window), random.random()
+    record, number = one_step(model, optimizers, precision, micro_batches), random.random()
     assert (record, number) == expected[:2]
     assert all(torch.equal(p, expected[2][n]) for n, p in weights.items())
 

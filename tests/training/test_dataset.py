@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from data import render
 from data import token_cache as store
 from tests.makers import rows, write_jsonl, write_run
+from training import build, trainer
 from training import dataset as documents
-from training import session
 from training.config import load_config
 from training.dataset import read
+from training.objectives.sft import SupervisedFineTuning
 
 LONG = {"prompt": "Count to 1 from 1." + " 1" * 60, "response": "1"}
 
@@ -24,7 +24,7 @@ def place(tmp_path, monkeypatch):
 
 def data_of(*overrides):
     cfg = load_config("tiny.toml", list(overrides))
-    return read(cfg, Path(cfg.model.name))[1]
+    return read(cfg, build.make_objective(cfg), Path(cfg.model.name))[1]
 
 
 def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, capsys):
@@ -35,12 +35,12 @@ def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, ca
         == [d.id for d in found.documents]
         == ["val.jsonl:2", "val.jsonl:3", "val.jsonl:4"]
     )
-    assert "val: 1 of 4 rows are longer than data.max_length and are not measured" in capsys.readouterr().err
+    assert "val: 1 of 4 rows exceed data.max_length and are not measured" in capsys.readouterr().err
 
 
 def test_every_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(place):
     with pytest.raises(ValueError, match="cannot be read") as caught:
-        session.open_run(
+        trainer.open_run(
             load_config(
                 "tiny.toml",
                 [
@@ -70,7 +70,7 @@ def test_validation_files_of_one_name_keep_their_folders_in_it(place):
 
 def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_reported_too(place):
     write_jsonl(place / "val.jsonl", [*rows(3, seed=9), rows(13)[0]])
-    assert data_of("train.eval_samples=1").facts["overlap"] == ["val.jsonl:4"]
+    assert data_of("train.eval_samples=1").checks["overlap"] == ["val.jsonl:4"]
 
 
 def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_training(place):
@@ -82,18 +82,21 @@ def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_tr
         data_of("data.max_length=9000", f'generate.prompts=["1", "{"1 " * 3000}"]')
 
 
-def test_documents_come_from_the_store_for_the_same_rows_tokenizer_and_settings_alone(place, monkeypatch):
-    calls, render_all = [], render.render_all
-    monkeypatch.setattr(documents, "TOKENS", place / ".tokens")
+def test_documents_come_from_the_cache_for_the_same_rows_tokenizer_and_settings_alone(place, monkeypatch):
+    calls, made_of = [], SupervisedFineTuning.documents
+    monkeypatch.setattr(documents, "TOKEN_CACHE", place / ".tokens")
     monkeypatch.setattr(store, "WORTH", 10)  # 13 rows of training, and of validation the one that is measured
-    monkeypatch.setattr(
-        render, "render_all", lambda samples, *how: calls.append(len(samples)) or render_all(samples, *how)
-    )
+
+    def counted(self, samples, *args, **limits):
+        calls.append(len(samples))
+        return made_of(self, samples, *args, **limits)
+
+    monkeypatch.setattr(SupervisedFineTuning, "documents", counted)
 
     def rendered(*overrides: str) -> list[int]:
         calls.clear()
-        first = read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
-        made, again = list(calls), read(load_config("tiny.toml", list(overrides)), Path("base"))[1].documents
+        first = data_of(*overrides).documents
+        made, again = list(calls), data_of(*overrides).documents
         assert calls == [*made, 1] and again == first, "the second time only the few are rendered"
         return made
 

@@ -10,7 +10,7 @@ from lora.inject import inject
 from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import tiny_config
 from training.flops import peak_flops, step_flops
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 
 LAYERS, WIDTH, VOCABULARY = 6, 32, 300
 
@@ -59,7 +59,7 @@ def test_the_count_is_that_of_pytorchs_counter(trains):
         torch.ops.aten.addmm_: lambda _, a, b, out_shape=None, **settings: 2 * a[0] * a[1] * b[1]
     }  # lora.fused's, which the counter does not know
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        total, *_ = sft.loss(model, batch)
+        total, *_ = SupervisedFineTuning().loss(model, batch)
         total.backward()
     products = {
         name: n

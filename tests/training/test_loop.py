@@ -14,15 +14,16 @@ from data.packing import pack
 from model.loss import reference_token_log_probs
 from tests.makers import documents, tiny_model
 from training import loop
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
 CPU = Precision("fp32", torch.device("cpu"))
+SFT = SupervisedFineTuning()
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-batches in a step
 
 
-def plan(**changes) -> loop.Plan:
-    return loop.Plan(
+def schedule(**changes) -> loop.Schedule:
+    return loop.Schedule(
         **{
             "total_steps": 4,
             "batches_per_epoch": 4,
@@ -63,7 +64,7 @@ class Watch:
 
     def evaluate(self, step):
         self.evaluations.append(step)
-        return self.losses.pop(0) if self.losses else None
+        return {"loss": self.losses.pop(0)} if self.losses else None
 
     def keep_best(self):
         self.best += 1
@@ -73,12 +74,12 @@ def trained(model):
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def fit(model, docs, watch=None, state=None, batch_size=1, objective=sft, on_step=None, **changes):
+def fit(model, docs, watch=None, state=None, batch_size=1, objective=SFT, on_step=None, **changes):
     """Runs the loop over `docs` in their order and returns its hooks' records."""
     watch, state = watch or Watch(), state or loop.State()
     loader = Loader(docs, batch_size, seed=0, shuffle=False)
     optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
-    settings = plan(**{"batches_per_epoch": len(loader)} | changes)
+    settings = schedule(**{"batches_per_epoch": len(loader)} | changes)
     loop.fit(model, objective, loader, optimizers, CPU, settings, state, watch.hooks(state, on_step))
     return watch
 
@@ -108,9 +109,9 @@ def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accu
     assert len({len(d.input_ids) for d in docs}) > 4 and max(len(d.input_ids) for d in docs) > 16
     model = tiny_model(dtype=torch.float64)
     loss, expected = full_batch_gradients(model, docs)
-    window = list(Loader(docs, batch_size, seed=0, shuffle=False).batches(0))
-    assert len(window) == accumulate
-    record = loop.train_step(model, sft, window, list(trained(model).values()), [], CPU, 1e-2, 0.0)
+    micro_batches = list(Loader(docs, batch_size, seed=0, shuffle=False).batches(0))
+    assert len(micro_batches) == accumulate
+    record = loop.train_step(model, SFT, micro_batches, [], CPU, 1e-2, 0.0)
     assert record["loss"] == pytest.approx(loss, abs=1e-5)
     assert worst({n: p.grad for n, p in trained(model).items()}, expected) < 1e-10
 
@@ -126,11 +127,11 @@ def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
     assert runs[0][3] < runs[0][0]
 
 
-def test_the_short_window_at_the_end_of_an_epoch_is_stepped_and_weighs_its_own_tokens():
+def test_the_short_micro_batches_at_the_end_of_an_epoch_is_stepped_and_weighs_its_own_tokens():
     docs = documents(5, seed=5)
     model = tiny_model(dtype=torch.float64)
     loss, expected = full_batch_gradients(model, docs[4:])
-    at = loop.State(step=2, batch=4)  # as after two windows of two, with nothing learnt
+    at = loop.State(step=2, batch=4)  # as after two micro_batchess of two, with nothing learnt
     seen = {}
 
     def on_step(record):
@@ -161,9 +162,9 @@ def test_an_epoch_takes_each_document_once_and_the_next_one_follows():
 
 
 def test_the_norm_is_recorded_before_clipping_and_the_step_is_taken_after():
-    window, models = [pack(documents(3))], [tiny_model(), tiny_model()]
+    micro_batches, models = [pack(documents(3))], [tiny_model(), tiny_model()]
     for model, limit in zip(models, (0.0, 1e-3), strict=True):
-        record = loop.train_step(model, sft, window, list(trained(model).values()), [], CPU, 1e-2, limit)
+        record = loop.train_step(model, SFT, micro_batches, [], CPU, 1e-2, limit)
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained(model).values()]))
         assert record["grad_norm"] > 1e-2 and norm.item() == pytest.approx(
             limit or record["grad_norm"], rel=1e-2
@@ -182,10 +183,10 @@ def poisoned(bad):
     """sft, whose loss is NaN for the documents whose names end in one of `bad`."""
 
     def loss(model, batch):
-        total, count, more = sft.loss(model, batch)
+        total, count, more = SFT.loss(model, batch)
         return (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total), count, more
 
-    return SimpleNamespace(prepare=sft.prepare, loss=loss)
+    return SimpleNamespace(prepare=SFT.prepare, loss=loss, better=SFT.better)
 
 
 class BadGradient(torch.autograd.Function):
@@ -289,7 +290,7 @@ def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
         patience=2,
     )
     assert watch.evaluations == [1, 2, 3, 4] and watch.best == 2
-    assert (state.step, state.best_step, state.best_loss) == (4, 2, 2.0)
+    assert (state.step, state.best_step, state.best) == (4, 2, {"loss": 2.0})
     again = fit(
         tiny_model(),
         documents(4),
@@ -379,5 +380,5 @@ def test_a_signal_during_the_last_evaluation_is_not_lost():
 def test_the_state_survives_json():
     import json
 
-    for state in (loop.State(), loop.State(3, 1, 2, 1, 2.5, 3, 1, 3, 99, 1.25)):
+    for state in (loop.State(), loop.State(3, 1, 2, 1, {"loss": 2.5}, 3, 1, 3, 99, 1.25)):
         assert loop.state_from(json.loads(json.dumps(loop.state_dict(state), allow_nan=False))) == state

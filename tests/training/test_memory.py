@@ -1,7 +1,9 @@
-"""training/memory.py: train.py --plan, against what the run then takes."""
+"""training/memory.py and memory_probe.py: train.py --plan, against what the run then takes."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +12,14 @@ import pytest
 import torch
 
 import train
+from common import machine
 from tests.folders import ROOT
 from tests.makers import write_run
-from training import memory
+from training import memory, memory_probe
+from training.config import Train, load_config
+from training.memory_probe import Probe, extended, sizes
 
-TINY = [
-    "--config",
-    "small.toml",
-    "--set",
-    "train.max_steps=6",
-    "--set",
-    "train.eval_samples=2",
-    "--set",
-    "generate.max_new_tokens=4",
-]
+TINY = "--config small.toml --set train.max_steps=6 --set train.eval_samples=2 --set generate.max_new_tokens=4"
 
 
 @pytest.fixture
@@ -42,109 +38,134 @@ def mebibytes(text: str, line: str) -> int:
     return int(text[text.index(line) + len(line) :].split("MiB")[0].replace(",", ""))
 
 
+def found(sizes: dict[int, int], evaluation: int = 0) -> Probe:
+    """A probe of a machine on which micro-batches of these sizes reach these peaks."""
+    phases = {"loading": 1, "training": max(sizes.values()), "evaluation": evaluation}
+    return Probe({"base weights": 1}, list(sizes.items()), phases)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        ("train.precision=bf16", "adapter.r=32", "train.batch_size=2", "train.gradient_accumulation_steps=3"),
         ("train.precision=fp32", "adapter.type=dora", "adapter.r=8", "train.batch_size=8"),
         ("train.precision=fp32", "adapter.type=full", "train.batch_size=2"),
     ],
 )
 def test_a_plan_is_within_a_tenth_of_what_the_run_takes(tmp_path, settings):
-    """The embedded model, in two processes as a user starts them; of a run as short as this the trial does every micro-batch."""
-    words = [*TINY, *(word for s in (f"run.dir={tmp_path / 'run'}", *settings) for word in ("--set", s))]
-    said = subprocess.run(
-        [sys.executable, "train.py", *words, "--plan"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    """The embedded model, in two processes as a user starts them."""
+    words = [*TINY.split(), *(w for s in (f"run.dir={tmp_path / 'run'}", *settings) for w in ("--set", s))]
+    command = [sys.executable, "train.py", *words]
+    said = subprocess.run([*command, "--plan"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not (tmp_path / "run").exists()
-    subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, check=True)
-    measured = mebibytes(
-        json.loads((tmp_path / "run" / "manifest.json").read_text())["run"]["peak memory"], ""
-    )
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    measured = mebibytes(manifest["run"]["peak memory"], "")
     assert mebibytes(said, "in all") == pytest.approx(measured, rel=0.1)
 
 
-def test_a_plan_needs_no_weights_and_writes_nothing(place, capsys):
+def test_a_plan_needs_no_weights_writes_nothing_and_its_parts_add_up(place, capsys):
     (place / "base" / "model.safetensors").unlink()
     before = sorted(place.rglob("*"))
     out = plan(capsys)
-    parts = (
-        "base weights",
-        "trained weights",
-        "optimiser state",
-        "gradients",
-        "activations",
-        "logits chunk",
-        "process",
-        "around them",
-    )
+    parts = ("base weights", "trainable parameters", "optimizer state", "gradients", "everything else")
     assert sum(mebibytes(out, part) for part in parts) == pytest.approx(mebibytes(out, "in all"), abs=4)
     assert "it fits" in out and sorted(place.rglob("*")) == before
 
 
-def test_what_does_not_fit_is_told_with_the_batch_that_does(place, capsys, monkeypatch):
-    """The machine is made so small that half of the batch fits; then so small that nothing does."""
-    monkeypatch.setattr(memory.trial, "in_its_own_process", lambda *_: 1)
-    monkeypatch.setattr(memory, "resident", lambda: 0)
-    room = int(3.6 * 2**20)
-    monkeypatch.setattr(memory, "free", lambda device: room)
-    out = plan(
-        capsys,
-        "train.batch_size=12",
-        "train.gradient_accumulation_steps=1",
-        "train.max_steps=9",
-        "train.eval_samples=1",
-    )
-    size = int(out.split("the largest batch that does is train.batch_size = ")[1].split(" ")[0])
-    assert 1 <= size < 12 and f"train.gradient_accumulation_steps = {-(-12 // size)} (now 1)" in out
-    assert "it fits" in plan(capsys, f"train.batch_size={size}", "train.max_steps=9", "train.eval_samples=1")
-    assert "it fits" not in plan(
-        capsys, f"train.batch_size={size + 1}", "train.max_steps=9", "train.eval_samples=1"
-    )
-    room = 1000
-    monkeypatch.delattr(memory.trial, "in_its_own_process")  # what cannot fit is not tried
-    assert "not even one row at a time" in plan(capsys)
+def test_what_does_not_fit_is_told_with_the_largest_batch_that_does(place, capsys, monkeypatch):
+    # Peaks of 100, 200, 300 for 2, 4, 8 rows: the line between 4 and 8 reaches 250 at 6 rows.
+    monkeypatch.setattr(memory, "probe", lambda cfg, room: found({2: 100, 4: 200, 8: 300}))
+    monkeypatch.setattr(memory, "free", lambda device: 275.1)  # 250 and the margin
+    out = plan(capsys, "train.batch_size=8", "train.gradient_accumulation_steps=3")
+    assert "train.batch_size = 6 (now 8)" in out and "gradient_accumulation_steps = 4 (now 3)" in out
+    monkeypatch.setattr(memory, "free", lambda device: 1)
+    assert "not even one row at a time" in plan(capsys, "train.batch_size=8")
 
 
-def test_what_the_trial_finds_too_large_does_not_fit_either(place, capsys, monkeypatch):
-    """The trial takes as much again as there is; what it took beside the tensors stays, so that the batch that is named fits with it."""
-    steps = ("train.gradient_accumulation_steps=1", "train.max_steps=9", "train.eval_samples=1")
-    room, around = 16 * 2**20, 10 * 2**20
-    monkeypatch.setattr(memory, "resident", lambda: 0)
-    monkeypatch.setattr(memory, "free", lambda device: room)
-    monkeypatch.setattr(memory.trial, "in_its_own_process", lambda *_: taken)
-    taken = 2 * room
-    out = plan(capsys, "train.batch_size=12", *steps)
-    assert mebibytes(out, "in all") == 32 and "not even one row at a time" in out
-    counted = 32 - mebibytes(out, "around them")
-    taken = counted * 2**20 + around
-    out = plan(capsys, "train.batch_size=12", *steps)
-    size = int(out.split("the largest batch that does is train.batch_size = ")[1].split(" ")[0])
-    assert mebibytes(out, "around them") in (9, 10, 11) and 1 <= size < 12
-    taken = 1
-    counted = mebibytes(plan(capsys, f"train.batch_size={size}", *steps), "in all")
-    taken = (counted - 1) * 2**20 + around  # what is printed is rounded
-    assert "it fits" in plan(capsys, f"train.batch_size={size}", *steps)
+def test_an_evaluation_that_does_not_fit_is_told_apart_from_training(place, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "probe", lambda cfg, room: found({1: 100, 2: 150}, evaluation=400))
+    monkeypatch.setattr(memory, "free", lambda device: 300)
+    out = plan(capsys, "train.batch_size=2")
+    assert "most is taken in evaluation" in out and "lower train.eval_samples" in out
 
 
-def test_a_trial_that_ran_out_of_memory_is_told_so(place, capsys, monkeypatch):
-    monkeypatch.setattr(memory.trial, "in_its_own_process", lambda *_: None)
-    out = plan(capsys, "train.batch_size=12", "train.max_steps=9", "train.eval_samples=1")
-    assert (
-        "ended for want of memory" in out
-        and "it does not fit; the largest batch that does" in out
-        and mebibytes(out, "around them") == 0
-    )
+def test_a_probe_that_ran_out_of_memory_does_not_fit(place, capsys, monkeypatch):
+    probe = Probe({"base weights": 1}, [], {"loading": 100, "training": 0}, failed="training")
+    monkeypatch.setattr(memory, "probe", lambda cfg, room: probe)
+    assert "it does not fit" in plan(capsys)
+
+
+@pytest.mark.parametrize("room, largest", [(99, 0), (100, 1), (149, 1), (150, 2), (175, 3), (200, 4), (999, 4)])
+def test_the_largest_size_is_read_off_the_line_between_the_known_ones(room, largest):
+    assert found({1: 100, 2: 150, 4: 200}).largest(room) == largest
+
+
+def test_growth_is_extended_by_the_last_doubling_and_no_further_than_eight_times():
+    peaks = [100, 100, 110, 115, 120]  # four steps: two to four added 10
+    assert extended(peaks, 4) == 120 and extended(peaks, 8) == 130 and extended(peaks, 10**6) == 150
+
+
+def test_sizes_double_up_to_the_runs_own(place):
+    cfg = load_config("tiny.toml")
+    lengths = {"documents": [type("D", (), {"input_ids": [0] * n}) for n in (3, 5)]}
+    data = type("Data", (), lengths)
+    assert [size for size, _ in sizes(Train(batch_size=6), data)] == [1, 2, 4, 6]
+    assert [t.max_tokens for _, t in sizes(Train(max_tokens=12), data)] == [5, 10, 12]
+    assert cfg.train.batch_size
+
+
+# the process
+
+
+def test_a_size_that_would_exceed_the_room_is_not_tried(place):
+    """With no room at all the first two sizes are measured, and the third is read off their line."""
+    cfg = load_config("tiny.toml", ["train.batch_size=8"])
+    probe = memory_probe.probe(cfg, room=0)
+    assert [size for size, _ in probe.sizes] == [1, 2, 4] and probe.failed == "training"
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exhausted(*_):
+    torch.empty(2**60)
+
+
+def refused(*_):
+    raise ValueError("this is no good")
+
+
+@pytest.mark.parametrize("phases", [killed, exhausted])
+def test_a_process_that_runs_out_of_memory_is_a_failed_probe(place, monkeypatch, phases):
+    assert in_a_child(place, phases).failed == "loading"
+
+
+def test_another_failure_of_the_process_is_raised_with_its_place(place):
+    with pytest.raises(ValueError, match="this is no good") as caught:
+        in_a_child(place, refused)
+    assert "in refused" in caught.value.__notes__[0]
+
+
+def in_a_child(place, phases) -> Probe:
+    """Runs the probe with other phases in its child: a fork, so that the child has the replacement."""
+    patched = pytest.MonkeyPatch()
+    context = memory_probe.multiprocessing.get_context("fork")
+    patched.setattr(memory_probe.multiprocessing, "get_context", lambda kind: context)
+    patched.setattr(memory_probe, "_phases", phases)
+    try:
+        return memory_probe.probe(load_config("tiny.toml"), room=2**40)
+    finally:
+        patched.undo()
+
+
+# bad input
 
 
 def test_a_compiled_run_without_a_compiler_is_refused(place, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert (
-        train.main(
-            ["--config", "tiny.toml", "--plan", "--set", "train.compile=true", "--set", "train.device=cpu"]
-        )
-        == 2
-    )
+    sets = ["--set", "train.compile=true", "--set", "train.device=cpu"]
+    assert train.main(["--config", "tiny.toml", "--plan", *sets]) == 2
     assert "no-such-compiler" in capsys.readouterr().err
 
 
@@ -156,5 +177,6 @@ def test_a_plan_of_a_bad_config_is_refused(place, capsys):
 
 
 def test_the_free_memory_is_the_machines_or_the_containers():
-    assert 2**20 < memory.resident() < memory.free(torch.device("cpu")) < 2**45
-    assert memory.mebibytes(3 * 2**20) == "3 MiB"
+    cpu = torch.device("cpu")
+    assert 2**20 < machine.peak_memory(cpu) < machine.free(cpu) + machine.peak_memory(cpu) < 2**45
+    assert machine.mebibytes(3 * 2**20) == "3 MiB"

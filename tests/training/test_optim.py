@@ -147,15 +147,16 @@ def test_no_compiler_is_imported_for_a_first_step():
         from model.hub import TINY
         from model.weights import load_model
         from training import loop
-        from training.objectives import sft
+        from training.objectives.sft import SupervisedFineTuning
         from training.optim import make_optimizers
         from common.device import Precision
 
         model = load_model(TINY, torch.bfloat16)
         inject(model, r=4, lora_alpha=8, target_modules=["q_proj"], seed=0)
-        batch, trained = pack([Document([2, 300, 301], [300, 301, 1], "row")]), [p for p in model.parameters() if p.requires_grad]
+        batch, sft = pack([Document([2, 300, 301], [300, 301, 1], "row")]), SupervisedFineTuning()
         optimizers = make_optimizers(model, "adamw", 1e-3, 0.1)
-        assert loop.train_step(model, sft, [batch], trained, optimizers, Precision("bf16", torch.device("cpu")), 1e-3, 1.0)["applied"]
+        bf16 = Precision("bf16", torch.device("cpu"))
+        assert loop.train_step(model, sft, [batch], optimizers, bf16, 1e-3, 1.0)["applied"]
         assert "torch._dynamo" not in sys.modules, "imported"
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

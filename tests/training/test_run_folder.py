@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.folders import ROOT
-from training.config import Config, Data, Run, load_config
+from training.config import Adapter, Config, Data, Run, load_config
 from training.run_folder import RunFolder, fingerprint, refuse_if_changed
 
 
@@ -140,15 +140,14 @@ def test_an_old_run_that_the_new_one_reads_from_is_not_moved_from_under_it(tmp_p
     """Training on from runs/a/adapter under the same name."""
     finished(tmp_path / "a")
     cfg = config(tmp_path / "a")
-    cfg.adapter.init_from = str(tmp_path / "a" / "adapter")
+    cfg = replace(cfg, adapter=Adapter(init_from=str(tmp_path / "a" / "adapter")))
     with pytest.raises(
         ValueError,
         match=r"a: holds an earlier run.* adapter.init_from = '.*a/adapter' lies in it; choose another run.name",
     ):
         RunFolder(cfg, resume=False)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    cfg.run.dir = str(tmp_path / "b")
-    RunFolder(cfg, resume=False)
+    RunFolder(replace(cfg, run=Run(dir=str(tmp_path / "b"))), resume=False)
 
 
 def test_a_resume_without_a_run_says_to_start_one(tmp_path):

@@ -23,9 +23,9 @@ from model.gemma3 import Gemma3ForCausalLM
 from report.metrics_log import read_metrics
 from tests.folders import ROOT
 from tests.makers import documents, rows, write_jsonl, write_model, write_run
-from training import checkpoint, loop, session, setup
+from training import build, checkpoint, loop, trainer
 from training.config import Config, Train, load_config
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.run_folder import RunFolder
 
 EVALUATED = ["--set", "train.eval_every=3"]
@@ -36,10 +36,10 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import train
 from training import checkpoint
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 
 what, at = sys.argv[1].split("@")
-loss, write, calls = sft.loss, checkpoint._write, 0
+loss, write, calls = SupervisedFineTuning.loss, checkpoint._write, 0
 
 def count():
     global calls
@@ -47,17 +47,17 @@ def count():
     if calls == int(at):
         os.kill(os.getpid(), getattr(signal, "SIGKILL" if what == "SAVE" else what))
 
-def counted_loss(model, batch):
+def counted_loss(self, model, batch):
     if model.training and what != "SAVE":
         count()
-    return loss(model, batch)
+    return loss(self, model, batch)
 
 def counted_write(*args):
     write(*args)
     if what == "SAVE":
         count()
 
-sft.loss, checkpoint._write = counted_loss, counted_write
+SupervisedFineTuning.loss, checkpoint._write = counted_loss, counted_write
 sys.exit(train.main(sys.argv[2:]))
 """
 
@@ -105,7 +105,7 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_
     epochs, accumulate, steps
 ):
     cfg = Config(train=Train(epochs=epochs, gradient_accumulation_steps=accumulate, batch_size=1))
-    assert setup.build_plan(cfg, setup.build_loader(cfg, documents(50))).total_steps == steps
+    assert build.build_schedule(cfg, build.build_loader(cfg, documents(50))).total_steps == steps
 
 
 # --- stopped and killed: in processes of their own, by real signals
@@ -168,6 +168,7 @@ def test_the_uninterrupted_run_leaves_what_it_promises(whole):
         "step",
         "epoch",
         "loss",
+        "token_accuracy",
         "learning_rate",
         "grad_norm",
         "tokens",
@@ -220,12 +221,12 @@ SHORT = sets(train__epochs=1, train__save_every=1)  # four steps
 def test_a_resumed_run_is_compiled_as_it_was_whatever_auto_would_say_now(place, monkeypatch):
     compiled = []
     monkeypatch.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: compiled.append(model))
-    monkeypatch.setattr(setup, "missing_to_compile", lambda device: None)
+    monkeypatch.setattr(build, "missing_to_compile", lambda device: None)
     for first, then in ((0, 1e30), (1e30, 0)):
-        monkeypatch.setattr(setup, "COMPILED", first)
+        monkeypatch.setattr(build, "WORTH_COMPILING", first)
         assert run(*SHORT, "--set", f"run.name=first{first}") == 0
         before = len(compiled)
-        monkeypatch.setattr(setup, "COMPILED", then)
+        monkeypatch.setattr(build, "WORTH_COMPILING", then)
         assert run(*SHORT, "--set", f"run.name=first{first}", "--resume") == 0
         assert (len(compiled) > before) == (first == 0)
     assert compiled
@@ -234,8 +235,8 @@ def test_a_resumed_run_is_compiled_as_it_was_whatever_auto_would_say_now(place, 
 def test_a_run_that_auto_compiled_goes_on_without_a_compiler(place, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: None)
-        patched.setattr(setup, "missing_to_compile", lambda device: None)
-        patched.setattr(setup, "COMPILED", 0)
+        patched.setattr(build, "missing_to_compile", lambda device: None)
+        patched.setattr(build, "WORTH_COMPILING", 0)
         assert run(*SHORT) == 0
     shutil.rmtree("runs/tiny/checkpoints/step-00000004")
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -245,14 +246,14 @@ def test_a_run_that_auto_compiled_goes_on_without_a_compiler(place, monkeypatch)
 
 def test_a_reader_of_the_output_who_left_is_not_taken_for_a_full_disk(place, monkeypatch):
     kill_in_micro_batch(monkeypatch, 2, BrokenPipeError())
-    opened = session.open_run(load_config("tiny.toml"), resume=False)
+    run = trainer.load(trainer.open_run(load_config("tiny.toml"), resume=False))
     with pytest.raises(BrokenPipeError):
-        session.fit(opened, *session.load(opened), "train.py")
+        trainer.fit(run, "train.py")
 
 
 def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
-    monkeypatch.setattr(session, "peak_flops", lambda device, dtype: 1e4)
-    monkeypatch.setattr(session, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
+    monkeypatch.setattr(trainer, "peak_flops", lambda device, dtype: 1e4)
+    monkeypatch.setattr(trainer, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
     assert run(*SHORT) == 0
     for r in read_metrics("runs/tiny/metrics.jsonl")[0]:
         assert r["mfu"] == pytest.approx(
@@ -262,16 +263,16 @@ def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
 
 def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):
     """The number-th training loss raises."""
-    calls, loss = [], sft.loss
+    calls, loss = [], SupervisedFineTuning.loss
 
-    def counted(model, batch):
+    def counted(self, model, batch):
         if model.training:
             calls.append(batch)
             if len(calls) == number:
                 raise error
-        return loss(model, batch)
+        return loss(self, model, batch)
 
-    monkeypatch.setattr(sft, "loss", counted)
+    monkeypatch.setattr(SupervisedFineTuning, "loss", counted)
 
 
 VARIANTS = {
@@ -339,7 +340,7 @@ def test_ctrl_c_outside_of_the_training_loop_prints_the_resume_command_too(place
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "measure_after", interrupted)
+    monkeypatch.setattr(trainer, "measure_after", interrupted)
     assert run(*SHORT) == 130
     command = f"python train.py --config tiny.toml {shlex.join(SHORT)} --resume"
     assert command in "".join(capsys.readouterr())
@@ -349,7 +350,7 @@ def test_ctrl_c_before_the_run_has_begun_prints_the_command_that_starts_it(place
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "load", interrupted)
+    monkeypatch.setattr(trainer, "load", interrupted)
     assert run(*SHORT) == 130
     assert capsys.readouterr().err.endswith(f"\n    python train.py --config tiny.toml {shlex.join(SHORT)}\n")
 
@@ -458,7 +459,7 @@ def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_res
     assert run(*args) == 0
     whole = Path("runs/tiny").rename("whole")
     with monkeypatch.context() as patch:
-        save, calls = session.save_adapter, []
+        save, calls = trainer.save_adapter, []
 
         def full(*args, **kwargs):
             calls.append(args)
@@ -468,7 +469,7 @@ def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_res
                 )  # a fresh one, whose traceback does not keep the run and its lock alive
             save(*args, **kwargs)
 
-        patch.setattr(session, "save_adapter", full)
+        patch.setattr(trainer, "save_adapter", full)
         assert run(*args) == 1
     said = capsys.readouterr().err
     assert (
@@ -500,17 +501,17 @@ def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
 
 
 def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, monkeypatch, capsys):
-    loss = sft.loss
+    loss = SupervisedFineTuning.loss
 
-    def explode(model, batch):
-        total, *rest = loss(model, batch)
+    def explode(self, model, batch):
+        total, *rest = loss(self, model, batch)
         return total * (
             float("nan")
             if model.training and any(i in ("train.jsonl:3", "train.jsonl:4") for i in batch.ids)
             else 1
         ), *rest
 
-    monkeypatch.setattr(sft, "loss", explode)
+    monkeypatch.setattr(SupervisedFineTuning, "loss", explode)
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 1)
     assert run(*SHORT, *sets(train__shuffle="false")) == 1
     said = capsys.readouterr().err
@@ -528,15 +529,13 @@ def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, mon
 
 
 def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(place, monkeypatch, capsys):
-    loss = sft.loss
-    monkeypatch.setattr(
-        sft,
-        "loss",
-        lambda model, batch: (
-            loss(model, batch)[0] * (float("nan") if "train.jsonl:5" in batch.ids else 1),
-            *loss(model, batch)[1:],
-        ),
-    )
+    loss = SupervisedFineTuning.loss
+
+    def explode(self, model, batch):
+        total, *rest = loss(self, model, batch)
+        return total * (float("nan") if "train.jsonl:5" in batch.ids else 1), *rest
+
+    monkeypatch.setattr(SupervisedFineTuning, "loss", explode)
     assert run(*SHORT, *sets(train__shuffle="false")) == 0
     records = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [r["loss"] for r in records if r["step"] == 2 and "loss" in r] == ["nan"]

@@ -1,4 +1,4 @@
-"""training/setup.py: from the config to the parts of a run."""
+"""training/build.py: from the config to the parts of a run."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from common.device import Precision, pick_device
 from lora.inject import adapters
 from lora.peft_io import save_adapter
-from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import needs_compiler, tiny_model, write_jsonl, write_run
-from training import setup
+from training import build
 from training.config import load_config
 from training.dataset import read
 from training.flops import step_flops
@@ -25,10 +24,10 @@ def place(tmp_path, monkeypatch):
 
 def test_an_adapter_to_start_from_brings_its_own_settings(place):
     save_adapter(tiny_model(type="dora", r=3, lora_alpha=6), place / "start", base_model_name="base")
-    cfg = load_config("tiny.toml", ["adapter.init_from=start"])
-    base, _ = setup.build_base(cfg, Precision("fp32", pick_device("cpu")))
+    cfg = build.resolve_adapter(load_config("tiny.toml", ["adapter.init_from=start"]))
+    base, _ = build.load_base(cfg, Precision("fp32", pick_device("cpu")))
     model = base.model
-    setup.add_adapters(model, cfg)
+    build.add_adapters(model, cfg)
     assert (cfg.adapter.type, cfg.adapter.r, cfg.adapter.lora_alpha, cfg.adapter.lora_dropout) == (
         "dora",
         3,
@@ -38,7 +37,7 @@ def test_an_adapter_to_start_from_brings_its_own_settings(place):
     assert {layer.r for layer in adapters(model).values()} == {3}
 
 
-def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
+def test_a_prefix_is_shared_unless_the_key_says_otherwise(place):
     start = "the same twenty tokens "
     write_jsonl(
         place / "train.jsonl",
@@ -47,32 +46,28 @@ def test_an_opening_is_shared_unless_the_key_says_otherwise(place):
     shared = {}
     for overrides in ((), ("train.share_prefix=false",)):
         cfg = load_config("tiny.toml", ["train.batch_size=3", *overrides])
-        _, data = read(cfg, Path(cfg.model.name))
-        (batch,) = setup.build_loader(cfg, data.documents).batches(0)
+        _, data = read(cfg, build.make_objective(cfg), Path(cfg.model.name))
+        (batch,) = build.build_loader(cfg, data.documents).batches(0)
         shared[overrides] = batch.num_tokens - len(batch.tokens)
     assert shared[()] >= 2 * len(start) and not shared[("train.share_prefix=false",)]
 
 
 def compiled(monkeypatch, flops: float, *overrides: str, device: str = "cpu") -> bool:
-    """Whether the run's layers are compiled where so many FLOPs pay for it."""
-    calls = []
-    monkeypatch.setattr(Gemma3ForCausalLM, "compile_layers", lambda model: calls.append(model))
-    monkeypatch.setattr(setup, "COMPILED", flops / torch.get_num_threads())
+    """Returns how train.compile is resolved where so many FLOPs pay for compiling."""
+    monkeypatch.setattr(build, "WORTH_COMPILING", flops / torch.get_num_threads())
     cfg = load_config("tiny.toml", list(overrides))
-    reader, data = read(cfg, Path("base"))
-    model = setup.without_weights(reader).model
-    setup.add_adapters(model, cfg)
-    answer = setup.compile_where_it_pays(model, cfg, data.documents, torch.device(device))
-    assert answer == cfg.train.compile == bool(calls)
-    return answer
+    files, data = read(cfg, build.make_objective(cfg), Path("base"))
+    model = build.empty_base(files).model
+    build.add_adapters(model, cfg)
+    return build.resolve_compile(model, cfg, data.documents, torch.device(device)).train.compile
 
 
 @needs_compiler
 def test_auto_compiles_a_run_on_a_cpu_that_is_long_enough(place, monkeypatch):
     cfg = load_config("tiny.toml")
-    reader, data = read(cfg, Path("base"))
-    model = setup.without_weights(reader).model
-    setup.add_adapters(model, cfg)
+    files, data = read(cfg, build.make_objective(cfg), Path("base"))
+    model = build.empty_base(files).model
+    build.add_adapters(model, cfg)
     tokens, targets = (
         sum(n)
         for n in zip(*((len(d.labels), sum(i >= 0 for i in d.labels)) for d in data.documents), strict=True)
@@ -96,5 +91,5 @@ def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypat
         ValueError,
         match=r"train.compile = true: the C\+\+ compiler no-such-compiler is missing; install it, .*; or set it to false",
     ):
-        setup.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
-    setup.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))
+        build.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
+    build.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))

@@ -1,0 +1,175 @@
+"""From the config to the parts of a run: the base model, its adapters, the objective, the loader and the
+schedule.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from common.device import Precision, missing_to_compile
+from data.loader import Loader
+from data.render import IGNORE_INDEX, Document
+from lora.inject import inject
+from lora.peft_io import load_adapter, read_config
+from model.gemma3 import Gemma3ForCausalLM
+from model.hub import resolve
+from model.tokenizer import Tokenizer
+from model.weights import Checkpoint, hash_model
+from training.config import Config
+from training.dataset import BaseFiles, TrainingData, read
+from training.flops import step_flops
+from training.loop import Schedule
+from training.objectives.sft import SupervisedFineTuning
+
+# FLOPs a thread of about half an hour. In a longer run half a minute of compiling is less than the 3 to 10%
+# that it saves.
+WORTH_COMPILING = 3e14
+
+
+@dataclass
+class BaseModel:
+    """The base model, its tokenizer, and where the two came from."""
+
+    model: Gemma3ForCausalLM
+    tokenizer: Tokenizer
+    folder: Path
+    hash: str
+
+
+def resolve_adapter(cfg: Config) -> Config:
+    """Returns the config with the type, rank and scale of the adapter that the run starts from."""
+    if not cfg.adapter.init_from:
+        return cfg
+    peft = read_config(Path(cfg.adapter.init_from))
+    adapter = replace(
+        cfg.adapter,
+        type="dora" if peft.get("use_dora") else "lora",
+        r=peft["r"],
+        lora_alpha=peft["lora_alpha"],
+        use_rslora=peft.get("use_rslora", False),
+        lora_dropout=peft.get("lora_dropout", 0.0),
+    )
+    return replace(cfg, adapter=adapter)
+
+
+def make_objective(cfg: Config) -> SupervisedFineTuning:
+    """Returns the objective that train.objective names; training/config.py refuses the ones that are not
+    built.
+    """
+    return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
+
+
+def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingData]:
+    """Loads the base model in the run's dtype, on its device, without trainable parameters, and meanwhile
+    reads the rows.
+    """
+    folder = resolve(cfg.model.name, cfg.model.revision, weights=cfg.model.init == "pretrained")
+    dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
+    if cfg.model.init == "random":
+        files, data = read(cfg, make_objective(cfg), folder)
+        # A Linear that is made outside the meta device would draw float32 values.
+        model = empty_base(files).model.to(dtype).to_empty(device="cpu")
+        model.reset_parameters(cfg.run.seed)
+        origin = f"random weights of seed {cfg.run.seed}"
+        return BaseModel(model.to(precision.device), files.tokenizer, folder, origin), data
+    with ThreadPoolExecutor(2) as threads:  # reading and hashing a gigabyte hold no Python lock
+        model = threads.submit(Checkpoint(folder).load, dtype, precision.device)
+        digest = threads.submit(hash_model, folder)
+        files, data = read(cfg, make_objective(cfg), folder)
+        return BaseModel(model.result(), files.tokenizer, folder, digest.result()), data
+
+
+def empty_base(files: BaseFiles) -> BaseModel:
+    """Returns the base model with shapes on the meta device and no values."""
+    with torch.device("meta"):
+        return BaseModel(Gemma3ForCausalLM(files.config), files.tokenizer, files.folder, hash="")
+
+
+def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
+    """Makes the adapters, or all parameters, trainable and returns the number of trainable parameters."""
+    model.model.gradient_checkpointing = cfg.train.gradient_checkpointing
+    a = cfg.adapter
+    if a.type == "full":
+        model.requires_grad_(True)
+    elif a.init_from:
+        load_adapter(model, a.init_from)
+    else:
+        inject(
+            model,
+            type=a.type,
+            r=a.r,
+            lora_alpha=a.lora_alpha,
+            lora_dropout=a.lora_dropout,
+            use_rslora=a.use_rslora,
+            target_modules=a.target_modules,
+            seed=cfg.run.seed,
+        )
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the trainable parameters by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def refuse_without_compiler(cfg: Config, device: torch.device) -> None:
+    """Raises ValueError at the start if the config asks for compiling and something for it is missing."""
+    if cfg.train.compile is True and (missing := missing_to_compile(device)):
+        raise ValueError(f"train.compile = true: {missing}; or set it to false")
+
+
+def resolve_compile(
+    model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device
+) -> Config:
+    """Returns the config with train.compile = "auto" resolved: true for a long run on a CPU.
+
+    FLOPs and not a clock decide, so that a machine computes a run in the same way whenever it starts.
+    """
+    if cfg.train.compile != "auto":
+        return cfg
+    loader = build_loader(cfg, documents)
+    steps_per_epoch = math.ceil(len(loader) / cfg.train.gradient_accumulation_steps)
+    epochs = build_schedule(cfg, loader).total_steps / steps_per_epoch
+    tokens = sum(len(d.labels) for d in documents)
+    supervised = tokens - sum(d.labels.count(IGNORE_INDEX) for d in documents)
+    flops = epochs * step_flops(model, tokens, supervised)
+    worth_it = device.type == "cpu" and flops > WORTH_COMPILING * torch.get_num_threads()
+    worth_it = worth_it and not missing_to_compile(device)
+    if worth_it:
+        tolerate_compiler_errors()
+    return replace(cfg, train=replace(cfg.train, compile=worth_it))
+
+
+def tolerate_compiler_errors() -> None:
+    """Runs plain code wherever the compiler fails: nobody asked for compiling, so it must not end the run."""
+    from torch import _dynamo
+
+    _dynamo.config.suppress_errors = True
+
+
+def build_loader(cfg: Config, documents: list[Document]) -> Loader:
+    """Returns the loader of the training documents."""
+    t = cfg.train
+    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, t.share_prefix)
+
+
+def build_schedule(cfg: Config, loader: Loader) -> Schedule:
+    """Returns the loop's schedule; train.max_steps goes before train.epochs."""
+    t = cfg.train
+    steps_per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
+    steps = math.ceil(round(t.epochs * steps_per_epoch, 6))  # 1.1 * 50 is 55.00000000000001
+    return Schedule(
+        t.max_steps or steps,
+        len(loader),
+        t.gradient_accumulation_steps,
+        t.learning_rate,
+        t.lr_scheduler,
+        t.warmup_steps,
+        t.max_grad_norm,
+        t.eval_every,
+        t.save_every,
+        t.early_stopping_patience,
+    )

@@ -1,0 +1,76 @@
+"""train.py --explain-batch: the first micro-batch of a run as the model will see it, one line a token."""
+
+import os
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+
+from common.errors import SHOWN
+from common.progress import say
+from data.packing import Batch
+from model.hub import resolve
+from model.tokenizer import Tokenizer
+from report.metrics_log import printable
+from training import build
+from training.config import Config
+from training.dataset import TrainingData, read, refuse_missing_files
+
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+
+
+def explain_batch(cfg: Config) -> None:
+    """Prints what was left out of the data, and the first micro-batch; loads no weights and writes no run."""
+    refuse_missing_files(cfg)
+    folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
+    files, data = read(cfg, build.make_objective(cfg), folder)
+    loader = build.build_loader(cfg, data.documents)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in left_out(data, cfg):
+        say(line)
+    say(f"\nmicro-batch 1 of {len(loader)} in the first epoch")
+    for line in describe(next(iter(loader.batches(0))), files.tokenizer, colour):
+        say(line)
+
+
+def left_out(data: TrainingData, cfg: Config) -> Iterator[str]:
+    """Yields which training samples have no document or lost their end, and why."""
+    counts = data.counts
+    if counts.truncated:
+        yield f"truncated: {counts.truncated:,} samples end at data.max_length = {cfg.data.max_length}"
+    if data.left_out:
+        yield f"left out: {len(data.left_out):,} samples"
+        yield f"  {counts.dropped:,} exceed data.max_length = {cfg.data.max_length}"
+        yield f"  {counts.unsupervised:,} have no supervised token"
+        yield from (f"  {name}" for name in data.left_out[:SHOWN])
+        if len(data.left_out) > SHOWN:
+            yield f"  ... and {len(data.left_out) - SHOWN:,} more"
+
+
+def describe(batch: Batch, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
+    """Yields the packed stream: its bounds, then each document with position, id and text of its tokens.
+
+    A supervised position shows the token that it predicts behind an arrow, and is green if `colour` is true.
+    """
+    bounds = batch.cu_seqlens.tolist()
+    prefixes = batch.shared_prefix or [-1] * (len(bounds) - 1)
+    names = iter(batch.ids)
+    targets = dict(zip(batch.target_positions.tolist(), batch.targets.tolist(), strict=True))
+    tokens, positions = batch.tokens.tolist(), batch.position_ids.tolist()
+    yield f"{len(tokens):,} tokens in {len(bounds) - 1} documents, {len(targets):,} supervised"
+    yield f"cu_seqlens {bounds}"
+    for d, (start, stop) in enumerate(pairwise(bounds)):
+        sharing = [str(i) for i, prefix in enumerate(prefixes) if prefix == d]
+        after = f", after the shared prefix in document {prefixes[d]}" if prefixes[d] >= 0 else ""
+        name = f"shared prefix of documents {', '.join(sharing)}" if sharing else f"{next(names)}{after}"
+        supervised = sum(i in targets for i in range(start, stop))
+        yield f"\ndocument {d}: {name}; {stop - start:,} tokens, {supervised:,} supervised"
+        yield f"{'position':>8} {'id':>7}  {'token':24} predicts"
+        for i in range(start, stop):
+            line = f"{positions[i]:>8} {tokens[i]:>7}  {_shown(tokenizer, tokens[i]):24}"
+            if i in targets:
+                line += f" -> {targets[i]} {_shown(tokenizer, targets[i])}"
+            yield f"{GREEN}{line}{PLAIN}" if colour and i in targets else line.rstrip()
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    return repr(printable(tokenizer.piece(token)))

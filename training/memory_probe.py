@@ -1,0 +1,250 @@
+"""The memory probe: some of a run's steps for real, with random weights, in a process of its own.
+
+Counting tensors does not predict the peak on a CPU: the heap has gaps between tensors of unlike sizes,
+operators allocate inside, and in bfloat16 oneDNN keeps kernels for each shape. So the probe does what takes
+most and reads the peak of its process (on CUDA, of the allocator). It begins with micro-batches of one row
+and doubles them, so that it also knows what smaller batches take.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import log2
+from pathlib import Path
+
+import torch
+
+from common.device import Precision, pick_device
+from common.machine import peak_memory
+from generation.generate import generate
+from training import build, evaluation, loop
+from training.build import BaseModel
+from training.config import Config, Train
+from training.dataset import TrainingData
+from training.optim import make_optimizers
+
+SECONDS = 20  # After this time no further step begins.
+MOST_DOUBLINGS = 3  # The growth of the peak is extended to at most 2^3 times the steps that were done.
+NEW_TOKENS = 2  # of each completion
+ROWS = 64  # prompts that are decoded together: generation's default
+
+
+@dataclass
+class Probe:
+    """What the probe found; `failed` names the phase in which memory ran out."""
+
+    parts: dict[str, int] = field(default_factory=dict)  # bytes that can be counted
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (rows or tokens of a micro-batch, peak)
+    phases: dict[str, int] = field(default_factory=dict)  # peak at the end of each phase
+    failed: str = ""
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+    @property
+    def heaviest(self) -> str:
+        """The first phase that reaches the peak."""
+        return next(name for name, peak in self.phases.items() if peak == self.peak)
+
+    def largest(self, room: int) -> int:
+        """Returns the largest micro-batch whose peak is at most `room`, by a line through neighbouring sizes;
+        0 for none.
+        """
+        fitting = [0, *(size for size, peak in self.sizes if peak <= room)]
+        for (low, below), (high, above) in zip(self.sizes, self.sizes[1:], strict=False):
+            if below <= room < above:
+                return max(fitting[-1], low + int((high - low) * (room - below) / (above - below)))
+        return max(fitting)
+
+
+def probe(cfg: Config, room: int) -> Probe:
+    """Runs the probe in a new process; a process that Linux kills for want of memory is a failed probe.
+
+    `room` is in bytes: a size that would exceed it, by the sizes before it, is not tried.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would lack OpenMP's threads
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(cfg, room, sender), daemon=True)
+    # The child inherits this: Ctrl-C ends the parent, which kills it.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sender.close()
+    found = Probe(phases={"loading": 0}, failed="loading")
+    try:
+        while True:  # the child sends what it knows after each phase
+            found = receiver.recv()
+            if isinstance(found, Exception):
+                raise found
+    except EOFError:
+        process.join()
+        if process.exitcode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the memory probe ended with code {process.exitcode}") from None
+        return found
+    finally:
+        process.kill()
+
+
+def _work(cfg: Config, room: int, sender) -> None:
+    """The child: sends its Probe after each phase. What it has sent last stands if it is killed in the next."""
+    with suppress(OSError):  # where memory runs out, Linux kills this process and not the user's others
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    found = Probe(phases={"loading": 0}, failed="loading")
+    try:
+        for found in _phases(replace(cfg, model=replace(cfg.model, init="random")), room):
+            sender.send(found)
+    except Exception as e:
+        if isinstance(e, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(e):
+            sender.send(found)  # torch's error on a CPU is a RuntimeError
+        else:
+            e.add_note(traceback.format_exc())
+            sender.send(e)
+
+
+def _phases(cfg: Config, room: int):
+    """Yields the Probe as it grows: loading, training, evaluation, completions."""
+    found = Probe()
+    device = pick_device(cfg.train.device)
+    precision = Precision(cfg.train.precision, device)
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+        base, data = build.load_base(cfg, precision)
+    found.parts["base weights"] = sum(p.nbytes for p in base.model.parameters())
+    build.add_adapters(base.model, cfg)
+    trainable = sum(p.nbytes for p in build.trainable_weights(base.model).values())
+    found.parts["base weights"] -= trainable if cfg.adapter.type == "full" else 0
+    if build.resolve_compile(base.model, cfg, data.documents, device).train.compile:
+        base.model.compile_layers()
+    t = cfg.train
+    optimizers = make_optimizers(base.model, t.optimizer, t.learning_rate, t.weight_decay)
+    found.phases["loading"] = peak_memory(device)
+    found.parts |= {"trainable parameters": trainable, "gradients": trainable}
+    found.parts["optimizer state"] = trainable * (2 if t.optimizer == "adamw" else 1)
+    found.failed = "training"
+    yield found
+    for _ in _train(cfg, base, data, optimizers, precision, room, found):
+        yield found
+    if found.failed:
+        return
+    found.failed = "evaluation"
+    objective = build.make_objective(cfg)
+    for documents in (max(evaluation.groups(v.documents), key=_tokens) for v in data.validation):
+        evaluation.mean_loss(base.model, objective, documents, precision)
+    found.phases["evaluation"], found.failed = peak_memory(device), "completions"
+    yield found
+    optimizers.clear()  # the run has ended its training by then
+    for prompts in _longest_prompts(cfg, base, data):
+        _complete(cfg, base, prompts, precision)
+    found.phases["completions"], found.failed = peak_memory(device), ""
+    yield found
+
+
+def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precision, room: int, found: Probe):
+    """Does the heaviest step of each size, then the run's first steps; notes the peak after each."""
+    objective, device = build.make_objective(cfg), precision.device
+
+    def step(micro_batches: list) -> int:
+        loop.train_step(
+            base.model, objective, micro_batches, optimizers, precision, 0.0, cfg.train.max_grad_norm
+        )
+        base.model.zero_grad(set_to_none=True)
+        return peak_memory(device)
+
+    for size, train in sizes(cfg.train, data):
+        if len(found.sizes) > 1 and _predicted(found.sizes, size) > room:
+            found.sizes.append((size, _predicted(found.sizes, size)))
+            found.phases["training"] = found.sizes[-1][1]
+            yield found
+            return
+        loader = build.build_loader(replace(cfg, train=train), data.documents)
+        heaviest = max(loader.plan(0), key=lambda group: sum(len(data.documents[i].input_ids) for i in group))
+        found.sizes.append(
+            (size, step([loader.batch(heaviest)] * min(2, cfg.train.gradient_accumulation_steps)))
+        )
+        found.phases["training"] = found.sizes[-1][1]
+        yield found
+    loader = build.build_loader(cfg, data.documents)
+    schedule = build.build_schedule(cfg, loader)
+    batches = schedule.total_steps * schedule.accumulate
+    peaks, start = [found.phases["training"]], time.perf_counter()
+    for batch in loader.batches(0):
+        if len(peaks) > batches or time.perf_counter() - start > SECONDS:
+            break
+        peaks.append(step([batch]))
+    found.phases["training"] = extended(peaks, batches)
+    found.failed = ""
+    yield found
+
+
+def extended(peaks: list[int], steps: int) -> int:
+    """Returns the peak after so many steps: it grows by a like amount with each doubling of the steps that
+    were done.
+
+    Steps of unlike shapes break up the heap, in bfloat16 far more than in float32 (docs/log.md).
+    """
+    done = len(peaks) - 1
+    doublings = min(MOST_DOUBLINGS, log2(max(1, steps / max(1, done))))
+    return peaks[-1] + int(doublings * (peaks[-1] - peaks[done // 2]))
+
+
+def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
+    """Returns (size, [train] with that size) for 1, 2, 4, ...
+
+    rows, or longest row, twice that, ... tokens; the run's size is last.
+    """
+    name, smallest = (
+        ("max_tokens", max(len(d.input_ids) for d in data.documents))
+        if train.max_tokens
+        else ("batch_size", 1)
+    )
+    wanted = getattr(train, name)
+    found = []
+    for doubling in count():
+        size = min(wanted, smallest << doubling)
+        found.append((size, replace(train, **{name: size})))
+        if size == wanted:
+            return found
+
+
+def _predicted(known: list[tuple[int, int]], size: int) -> int:
+    """Returns the peak at `size` by the line through the last two known sizes."""
+    (a, low), (b, high) = known[-2:]
+    return high + (high - low) * (size - b) // (b - a)
+
+
+def _tokens(documents: list) -> int:
+    return sum(len(d.input_ids) for d in documents)
+
+
+def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[list[list[int]]]:
+    """Returns the longest prompts that are decoded together, of each validation set and of generate.prompts."""
+    sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in data.validation]
+    sets.append([(("user", prompt),) for prompt in cfg.generate.prompts])
+    rendered = [[base.tokenizer.render_prompt(messages) for messages in one] for one in sets]
+    return [sorted(prompts, key=len)[-ROWS:] for prompts in rendered if prompts]
+
+
+class _Enough(Exception):
+    """The cache is allocated, and some tokens were decoded."""
+
+
+def _complete(cfg: Config, base: BaseModel, prompts: list[list[int]], precision: Precision) -> None:
+    """Decodes the first NEW_TOKENS of the completions, in a cache with room for whole ones."""
+    tokens, g = count(1), cfg.generate
+
+    def on_token(row: int, token: int) -> None:
+        if next(tokens) >= NEW_TOKENS * len(prompts):
+            raise _Enough
+
+    sampling = {"temperature": g.temperature, "top_k": g.top_k, "top_p": g.top_p}
+    with suppress(_Enough), precision.autocast():
+        generate(
+            base.model, prompts, max_new_tokens=g.max_new_tokens, stop_ids=(), on_token=on_token, **sampling
+        )

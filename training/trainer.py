@@ -1,0 +1,380 @@
+"""A run, in the order in which train.py calls it: open, load, measure, fit, measure again, report."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from common import machine
+from common.device import Precision, device_name, pick_device
+from common.errors import DONE, FAILED, STOPPED
+from common.files import need_space, sha256
+from common.progress import bar, say, warn
+from data.rows import Sample
+from lora.inject import disabled, unwrap
+from lora.peft_io import CONFIG as ADAPTER_CONFIG
+from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
+from lora.peft_io import load_adapter, save_adapter
+from model.weights import copy_tokenizer, load_model, save_model
+from report.html import write_report
+from report.metrics_log import before_after_table, printable, read_metrics
+from tasks import redaction
+from training import build, checkpoint, evaluation, loop
+from training.config import Config, load_config
+from training.dataset import TrainingData, refuse_missing_files
+from training.flops import peak_flops, step_flops
+from training.objectives.sft import SupervisedFineTuning
+from training.optim import make_optimizers
+from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that has its folder and its device, and nothing loaded yet."""
+
+    cfg: Config
+    folder: RunFolder
+    precision: Precision
+    resume: bool
+
+
+@dataclass(frozen=True)
+class LoadedRun(OpenRun):
+    """A run with its model, adapters and documents; `cfg` is resolved."""
+
+    base: build.BaseModel
+    data: TrainingData
+    objective: SupervisedFineTuning
+    trainable: int  # parameters
+
+    @property
+    def trains_all(self) -> bool:
+        return self.cfg.adapter.type == "full"
+
+
+def open_run(cfg: Config, resume: bool) -> OpenRun:
+    """Takes the run's folder and picks device and dtype.
+
+    Missing data files are an error before a model is downloaded.
+    """
+    refuse_missing_files(cfg)
+    cfg = build.resolve_adapter(cfg)
+    device = pick_device(cfg.train.device)
+    build.refuse_without_compiler(cfg, device)
+    precision = Precision(cfg.train.precision, device)
+    torch.manual_seed(cfg.run.seed)
+    folder = RunFolder(cfg, resume)
+    # Resolved as it was then: this machine may have more threads now.
+    if resume and cfg.train.compile == "auto":
+        compiled = load_config(folder.path / "config.toml").train.compile
+        cfg = replace(cfg, train=replace(cfg.train, compile=compiled))
+        if compiled:
+            build.tolerate_compiler_errors()
+    return OpenRun(cfg, folder, precision, resume)
+
+
+def load(run: OpenRun) -> LoadedRun:
+    """Loads base and data, adds the adapters, and checks the disk; from here on the folder belongs to this
+    run.
+    """
+    base, data = build.load_base(run.cfg, run.precision)
+    trainable = build.add_adapters(base.model, run.cfg)
+    cfg = build.resolve_compile(base.model, run.cfg, data.documents, run.precision.device)
+    if cfg.train.compile:
+        base.model.compile_layers()
+        say("compiling  the layers: half a minute before the first step, then shorter steps (train.compile)")
+    total = sum(p.numel() for p in base.model.parameters())
+    share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters train ({cfg.adapter.type})"
+    say(f"model      {cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
+    # Each checkpoint holds weights and two moments in float32; the adapter is written twice.
+    needed = (cfg.train.save_total_limit + 1) * 14 * trainable
+    need_space(run.folder.path, needed, "the run with its checkpoints", "set run.dir elsewhere")
+    if not run.resume:  # a resume writes its config after it has proved to be of the same run
+        run.folder.begin(cfg)
+    objective = build.make_objective(cfg)
+    return LoadedRun(cfg, run.folder, run.precision, run.resume, base, data, objective, trainable)
+
+
+def measure(run: LoadedRun, what: str) -> dict:
+    """Returns the losses, measures and completions of each validation set, and the completions of
+    generate.prompts.
+    """
+    cfg, base, measured, texts = run.cfg, run.base, {}, {}
+    for v in run.data.validation:
+        loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
+        answers = evaluation.answer(
+            base.model,
+            base.tokenizer,
+            v.samples,
+            cfg.generate,
+            run.precision,
+            cfg.run.seed,
+            f"{what}: {v.name}",
+        )
+        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers)
+        texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
+    prompts = [
+        Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
+    ]
+    shown = evaluation.answer(
+        base.model, base.tokenizer, prompts, cfg.generate, run.precision, cfg.run.seed, what, quiet=True
+    )
+    return {"measures": measured, "answers": texts, "prompts": shown.texts}
+
+
+def measure_before(run: LoadedRun) -> dict | None:
+    """Measures a model that training will change for good.
+
+    Returns None for new adapters: they can be disabled afterwards, so nobody waits for this before the first
+    step. The result is kept in before.json, because a resumed run no longer has that model.
+    """
+    if not run.trains_all and not run.cfg.adapter.init_from:
+        return None
+    before = (run.folder.read_json("before.json") if run.resume else None) or measure(run, "before training")
+    run.folder.write_json("before.json", before)
+    return before
+
+
+def measure_after(run: LoadedRun, before: dict | None) -> tuple[dict, dict]:
+    """Returns (before, after): the best weights are measured, and then, if they are new adapters, the base
+    without them.
+    """
+    after = measure(run, "after training")
+    if before is None:
+        with disabled(run.base.model):
+            before = measure(run, "the base, to compare")
+    return before, after
+
+
+def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
+    """Trains and loads the best weights; returns the exit code and where the run stands.
+
+    The code is STOPPED or FAILED, with what to do on stderr, if the run was stopped, ran out of memory or
+    diverged.
+    """
+    cfg, model = run.cfg, run.base.model
+    loader = build.build_loader(cfg, run.data.documents)
+    schedule = build.build_schedule(cfg, loader)
+    optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+    prints = _fingerprint(run)
+    state = _restore(run, optimizers, prints)
+    progress = bar(schedule.total_steps, "training", "step", initial=state.step)
+    hooks = loop.Hooks(
+        _log_steps(run, schedule, progress),
+        lambda step: _evaluate(run, step, progress),
+        lambda: save_weights(run),
+        lambda: _save_checkpoint(run, optimizers, prints, state),
+        lambda record: _report_skipped(run, record),
+    )
+    problem = ""
+    try:
+        loop.fit(model, run.objective, loader, optimizers, run.precision, schedule, state, hooks)
+    except loop.Stopped:
+        say(f"\nstopped after step {state.step} of {schedule.total_steps}; continue with:")
+        say(f"    {resume_command}")
+        return STOPPED, state
+    except BrokenPipeError:  # nobody reads what is printed; the disk is not at fault
+        raise
+    except (OSError, SafetensorError) as e:
+        problem = (
+            f"step {state.step}: {run.folder.path} could not be written ({e}); earlier checkpoints are kept. "
+            f"Free some space, then continue with:\n    {resume_command}"
+        )
+    except loop.Diverged as e:
+        problem = str(e)
+    except torch.OutOfMemoryError as e:
+        problem = f"out of memory ({str(e).splitlines()[0]}); {_smaller(cfg)}"
+    finally:
+        progress.close()
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return FAILED, state
+    took = f"{state.seconds:.0f} s ({state.tokens / max(state.seconds, 1e-9):,.0f} tokens/s)"
+    say(f"trained    {state.step} steps, {state.tokens:,} tokens in {took}; best at step {state.best_step}")
+    _load_best(run)
+    return DONE, state
+
+
+def _fingerprint(run: LoadedRun) -> dict[str, str]:
+    """Returns what a resume must find unchanged: the config, the data, the base and the adapter it starts
+    from.
+    """
+    base, start = run.base, run.cfg.adapter.init_from
+    prints = fingerprint(run.cfg, run.data.files, base.hash)
+    prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
+    if start:
+        prints |= {
+            f"adapter.init_from/{n}": sha256(Path(start) / n) for n in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        }
+    return prints
+
+
+def _smaller(cfg: Config) -> str:
+    """Returns what takes less memory: smaller micro-batches while there are any, then shorter samples."""
+    t = cfg.train
+    size, name, smallest = (
+        (t.max_tokens, "max_tokens", cfg.data.max_length) if t.max_tokens else (t.batch_size, "batch_size", 1)
+    )
+    if size // 2 < smallest:
+        return f"lower data.max_length (now {cfg.data.max_length})"
+    steps = t.gradient_accumulation_steps
+    return (
+        f"halve train.{name} (now {size}) and double train.gradient_accumulation_steps (now {steps}): "
+        "a step has as many samples as before"
+    )
+
+
+def _restore(run: LoadedRun, optimizers: list, prints: dict[str, str]) -> loop.State:
+    """Returns the state to start from: a new one, or the newest whole checkpoint's if the run resumes."""
+    found = checkpoint.load_newest(run.folder.checkpoints, warn) if run.resume else None
+    if found is None:
+        run.folder.metrics.truncate_after(-1, -1)
+        run.folder.write_config(run.cfg)
+        # Whatever an evaluation before drew: a resumed run may have had none.
+        torch.manual_seed(run.cfg.run.seed)
+        return loop.State()
+    tensors, saved = found
+    refuse_if_changed(saved["fingerprint"], prints)
+    weights = build.trainable_weights(run.base.model)
+    checkpoint.restore(tensors, saved, weights, optimizers, run.precision.scaler)
+    state = loop.state_from(saved["loop"])
+    run.folder.metrics.truncate_after(state.step, state.evaluated)
+    run.folder.write_config(run.cfg)
+    say(f"resumed    from the checkpoint of step {state.step}")
+    return state
+
+
+def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress) -> Callable[[dict], None]:
+    """Returns the loop's on_step: it adds memory and MFU to the record, writes it, and shows it."""
+    seconds: list[float] = []  # of the steps of this process
+    device, model, total = run.precision.device, run.base.model, schedule.total_steps
+    peak = peak_flops(device, run.precision.dtype)
+    of_a_token, of_a_target = step_flops(model, 1, 0), step_flops(model, 0, 1)
+
+    def on_step(record: dict) -> None:
+        seconds.append(record["seconds"])
+        record["peak_memory"] = machine.peak_memory(device)
+        if peak:
+            flops = of_a_token * record["stream_tokens"] + of_a_target * record["supervised_tokens"]
+            record["mfu"] = round(flops / record["seconds"] / peak, 4)
+        run.folder.metrics.write(record)
+        step, speed = record["step"], f"{record['tokens_per_second']:>7,.0f} tokens/s"
+        progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed.strip()}")
+        progress.update()
+        if progress.disable and (step % run.cfg.train.log_every == 0 or step in (1, total)):
+            usual = seconds[1:] or seconds  # the first step may have compiled
+            left = (total - step) * sum(usual) / len(usual)  # the mean, because the lengths of rows vary
+            say(f"step {step:>5} of {total}  loss {record['loss']:.4f}  {speed}  about {left:,.0f} s left")
+
+    return on_step
+
+
+def _evaluate(run: LoadedRun, step: int, progress) -> dict | None:
+    """Returns the metrics of the first validation set, which select the best weights, and records them."""
+    if not run.data.validation:
+        return None
+    first = run.data.validation[0]
+    measured = evaluation.mean_loss(run.base.model, run.objective, first.documents, run.precision)
+    run.folder.metrics.write({"step": step, "eval": {"set": first.name, **measured}})
+    if progress.disable:
+        say(f"          evaluation: {first.name} loss {measured['loss']:.4f}")
+    return measured
+
+
+def _save_checkpoint(run: LoadedRun, optimizers: list, prints: dict[str, str], state: loop.State) -> None:
+    """Writes a checkpoint of the state; a failure is a warning, because the earlier checkpoints are still
+    there.
+    """
+    weights = build.trainable_weights(run.base.model)
+    tensors, extra = checkpoint.capture(weights, optimizers, run.precision.scaler)
+    extra |= {"loop": loop.state_dict(state), "fingerprint": prints}
+    try:
+        checkpoint.save(run.folder.checkpoints, state.step, tensors, extra, run.cfg.train.save_total_limit)
+    except OSError as e:
+        why = e.strerror or e
+        warn(f"the checkpoint of step {state.step} could not be written ({why}); earlier ones are kept")
+
+
+def _report_skipped(run: LoadedRun, record: dict) -> None:
+    run.folder.metrics.write(record)
+    what = f"first bad place: {record['layer']}; samples: {', '.join(record['samples'][:4])} ..."
+    warn(f"step {record['step']} was not applied: not finite; {what}")
+
+
+def save_weights(run: LoadedRun) -> None:
+    """Writes the trainable weights: adapter/ in PEFT's format, or model/ if all parameters are trainable."""
+    path, cfg = run.folder.path, run.cfg
+    if not run.trains_all:
+        revision = None if cfg.model.revision == "main" else cfg.model.revision
+        save_adapter(
+            run.base.model, path / "adapter", base_model_name=cfg.model.name, config={"revision": revision}
+        )
+        return
+    dtype = torch.float32 if cfg.model.dtype == "float32" else torch.bfloat16
+    save_model(run.base.model, path / "model", dtype)
+    copy_tokenizer(run.base.folder, path / "model")
+
+
+def _load_best(run: LoadedRun) -> None:
+    """Loads the best weights by validation into the model, for the measures after training."""
+    model, path = run.base.model, run.folder.path
+    if not run.trains_all:
+        unwrap(model)
+        load_adapter(model, path / "adapter")
+        return
+    model.load_state_dict(load_model(path / "model", torch.float32).state_dict())
+
+
+def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
+    """Writes manifest.json and report.html, and prints the measures."""
+    cfg, path, device = run.cfg, run.folder.path, run.precision.device
+    steps, evals = read_metrics(path / "metrics.jsonl")
+    facts = {
+        "name": cfg.run.name,
+        "base": cfg.model.name,
+        "adapter": _adapter_text(cfg),
+        "trainable parameters": f"{run.trainable:,}",
+        "training samples": f"{len(run.data.documents):,}",
+        "steps": f"{sum('loss' in r for r in steps):,}",
+        "training time": f"{state.seconds:.0f} s",
+        "whole run": f"{seconds:.0f} s",
+        "tokens per second": f"{state.tokens / max(state.seconds, 1e-9):,.0f}",
+        "device": device_name(device),
+        "precision": run.precision.name,
+        "peak memory": machine.mebibytes(machine.peak_memory(device)),
+    }
+    measures = {"before": before["measures"], "after": after["measures"]}
+    hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
+    run.folder.write_json("manifest.json", {"run": facts, "environment": environment(), **hashes, **measures})
+    examples = _examples(cfg.generate.prompts, before, after)
+    write_report(path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples)
+    if run.data.validation:
+        say("\n" + before_after_table(before["measures"], after["measures"]))
+    for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
+        say(f"\nprompt     {redaction.source_text(prompt)}")
+        say(f"before     {printable(then)}\nafter      {printable(now)}")
+    weights = path / ("model" if run.trains_all else "adapter")
+    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {weights}")
+
+
+def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
+    """Returns the config's prompts and the first rows of each validation set, as the report shows them."""
+    rows = [
+        ("prompt", p, "", b, a) for p, b, a in zip(prompts, before["prompts"], after["prompts"], strict=True)
+    ]
+    for name, then in before["answers"].items():
+        texts = (then["prompts"], then["golds"], then["texts"], after["answers"][name]["texts"])
+        rows += [(name, *row) for row in islice(zip(*texts, strict=True), 12)]
+    keys = ("set", "source", "gold", "before", "after")
+    return [dict(zip(keys, (s, redaction.source_text(p), *rest), strict=True)) for s, p, *rest in rows]
+
+
+def _adapter_text(cfg: Config) -> str:
+    a = cfg.adapter
+    if a.type == "full":
+        return "all parameters"
+    return f"{a.type}, r = {a.r}, alpha = {a.lora_alpha:g}" + (", rsLoRA" if a.use_rslora else "")
