@@ -6,7 +6,6 @@ Source: llama.cpp's conversion/gemma.py and src/models/gemma3.cpp.  Two things t
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +16,9 @@ from exporting.merged import MergedCheckpoint
 from ggml.container import TensorInfo, write_gguf
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
 from model.config import SLIDING, Gemma3Config
+from model.gguf_names import gguf_name
 from model.hub import TINY
 
-LAYER_NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
-}  # fmt: skip
-OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 USUAL_PATTERN, LAYERS_27B = 6, 62  # every sixth layer is global unless the file says otherwise
 
 
@@ -80,14 +73,6 @@ def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
         TensorInfo(name, shape, tensor_type(quant, name, layers, shape[-1], tied))
         for name, shape in names.items()
     ]
-
-
-def gguf_name(name: str) -> str:
-    """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight."""
-    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
-    if layer:
-        return f"blk.{layer[1]}.{LAYER_NAMES[layer[2]]}.weight"
-    return OTHER_NAMES[name.removesuffix(".weight")] + ".weight"
 
 
 def transformed(model: MergedCheckpoint, name: str) -> Iterator[np.ndarray]:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 import torch
 
-from exporting.verify import Sample
-
 
 def require() -> None:
     """ValueError with the remedy where xllamacpp is not installed."""
@@ -59,7 +57,7 @@ class Llama:
             found[entry["id"]] = entry["logprob"]
         return found
 
-    def next_log_probs(self, sample: Sample, ascii_id: int, positions: list[int]) -> torch.Tensor:
+    def next_log_probs(self, sample, ascii_id: int, positions: list[int]) -> torch.Tensor:
         """(positions, V) for a sample of one or more documents, one request each."""
         starts = sample.cu_seqlens.tolist()
         document = [max(s for s in starts if s <= at) for at in positions]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from exporting.gguf_model import gguf_name
 from exporting.merged import MergedCheckpoint
 from exporting.target import need_space
 from ggml.container import TensorInfo, write_gguf
 from lora.dora import DoRALinear
+from model.gguf_names import gguf_name
 
 
 def write_lora(

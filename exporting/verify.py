@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporting.gguf_model import LAYERS_27B, USUAL_PATTERN, gguf_name
+from exporting.gguf_model import LAYERS_27B, USUAL_PATTERN
 from exporting.gguf_vocab import NORMAL, SPACE, SPMTokenizer
 from exporting.merged import SLICE, MergedCheckpoint
 from ggml.container import GGUFFile
@@ -21,6 +21,7 @@ from lora.inject import set_module
 from model.attention import PackedAttention
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3DecoderLayer
+from model.gguf_names import gguf_name
 from model.norm import Gemma3RMSNorm
 from model.rope import rope_angles
 
