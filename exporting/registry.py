@@ -1,56 +1,43 @@
-"""Pushes an OCI image layout to a registry: each blob in chunks that survive a broken connection, then the manifest under its tag.
+"""Pushes an OCI image layout to a registry through oras-py, an optional extra: pip install -e ".[oci]".
 
-Source: opencontainers/distribution-spec, spec.md ("Pushing a blob in chunks").
+oras-py has the session, docker's stored logins, and the answer to a registry's challenge (Basic, or a Bearer
+token). The upload is
+here: oras-py would write the manifest's JSON anew, which changes its digest, and shows no progress.
 
-    HEAD blob -> there: done.   POST uploads -> Location.   PATCH Location ... -> next Location.   PUT Location?digest=.   PUT manifests/tag.
+Source: opencontainers/distribution-spec, spec.md ("Pushing a blob in chunks"): HEAD blob, POST uploads, PATCH
+Location, PUT Location?digest=, PUT manifests/tag.
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote, urljoin
+from urllib.parse import urljoin, urlsplit
 
-from exporting.registry_client import DOCKER_HUB, Client, Interrupted
-
-CHUNK = 8 * 2**20  # bytes of one PATCH, all of a blob that is in memory at a time
-TRIES = 6  # failures in a row, with no byte gained, before giving up
+CHUNK = 8 * 2**20  # bytes of one PATCH; no more of a blob is in memory
+TRIES = 5  # of a request whose connection breaks, and of a blob whose upload session is lost
 BACK_OFF = 0.5  # seconds after the first failure, doubled after each
-REDIRECTS = (301, 302, 303, 307, 308)
-SESSION_GONE = (
-    400,
-    404,
-    416,
-)  # what registries say of an upload that they have lost, or whose bytes are not ours
+TIMEOUT = 120  # seconds without an answer
+USER, PASSWORD = "LOUPE_REGISTRY_USER", "LOUPE_REGISTRY_PASSWORD"
+DOCKER_HUB, DOCKER_HUB_LOGIN = "registry-1.docker.io", "https://index.docker.io/v1/"
 
 NAME = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-REFERENCE = re.compile(
-    rf"(?:(?P<host>localhost(?::\d+)?|\[[0-9a-fA-F:]+\](?::\d+)?|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::\d+)?|[A-Za-z0-9-]+:\d+)/)?"
-    rf"(?P<repository>{NAME}(?:/{NAME})*)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}))?"
-)
+PORT, LABEL = r"(?::\d+)?", r"[A-Za-z0-9-]+"
+HOST = rf"localhost{PORT}|\[[0-9a-fA-F:]+\]{PORT}|{LABEL}(?:\.{LABEL})+{PORT}|{LABEL}:\d+"
+TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+REFERENCE = re.compile(rf"(?:(?P<host>{HOST})/)?(?P<repository>{NAME}(?:/{NAME})*)(?::(?P<tag>{TAG}))?")
 
 
-@dataclass
-class Upload:
-    """How far a blob is: the session's newest URL, bytes there, the most that ever were, and failures since then."""
+def push(layout: Path, reference: str, progress: Callable[[int], None] = lambda sent: None) -> str:
+    """Pushes the layout that write_layout wrote to "registry/name:tag" and returns the digest of its
+    manifest.
 
-    digest: str
-    size: int
-    report: Callable[[int], None]
-    location: str | None = None
-    offset: int = 0
-    best: int = 0
-    failures: int = 0
-
-
-def push(layout: Path, reference: str, *, progress: Callable[[int], None] | None = None) -> str:
-    """Pushes the layout that write_layout wrote to "registry/name:tag" ("user/name:tag" is Docker Hub's) and returns its manifest's digest.
-
-    progress is called with how many bytes of the layout's blobs the registry has; the number falls where a blob has to start again.
-    Raises ValueError, in one line and with the remedy, for a bad reference, a host out of reach, a refused password or permission, and a
-    connection that keeps breaking.
+    A blob that the registry has is not sent again. `progress` receives the bytes that the registry has of all
+    blobs; the number falls if a blob has to start again. Raises ValueError, in one line with the remedy, for
+    a bad reference, a host out of reach, a refused login or permission, and a connection that keeps breaking.
     """
     host, repository, tag = parse_reference(reference)
     if not (layout / "index.json").is_file():
@@ -60,41 +47,35 @@ def push(layout: Path, reference: str, *, progress: Callable[[int], None] | None
     digest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
     manifest = _blob(layout, digest).read_bytes()
     described = json.loads(manifest)
-    registry, done = Registry(host, repository), 0
+    remote, done = Remote(host, repository), 0
     for blob in [*described["layers"], described["config"]]:
-        registry.push_blob(
-            _blob(layout, blob["digest"]),
-            blob["digest"],
-            lambda sent, before=done: progress(before + sent) if progress else None,
+        before = done
+        remote.push_blob(
+            _blob(layout, blob["digest"]), blob["digest"], lambda sent, n=before: progress(n + sent)
         )
         done += blob["size"]
-    registry.push_manifest(manifest, described["mediaType"], tag)
+    headers = {"Content-Type": described["mediaType"]}
+    remote.call("PUT", f"{remote.url}/manifests/{tag}", (201,), data=manifest, headers=headers)
     return digest
 
 
 def parse_reference(reference: str) -> tuple[str, str, str]:
-    """ "registry/name:tag" -> (host[:port], repository, tag), by docker's rule: a first part with a dot, a colon, or "localhost" is a host."""
+    """ "registry/name:tag" -> (host[:port], repository, tag), by docker's rule: a first part with a dot or a
+    colon is a host.
+    """
     match = REFERENCE.fullmatch(reference)
     if not match:
-        hint = (
-            "without https://"
-            if "://" in reference
-            else "without a digest"
-            if "@" in reference
-            else "lower case but for the tag"
-        )
-        raise ValueError(
-            f"{reference!r} is no place in a registry; give registry/name:tag, such as localhost:5000/gemma:v1, {hint}"
-        )
+        hints = {"://": "without https://", "@": "without a digest", "": "in lower case"}
+        hint = next(hint for mark, hint in hints.items() if mark in reference)
+        raise ValueError(f"{reference!r} is no place in a registry; give registry/name:tag {hint}")
     host, repository, tag = match["host"], match["repository"], match["tag"]
     if not tag:
-        raise ValueError(
-            f"{reference!r} has no tag; add one, such as {reference}:latest (a folder of that name is ./{reference})"
-        )
+        example = f"{reference}:latest (a folder of that name is ./{reference})"
+        raise ValueError(f"{reference!r} has no tag; add one, such as {example}")
     if host in (None, "docker.io", "index.docker.io", DOCKER_HUB):
         if "/" not in repository:
             raise ValueError(
-                f"{reference!r} has neither a registry nor a user; give user/{reference} for Docker Hub, or registry/{reference}"
+                f"{reference!r} has neither a registry nor a user; give user/{reference} for Docker Hub"
             )
         host = DOCKER_HUB
     return host, repository, tag
@@ -104,100 +85,173 @@ def _blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / Path(*digest.split(":"))
 
 
-class Registry(Client):
-    """The pushing."""
+class Remote:
+    """One repository of a registry: plain http on this machine, https on others."""
 
-    def push_blob(self, file: Path, digest: str, report: Callable[[int], None]) -> None:
-        """Uploads one file unless the registry has it; goes on where it was, or starts it again, after a failure."""
-        upload = Upload(digest, file.stat().st_size, report)
-        with file.open("rb") as f:
-            while True:
-                try:
-                    return self._send_blob(f, upload)
-                except Interrupted as e:
-                    upload.failures += 1
-                    self._pause(
-                        upload.failures, f"the upload broke off at byte {upload.best} of {upload.size}: {e}"
-                    )
+    def __init__(self, host: str, repository: str):
+        try:
+            import oras.provider
+        except ImportError:
+            raise ValueError('pushing to a registry needs oras: pip install -e ".[oci]"') from None
+        self.host, self.repository = host, repository
+        local = urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")
+        self.base = f"{'http' if local else 'https'}://{host}"
+        self.url = f"{self.base}/v2/{repository}"
+        registry = oras.provider.Registry(host, insecure=local)
+        challenge = self._ping(registry.session, local)
+        if challenge.lower().startswith("basic"):
+            registry = oras.provider.Registry(host, insecure=local, auth_backend="basic")
+        registry.session.trust_env = not local  # no proxy between this machine and itself
+        registry.session.request = partial(registry.session.request, timeout=TIMEOUT)
+        self.oras, self.user = registry, self._log_in(registry)
+        # Without oras' own retries, which take two minutes over a refused password.
+        self._request = partial(type(registry).do_request.__wrapped__, registry)
+        if challenge.lower().startswith("basic") and not self.user:
+            self._refused("it wants a login")
+        if challenge and self.user:
+            self.call("GET", f"{self.base}/v2/", (200,))
+            self._forget_token()
 
-    def push_manifest(self, manifest: bytes, media_type: str, tag: str) -> None:
+    def _ping(self, session, local: bool) -> str:
+        """Returns the registry's challenge, "" for none; a login is sent to https or to this machine only."""
+        import requests
+
+        session.trust_env = not local
+        try:
+            answer = session.get(f"{self.base}/v2/", timeout=TIMEOUT)
+        except requests.RequestException as e:
+            remedy = "check the name, the connection and proxies"
+            raise ValueError(f"{self.host} is out of reach ({_reason(e)}); {remedy}") from None
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        realm = re.search(r'realm="([^"]*)"', challenge)
+        if (
+            challenge.lower().startswith("bearer")
+            and realm
+            and not local
+            and not realm[1].startswith("https://")
+        ):
+            raise ValueError(
+                f"{self.host} sends logins to {realm[1]!r}, which is not https; no password was sent"
+            )
+        return challenge
+
+    def _log_in(self, registry) -> str:
+        """Gives oras the login of the environment, else of docker's config.json; returns the user, "" for
+        nobody.
+        """
+        from oras.container import Container
+
+        user, password = os.environ.get(USER), os.environ.get(PASSWORD)
+        if user and password:
+            registry.auth.set_basic_auth(user, password)
+            return user
+        if user or password:
+            raise ValueError(
+                f"only {USER if user else PASSWORD} is set; set {USER} and {PASSWORD}, or neither"
+            )
+        where = Container(f"{self.host}/{self.repository}")
+        where.registry = DOCKER_HUB_LOGIN if self.host == DOCKER_HUB else self.host
+        folder = os.environ.get("DOCKER_CONFIG")
+        file = Path(folder or Path.home() / ".docker") / "config.json"
+        try:
+            registry.auth.load_configs(where, [str(file)] if folder and file.is_file() else None)
+        except (ValueError, AttributeError, KeyError, OSError) as e:
+            raise ValueError(
+                f"{file} is no docker config ({e}); repair it, or set {USER} and {PASSWORD}"
+            ) from None
+        return "the user of docker login" if getattr(registry.auth, "_basic_auth", None) else ""
+
+    def _forget_token(self) -> None:
+        """oras keeps one token for all scopes: the one for reading would be refused for writing."""
+        if hasattr(self.oras.auth, "token"):
+            self.oras.auth.token = None
+
+    def call(self, method: str, url: str, expect: tuple[int, ...], **content):
+        """Returns the response to one request; an unexpected status or a connection that keeps breaking is a
+        ValueError.
+        """
+        import requests
+
+        # Another host, such as a cloud's storage, gets no login.
+        send = self._request if urlsplit(url).netloc == self.host else self._without_login
         for failures in range(1, TRIES + 1):
             try:
-                self.call("PUT", f"{self.url}/manifests/{tag}", manifest, media_type, expect=(201,))
-                return
-            except Interrupted as e:
-                self._pause(failures, str(e))
+                answer = send(url, method, **content)
+            except requests.RequestException as e:
+                problem = f"the connection broke ({_reason(e)})"
+            except ValueError:  # oras-py: the challenge cannot be answered
+                self._refused("it wants a login")
+            else:
+                if answer.status_code in expect:
+                    return answer
+                if answer.status_code in (401, 403):
+                    self._refused(_words(answer))
+                problem = f"{method} {urlsplit(url).path} gives {answer.status_code}: {_words(answer)}"
+                if answer.status_code < 500 and answer.status_code != 429:
+                    break
+            if failures < TRIES:
+                time.sleep(BACK_OFF * 2 ** (failures - 1))
+        raise ValueError(f"{self.host}: {problem}; push again later: a blob that is there is not sent twice")
 
-    def _pause(self, failures: int, what: str) -> None:
-        if failures >= TRIES:
-            raise ValueError(
-                f"{self.host}: {what} ({failures} times in a row); push again when the connection holds: what is there is not sent twice"
-            )
-        time.sleep(BACK_OFF * 2 ** (failures - 1))
+    def _without_login(self, url: str, method: str, **content):
+        return self.oras.session.request(method, url, **content)
 
-    def _send_blob(self, f, upload: Upload) -> None:
-        """From where the upload is to its end; raises Interrupted on the way."""
-        if upload.location:
-            self._resume(upload)
-        if not upload.location:
-            if self._has_blob(
-                upload.digest
-            ):  # from an earlier push, or the last PUT came through and its answer did not
-                return upload.report(upload.size)
-            upload.location, upload.offset = self._open_session(), 0
-        while upload.offset < upload.size:
-            f.seek(upload.offset)
-            self._send_chunk(upload, f.read(CHUNK))
-            upload.report(upload.offset)
-        mark = "&" if "?" in upload.location else "?"
-        end, upload.location = (
-            f"{upload.location}{mark}digest={quote(upload.digest, safe='')}",
-            None,
-        )  # refused or not, the session ends here
-        self.call("PUT", end, b"", expect=(201, 204), again=SESSION_GONE)
+    def _refused(self, words: str) -> None:
+        who = f"{self.user} or the password" if self.user else "a push without a login"
+        raise ValueError(
+            f"{self.host} refuses {who} for {self.repository} ({words}); "
+            f"run docker login {self.host}, or set {USER} and {PASSWORD}"
+        )
 
-    def _has_blob(self, digest: str) -> bool:
-        """A redirect, which Docker Hub answers, goes to where the blob lies; it is not followed."""
-        return self.call("HEAD", f"{self.url}/blobs/{digest}", expect=(200, *REDIRECTS, 404)).status != 404
+    def push_blob(self, file: Path, digest: str, report: Callable[[int], None]) -> None:
+        """Uploads a file unless the registry has it; it starts again, a few times, if the registry loses the
+        session.
+        """
+        if self.call("HEAD", f"{self.url}/blobs/{digest}", (200, 404)).status_code == 200:
+            return report(file.stat().st_size)
+        self._forget_token()
+        for _ in range(TRIES):
+            if self._upload(file, digest, report):
+                return None
+        raise ValueError(f"{self.host} lost the upload of {digest} {TRIES} times; push again later")
 
-    def _open_session(self) -> str:
-        url = f"{self.url}/blobs/uploads/"
-        answer = self.call("POST", url, b"", expect=(202, 404))
-        if answer.status == 404:
-            raise ValueError(
-                f"{self.host} has no repository {self.repository}, or does not show it to {self.user or 'you'}; create it, or check the name"
-            )
-        return urljoin(url, answer.headers["Location"])
+    def _upload(self, file: Path, digest: str, report: Callable[[int], None]) -> bool:
+        """Sends the file in one upload session; returns whether the registry has it, False if the session was
+        lost.
+        """
+        start = f"{self.url}/blobs/uploads/"
+        answer = self.call("POST", start, (202, 404))
+        if answer.status_code == 404:
+            raise ValueError(f"{self.host} has no repository {self.repository}; create it, or check the name")
+        location, sent, lost = urljoin(start, answer.headers["Location"]), 0, (400, 404, 416)
+        with file.open("rb") as f:
+            while chunk := f.read(CHUNK):
+                headers = {
+                    "Content-Range": f"{sent}-{sent + len(chunk) - 1}",
+                    "Content-Type": "application/octet-stream",
+                }
+                answer = self.call("PATCH", location, (202, 204, *lost), data=chunk, headers=headers)
+                if answer.status_code in lost:
+                    return False
+                location, sent = (
+                    urljoin(location, answer.headers.get("Location", location)),
+                    sent + len(chunk),
+                )
+                report(sent)
+        mark = "&" if "?" in location else "?"
+        return self.call("PUT", f"{location}{mark}digest={digest}", (201, 204, *lost)).status_code not in lost
 
-    def _send_chunk(self, upload: Upload, chunk: bytes) -> None:
-        """One PATCH; the session's next URL is in its answer, and nowhere else."""
-        url, upload.location, there = upload.location, None, upload.offset + len(chunk)
-        try:
-            answer = self.call(
-                "PATCH",
-                url,
-                chunk,
-                content_range=f"{upload.offset}-{there - 1}",
-                expect=(202, 204),
-                again=SESSION_GONE,
-            )
-        except Interrupted:
-            upload.location = url  # the session may live; _resume asks
-            raise
-        if answer.received() not in (None, there) and there > 1:
-            raise Interrupted(f"the registry has {answer.received()} bytes after {there} were sent")
-        upload.location, upload.offset = urljoin(url, answer.headers.get("Location", url)), there
-        if there > upload.best:
-            upload.best, upload.failures = there, 0
 
-    def _resume(self, upload: Upload) -> None:
-        """Asks the session how much it has.  Goes on behind that if it is what we had sent, or a part of the broken chunk more; else forgets the session."""
-        answer = self.call("GET", upload.location, expect=(200, 204, *SESSION_GONE, 405))
-        there = answer.received() if answer.status < 300 else None
-        if there is not None and upload.offset <= there <= min(upload.offset + CHUNK, upload.size):
-            upload.location, upload.offset = (
-                urljoin(upload.location, answer.headers.get("Location", upload.location)),
-                there,
-            )
-        else:
-            upload.location = None
+def _reason(error: Exception) -> str:
+    """Returns the innermost cause of an error of requests, in one line."""
+    while error.args and isinstance(getattr(error.args[0], "reason", error.args[0]), Exception):
+        error = getattr(error.args[0], "reason", error.args[0])
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _words(answer) -> str:
+    """Returns what the registry says of an error."""
+    try:
+        return "; ".join(error.get("message") or error["code"] for error in answer.json()["errors"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.reason or "no reason given"
