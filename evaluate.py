@@ -1,4 +1,6 @@
-"""How good a model is: python evaluate.py --model DIR|hub-id|tiny [--adapter DIR] --data FILE [--limit N] [--json]"""
+"""How good a model is: python evaluate.py --model DIR|hub-id|tiny [--adapter DIR] --data FILE [--limit N]
+[--json]
+"""
 
 import argparse
 import json
@@ -10,7 +12,10 @@ from generation.load import Loaded, add_model_arguments, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    """rows -> model -> adapter -> loss -> answers -> figures.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """rows -> model -> adapter -> loss -> answers -> figures.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+    """
     args = parse_arguments(argv)
     return run(lambda: evaluate(args))
 
@@ -74,14 +79,17 @@ def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
     )
     if counts.dropped:
         warn(
-            f"{file}: {counts.dropped} of {len(samples)} rows are left out: the model has {longest} positions and the longest row {counts.longest} tokens"
+            f"{file}: {counts.dropped} of {len(samples)} rows are left out: the model has {longest} "
+            f"positions and the longest row {counts.longest} tokens"
         )
     kept = {d.id for d in documents}
     return [s for s in samples if s.id in kept], documents, counts.dropped
 
 
 def loss(documents: list, loaded: Loaded) -> dict:
-    """{"loss": mean over the supervised tokens, "tokens": how many}; raises ValueError where that is no number."""
+    """{"loss": mean over the supervised tokens, "tokens": how many}; raises ValueError where that is no
+    number.
+    """
     from common.progress import bar
     from training.evaluation import mean_loss
     from training.objectives.sft import SupervisedFineTuning
@@ -91,7 +99,8 @@ def loss(documents: list, loaded: Loaded) -> dict:
     progress.close()
     if not math.isfinite(found["loss"]):
         raise ValueError(
-            f"the loss is {found['loss']}: the model's weights or the adapter's are not finite; try --dtype float32, or take them anew"
+            f"the loss is {found['loss']}: the model's weights or the adapter's are not finite; try --dtype "
+            f"float32, or take them anew"
         )
     return {key: found[key] for key in ("loss", "tokens")}
 
@@ -104,7 +113,10 @@ def counted(rows: list, progress):
 
 
 def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
-    """exact_match and, for redactions, leak_rate, entity_f1, ... of the likeliest answers; {} where no row has a response."""
+    """exact_match and, for redactions, leak_rate, entity_f1, ...
+
+    of the likeliest answers; {} where no row has a response.
+    """
     from common.progress import warn
     from training.config import Generate
     from training.evaluation import answer, measures
@@ -120,7 +132,8 @@ def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
     longest = max(map(len, loaded.tokenizer.encode_batch(said.golds)), default=0)
     if longest > max_new_tokens:
         warn(
-            f"answers end after {max_new_tokens} tokens and the longest right one has {longest}; with --max-new-tokens {longest} it could be given"
+            f"answers end after {max_new_tokens} tokens and the longest right one has {longest}; with "
+            f"--max-new-tokens {longest} it could be given"
         )
     return measures(said)
 

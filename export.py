@@ -1,4 +1,6 @@
-"""A model or adapter for other programs: python export.py --run DIR | --model M [--adapter DIR] --to gguf|gguf-lora|ollama|oci|hub|peft|... --out PATH"""
+"""A model or adapter for other programs: python export.py --run DIR | --model M [--adapter DIR] --to
+gguf|gguf-lora|ollama|oci|hub|peft|... --out PATH
+"""
 
 import argparse
 import os
@@ -19,7 +21,10 @@ EXAMPLE = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """source -> model and adapter -> file or folder -> checked -> its name.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """source -> model and adapter -> file or folder -> checked -> its name.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+    """
     args = parse_arguments(argv)
     return run(lambda: export(args))
 
@@ -48,7 +53,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         choices=list(WRITERS),
         help="gguf: one file for llama.cpp, the adapter merged in; gguf-lora: the adapter alone for llama.cpp's --lora; ollama: a GGUF and its "
-        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the merged model for transformers; "
+        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the "
+        "merged model for transformers; "
         "hub: that folder, uploaded",
     )
     parser.add_argument(
@@ -118,7 +124,9 @@ def export(args: argparse.Namespace) -> int:
 
 
 def names_a_registry(out: str) -> bool:
-    """Whether --out is registry/name[:tag] or name:tag and not a folder: docker's rule, a first part with a dot or a colon in it is a host."""
+    """Whether --out is registry/name[:tag] or name:tag and not a folder: docker's rule, a first part with a
+    dot or a colon in it is a host.
+    """
     host, _, rest = out.partition("/")
     is_host = host == "localhost" or ((":" in host or "." in host) and host.strip("."))
     is_path = out.startswith(("/", "./", "../")) or Path(out).exists()
@@ -157,19 +165,23 @@ def is_folder(model: str) -> bool:
 
 
 def of_run(path: Path):
-    """(Source, config) of a run: its adapter, or the model where it trained every weight; ValueError where there is neither, or the base has changed."""
+    """(Source, config) of a run: its adapter, or the model where it trained every weight; ValueError where
+    there is neither, or the base has changed.
+    """
     from report.metrics_log import before_after_table
     from training.config import load_config
 
     if not (path / "config.toml").is_file():
         raise ValueError(
-            f"{path}: no run is here; give the folder that train.py wrote, which holds config.toml, such as runs/small"
+            f"{path}: no run is here; give the folder that train.py wrote, which holds config.toml, such as "
+            f"runs/small"
         )
     cfg = load_config(path / "config.toml")
     trained = path / ("model" if cfg.adapter.type == "full" else "adapter")
     if not trained.is_dir():
         raise ValueError(
-            f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end (train.py --resume)"
+            f"{path}: the run has no {trained.name}/ yet; let it train to its first evaluation or its end "
+            f"(train.py --resume)"
         )
     manifest = read_manifest(path / "manifest.json")
     full = trained.name == "model"
@@ -181,7 +193,8 @@ def of_run(path: Path):
         source.origin["base_sha256"] = manifest.get("base_sha256", "unknown")
     elif manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
         raise ValueError(
-            f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those back, or export all the same "
+            f"{path}: its adapter was trained on other weights than {source.folder} holds now; put those "
+            f"back, or export all the same "
             f"with --model {cfg.model.name} --revision {cfg.model.revision} --adapter {trained}"
         )
     source.origin |= {"run": cfg.run.name, "config": (path / "config.toml").read_text(encoding="utf-8")}
@@ -206,7 +219,8 @@ def read_manifest(file: Path) -> dict:
     missing = [key for key in ("base_sha256", "before", "after") if key not in manifest]
     if missing:
         raise ValueError(
-            f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away to export without the run's measures"
+            f"{file}: has no {', '.join(missing)}, which train.py writes; put a copy back, or take it away "
+            f"to export without the run's measures"
         )
     return manifest
 
@@ -229,7 +243,8 @@ def held_out_samples(cfg) -> list:
         )[1]
     except ValueError as e:
         warn(
-            f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own ({' '.join(str(e).split())})"
+            f"the run's validation data cannot be read, so the file is compared on a sentence of Loupe's own "
+            f"({' '.join(str(e).split())})"
         )
         return []
 
@@ -279,7 +294,8 @@ def write_gguf(args, source, cfg, part: Path, out: Path) -> str:
             differences.append(verify_in_llama_cpp(part, model, quant, sample, tokenizer.encode("a")[0]))
         for d in differences:
             say(
-                f"{d.name:25} max |delta log p| {d.max_delta:.2g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.2g} (bound {d.bound[1]:g}), "
+                f"{d.name:25} max |delta log p| {d.max_delta:.2g} (bound {d.bound[0]:g}), mean KL "
+                f"{d.mean_kl:.2g} (bound {d.bound[1]:g}), "
                 f"same likeliest token {d.agreement:.1%}"
             )
     return f"{quant}, {part.stat().st_size / 2**20:,.1f} MiB{', not verified' if args.no_verify else ''}"
@@ -356,7 +372,9 @@ WRITERS = {
 
 
 def judged(samples: list, tokenizer, config):
-    """What the three models are asked: the first samples with something to judge, or a sentence of our own where the run has none."""
+    """What the three models are asked: the first samples with something to judge, or a sentence of our own
+    where the run has none.
+    """
     from data.render import IGNORE_INDEX, render
     from data.rows import Sample
     from exporting.verify import held_out
@@ -368,7 +386,8 @@ def judged(samples: list, tokenizer, config):
         if found:
             return found
     raise ValueError(
-        f"the model has {config.max_position_embeddings} positions, too few for a sentence to compare on; --no-verify leaves it out"
+        f"the model has {config.max_position_embeddings} positions, too few for a sentence to compare on; "
+        f"--no-verify leaves it out"
     )
 
 

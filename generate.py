@@ -17,7 +17,10 @@ from generation.load import Loaded, add_model_arguments, load
 
 
 def main(argv: list[str] | None = None) -> int:
-    """model -> adapter -> one answer, a file of answers, or a chat until Ctrl-D.  Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """model -> adapter -> one answer, a file of answers, or a chat until Ctrl-D.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+    """
     args = parse_arguments(argv)
     again = shlex.join(["python", "generate.py", *(sys.argv[1:] if argv is None else argv)])
     return run(lambda: speak(args), lambda: f"stopped; go on with:\n    {again}" if args.input else "stopped")
@@ -120,7 +123,9 @@ class Bot:
         }
 
     def signature(self, seed: int) -> str:
-        """A short hash of the config, the weights (by the first numbers of each), the adapters' scales, the type and the settings."""
+        """A short hash of the config, the weights (by the first numbers of each), the adapters' scales, the
+        type and the settings.
+        """
         from lora.inject import adapters
 
         scales = {name: layer.scaling for name, layer in adapters(self.model).items()}
@@ -138,7 +143,9 @@ class Bot:
         return found.hexdigest()[:12]
 
     def complete(self, prompt: list[int], seed: int, show: bool):
-        """The Completion of a prompt; `show` writes its text to stdout as it comes, without a newline at the end."""
+        """The Completion of a prompt; `show` writes its text to stdout as it comes, without a newline at the
+        end.
+        """
         from generation.generate import generate
         from model.tokenizer import TextStream
 
@@ -162,7 +169,9 @@ class Bot:
 
 
 def open_bot(args: argparse.Namespace) -> Bot:
-    """The model, ready to speak; before it is loaded, a ValueError lists every setting that nothing can be generated with."""
+    """The model, ready to speak; before it is loaded, a ValueError lists every setting that nothing can be
+    generated with.
+    """
     from generation.generate import problems
     from generation.sampling import Sampling
 
@@ -241,7 +250,8 @@ def answer_file(args: argparse.Namespace) -> int:
         progress.close()
     if cut:
         warn(
-            f"{len(cut)} answers of this run were cut off at --max-new-tokens {args.max_new_tokens}, the first in the file that of {samples[min(cut)].id}"
+            f"{len(cut)} answers of this run were cut off at --max-new-tokens {args.max_new_tokens}, the "
+            f"first in the file that of {samples[min(cut)].id}"
         )
     return 0
 

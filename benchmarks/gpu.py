@@ -63,7 +63,8 @@ def train(name: str, args: argparse.Namespace) -> str:
     speed, peak = sum(r["tokens"] for r in steps) / seconds, max(r["peak_memory"] for r in steps) / 1e9
     return (
         f"{name:22}  {len(steps):,} steps in {seconds:.1f} s  {speed:,.0f} tokens/s  MFU {mfu}  "
-        f"peak {peak:.2f} GB  loss {statistics.mean(losses[:FEW]):.3f} -> {statistics.mean(losses[-FEW:]):.3f}"
+        f"peak {peak:.2f} GB  loss {statistics.mean(losses[:FEW]):.3f} -> "
+        f"{statistics.mean(losses[-FEW:]):.3f}"
     )
 
 

@@ -1,6 +1,6 @@
 """Loupe's process in frameworks.py, and the ceiling of its step: the matrix products alone.
 
-Trains as train.py does, through training/trainer.py and training/loop.py.  "loupe" is the recipe; with "fp32"
+Trains as train.py does, through training/trainer.py and training/loop.py. "loupe" is the recipe; with "fp32"
               in the name it multiplies in
 float32, with "compiled" train.compile is true.
 """

@@ -10,8 +10,9 @@ from data.loader import prompt_of
 from data.render import IGNORE_INDEX
 
 EXAMPLES = 3  # ids shown for each finding
-# UTF-8 that was once read as Latin-1 or Windows-1252 (e acute becomes A tilde, copyright sign), and the replacement character.
-# A lead byte looks like A circumflex or tilde (accents), a circumflex (dashes, quotes, euro) or eth (emoji).
+# UTF-8 that was once read as Latin-1 or Windows-1252 (e acute becomes A tilde, copyright sign), and the
+# replacement character. A lead byte looks like A circumflex or tilde (accents), a circumflex (dashes, quotes,
+# euro) or eth (emoji).
 _TAIL = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", errors="ignore")) + "\u0080-\u00bf"
 MOJIBAKE = re.compile(f"[\u00c2\u00c3][{_TAIL}]|\u00e2[\u20ac\u201a\u0080\u0082]|\u00f0[\u0178\u009f]|\ufffd")
 

@@ -1,7 +1,8 @@
-"""Which documents make which micro-batch: a pure function of (seed, epoch, index), so that a resume continues exactly.
+"""Which documents make which micro-batch: a pure function of (seed, epoch, index), so that a resume continues
+exactly.
 
-There is no iterator state to save. A checkpoint holds two numbers, the epoch and the index of the next micro-batch, and
-`loader.batches(epoch, start=index)` goes on where the run stopped.
+There is no iterator state to save. A checkpoint holds two numbers, the epoch and the index of the next
+micro-batch, and `loader.batches(epoch, start=index)` goes on where the run stopped.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ from data.render import IGNORE_INDEX
 def epoch_order(n, seed, epoch, shuffle=True):
     """The order of n documents in an epoch, as a list of indices.
 
-    Python's generator, not torch's: its shuffle is the same in every version and on every machine. The text seed keeps
-    (seed 1, epoch 2) apart from (seed 2, epoch 1), which their sum would not.
+    Python's generator, not torch's: its shuffle is the same in every version and on every machine. The text
+    seed keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), which their sum would not.
     """
     order = list(range(n))
     if shuffle:
@@ -31,7 +32,8 @@ class Loader:
         batch_size: documents in a micro-batch; unused when max_tokens is given.
         seed: with the epoch it determines the order.
         shuffle: False keeps the documents' order in every epoch.
-        max_tokens: cut a micro-batch at this many tokens instead, so that short and long documents cost alike.
+        max_tokens: cut a micro-batch at this many tokens instead, so that short and long documents cost
+        alike.
         share: compute an opening that documents of a micro-batch have in common once (data.packing).
 
     Raises:
@@ -50,7 +52,8 @@ class Loader:
             shuffle,
             share,
         )
-        # cut once, not in each epoch: then all epochs have equally many steps, which the learning rate's schedule needs
+        # cut once, not in each epoch: then all epochs have equally many steps, which the learning rate's
+        # schedule needs
         self.groups = self._cut_by_tokens(max_tokens) if max_tokens else None
 
     @property
@@ -86,7 +89,8 @@ class Loader:
             length = len(self.documents[i].input_ids)
             if length > max_tokens:
                 raise ValueError(
-                    f"{self.documents[i].id} has {length} tokens, more than a micro-batch may have (max_tokens = {max_tokens}); "
+                    f"{self.documents[i].id} has {length} tokens, more than a micro-batch may have "
+                    f"(max_tokens = {max_tokens}); "
                     "raise it, or lower data.max_length"
                 )
             if tokens + length > max_tokens:
@@ -98,10 +102,12 @@ class Loader:
 
 
 def split_validation(items, fraction, seed):
-    """Hold out about `fraction` of the samples (or documents) for validation, and never a prompt that is trained on.
+    """Hold out about `fraction` of the samples (or documents) for validation, and never a prompt that is
+    trained on.
 
-    Items with the same prompt stay together; otherwise validation would measure memory. Groups are taken in the order of
-    a hash of seed and prompt, so adding rows to a file hardly moves the others from one side to the other.
+    Items with the same prompt stay together; otherwise validation would measure memory. Groups are taken in
+    the order of a hash of seed and prompt, so adding rows to a file hardly moves the others from one side to
+    the other.
 
     Returns:
         (training items, validation items), each in the order of `items`, neither empty unless fraction is 0.
@@ -118,7 +124,8 @@ def split_validation(items, fraction, seed):
         groups.setdefault(hashlib.sha256(f"{seed}\0{prompt_of(item)}".encode()).digest(), []).append(index)
     if len(groups) < 2:
         raise ValueError(
-            f"data.validation_fraction = {fraction}: {len(items)} sample(s) with {len(groups)} distinct prompt(s) cannot be split; "
+            f"data.validation_fraction = {fraction}: {len(items)} sample(s) with {len(groups)} distinct "
+            f"prompt(s) cannot be split; "
             "name a file in data.validation, or set the fraction to 0 to train without validation"
         )
     wanted = min(max(1, round(fraction * len(items))), len(items) - 1)
@@ -134,7 +141,9 @@ def split_validation(items, fraction, seed):
 
 
 def prompt_of(item):
-    """What the model is given before its first response: text of a Sample, ids of a Document; all of it where there is no prompt."""
+    """What the model is given before its first response: text of a Sample, ids of a Document; all of it where
+    there is no prompt.
+    """
     if hasattr(item, "input_ids"):
         first = next((i for i, label in enumerate(item.labels) if label != IGNORE_INDEX), 0)
         return repr(item.input_ids[: first + 1] if first else item.input_ids)

@@ -7,10 +7,11 @@
     position_ids      0  1  2    0  1         (T,)    restart with each document
     cu_seqlens        0        3        5     (D+1,)  document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]]
 
-Padding would be computed and thrown away; here every token is real. The loss runs at the S supervised positions only.
+Padding would be computed and thrown away; here every token is real. The loss runs at the S supervised
+positions only.
 
-Documents that begin with the same tokens, a constant instruction say, can share them: the opening is then laid down once, as a
-document of its own, and the others follow without it.
+Documents that begin with the same tokens, a constant instruction say, can share them: the opening is then
+laid down once, as a document of its own, and the others follow without it.
 
     documents         i0 i1 i2 a3 a4 | i0 i1 i2 b3
     tokens            i0 i1 i2   a3 a4   b3
@@ -49,7 +50,9 @@ class Batch:
         return self.targets.shape[0]
 
     def to(self, device, non_blocking=False):
-        """The same batch on another device, but for cu_seqlens: its numbers are asked for where the kernels are launched."""
+        """The same batch on another device, but for cu_seqlens: its numbers are asked for where the kernels
+        are launched.
+        """
         return replace(
             self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), cu_seqlens=self.cu_seqlens
         )
@@ -72,8 +75,8 @@ def pack(documents, share=False):
 
     Args:
         documents: list of D data.render.Document, none of them empty.
-        share: lay an opening that documents have in common, of MIN_PREFIX_TOKENS or more, down once. Documents with one opening
-            then lie side by side.
+        share: lay an opening that documents have in common, of MIN_PREFIX_TOKENS or more, down once.
+            Documents with one opening then lie side by side.
 
     Returns:
         Batch on the CPU.
@@ -103,7 +106,9 @@ def pack(documents, share=False):
 
 
 def _split_shared_prefixes(documents):
-    """The documents with shared openings cut off and laid before them, and `opening`; nothing that is supervised is shared."""
+    """The documents with shared openings cut off and laid before them, and `opening`; nothing that is
+    supervised is shared.
+    """
     groups = {}
     for number, document in enumerate(documents):
         own = next(
@@ -132,6 +137,8 @@ def _split_shared_prefixes(documents):
 
 
 def _common(rows, most):
-    """How many tokens, `most` at most, all rows begin with: as many as the first and the last in the order of a dictionary do."""
+    """How many tokens, `most` at most, all rows begin with: as many as the first and the last in the order of
+    a dictionary do.
+    """
     low, high = min(rows), max(rows)
     return next((i for i in range(most) if low[i] != high[i]), most)

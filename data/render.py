@@ -4,8 +4,9 @@
     labels     --    --   r1   r2   end  --        "response": the response and the id that ends its turn
     labels     u1    u2   r1   r2   end  --        "all": every token but the first, which nothing predicts
 
-Labels are shifted here, once: labels[i] is what position i must predict, so nothing downstream shifts again. The id that
-ends the turn is supervised; leave it out, and the loss falls as nicely while the model never learns to stop.
+Labels are shifted here, once: labels[i] is what position i must predict, so nothing downstream shifts again.
+The id that ends the turn is supervised; leave it out, and the loss falls as nicely while the model never
+learns to stop.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ CHUNK = 1000  # samples tokenised at a time
 
 @dataclass
 class Document:
-    """Token ids with, at each position, the token to predict next or IGNORE_INDEX; both lists are equally long."""
+    """Token ids with, at each position, the token to predict next or IGNORE_INDEX; both lists are equally
+    long.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -56,9 +59,10 @@ def render(sample, tokenizer, loss_on="response"):
 
     Args:
         sample: messages or text.
-        tokenizer: has bos_id, eos_id, encode(text) -> ids, and render_turns(messages) -> [(ids, is response)];
-            render_all asks for encode_batch and render_batch, the same for lists.
-        loss_on: "response" supervises the assistant's turns, "all" everything; raw text is always supervised whole.
+        tokenizer: has bos_id, eos_id, encode(text) -> ids, and render_turns(messages) -> [(ids, is
+            response)]; render_all asks for encode_batch and render_batch, the same for lists.
+        loss_on: "response" supervises the assistant's turns, "all" everything; raw text is always supervised
+        whole.
     """
     return _document(sample, _pieces(sample, tokenizer), tokenizer.bos_id, loss_on)
 
@@ -76,8 +80,8 @@ def render_all(samples, tokenizer, loss_on="response", max_length=None, on_long=
         (documents, Counts).
 
     Raises:
-        ValueError: for samples that are too long under "error", for ids that the model has no embedding for, and when no
-        document is left.
+        ValueError: for samples that are too long under "error", for ids that the model has no embedding for,
+        and when no document is left.
     """
     if on_long not in ("error", "drop", "truncate"):
         raise ValueError(f"data.on_long = {on_long!r} is not one of 'error', 'drop', 'truncate'")
@@ -99,8 +103,10 @@ def render_all(samples, tokenizer, loss_on="response", max_length=None, on_long=
         raise ValueError(_too_long(too_long, max_length, counts.longest))
     if samples and not documents:
         raise ValueError(
-            f"none of the {len(samples)} samples is left: {counts.dropped} are longer than {max_length} tokens (data.max_length, or what the model has "
-            f"positions for) and {counts.unsupervised} have no response within them; the longest has {counts.longest} tokens: raise data.max_length, or "
+            f"none of the {len(samples)} samples is left: {counts.dropped} are longer than {max_length} "
+            f"tokens (data.max_length, or what the model has "
+            f"positions for) and {counts.unsupervised} have no response within them; the longest has "
+            f"{counts.longest} tokens: raise data.max_length, or "
             "take shorter samples"
         )
     return documents, counts
@@ -137,7 +143,9 @@ class _Same(dict):
 
 
 def _tokenised(samples, tokenizer, loss_on):
-    """Yield the samples' documents; the texts go through the tokenizer many at a time, which it does in parallel."""
+    """Yield the samples' documents; the texts go through the tokenizer many at a time, which it does in
+    parallel.
+    """
     one = (
         _Same().__getitem__
     )  # one int object for each id: a list of them costs 8 bytes a token, and 36 without

@@ -7,7 +7,8 @@ A file is a JSON array or JSONL, in UTF-8. A row is one of
     {"messages": [{"role", "content"}, ...]}               [system,] user, assistant, user, assistant, ...
     {"text"}                                               raw text, for pretraining
 
-and may have other keys, which are ignored.  A file of prompts, to be answered, needs no responses; as .txt it is a prompt a line.
+and may have other keys, which are ignored. A file of prompts, to be answered, needs no responses; as .txt it
+is a prompt a line.
 """
 
 import json
@@ -43,8 +44,8 @@ def read_samples(paths, format="auto", on_bad="error"):
         (samples, problems): problems has one line of text a skipped row; it is empty under "error".
 
     Raises:
-        ValueError: with every problem of every file; a file that is missing or unreadable as a whole, and a set with no
-        sample left, are errors under "skip" too.
+        ValueError: with every problem of every file; a file that is missing or unreadable as a whole, and a
+        set with no sample left, are errors under "skip" too.
     """
     _check_choice("data.format", format, ("auto", "json", "jsonl"))
     _check_choice("data.on_bad", on_bad, ("error", "skip"))
@@ -53,7 +54,8 @@ def read_samples(paths, format="auto", on_bad="error"):
 
 
 def read_prompts(path):
-    """Read the prompts of a file, the rows that training takes but without their last response, or the lines of a .txt file.
+    """Read the prompts of a file, the rows that training takes but without their last response, or the lines
+    of a .txt file.
 
     Returns:
         a list of Sample whose messages end with the user; the text of a {"text"} row or a line is the user's.
@@ -140,7 +142,9 @@ def _jsonl_rows(text, label):
 
 
 def _array_rows(text, label):
-    """Yield as _jsonl_rows does, element by element, since json.loads would not say at which line an element stands."""
+    """Yield as _jsonl_rows does, element by element, since json.loads would not say at which line an element
+    stands.
+    """
     decoder, twice = _decoder()
     line, counted, index = 1, 0, 0
     try:
@@ -158,12 +162,15 @@ def _array_rows(text, label):
     except (ValueError, RecursionError) as fault:
         where = getattr(fault, "lineno", line)
         raise _UnreadableFile(
-            f"{where}: not JSON: {_fault(fault)}, after {index} whole element(s); repair the file or write it as JSONL"
+            f"{where}: not JSON: {_fault(fault)}, after {index} whole element(s); repair the file or write "
+            f"it as JSONL"
         ) from None
 
 
 def _decoder():
-    """A JSON decoder, and the list where it leaves each key that stands twice in one object: by itself, json keeps the last and says nothing."""
+    """A JSON decoder, and the list where it leaves each key that stands twice in one object: by itself, json
+    keeps the last and says nothing.
+    """
     twice = []
 
     def whole(pairs):
@@ -184,7 +191,9 @@ def _repeated(twice):
 
 
 def _fault(fault):
-    """What json's decoder says; it has no words for a RecursionError, nor for the plain ValueError of a number of over 4,300 digits."""
+    """What json's decoder says; it has no words for a RecursionError, nor for the plain ValueError of a
+    number of over 4,300 digits.
+    """
     return getattr(fault, "msg", "nested too deeply, or an endless number")
 
 
@@ -198,7 +207,9 @@ def _separator(text, position, allowed):
 
 
 def _bad_bytes(raw):
-    """Say where text that was decoded with surrogateescape holds a byte that is not UTF-8; None where it does not."""
+    """Say where text that was decoded with surrogateescape holds a byte that is not UTF-8; None where it does
+    not.
+    """
     try:
         raw.encode("utf-8")
     except UnicodeEncodeError as fault:
@@ -229,7 +240,9 @@ def _sample(row_id, row):
 
 
 def _prompt(row_id, row):
-    """As _sample, but the messages end with the user: a response stands in for the one that is wanted and is taken away again."""
+    """As _sample, but the messages end with the user: a response stands in for the one that is wanted and is
+    taken away again.
+    """
     if isinstance(row, dict):
         if "messages" in row:
             turns = row["messages"]
@@ -275,7 +288,8 @@ def _from_messages(turns):
     expected = ["user", "assistant"] * (len(spoken) // 2)
     if not spoken or spoken != expected:
         return None, [
-            f"roles must be an optional system, then user and assistant in turn, ending with assistant; got {', '.join(roles)}"
+            f"roles must be an optional system, then user and assistant in turn, ending with assistant; got "
+            f"{', '.join(roles)}"
         ]
     return tuple((turn["role"], turn["content"]) for turn in turns), []
 

@@ -1,6 +1,7 @@
 """Documents on disk, so that many rows are tokenised once and not by each run.
 
-A file of numpy's (.npz) under the sha256 of all that its documents follow from: the samples, the tokenizer, how they were cut, and the code that did it.
+A file of numpy's (.npz) under the sha256 of all that its documents follow from: the samples, the tokenizer,
+how they were cut, and the code that did it.
 
     tokens      (T,) int32   of all documents, one behind the other
     supervised  (T,) bool    whether position i must predict token i + 1
@@ -29,7 +30,8 @@ def stored(folder, samples, others, render):
     """What render() gives, (documents, Counts): from `folder` where it was put there before.
 
     Args:
-        folder: where the files are; made where it is missing, for this user's eyes only. One that cannot be written stores nothing.
+        folder: where the files are; made where it is missing, for this user's eyes only. One that cannot be
+        written stores nothing.
         samples: list of Sample.
         others: called for the bytes of what else the documents follow from.
         render: called where the documents are not found.

@@ -1,8 +1,10 @@
-"""A Gemma 3 text model as GGUF: llama.cpp's keys, tensor names and transforms, made from config.json and tokenizer.json alone.
+"""A Gemma 3 text model as GGUF: llama.cpp's keys, tensor names and transforms, made from config.json and
+tokenizer.json alone.
 
-Source: llama.cpp's conversion/gemma.py and src/models/gemma3.cpp.  Two things that no key says:
+Source: llama.cpp's conversion/gemma.py and src/models/gemma3.cpp. Two things that no key says:
 1. Gemma's norms multiply with 1 + weight, llama.cpp's with the weight, so the 1 is added here.
-2. llama.cpp scales the attention's scores by 1 / sqrt(head_dim), or for 62 layers (27B) by 1 / sqrt(hidden / heads); other models are refused.
+2. llama.cpp scales the attention's scores by 1 / sqrt(head_dim), or for 62 layers (27B) by 1 / sqrt(hidden /
+heads); other models are refused.
 """
 
 import json
@@ -31,7 +33,8 @@ def write_model(
     origin: dict[str, str],
     progress: Callable[[int], None],
 ) -> dict[str, str]:
-    """Writes the merged model in the types of `quant` and returns write_gguf's digests; `origin` becomes loupe.* keys.
+    """Writes the merged model in the types of `quant` and returns write_gguf's digests; `origin` becomes
+    loupe.* keys.
 
     progress(bytes) is called after each piece.
     Raises ValueError for an architecture or a tokenizer that llama.cpp's Gemma 3 cannot express.
@@ -44,7 +47,8 @@ def write_model(
         for rows in transformed(model, sources[tensor]):
             if not np.isfinite(rows).all():
                 raise ValueError(
-                    f"{model.folder}: {sources[tensor]} holds an infinity or NaN; look at the training run, and export an earlier step"
+                    f"{model.folder}: {sources[tensor]} holds an infinity or NaN; look at the training run, "
+                    f"and export an earlier step"
                 )
             piece = quantize(rows, types[tensor])
             yield piece
@@ -76,13 +80,17 @@ def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
 
 
 def transformed(model: MergedCheckpoint, name: str) -> Iterator[np.ndarray]:
-    """A tensor as the file wants it, float32, in slices of whole rows (n, columns): a norm's weight plus 1, all else as it is."""
+    """A tensor as the file wants it, float32, in slices of whole rows (n, columns): a norm's weight plus 1,
+    all else as it is.
+    """
     for rows in model.pieces(name):
         yield rows.contiguous().numpy() if rows.ndim > 1 else (rows + 1.0).numpy()[None]
 
 
 def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> dict[str, tuple[str, object]]:
-    """The keys of general.* and gemma3.* in the order in which llama.cpp's converter writes them; raises ValueError with all that it cannot express."""
+    """The keys of general.* and gemma3.* in the order in which llama.cpp's converter writes them; raises
+    ValueError with all that it cannot express.
+    """
     refuse_inexpressible(cfg)
     own = {
         "block_count": ("u32", cfg.num_hidden_layers), "context_length": ("u32", cfg.max_position_embeddings), "embedding_length": ("u32", cfg.hidden_size),
@@ -124,11 +132,13 @@ def refuse_inexpressible(cfg: Gemma3Config) -> None:
     problems = []
     if cfg.query_pre_attn_scalar != width:
         problems.append(
-            f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}, but llama.cpp scales the scores of such a model by {width:g} ** -0.5"
+            f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}, but llama.cpp scales the scores of "
+            f"such a model by {width:g} ** -0.5"
         )
     if cfg.attn_logit_softcapping is not None:
         problems.append(
-            f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}, but llama.cpp's Gemma 3 has no such cap"
+            f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}, but llama.cpp's Gemma 3 has no such "
+            f"cap"
         )
     if cfg.attention_bias:
         problems.append("attention_bias is true, but llama.cpp's Gemma 3 has no biases")

@@ -1,7 +1,8 @@
 """Gemma's tokenizer.json as llama.cpp's vocabulary, and llama.cpp's way of cutting text with it.
 
-Hugging Face's file lists merges in the order in which they are tried; llama.cpp has no merges, but a score for each piece, and joins the neighbours whose
-piece scores highest.  The two cut alike if the scores fall in the order in which the merges first make each piece.
+Hugging Face's file lists merges in the order in which they are tried; llama.cpp has no merges, but a score
+for each piece, and joins the neighbours whose piece scores highest. The two cut alike if the scores fall in
+the order in which the merges first make each piece.
 """
 
 import heapq
@@ -18,12 +19,15 @@ LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<unused\d+>")
 
 
 def tokenizer_metadata(folder: str | Path, rows: int) -> dict[str, tuple[str, object]]:
-    """The keys of tokenizer.ggml.* for a model whose embedding has `rows` rows; raises ValueError for a tokenizer that is not Gemma's kind."""
+    """The keys of tokenizer.ggml.* for a model whose embedding has `rows` rows; raises ValueError for a
+    tokenizer that is not Gemma's kind.
+    """
     tokens, scores, types = vocabulary(read_tokenizer(Path(folder)), rows)
     missing = [piece for piece in ("<bos>", "<eos>", "<unk>", "<pad>") if piece not in tokens]
     if missing:
         raise ValueError(
-            f"{Path(folder) / 'tokenizer.json'}: has no {', '.join(missing)} among the model's {rows:,} words; take a Gemma 3's tokenizer"
+            f"{Path(folder) / 'tokenizer.json'}: has no {', '.join(missing)} among the model's {rows:,} "
+            f"words; take a Gemma 3's tokenizer"
         )
     ids = {
         name: tokens.index(piece)
@@ -38,7 +42,9 @@ def tokenizer_metadata(folder: str | Path, rows: int) -> dict[str, tuple[str, ob
 
 
 def read_tokenizer(folder: Path) -> dict:
-    """tokenizer.json; raises ValueError where it is missing or is not BPE with byte fallback, which is what llama.cpp's scores can say."""
+    """tokenizer.json; raises ValueError where it is missing or is not BPE with byte fallback, which is what
+    llama.cpp's scores can say.
+    """
     path = folder / "tokenizer.json"
     raw = read_json(path, "download the model again")
     try:
@@ -49,13 +55,16 @@ def read_tokenizer(folder: Path) -> dict:
         ) from None
     if kind != ("BPE", True):
         raise ValueError(
-            f"{path}: model type {kind[0]!r}, byte_fallback {kind[1]}; Gemma's is 'BPE' with byte_fallback true"
+            f"{path}: model type {kind[0]!r}, byte_fallback {kind[1]}; Gemma's is 'BPE' with byte_fallback "
+            f"true"
         )
     return raw
 
 
 def vocabulary(raw: dict, rows: int) -> tuple[list[str], list[float], list[int]]:
-    """(pieces, scores, types), each `rows` long: ids without a piece become [PADn], and pieces without a row are left out."""
+    """(pieces, scores, types), each `rows` long: ids without a piece become [PADn], and pieces without a row
+    are left out.
+    """
     tokens, scores, types = [f"[PAD{i}]" for i in range(rows)], [PAD_SCORE] * rows, [UNUSED] * rows
     added = {token["id"]: token for token in raw["added_tokens"]}
     ranks = merge_ranks(raw["model"]["merges"], {token["content"] for token in added.values()})
@@ -78,7 +87,9 @@ def vocabulary(raw: dict, rows: int) -> tuple[list[str], list[float], list[int]]
 
 
 def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
-    """{piece: place among the pieces in the order in which merges first make them}; a piece that several neighbouring merges make counts once."""
+    """{piece: place among the pieces in the order in which merges first make them}; a piece that several
+    neighbouring merges make counts once.
+    """
     ranks, count, before = {}, 0, None
     for merge in merges:
         piece = "".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1)
@@ -91,9 +102,10 @@ def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
 
 
 class SPMTokenizer:
-    """Cuts plain text as llama.cpp's SPM tokenizer does, for checks: user-defined pieces first, then the best-scored neighbours are joined.
+    """Cuts plain text as llama.cpp's SPM tokenizer does, for checks: user-defined pieces first, then the
+    best-scored neighbours are joined.
 
-    Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm.  Control tokens in the text stay text.
+    Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm. Control tokens in the text stay text.
     """
 
     def __init__(self, tokens: list[str], scores: list[float], types: list[int], space_prefix: bool = False):
@@ -117,7 +129,9 @@ class SPMTokenizer:
         return found
 
     def numbers(self, piece: str) -> list[int]:
-        """A piece's id, or those of its bytes; the file must call them bytes, or llama.cpp does not find them (None here)."""
+        """A piece's id, or those of its bytes; the file must call them bytes, or llama.cpp does not find them
+        (None here).
+        """
         return (
             [self.ids[piece]]
             if piece in self.ids
@@ -126,7 +140,9 @@ class SPMTokenizer:
 
 
 def joined(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
-    """The pieces of a text without user-defined ones: the neighbours whose piece has the highest score are joined, the leftmost first among equals."""
+    """The pieces of a text without user-defined ones: the neighbours whose piece has the highest score are
+    joined, the leftmost first among equals.
+    """
     pieces: list[str | None] = list(text)
     left, right = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
     heap: list[tuple[float, int, str]] = []

@@ -1,4 +1,6 @@
-"""Folders for transformers, PEFT and the hub: an adapter, or one model with the adapter merged in, each with its tokenizer and a model card."""
+"""Folders for transformers, PEFT and the hub: an adapter, or one model with the adapter merged in, each with
+its tokenizer and a model card.
+"""
 
 import json
 import math
@@ -8,7 +10,9 @@ from pathlib import Path
 
 @dataclass
 class Source:
-    """What is exported: a base (its name, revision and folder), its adapter if there is one, and what is known of their origin, {key: text}."""
+    """What is exported: a base (its name, revision and folder), its adapter if there is one, and what is
+    known of their origin, {key: text}.
+    """
 
     name: str
     revision: str
@@ -18,7 +22,9 @@ class Source:
 
 
 def write_peft(source: Source, folder: Path, title: str) -> str:
-    """adapter_model.safetensors, adapter_config.json, tokenizer and README.md into an empty folder; returns what was written, in words."""
+    """adapter_model.safetensors, adapter_config.json, tokenizer and README.md into an empty folder; returns
+    what was written, in words.
+    """
     from torch import nn
 
     from exporting.merged import MergedCheckpoint
@@ -28,7 +34,8 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
 
     if source.adapter is None:
         raise ValueError(
-            f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or --to safetensors for the model"
+            f"{source.name} has no adapter to export (a full run trains every weight); give --adapter, or "
+            f"--to safetensors for the model"
         )
     merged = MergedCheckpoint(
         source.folder, source.adapter
@@ -48,9 +55,11 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
 
 
 def write_safetensors(source: Source, folder: Path, title: str) -> str:
-    """config.json, float32 weights in shards of 5 GB, generation settings, tokenizer and README.md; returns what was written, in words.
+    """config.json, float32 weights in shards of 5 GB, generation settings, tokenizer and README.md; returns
+    what was written, in words.
 
-    Float32 because a delta below half a bfloat16 step would vanish in the merge; a tensor is in memory at a time.
+    Float32 because a delta below half a bfloat16 step would vanish in the merge; a tensor is in memory at a
+    time.
     """
     import torch
 
@@ -76,7 +85,9 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
 
 
 def write_generation_config(folder: Path, tokenizer) -> None:
-    """generation_config.json, where the base has none: without it others do not stop at the end of the model's turn."""
+    """generation_config.json, where the base has none: without it others do not stop at the end of the
+    model's turn.
+    """
     path = folder / "generation_config.json"
     if not path.exists():
         settings = {
@@ -111,7 +122,8 @@ def model_card(source: Source, title: str, kind: str, library: str) -> str:
         "",
         f"# {title}",
         "",
-        f"A {kind}, from the base `{base}`, written by Loupe. The licence of the base model holds for what is made from it.",
+        f"A {kind}, from the base `{base}`, written by Loupe. The licence of the base model holds for what "
+        f"is made from it.",
         "",
         "```python",
         LOADERS[library],

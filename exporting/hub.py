@@ -12,9 +12,11 @@ def check_repo(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str, message: str) -> str:
-    """Creates the model repository `repo` where there is none and uploads every file of the folder; returns its address.
+    """Creates the model repository `repo` where there is none and uploads every file of the folder; returns
+    its address.
 
-    Raises ValueError, in one line and with the remedy, where nobody is logged in, access is refused, or the hub is out of reach.
+    Raises ValueError, in one line and with the remedy, where nobody is logged in, access is refused, or the
+    hub is out of reach.
     """
     from huggingface_hub import HfApi, constants
 

@@ -1,6 +1,8 @@
-"""A llama.cpp server of one GGUF in this process, asked over its HTTP interface: the last word on what a file says.
+"""A llama.cpp server of one GGUF in this process, asked over its HTTP interface: the last word on what a file
+says.
 
-It comes with xllamacpp, which nothing else here needs; who has it can have every export checked in the program that it is made for.
+It comes with xllamacpp, which nothing else here needs; who has it can have every export checked in the
+program that it is made for.
 """
 
 import importlib.util
@@ -18,7 +20,9 @@ def require() -> None:
 
 
 class Llama:
-    """The answers of a running server; all arithmetic in float32 where the file has it, one thread, no cache between requests."""
+    """The answers of a running server; all arithmetic in float32 where the file has it, one thread, no cache
+    between requests.
+    """
 
     def __init__(self, server, vocab_size: int):
         self.server, self.vocab_size = server, vocab_size
@@ -43,7 +47,9 @@ class Llama:
         ]
 
     def log_probs(self, ids: list[int], ascii_id: int) -> torch.Tensor:
-        """(V,) log-probabilities of the next token; the bias makes the server sample an ASCII token, or it would leave the field out, and is not in it."""
+        """(V,) log-probabilities of the next token; the bias makes the server sample an ASCII token, or it
+        would leave the field out, and is not in it.
+        """
         body = {
             "prompt": ids,
             "n_predict": 1,
@@ -90,7 +96,9 @@ class Llama:
 
 @contextmanager
 def llama(path, vocab_size: int, lora=None, context: int = 1024):
-    """A server of the file at `path`, with an adapter's file beside it where one is given; raises ValueError where xllamacpp is not installed."""
+    """A server of the file at `path`, with an adapter's file beside it where one is given; raises ValueError
+    where xllamacpp is not installed.
+    """
     require()
     import xllamacpp as x
 

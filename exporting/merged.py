@@ -1,4 +1,6 @@
-"""A base and its adapter as one model whose tensors come one at a time, so that an export needs the memory of the largest tensor and not of the model."""
+"""A base and its adapter as one model whose tensors come one at a time, so that an export needs the memory of
+the largest tensor and not of the model.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +17,21 @@ SLICE = 2**22  # weights that are in memory at a time of a matrix that no adapte
 
 
 class MergedCheckpoint:
-    """Base and adapter of a run: `config`, `names` and `shapes` of the tensors, `adapter` (adapter_config.json, or None), and read(name), merged."""
+    """Base and adapter of a run: `config`, `names` and `shapes` of the tensors, `adapter`
+    (adapter_config.json, or None), and read(name), merged.
+    """
 
     def __init__(self, folder: str | Path, adapter: str | Path | None = None):
-        """Raises ValueError where the weights do not fit config.json or the adapter does not fit the weights; no tensor of the base is read yet."""
+        """Raises ValueError where the weights do not fit config.json or the adapter does not fit the weights;
+        no tensor of the base is read yet.
+        """
         self.checkpoint = Checkpoint(folder)
         self.config, self.names, self.folder = self.checkpoint.config, self.checkpoint.names, Path(folder)
         self.shapes = {name: tuple(p.shape) for name, p in self.checkpoint.model.named_parameters()}
         self.adapter, self.layers, self.tensors = None, {}, {}
         if adapter is not None:
-            # On the meta device: the names, ranks and shapes are checked against the model's, the numbers wait for their layer's turn.
+            # On the meta device: the names, ranks and shapes are checked against the model's, the numbers
+            # wait for their layer's turn.
             self.adapter = load_adapter(self.checkpoint.model, adapter)
             self.layers = adapters(self.checkpoint.model)
             self.tensors = adapter_tensors(self.checkpoint.model, adapter)
@@ -36,7 +43,9 @@ class MergedCheckpoint:
         return self.layer(path).merged_weight() if path in self.layers else self.checkpoint.read(name).float()
 
     def read_rows(self, name: str, rows: int) -> Iterator[torch.Tensor]:
-        """A matrix in float32, so many rows at a time: an embedding of 262,144 words is never in memory whole."""
+        """A matrix in float32, so many rows at a time: an embedding of 262,144 words is never in memory
+        whole.
+        """
         if name.removesuffix(".weight") in self.layers:
             yield from self.read(name).split(rows)
             return
@@ -49,9 +58,11 @@ class MergedCheckpoint:
         return iter([self.read(name)]) if len(shape) == 1 else self.read_rows(name, max(1, SLICE // shape[1]))
 
     def norms(self) -> dict[str, float]:
-        """{path: Frobenius norm of the adapter's change to its layer's weight}, in float32, a layer at a time.
+        """{path: Frobenius norm of the adapter's change to its layer's weight}, in float32, a layer at a
+        time.
 
-        Raises ValueError, as lora.merge.merge does, if a weight would not be finite, or if none would change: an untrained or lost adapter.
+        Raises ValueError, as lora.merge.merge does, if a weight would not be finite, or if none would change:
+        an untrained or lost adapter.
         """
         norms = {
             path: change(layer.base_layer.weight, layer.merged_weight())

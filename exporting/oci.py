@@ -1,8 +1,10 @@
-"""A GGUF file as an OCI artifact, the way `docker model package` writes one: docker model pull, run and push take it from a registry.
+"""A GGUF file as an OCI artifact, the way `docker model package` writes one: docker model pull, run and push
+take it from a registry.
 
-An image layout is a folder: oci-layout, index.json, and blobs/sha256/ with the GGUF, perhaps a licence, a config and the manifest that names them.
-Layout and manifest are opencontainers/image-spec's; media types, config and annotations are docker/model-runner's (pkg/distribution: types/config.go,
-format/gguf.go, builder/builder.go, internal/partial), its names for sizes gpustack/gguf-parser-go's (scalar.go).
+An image layout is a folder: oci-layout, index.json, and blobs/sha256/ with the GGUF, perhaps a licence, a
+config and the manifest that names them. Layout and manifest are opencontainers/image-spec's; media types,
+config and annotations are docker/model-runner's (pkg/distribution: types/config.go, format/gguf.go,
+builder/builder.go, internal/partial), its names for sizes gpustack/gguf-parser-go's (scalar.go).
 
 Deviations: 1. times are written in UTC, where model-runner writes the zone of the machine.  2. Where the header happens to end on a multiple of 32,
 gguf-parser-go's "size" is 32 bytes short, as if another 32 followed; ours is not.
@@ -62,15 +64,19 @@ def write_layout(
     license: Path | None = None,
     created: datetime | None = None,
 ) -> str:
-    """Writes the image layout of one GGUF file into the folder `out` and returns the manifest's digest, "sha256:...".
+    """Writes the image layout of one GGUF file into the folder `out` and returns the manifest's digest,
+    "sha256:...".
 
-    metadata: {key: str, int, float, bool or list} of the file's header; parameters: its weights, counted; tensor_bytes: its length behind the header;
-    license: a text file; created: the artifact's time (now).  The GGUF becomes a hard link where the disk allows it, so it must not be written to
-    in place afterwards, and is never held in memory.  Raises ValueError for an adapter, or a file type that has no name.
+    metadata: {key: str, int, float, bool or list} of the file's header; parameters: its weights, counted;
+    tensor_bytes: its length behind the header;
+    license: a text file; created: the artifact's time (now). The GGUF becomes a hard link where the disk
+    allows it, so it must not be written to in place afterwards, and is never held in memory. Raises
+    ValueError for an adapter, or a file type that has no name.
     """
     if metadata.get("general.type") == "adapter":
         raise ValueError(
-            f"{gguf} is an adapter, which an OCI model artifact has no layer for; merge it into its base and export that"
+            f"{gguf} is an adapter, which an OCI model artifact has no layer for; merge it into its base and "
+            f"export that"
         )
     described = describe(metadata, parameters, tensor_bytes)
     (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -101,11 +107,14 @@ def write_layout(
 
 
 def describe(metadata: dict, parameters: int, tensor_bytes: int) -> dict:
-    """The "config" of the config JSON: format, quantization, parameters, architecture, size, gguf {key: text}, context_size, in model-runner's order."""
+    """The "config" of the config JSON: format, quantization, parameters, architecture, size, gguf {key:
+    text}, context_size, in model-runner's order.
+    """
     kind, architecture = metadata.get("general.file_type"), metadata["general.architecture"]
     if kind not in FILE_TYPES:
         raise ValueError(
-            f"general.file_type of the GGUF is {kind}; an OCI model artifact takes {', '.join(FILE_TYPES.values())}: export one of these"
+            f"general.file_type of the GGUF is {kind}; an OCI model artifact takes "
+            f"{', '.join(FILE_TYPES.values())}: export one of these"
         )
     texts = {
         key: _go_text(value)
@@ -161,7 +170,9 @@ def _blob(content: bytes, media_type: str, out: Path) -> dict:
 
 
 def _go_json(value) -> bytes:
-    """JSON as Go's encoding/json writes it: no spaces, and what HTML or JavaScript would trip over as \\u escapes."""
+    """JSON as Go's encoding/json writes it: no spaces, and what HTML or JavaScript would trip over as \\u
+    escapes.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":  # these stand inside strings only
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -169,7 +180,9 @@ def _go_json(value) -> bytes:
 
 
 def _go_text(value) -> str:
-    """%d, %t, %f or %s of Go's fmt by the value's type; the elements of a list behind one another, with commas."""
+    """%d, %t, %f or %s of Go's fmt by the value's type; the elements of a list behind one another, with
+    commas.
+    """
     if isinstance(value, list):
         return ", ".join(map(_go_text, value))
     if isinstance(value, bool):
@@ -185,6 +198,8 @@ def _go_time(nanoseconds: int) -> str:
 
 
 def _scaled(value: int, units: list, smallest: str) -> str:
-    """4_201_000 -> "4.20M": two decimals, none where both are zero; the largest unit that fits, binary before decimal."""
+    """4_201_000 -> "4.20M": two decimals, none where both are zero; the largest unit that fits, binary before
+    decimal.
+    """
     base, unit = next(((base, unit) for base, unit in units if value >= base), (1, smallest))
     return f"{value / base:.2f}".removesuffix(".00") + unit

@@ -1,12 +1,14 @@
 """The Modelfile that `ollama create` reads beside a GGUF file, with Gemma's chat turns as a Go template.
 
-Source: ollama/ollama, docs/modelfile.mdx and parser/parser.go (the file), template/template.go (what a template is given: .System, all system texts
-joined, and .Messages with .Role and .Content); Go's text/template.
+Source: ollama/ollama, docs/modelfile.mdx and parser/parser.go (the file), template/template.go (what a
+template is given: .System, all system texts joined, and .Messages with .Role and .Content); Go's
+text/template.
 
 Where Ollama's prompt is not model/tokenizer.py's:
 1. Only ASCII white space is stripped from the ends of a turn; Python strips Unicode's too.
 2. A system text that is empty counts as none; Gemma's template writes its blank line.
-3. Two messages of one role in a row are one, a blank line between them, before the template sees them; Gemma's template refuses them.
+3. Two messages of one role in a row are one, a blank line between them, before the template sees them;
+Gemma's template refuses them.
 4. <end_of_turn> typed by a user is the control token: Ollama tokenises the whole prompt as one text.
 """
 
@@ -14,9 +16,11 @@ from pathlib import Path
 
 from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN
 
-WHITE_SPACE = r'" " "\t" "\n" "\v" "\f" "\r" "\x1c" "\x1d" "\x1e" "\x1f"'  # what str.strip takes of ASCII, as Go's string literals
+# What str.strip takes of ASCII, as Go's string literals.
+WHITE_SPACE = r'" " "\t" "\n" "\v" "\f" "\r" "\x1c" "\x1d" "\x1e" "\x1f"'
 
-# Go's templates have no trim: `strip` takes one byte from an end and calls itself.  len (slice . 1) is the length less one; they cannot subtract either.
+# Go's templates have no trim: `strip` takes one byte from an end and calls itself. len (slice . 1) is the
+# length less one; they cannot subtract either.
 TEMPLATE = """\
 {{- define "strip" }}{{ if . }}{{ $end := len (slice . 1) }}
 {{- if eq (slice . 0 1) WHITE_SPACE }}{{ template "strip" slice . 1 }}
@@ -60,10 +64,11 @@ def write_modelfile(
     top_k: int = 64,
     top_p: float = 0.95,
 ) -> Path:
-    """Writes folder/Modelfile for the GGUF file and, if there is one, the LoRA GGUF beside it; returns its path.
+    """Writes folder/Modelfile for the GGUF file and, if there is one, the LoRA GGUF beside it; returns its
+    path.
 
-    stops: texts that end a response; temperature, top_k and top_p: Gemma's own generation settings.  Then: ollama create NAME -f Modelfile.
-    Raises ValueError for a file name that a Modelfile cannot hold.
+    stops: texts that end a response; temperature, top_k and top_p: Gemma's own generation settings. Then:
+    ollama create NAME -f Modelfile. Raises ValueError for a file name that a Modelfile cannot hold.
     """
     for name in filter(None, (gguf_name, adapter_name)):
         if Path(name).name != name or not name.isprintable() or '"' in name or name != name.strip():

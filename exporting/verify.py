@@ -1,7 +1,9 @@
-"""Does the file say what the trained model said?  It is read back, rebuilt with our own dequantisers, and asked.
+"""Does the file say what the trained model said? It is read back, rebuilt with our own dequantisers, and
+asked.
 
-Three models answer the same held-out tokens in float32, one layer in memory at a time: `adapter`, the base with LoRA beside it as it was trained; `merged`,
-the weights that were to be written; `file`, what a reader of the file finds, architecture included.  T tokens of a packed stream, D hidden size, V words.
+Three models answer the same held-out tokens in float32, one layer in memory at a time: `adapter`, the base
+with LoRA beside it as it was trained; `merged`, the weights that were to be written; `file`, what a reader of
+the file finds, architecture included. T tokens of a packed stream, D hidden size, V words.
 """
 
 from collections.abc import Callable
@@ -25,8 +27,8 @@ from model.gguf_names import gguf_name
 from model.norm import Gemma3RMSNorm
 from model.rope import rope_angles
 
-# Root mean square of a tensor's error over that of its weights: what rounding to the type costs at worst, an outlier in every block; a tensor that
-# was mixed up is off by 1 or more.
+# Root mean square of a tensor's error over that of its weights: what rounding to the type costs at worst, an
+# outlier in every block; a tensor that was mixed up is off by 1 or more.
 TENSOR_BOUNDS = {
     "f32": 0.0,
     "f16": 1e-3,
@@ -62,7 +64,8 @@ JUDGED, CONTEXT, STREAM = (
     1024,
     2048,
 )  # tokens that are judged; of a document that may stand before them; of all documents
-PROBE = "<bos> 😀\t日本  Ω"  # a control token that somebody typed, characters of which only bytes are known, a run of blanks
+# A control token that somebody typed, characters of which only bytes are known, a run of blanks.
+PROBE = "<bos> 😀\t日本  Ω"
 TEXTS, TEXT_LENGTH = 200, 2000  # for the tokenizer: texts, and characters of each
 
 
@@ -72,7 +75,9 @@ class NotTheSame(RuntimeError):
 
 @dataclass
 class Sample:
-    """Held-out documents as a packed stream, and the positions whose next token is judged; `texts` are for the tokenizer."""
+    """Held-out documents as a packed stream, and the positions whose next token is judged; `texts` are for
+    the tokenizer.
+    """
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
@@ -84,7 +89,8 @@ class Sample:
 def held_out(
     documents: list[tuple[list[int], list[int]]], ignored: int, texts: list[str], limit: int
 ) -> Sample | None:
-    """The first documents (token ids, labels) that have something to judge, as one stream; None where there are none.
+    """The first documents (token ids, labels) that have something to judge, as one stream; None where there
+    are none.
 
     ignored: the label that means none; limit: the positions that the model has.
     """
@@ -111,7 +117,9 @@ def held_out(
 
 @dataclass
 class Difference:
-    """How far one model's next-token distributions are from another's: max |delta log p|, mean KL (nats), share of equal likeliest tokens."""
+    """How far one model's next-token distributions are from another's: max |delta log p|, mean KL (nats),
+    share of equal likeliest tokens.
+    """
 
     name: str
     max_delta: float
@@ -132,9 +140,11 @@ def verify(
     encode_ours: Callable[[str], list[int]],
     written: dict[str, str],
 ) -> list[Difference]:
-    """Compares the file with the model: bytes, architecture, tokenizer, every tensor, then the answers; returns the differences, all within bounds.
+    """Compares the file with the model: bytes, architecture, tokenizer, every tensor, then the answers;
+    returns the differences, all within bounds.
 
-    written: {HEADER or tensor: sha256 of the bytes that were handed to the disk}.  Raises NotTheSame at the first thing that is not as it should be.
+    written: {HEADER or tensor: sha256 of the bytes that were handed to the disk}. Raises NotTheSame at the
+    first thing that is not as it should be.
     """
     file = compare_bytes(path, written)
     compare_config(config_of(file), model.config)
@@ -155,7 +165,8 @@ def verify(
     for d in found:
         refuse_past_bound(
             d,
-            f"; of the tensors, {max(shares, key=shares.get)} differs most, by {max(shares.values()):.3g} of its size",
+            f"; of the tensors, {max(shares, key=shares.get)} differs most, by {max(shares.values()):.3g} of "
+            f"its size",
         )
     return found
 
@@ -177,14 +188,17 @@ def compare_bytes(path: str | Path, written: dict[str, str]) -> GGUFFile:
 def refuse_past_bound(d: Difference, more: str = "") -> None:
     if not d.within:
         raise NotTheSame(
-            f"{d.name}: max |delta log p| {d.max_delta:.3g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.3g} (bound {d.bound[1]:g}){more}"
+            f"{d.name}: max |delta log p| {d.max_delta:.3g} (bound {d.bound[0]:g}), mean KL {d.mean_kl:.3g} "
+            f"(bound {d.bound[1]:g}){more}"
         )
 
 
 def verify_in_llama_cpp(
     path: str | Path, model: MergedCheckpoint, quant: str, sample: Sample, ascii_id: int
 ) -> Difference:
-    """Asks llama.cpp itself for the next-token probabilities at LLAMA_POSITIONS of the sample's positions; raises NotTheSame past the type's bound."""
+    """Asks llama.cpp itself for the next-token probabilities at LLAMA_POSITIONS of the sample's positions;
+    raises NotTheSame past the type's bound.
+    """
     from exporting.llama_cpp import llama
 
     positions = sample.positions[:LLAMA_POSITIONS]
@@ -203,7 +217,9 @@ def verify_in_llama_cpp(
 
 
 def config_of(file: GGUFFile) -> Gemma3Config:
-    """The architecture as llama.cpp reads it from the keys, with its defaults for those that are not there (src/models/gemma3.cpp)."""
+    """The architecture as llama.cpp reads it from the keys, with its defaults for those that are not there
+    (src/models/gemma3.cpp).
+    """
     get = {key.removeprefix("gemma3."): value for key, value in file.metadata.items()}.get
     layers, hidden, heads, head_dim = (
         get("block_count"),
@@ -240,7 +256,9 @@ def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
 
 
 def compare_tokenizer(file: GGUFFile, texts: list[str], encode_ours: Callable[[str], list[int]]) -> None:
-    """NotTheSame with the first text that the file's pieces and scores cut otherwise than tokenizer.json does."""
+    """NotTheSame with the first text that the file's pieces and scores cut otherwise than tokenizer.json
+    does.
+    """
     get = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}.get
     tokens = get("tokens")
     cutter = SPMTokenizer(
@@ -257,17 +275,21 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], encode_ours: Callable[[s
                 min(len(theirs), len(ours)),
             )
             raise NotTheSame(
-                f"tokenizer.ggml: {text!r} is cut otherwise from token {at}: {theirs[at : at + 3]} and not {ours[at : at + 3]}; "
+                f"tokenizer.ggml: {text!r} is cut otherwise from token {at}: {theirs[at : at + 3]} and not "
+                f"{ours[at : at + 3]}; "
                 "if your tokenizer is meant to differ from Gemma's, --no-verify writes the file all the same"
             )
 
 
 def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
-    """Root mean square of a tensor's error over that of its weights; NotTheSame where that is more than the type's rounding explains."""
+    """Root mean square of a tensor's error over that of its weights; NotTheSame where that is more than the
+    type's rounding explains.
+    """
     tensor, source, error, size, start = file.tensors[gguf_name(name)], FileSource(file), 0.0, 0.0, 0
     if source.shape(name) != model.shapes[name]:
         raise NotTheSame(
-            f"{tensor.name}: has the shape {source.shape(name)} and not {model.shapes[name]}; first tensor that differs"
+            f"{tensor.name}: has the shape {source.shape(name)} and not {model.shapes[name]}; first tensor "
+            f"that differs"
         )
     step = max(1, SLICE // tensor.shape[-1])
     for ours in (
@@ -282,7 +304,8 @@ def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
     share = (error / size) ** 0.5 if size else error
     if not share <= TENSOR_BOUNDS[tensor.type]:  # NaN is no less than anything
         raise NotTheSame(
-            f"{tensor.name}: differs by {share:.3g} of its size, {tensor.type} explains {TENSOR_BOUNDS[tensor.type]:g}; first tensor that differs"
+            f"{tensor.name}: differs by {share:.3g} of its size, {tensor.type} explains "
+            f"{TENSOR_BOUNDS[tensor.type]:g}; first tensor that differs"
         )
     return share
 
@@ -323,7 +346,9 @@ class AdapterSource:
 
 @torch.no_grad()
 def log_probs(cfg: Gemma3Config, source, sample: Sample) -> torch.Tensor:
-    """(positions, V) log-probabilities of the next token in float32, with one layer's weights in memory at a time."""
+    """(positions, V) log-probabilities of the next token in float32, with one layer's weights in memory at a
+    time.
+    """
     x = picked_rows(source, "model.embed_tokens.weight", sample.tokens) * cfg.hidden_size**0.5  # (T, D)
     attend = PackedAttention(
         sample.cu_seqlens,

@@ -1,8 +1,10 @@
-"""The file that answers are written to, row by row, in the order of the prompts, so that what was cut off can go on.
+"""The file that answers are written to, row by row, in the order of the prompts, so that what was cut off can
+go on.
 
-A line is {"prompt", "response", "stop_reason", "made_by"}.  `made_by` is a short hash of the model and its settings: with it, and with the
-prompts, a file says itself whether it belongs to a run.  Answers that come before an earlier row's go to FILE.waiting as "row number, tab, line";
-the run that goes on finds them there, and one that leaves no answer waiting removes that file in the end.
+A line is {"prompt", "response", "stop_reason", "made_by"}. `made_by` is a short hash of the model and its
+settings: with it, and with the prompts, a file says itself whether it belongs to a run. Answers that come
+before an earlier row's go to FILE.waiting as "row number, tab, line"; the run that goes on finds them there,
+and one that leaves no answer waiting removes that file in the end.
 """
 
 import json
@@ -13,10 +15,13 @@ from common.files import lock
 
 
 class AnswerFile:
-    """The answers to `prompts`, of which `missing` are the numbers that are still to be found; `with AnswerFile(...) as file: file.add(...)`."""
+    """The answers to `prompts`, of which `missing` are the numbers that are still to be found; `with
+    AnswerFile(...) as file: file.add(...)`.
+    """
 
     def __init__(self, path, prompts, made_by):
-        """Find what is answered already; nothing is changed before `with`, which raises ValueError where the file cannot be written.
+        """Find what is answered already; nothing is changed before `with`, which raises ValueError where the
+        file cannot be written.
 
         Args:
             path: a file that is not there yet, or one of an earlier run.
@@ -66,7 +71,9 @@ class AnswerFile:
         return _encode({"prompt": self.prompts[number]})
 
     def _check(self, file, numbered):
-        """Raise for (row number, line) of a file's lines, or the beginning of one, that are no answers of this run."""
+        """Raise for (row number, line) of a file's lines, or the beginning of one, that are no answers of
+        this run.
+        """
         remedy = (
             f"name another --output, or remove {self.output.path}"
             + f" and {self.beside.path}" * self.beside.path.exists()
@@ -84,7 +91,9 @@ class AnswerFile:
 
 
 class _Lines:
-    """A file that grows by whole lines; behind the last newline is half of one, where an earlier run was stopped while it wrote, and that is written anew."""
+    """A file that grows by whole lines; behind the last newline is half of one, where an earlier run was
+    stopped while it wrote, and that is written anew.
+    """
 
     def __init__(self, path):
         self.path, self.file = Path(path), None

@@ -1,16 +1,18 @@
-"""The KV cache: what decoding remembers of the tokens before, so that a new token costs one position and not the whole text again.
+"""The KV cache: what decoding remembers of the tokens before, so that a new token costs one position and not
+the whole text again.
 
-B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim, T tokens of a packed stream, S slots,
-W window.
+B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim, T
+tokens of a packed stream, S slots, W window.
 
-A row's token at position p lies in slot p, whatever the other rows hold; on a sliding layer in slot p % W, over the token that just left its window.
+A row's token at position p lies in slot p, whatever the other rows hold; on a sliding layer in slot p % W,
+over the token that just left its window.
 
     slot     0  1  2  3  4  5
     row 0    a  b  c  d  e  f        length 6
     row 1    p  q  r  .  .  .        length 3: the slots behind it are hidden from it
 
-So a row can come in where another ended, whenever it likes.  Keys were turned by RoPE at their own position before they came here, hence the order
-of a ring's slots is free.
+So a row can come in where another ended, whenever it likes. Keys were turned by RoPE at their own position
+before they came here, hence the order of a ring's slots is free.
 """
 
 import torch
@@ -19,14 +21,20 @@ import torch.nn.functional as F
 from model.attention import NONE, PackedAttention
 from model.config import Gemma3Config
 
-BLOCK = 16  # rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come together
+# Rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come
+# together.
+BLOCK = 16
 
 
 class KVCache:
-    """Keys and values of B rows; one object serves a whole forward pass as the model's `attend`, called by every layer."""
+    """Keys and values of B rows; one object serves a whole forward pass as the model's `attend`, called by
+    every layer.
+    """
 
     def __init__(self, cfg: Gemma3Config, rows: int, room: int, device: torch.device | str = "cpu"):
-        """B empty rows with room for so many tokens each: 2 * B * K * D numbers a slot, W slots on a sliding layer."""
+        """B empty rows with room for so many tokens each: 2 * B * K * D numbers a slot, W slots on a sliding
+        layer.
+        """
         self.cfg, self.room, self.device = cfg, room, torch.device(device)
         self.ring = min(cfg.sliding_window, room)
         self.lengths = [0] * rows  # tokens in each row, the one that advance() opened included
@@ -36,13 +44,16 @@ class KVCache:
     def prefill(
         self, rows: list[int], lengths: list[int], shared_prefix: "SharedPrefix | None" = None
     ) -> "Prefill":
-        """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which become the rows of these numbers."""
+        """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which become
+        the rows of these numbers.
+        """
         for row, length in zip(rows, lengths, strict=True):
             self.lengths[row] = length
         return Prefill(self, rows, lengths, shared_prefix)
 
     def advance(self) -> torch.Tensor:
-        """Opens the next slot of every row; returns the position ids (B,) of the tokens that the model is to be called with, and the cache as `attend`.
+        """Opens the next slot of every row; returns the position ids (B,) of the tokens that the model is to
+        be called with, and the cache as `attend`.
 
         A row that is full, which only a finished one may be, writes its last slot again.
         """
@@ -55,25 +66,31 @@ class KVCache:
         return self.position
 
     def _block(self, rows: slice, lengths: torch.Tensor) -> tuple[slice, dict[bool, tuple]]:
-        """Rows that attend together in this step, and {sliding: (slots in use, mask)}: (B, 1, 1, S) with -inf behind a row's end, None where there is none."""
+        """Rows that attend together in this step, and {sliding: (slots in use, mask)}: (B, 1, 1, S) with -inf
+        behind a row's end, None where there is none.
+        """
         used, shortest = max(self.lengths[rows]), min(self.lengths[rows])
         hidden = torch.arange(used, device=self.device) >= lengths[rows, None]  # (B, S)
         dtype = next(iter(self.values.values())).dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[
             :, None, None
         ]
-        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on layers of both kinds.
+        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on
+        # layers of both kinds.
         slots = {False: used, True: min(used, self.ring)}
         return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in slots.items()}
 
     def __call__(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
     ) -> torch.Tensor:
-        """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that advance() opened."""
+        """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that
+        advance() opened.
+        """
         keys, values = self.keys[layer], self.values[layer]
         slot = self.slot if sliding else self.position
         keys[self.rows, :, slot], values[self.rows, :, slot] = k.to(keys.dtype), v
-        # The G heads that share a key take the place of query positions: no head's keys are ever copied for another.
+        # The G heads that share a key take the place of query positions: no head's keys are ever copied for
+        # another.
         grouped = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))  # (B, K, G, D)
         parts = []
         for rows, (used, mask) in ((rows, found[sliding]) for rows, found in self.blocks):
@@ -110,7 +127,8 @@ class KVCache:
                 x[rows] = x[sources]
 
     def slots(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (B, K, S, D) buffers of a layer, made at first use with the type of `like`, its values (T, K, D).
+        """The (B, K, S, D) buffers of a layer, made at first use with the type of `like`, its values (T, K,
+        D).
 
         Zeros, since a slot behind a row's end is multiplied with weight 0, and 0 * NaN is NaN.
         """
@@ -121,7 +139,9 @@ class KVCache:
 
 
 class SharedPrefix:
-    """The `attend` for what all prompts begin with, an instruction say: read once, and remembered for every Prefill after it."""
+    """The `attend` for what all prompts begin with, an instruction say: read once, and remembered for every
+    Prefill after it.
+    """
 
     def __init__(self, cfg: Gemma3Config, length: int, device: torch.device | str = "cpu"):
         self.length = length
@@ -142,14 +162,16 @@ class SharedPrefix:
 class Prefill:
     """Packed attention over prompts that leaves their keys and values in the cache.
 
-    After an opening of O tokens the layers see only what is a prompt's own; attention sees the opening before each (model/attention.py), and the cache
-    gets a copy of it in every row.
+    After an opening of O tokens the layers see only what is a prompt's own; attention sees the opening before
+    each (model/attention.py), and the cache gets a copy of it in every row.
     """
 
     def __init__(
         self, cache: KVCache, rows: list[int], lengths: list[int], shared_prefix: SharedPrefix | None = None
     ):
-        """`lengths` are those of whole prompts; position_ids and cu_seqlens are then the stream's, of own tokens only."""
+        """`lengths` are those of whole prompts; position_ids and cu_seqlens are then the stream's, of own
+        tokens only.
+        """
         cfg, device, shared = cache.cfg, cache.device, shared_prefix.length if shared_prefix else 0
         self.cache, self.shared_prefix = cache, shared_prefix
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)

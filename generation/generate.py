@@ -1,5 +1,5 @@
-"""Generation: prompts in, completions out; prompts are read in packed streams, then all rows grow by one token a step, and where a row ends the next
-prompt takes its place.
+"""Generation: prompts in, completions out; prompts are read in packed streams, then all rows grow by one
+token a step, and where a row ends the next prompt takes its place.
 
 B rows that grow together, V vocabulary, D hidden size.
 """
@@ -16,12 +16,17 @@ import torch
 from generation.cache import KVCache, SharedPrefix
 from generation.sampling import Sampling, greedy, sample
 
-PREFILL_TOKENS = 4096  # of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches
+# Of prompts in one forward pass: beyond that a stream gains no speed and its activations leave the caches.
+PREFILL_TOKENS = 4096
 MIN_PREFIX_TOKENS = 16  # what all prompts begin with is read once, if it is as long as this
 REFILL = (
     1 / 16
-)  # of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed cost
-WINDOW = 4  # batches whose prompts are taken longest first: like lengths then grow together, and prompts are still done nearly in their order
+    # Of the rows have to be free before prompts take their places: each forward pass over prompts has a fixed
+    # cost.
+)
+# Batches whose prompts are taken longest first: like lengths then grow together, and prompts are still done
+# nearly in their order.
+WINDOW = 4
 SHRINK = (
     1 / 4
 )  # of the rows have to be free, with no prompt left, before they are dropped: it costs a copy of the cache
@@ -52,12 +57,14 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
-    """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch, up to rounding.
+    """Completions of `prompts` (token ids), in their order; the same for a prompt whatever shares its batch,
+    up to rounding.
 
-    Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end one; temperature, top_k, top_p, seed as in
-    Sampling, and numbers the places of prompts among those that share the seed, 0, 1, ... if not given; batch_size rows at once; on_token(row, id) hears
-    every new token but stop ids; on_done(row, completion) hears of every prompt that is done.
-    Raises ValueError that lists every bad argument and prompt.
+    Args: max_new_tokens, and max_new_ratio times the prompt's own tokens, bound a completion; stop_ids end
+    one; temperature, top_k, top_p, seed as in Sampling, and numbers the places of prompts among those that
+    share the seed, 0, 1, ... if not given; batch_size rows at once; on_token(row, id) hears every new token
+    but stop ids; on_done(row, completion) hears of every prompt that is done. Raises ValueError that lists
+    every bad argument and prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     found = problems(sampling, max_new_tokens, batch_size, max_new_ratio) + _prompt_problems(
@@ -117,7 +124,8 @@ def _prompt_problems(cfg, prompts: list[list[int]]) -> list[str]:
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) < positions:
             found.append(
-                f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of {positions} is the answer's"
+                f"prompt {row} has {len(prompt)} tokens; it may have 1 to {positions - 1}, as one of "
+                f"{positions} is the answer's"
             )
         elif not 0 <= min(prompt) <= max(prompt) < words:
             held = f"prompt {row} holds token ids {min(prompt)} to {max(prompt)}, but the vocabulary has 0 to {words - 1}"
@@ -138,8 +146,9 @@ def _inference(model):
     finally:
         for module, mode in modes:
             module.training = mode
-        # Autocast keeps the bfloat16 copies that it made of trainable weights.  Before torch 2.11 (pytorch pull request 165068) copies made
-        # under no_grad carry no gradient, a training step under the same autocast uses them again, and the adapters silently stop learning.
+        # Autocast keeps the bfloat16 copies that it made of trainable weights. Before torch 2.11 (pytorch
+        # pull request 165068) copies made under no_grad carry no gradient, a training step under the same
+        # autocast uses them again, and the adapters silently stop learning.
         torch.clear_autocast_cache()
 
 
@@ -169,7 +178,9 @@ class Row:
 
 
 class Table:
-    """B places with a cache: `while table.fill(): table.step()` seats the rows that wait, and grows all that sit by a token."""
+    """B places with a cache: `while table.fill(): table.step()` seats the rows that wait, and grows all that
+    sit by a token.
+    """
 
     def __init__(
         self,
@@ -205,7 +216,9 @@ class Table:
         )
 
     def fill(self) -> bool:
-        """Seats rows where enough places are free, or drops the places where nobody waits for them; False when all rows are done."""
+        """Seats rows where enough places are free, or drops the places where nobody waits for them; False
+        when all rows are done.
+        """
         while self.waiting or any(self.places):
             free = [i for i, row in enumerate(self.places) if row is None]
             if self.waiting and len(free) >= REFILL * len(self.places):
@@ -236,7 +249,9 @@ class Table:
         self.places = [self.places[i] for i in places]
 
     def _take(self, hidden: torch.Tensor, places) -> torch.Tensor:
-        """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a row that ends leaves its place."""
+        """Gives each row in these places its next token, (n,) in all, from the last hidden states (n, D); a
+        row that ends leaves its place.
+        """
         rows = [self.places[i] for i in places]
         if (
             self.sampling.temperature == 0
@@ -263,7 +278,9 @@ class Table:
 
 
 def _products(rows: int, device: torch.device):
-    """How a step multiplies: one row on a CPU without oneDNN, which lays bfloat16 weights out anew for each product, to use them once."""
+    """How a step multiplies: one row on a CPU without oneDNN, which lays bfloat16 weights out anew for each
+    product, to use them once.
+    """
     return (
         torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
         if rows == 1 and device.type == "cpu"
@@ -274,7 +291,9 @@ def _products(rows: int, device: torch.device):
 def _prefill(
     model, cache: KVCache, rows: list[int], prompts: list[tuple], shared_prefix: SharedPrefix | None
 ) -> torch.Tensor:
-    """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends.  Equal prompts (GRPO's groups) are read once and copied."""
+    """Reads prompts into rows of the cache; returns the hidden states (n, D) at their ends. Equal prompts
+    (GRPO's groups) are read once and copied.
+    """
     found: dict[tuple, int] = {}
     source = [found.setdefault(prompt, len(found)) for prompt in prompts]
     firsts = [rows[source.index(i)] for i in range(len(found))]
@@ -290,7 +309,9 @@ def _prefill(
 
 
 def _read_shared_prefix(model, prompts: list[tuple], device: torch.device) -> SharedPrefix | None:
-    """The tokens that all prompts begin with, run through the model; None for one prompt, or where too few are shared to pay for the call."""
+    """The tokens that all prompts begin with, run through the model; None for one prompt, or where too few
+    are shared to pay for the call.
+    """
     if len(set(prompts)) < 2:
         return None
     low, high = (

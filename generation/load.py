@@ -35,7 +35,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Loaded:
-    """A model with its adapter in it, on its device, its tokenizer, the folder of the base, and how numbers are kept."""
+    """A model with its adapter in it, on its device, its tokenizer, the folder of the base, and how numbers
+    are kept.
+    """
 
     model: object
     tokenizer: object

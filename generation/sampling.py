@@ -1,4 +1,4 @@
-"""How the next token is chosen.  B rows, D hidden size, V vocabulary, n ids that may be chosen."""
+"""How the next token is chosen. B rows, D hidden size, V vocabulary, n ids that may be chosen."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-PIECE = 16_384  # rows of the head that a CPU multiplies at once: their logits stay in its cache, where all of a large batch's are 64 MiB
+# Rows of the head that a CPU multiplies at once: their logits stay in its cache, where all of a large batch's
+# are 64 MiB.
+PIECE = 16_384
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from logits: temperature 0 takes the likeliest; else softmax(logits / temperature), cut to top_k and top_p."""
+    """How a token is chosen from logits: temperature 0 takes the likeliest; else softmax(logits /
+    temperature), cut to top_k and top_p.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -29,16 +33,20 @@ class Sampling:
         return found
 
     def uniforms(self, row: int, count: int) -> torch.Tensor:
-        """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its number only, not on its batch."""
+        """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its
+        number only, not on its batch.
+        """
         return torch.rand(
             count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63)
         )
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, V) logits -> probabilities (B, n), not normalised again after the cuts, and the ids (B, n) that they belong to (None: all, in order).
+    """(B, V) logits -> probabilities (B, n), not normalised again after the cuts, and the ids (B, n) that
+    they belong to (None: all, in order).
 
-    As in transformers: temperature, then the top_k likeliest, then of these the fewest that hold top_p of their mass (Holtzman et al. 2020).
+    As in transformers: temperature, then the top_k likeliest, then of these the fewest that hold top_p of
+    their mass (Holtzman et al. 2020).
     """
     logits, ids = logits.float() / sampling.temperature, None
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -53,7 +61,9 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
-    """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated probability exceeds `uniform` (B,) < 1."""
+    """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated
+    probability exceeds `uniform` (B,) < 1.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs, ids = distribution(logits, sampling)
@@ -66,7 +76,8 @@ def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
 
 
 def greedy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(B,) what choose() takes at temperature 0 from the logits hidden (B, D) weight^T (V, D), of which only pieces are ever there.
+    """(B,) what choose() takes at temperature 0 from the logits hidden (B, D) weight^T (V, D), of which only
+    pieces are ever there.
 
     For a model without a soft-cap, which makes equals of the largest logits.
     """

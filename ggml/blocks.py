@@ -1,15 +1,18 @@
-"""GGML's types of 32 weights a block, Q8_0, Q4_0, Q5_0 and Q5_1: one scale (Q5_1: and a min) in float16, and levels that are rounded once.
+"""GGML's types of 32 weights a block, Q8_0, Q4_0, Q5_0 and Q5_1: one scale (Q5_1: and a min) in float16, and
+levels that are rounded once.
 
-For each type a slow form, one block in float32 scalars, that explains the layout, and a fast one over many blocks that gives the same bytes, which
-equal llama.cpp's own (ggml/src/ggml-quants.c, quantize_row_q8_0_ref and its neighbours).
+For each type a slow form, one block in float32 scalars, that explains the layout, and a fast one over many
+blocks that gives the same bytes, which equal llama.cpp's own (ggml/src/ggml-quants.c, quantize_row_q8_0_ref
+and its neighbours).
 
     Q8_0  34 bytes: d f16, 32 int8                                        weight = d * q
     Q4_0  18 bytes: d f16, 16 of nibbles                                  weight = d * (q - 8)
     Q5_0  22 bytes: d f16, 4 of fifth bits, 16 of nibbles                 weight = d * (q - 16)
     Q5_1  24 bytes: d f16, m f16, 4 of fifth bits, 16 of nibbles          weight = d * q + m
 
-Byte i of the nibbles has weight i in its low half and weight 16 + i in its high one; bit i of the fifth bits, a little-endian uint32, is weight i's.
-The levels are rounded with the float32 scale, though the file stores it in float16: so does the reference.
+Byte i of the nibbles has weight i in its low half and weight 16 + i in its high one; bit i of the fifth bits,
+a little-endian uint32, is weight i's. The levels are rounded with the float32 scale, though the file stores
+it in float16: so does the reference.
 """
 
 import math
@@ -24,7 +27,9 @@ HALF = {"q4_0": 8, "q5_0": 16, "q5_1": 0}  # the level that stands for 0; Q5_1 h
 
 
 def reference_q8_0(x: np.ndarray) -> bytes:
-    """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded, halves away from 0."""
+    """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded,
+    halves away from 0.
+    """
     d = max(abs(v) for v in x) / f32(127)
     inverse = f32(1) / d if d else f32(0)
     q = [
@@ -34,9 +39,11 @@ def reference_q8_0(x: np.ndarray) -> bytes:
 
 
 def reference_q45_0(x: np.ndarray, name: str) -> bytes:
-    """One block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), where half is 8 or 16.
+    """One block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), where half is 8 or
+    16.
 
-    d, which may be negative, makes the weight largest in magnitude -half: of the levels -half..half - 1 the lowest is the farthest from 0.
+    d, which may be negative, makes the weight largest in magnitude -half: of the levels -half..half - 1 the
+    lowest is the farthest from 0.
     """
     half, largest = HALF[name], f32(0)
     for v in x:
@@ -49,7 +56,9 @@ def reference_q45_0(x: np.ndarray, name: str) -> bytes:
 
 
 def reference_q5_1(x: np.ndarray) -> bytes:
-    """One block of Q5_1 from 32 float32 weights: the lowest weight, m, is level 0, the highest 31, and q = floor((x - m) / d + 0.5)."""
+    """One block of Q5_1 from 32 float32 weights: the lowest weight, m, is level 0, the highest 31, and q =
+    floor((x - m) / d + 0.5).
+    """
     low, high = min(x), max(x)
     d = (high - low) / f32(31)
     inverse = f32(1) / d if d else f32(0)
@@ -58,7 +67,9 @@ def reference_q5_1(x: np.ndarray) -> bytes:
 
 
 def reference_floor(v) -> int:
-    """floor(v); 0 where 1 / d was infinite: d is below 2**-128 there and 0 in float16, whatever the levels say."""
+    """floor(v); 0 where 1 / d was infinite: d is below 2**-128 there and 0 in float16, whatever the levels
+    say.
+    """
     return math.floor(v) if math.isfinite(v) else 0
 
 

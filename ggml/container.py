@@ -1,12 +1,14 @@
-"""GGUF version 3, llama.cpp's file of one model: a writer that streams, and a reader that trusts nothing it reads.
+"""GGUF version 3, llama.cpp's file of one model: a writer that streams, and a reader that trusts nothing it
+reads.
 
     "GGUF" | version u32 | tensors u64 | pairs u64                    24 bytes, little endian like all that follows
     pairs    key string | type u32 | value                            string: length u64, then UTF-8; array: type u32, length u64, items
     tensors  name string | dimensions u32 | sizes u64 each | type u32 | offset u64
-    zeros to the next multiple of 32, the start of the data; then each tensor's bytes, zeros to the next multiple of 32 behind it
+    zeros to the next multiple of 32, the start of the data; then each tensor's bytes, zeros to the next
+    multiple of 32 behind it
 
-A tensor's sizes stand in the reverse of numpy's order, fastest first: a matrix of shape (rows, columns) is written as columns, rows.  An offset counts
-from the start of the data.  Source: ggml's docs/gguf.md.
+A tensor's sizes stand in the reverse of numpy's order, fastest first: a matrix of shape (rows, columns) is
+written as columns, rows. An offset counts from the start of the data. Source: ggml's docs/gguf.md.
 """
 
 import hashlib
@@ -59,7 +61,9 @@ TYPE_NAMES = {kind.ggml_id: name for name, kind in TYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's name, shape in numpy's order (rows, columns), type by name ("q8_0"), and where its bytes begin, counted from the start of the data."""
+    """A tensor's name, shape in numpy's order (rows, columns), type by name ("q8_0"), and where its bytes
+    begin, counted from the start of the data.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -81,12 +85,15 @@ def write_gguf(
     tensors: list[TensorInfo],
     read: Callable[[str], Iterable[np.ndarray]],
 ) -> dict[str, str]:
-    """Writes the file, one tensor after the other; `read(name)` gives a tensor's bytes, in one array or several.
+    """Writes the file, one tensor after the other; `read(name)` gives a tensor's bytes, in one array or
+    several.
 
-    Returns {HEADER or a tensor's name: sha256 of its bytes}, so that who reads the file again can tell whether it is what was written.
+    Returns {HEADER or a tensor's name: sha256 of its bytes}, so that who reads the file again can tell
+    whether it is what was written.
 
-    metadata: {key: (type, value)} in the order of the file; a type is "u32", "f32", "bool", "str", ... or "[str]" for an array of them.
-    Raises ValueError where the bytes that `read` gives are not as many as the tensor's shape and type want.
+    metadata: {key: (type, value)} in the order of the file; a type is "u32", "f32", "bool", "str", ... or
+    "[str]" for an array of them. Raises ValueError where the bytes that `read` gives are not as many as the
+    tensor's shape and type want.
     """
     start, digests = header(metadata, tensors), {}
     digests[HEADER] = hashlib.sha256(start).hexdigest()
@@ -100,7 +107,8 @@ def write_gguf(
                 written += piece.nbytes
             if written != tensor.nbytes:
                 raise ValueError(
-                    f"{path}: {tensor.name} has {written:,} bytes, but {tensor.type} of shape {tensor.shape} takes {tensor.nbytes:,}"
+                    f"{path}: {tensor.name} has {written:,} bytes, but {tensor.type} of shape {tensor.shape} "
+                    f"takes {tensor.nbytes:,}"
                 )
             file.write(bytes(padding(written)))
             digests[tensor.name] = digest.hexdigest()
@@ -150,10 +158,14 @@ def packed_value(kind: str, value) -> bytes:
 
 
 class GGUFFile:
-    """A file that was found well-formed: `metadata` {key: value}, `kinds` {key: type}, `tensors` {name: TensorInfo}; the data stays on the disk."""
+    """A file that was found well-formed: `metadata` {key: value}, `kinds` {key: type}, `tensors` {name:
+    TensorInfo}; the data stays on the disk.
+    """
 
     def __init__(self, path: str | Path):
-        """Reads the header and checks all of it; raises ValueError with the file, the place and what is wrong there."""
+        """Reads the header and checks all of it; raises ValueError with the file, the place and what is wrong
+        there.
+        """
         self.path = Path(path)
         self.kinds, self.metadata, self.tensors = {}, {}, {}
         with open(self.path, "rb") as file:
@@ -170,7 +182,8 @@ class GGUFFile:
         version, n_tensors, n_pairs = cursor.unpack("IQQ", "the counts")
         if version != VERSION:
             raise cursor.wrong(
-                f"this is version {version} of GGUF (or a big-endian file), and only version {VERSION} is read here"
+                f"this is version {version} of GGUF (or a big-endian file), and only version {VERSION} is "
+                f"read here"
             )
         for _ in range(cursor.count(n_pairs, 13, "pairs")):
             self._read_pair(cursor)
@@ -203,22 +216,27 @@ class GGUFFile:
         self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), TYPE_NAMES[kind], offset)
 
     def _check_places(self) -> None:
-        """Tensors lie one behind the other without a gap, as every writer puts them, and the last ends with the file or within its padding."""
+        """Tensors lie one behind the other without a gap, as every writer puts them, and the last ends with
+        the file or within its padding.
+        """
         expected = 0
         for tensor in self.tensors.values():
             if tensor.offset != expected:
                 raise ValueError(
-                    f"{self.path}: {tensor.name} begins at {tensor.offset:,} of the data, but what stands before it ends at {expected:,}"
+                    f"{self.path}: {tensor.name} begins at {tensor.offset:,} of the data, but what stands "
+                    f"before it ends at {expected:,}"
                 )
             end = self.data_start + tensor.offset + tensor.nbytes
             if end > self.size:
                 raise ValueError(
-                    f"{self.path}: is cut off: {tensor.name} would end at byte {end:,}, the file has {self.size:,}; write or download it again"
+                    f"{self.path}: is cut off: {tensor.name} would end at byte {end:,}, the file has "
+                    f"{self.size:,}; write or download it again"
                 )
             expected += tensor.nbytes + padding(tensor.nbytes)
         if self.size > self.data_start + expected:
             raise ValueError(
-                f"{self.path}: {self.size - self.data_start - expected:,} bytes stand behind the last tensor and belong to nothing"
+                f"{self.path}: {self.size - self.data_start - expected:,} bytes stand behind the last tensor "
+                f"and belong to nothing"
             )
 
     def data(self, name: str) -> np.ndarray:
@@ -270,7 +288,9 @@ class Cursor:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form), what))
 
     def count(self, number: int, smallest: int, what: str) -> int:
-        """`number`, unless so many things of at least `smallest` bytes cannot be in the file: a broken count must not fill the memory."""
+        """`number`, unless so many things of at least `smallest` bytes cannot be in the file: a broken count
+        must not fill the memory.
+        """
         if number * smallest > self.size - self.at:
             raise self.wrong(f"{number:,} {what} are announced, more than the file has room for")
         return number

@@ -1,14 +1,18 @@
-"""GGML's Q4_K and Q5_K: 256 weights a block, scales that are quantised too, and a search for the scales and mins that lose least.
+"""GGML's Q4_K and Q5_K: 256 weights a block, scales that are quantised too, and a search for the scales and
+mins that lose least.
 
-For each a slow form, one block in float32 scalars, that explains the algorithm, and a fast one over many blocks that gives the same bytes, which equal
-llama.cpp's own without an importance matrix (ggml/src/ggml-quants.c, quantize_row_q4_K_ref): every sum runs from the first weight to the last in
-float32, as it does there.  A llama.cpp built with fused multiply-add for this file (arm64) may differ from both in a last bit.
+For each a slow form, one block in float32 scalars, that explains the algorithm, and a fast one over many
+blocks that gives the same bytes, which equal llama.cpp's own without an importance matrix
+(ggml/src/ggml-quants.c, quantize_row_q4_K_ref): every sum runs from the first weight to the last in float32,
+as it does there. A llama.cpp built with fused multiply-add for this file (arm64) may differ from both in a
+last bit.
 
     Q4_K  144 bytes: d f16, dmin f16, 12 bytes of 6-bit scales and mins, 128 of nibbles                       weight = d * scale * q - dmin * min
     Q5_K  176 bytes: d f16, dmin f16, 12 bytes of 6-bit scales and mins, 32 of fifth bits, 128 of nibbles     weight = d * scale * q - dmin * min
 
-Shapes: n blocks of 8 groups of 32 weights, N = 8 n groups.  The fast form holds weights as (32, N): a sum over the first axis is sequential, as the
-reference's, and takes N numbers at a time (along a row numpy would sum in pairs, and round differently).
+Shapes: n blocks of 8 groups of 32 weights, N = 8 n groups. The fast form holds weights as (32, N): a sum over
+the first axis is sequential, as the reference's, and takes N numbers at a time (along a row numpy would sum
+in pairs, and round differently).
 """
 
 import numpy as np
@@ -24,7 +28,8 @@ SEARCH = {
 def nearest(v):
     """Whole numbers nearest to v, halves to even; int32, or int for a scalar.
 
-    Read off the low bits of v + MAGIC, as the reference does: past 2**22, for infinities and NaN the two must agree on nonsense as well.
+    Read off the low bits of v + MAGIC, as the reference does: past 2**22, for infinities and NaN the two must
+    agree on nonsense as well.
     """
     bits = (np.asarray(v, f32) + MAGIC).view(np.int32)
     low = (bits & 0x7FFFFF) - 0x400000
@@ -37,8 +42,9 @@ def nearest(v):
 def reference_q45_k(x: np.ndarray, name: str) -> bytes:
     """One block of Q4_K or Q5_K from 256 float32 weights.
 
-    Each group of 32 has a scale and a min, found by reference_scale_and_min; d and dmin make the largest of each 63, and the levels are rounded again,
-    to what the rounded scales can say: q = round((x + dmin * min) / (d * scale)).
+    Each group of 32 has a scale and a min, found by reference_scale_and_min; d and dmin make the largest of
+    each 63, and the levels are rounded again, to what the rounded scales can say: q = round((x + dmin * min)
+    / (d * scale)).
     """
     top = SEARCH[name][0]
     groups = x.reshape(8, 32)
@@ -66,10 +72,12 @@ def reference_q45_k(x: np.ndarray, name: str) -> bytes:
 
 
 def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
-    """The scale and min (>= 0) of a group, so that scale * l - min is close to x with levels l in 0..top; and the levels, a list of int.
+    """The scale and min (>= 0) of a group, so that scale * l - min is close to x with levels l in 0..top; and
+    the levels, a list of int.
 
-    Tries several ways to round to levels; for each the scale and the min of least squares follow from a 2 x 2 system, and the smallest error wins.
-    An error counts by w = root mean square of x + |x|.  From make_qkx2_quants in llama.cpp's ggml-quants.c.
+    Tries several ways to round to levels; for each the scale and the min of least squares follow from a 2 x 2
+    system, and the smallest error wins. An error counts by w = root mean square of x + |x|. From
+    make_qkx2_quants in llama.cpp's ggml-quants.c.
     """
     mean = np.sqrt(reference_sum(v * v for v in x) / f32(32))
     w = [mean + abs(v) for v in x]
@@ -85,7 +93,8 @@ def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
     levels = reference_levels(x, to_level, low, top)
     best = reference_error(x, w, levels, scale, low)
     for step in range(steps + 1):
-        # The trap: low is that of the best fit so far, not the group's lowest weight, and moves the later steps.
+        # The trap: low is that of the best fit so far, not the group's lowest weight, and moves the later
+        # steps.
         to_level = (f32(first) + f32(0.1) * f32(step) + f32(top)) / (high - low)
         tried = reference_levels(x, to_level, low, top)
         sum_l = reference_sum(a * f32(q) for a, q in zip(w, tried, strict=True))
@@ -105,7 +114,9 @@ def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
 
 
 def reference_sum(values):
-    """The sum in float32, from the first to the last: Python's own sum() would start from an int, math.fsum would be too exact."""
+    """The sum in float32, from the first to the last: Python's own sum() would start from an int, math.fsum
+    would be too exact.
+    """
     total = f32(0)
     for v in values:
         total = total + v
@@ -124,8 +135,8 @@ def reference_error(x, w, levels, scale, low):
 def reference_pack_scales(scales: list[int], mins: list[int]) -> bytes:
     """Eight scales and eight mins of 6 bits in 12 bytes.
 
-    Bytes 0-3 and 4-7 hold those of groups 0-3 in their low six bits, bytes 8-11 the low nibbles of groups 4-7, scale below min; the two high bits of
-    groups 4-7 lie on top of bytes 0-7.
+    Bytes 0-3 and 4-7 hold those of groups 0-3 in their low six bits, bytes 8-11 the low nibbles of groups
+    4-7, scale below min; the two high bits of groups 4-7 lie on top of bytes 0-7.
     """
     first = [scales[g] | (scales[g + 4] >> 4) << 6 for g in range(4)] + [
         mins[g] | (mins[g + 4] >> 4) << 6 for g in range(4)
@@ -155,9 +166,11 @@ def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tuple[np.ndarray, ...]:
-    """reference_scale_and_min for the columns of x (32, N): scale and min, and in the place of the levels the (to_level, low) that give them, each (N,).
+    """reference_scale_and_min for the columns of x (32, N): scale and min, and in the place of the levels the
+    (to_level, low) that give them, each (N,).
 
-    A flat column needs no case of its own: to_level is infinite, its inverse, the scale, 0, and infinity times 0 is a NaN, whose nearest is 0.
+    A flat column needs no case of its own: to_level is infinite, its inverse, the scale, 0, and infinity
+    times 0 is a NaN, whose nearest is 0.
     """
     w = np.sqrt((x * x).sum(axis=0) / f32(32)) + np.abs(x)
     sum_w, sum_x = w.sum(axis=0), (w * x).sum(axis=0)
@@ -191,7 +204,9 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
 
 
 def fast_round(v: np.ndarray, low: int, high: int) -> None:
-    """v = nearest(v) in low..high, in place and still float32: nearest() without the way through int32 and back."""
+    """v = nearest(v) in low..high, in place and still float32: nearest() without the way through int32 and
+    back.
+    """
     v += MAGIC
     bits = v.view(np.int32)
     bits &= 0x7FFFFF

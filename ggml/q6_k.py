@@ -1,7 +1,9 @@
-"""GGML's Q6_K: 256 weights a block, 16 int8 scales under one float16, and a search for the scales that lose least.
+"""GGML's Q6_K: 256 weights a block, 16 int8 scales under one float16, and a search for the scales that lose
+least.
 
-A slow form, one block in float32 scalars, that explains the algorithm, and a fast one over many blocks that gives the same bytes, which equal
-llama.cpp's own without an importance matrix (ggml/src/ggml-quants.c, quantize_row_q6_K_ref).  What ggml/kquants.py says of sums holds here.
+A slow form, one block in float32 scalars, that explains the algorithm, and a fast one over many blocks that
+gives the same bytes, which equal llama.cpp's own without an importance matrix (ggml/src/ggml-quants.c,
+quantize_row_q6_K_ref). What ggml/kquants.py says of sums holds here.
 
     Q6_K  210 bytes: 128 of nibbles, 64 of the two high bits, 16 of int8 scales, d f16                        weight = d * scale * (q - 32)
 
@@ -22,7 +24,8 @@ EPS = f32(1e-15)  # a group whose largest weight is below counts as zeros
 def reference_q6_k(x: np.ndarray) -> bytes:
     """One block of Q6_K from 256 float32 weights.
 
-    Each group of 16 has a scale, found by reference_scale; d makes the largest of them -128, and q = round(x / (d * scale)) + 32, in 0..63.
+    Each group of 16 has a scale, found by reference_scale; d makes the largest of them -128, and q = round(x
+    / (d * scale)) + 32, in 0..63.
     """
     groups = x.reshape(16, 16)
     scales, levels = zip(*(reference_scale(group) for group in groups), strict=True)
@@ -39,11 +42,13 @@ def reference_q6_k(x: np.ndarray) -> bytes:
         step = f32(d) * f32(scales[g])
         if step != 0:
             levels[g][:] = [min(31, max(-32, nearest(v / step))) + 32 for v in groups[g]]
-    q = np.array(
-        levels
-    ).reshape(
-        2, 4, 32
-    )  # two halves of four runs: nibbles of runs 0 and 2 share bytes, then 1 and 3; a byte holds the high bits of all four
+    q = np.array(levels).reshape(
+        2,
+        4,
+        32,
+        # Two halves of four runs: nibbles of runs 0 and 2 share bytes, then 1 and 3; a byte holds the high bits
+        # of all four.
+    )
     nibbles = [
         q[h, r, i] & 15 | (q[h, r + 2, i] & 15) << 4 for h in (0, 1) for r in (0, 1) for i in range(32)
     ]
@@ -52,10 +57,12 @@ def reference_q6_k(x: np.ndarray) -> bytes:
 
 
 def reference_scale(x) -> tuple:
-    """The scale of a group of 16, so that scale * (l - 32) is close to x with levels l in 0..63; and the levels, a list of int.
+    """The scale of a group of 16, so that scale * (l - 32) is close to x with levels l in 0..63; and the
+    levels, a list of int.
 
-    Tries to make the weight largest in magnitude -32, and up to 0.9 steps more or less; for each the least squares with weights x**2 give
-    scale = sum(w x l) / sum(w l l) and the gain sum(w x l)**2 / sum(w l l), the larger the better.  From make_qx_quants in llama.cpp's ggml-quants.c.
+    Tries to make the weight largest in magnitude -32, and up to 0.9 steps more or less; for each the least
+    squares with weights x**2 give scale = sum(w x l) / sum(w l l) and the gain sum(w x l)**2 / sum(w l l),
+    the larger the better. From make_qx_quants in llama.cpp's ggml-quants.c.
     """
     largest = f32(0)
     for v in x:
@@ -102,7 +109,9 @@ def fast_q6_k(x: np.ndarray) -> np.ndarray:
 
 
 def fast_scale(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """reference_scale for the rows of x (N, 16): the scale, and in the place of the levels the to_level that gives them, each (N,)."""
+    """reference_scale for the rows of x (N, 16): the scale, and in the place of the levels the to_level that
+    gives them, each (N,).
+    """
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     x = np.ascontiguousarray(x.T)  # (16, N)
     x2, x3 = x * x, x * x * x

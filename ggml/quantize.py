@@ -1,8 +1,10 @@
-"""GGML's number types: float32 weights to the bytes that a GGUF file holds, and back; and which tensor takes which type.
+"""GGML's number types: float32 weights to the bytes that a GGUF file holds, and back; and which tensor takes
+which type.
 
-A row of weights is cut into blocks, each stored alone: ggml/blocks.py has the types of 32 weights a block, ggml/kquants.py and ggml/q6_k.py
-those of 256; they say a block's layout and how its scales are found.  The bytes equal llama.cpp's own (ggml_quantize_chunk without an importance matrix)
-and the choice of types its llama_model_quantize (src/llama-quant.cpp), so that a file written here equals one that was quantised there.
+A row of weights is cut into blocks, each stored alone: ggml/blocks.py has the types of 32 weights a block,
+ggml/kquants.py and ggml/q6_k.py those of 256; they say a block's layout and how its scales are found. The
+bytes equal llama.cpp's own (ggml_quantize_chunk without an importance matrix) and the choice of types its
+llama_model_quantize (src/llama-quant.cpp), so that a file written here equals one that was quantised there.
 """
 
 from typing import NamedTuple
@@ -28,7 +30,9 @@ SLICE = (
 
 
 class QuantType(NamedTuple):
-    """A type of number: its name, its id in a GGUF file, and that `block_size` weights take `block_bytes` bytes."""
+    """A type of number: its name, its id in a GGUF file, and that `block_size` weights take `block_bytes`
+    bytes.
+    """
 
     name: str
     ggml_id: int
@@ -51,7 +55,8 @@ TYPES = {
         ("bf16", 30, 1, 2),
     ]
 }
-# What a file of each --quant says of itself in general.file_type; llama.cpp calls q4_k and q5_k Q4_K_S and Q5_K_S.
+# What a file of each --quant says of itself in general.file_type; llama.cpp calls q4_k and q5_k Q4_K_S and
+# Q5_K_S.
 FILE_TYPES = {
     "f32": 0,
     "f16": 1,
@@ -74,7 +79,8 @@ def row_bytes(name: str, n_cols: int) -> int:
     quant = TYPES[name]
     if n_cols % quant.block_size:
         raise ValueError(
-            f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; take {FALLBACK.get(name, 'f16')} for this tensor"
+            f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; take "
+            f"{FALLBACK.get(name, 'f16')} for this tensor"
         )
     return n_cols // quant.block_size * quant.block_bytes
 
@@ -93,7 +99,8 @@ def quantize(rows: np.ndarray, name: str) -> np.ndarray:
             if not np.isfinite(piece).all():
                 row = i + int(np.argmin(np.isfinite(piece).all(axis=1)))
                 raise ValueError(
-                    f"{name}: row {row} holds an infinity or NaN, which cannot be quantised; export a run whose weights are finite"
+                    f"{name}: row {row} holds an infinity or NaN, which cannot be quantised; export a run "
+                    f"whose weights are finite"
                 )
             blocks = piece.reshape(-1, TYPES[name].block_size)
             out[i : i + height] = _quantize_blocks(blocks, name).reshape(len(piece), -1)
@@ -108,7 +115,8 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
         return x.astype("<f2").view(np.uint8)
     if name == "bf16":
         bits = x.view(np.uint32)
-        # The upper 16 bits of a float32, rounded: adding just below a half carries, or a half where the last bit kept is odd (halves to even).
+        # The upper 16 bits of a float32, rounded: adding just below a half carries, or a half where the last
+        # bit kept is odd (halves to even).
         return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2").view(np.uint8)
     if name == "q8_0":
         return fast_q8_0(x)
@@ -120,7 +128,9 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
-    """One block of (block_size,) float32 weights to bytes by the form of the algorithm that explains it; for tests and for reading."""
+    """One block of (block_size,) float32 weights to bytes by the form of the algorithm that explains it; for
+    tests and for reading.
+    """
     values = np.asarray(values, np.float32)
     assert values.shape == (TYPES[name].block_size,), (values.shape, name)
     with np.errstate(all="ignore"):
@@ -134,14 +144,16 @@ def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
 
 
 def dequantize(data: np.ndarray, name: str) -> np.ndarray:
-    """(n_rows, row_bytes) uint8 -> (n_rows, n_cols) float32: the weights that a reader of the file computes with.
+    """(n_rows, row_bytes) uint8 -> (n_rows, n_cols) float32: the weights that a reader of the file computes
+    with.
 
     Raises ValueError if row_bytes is no whole number of the type's blocks.
     """
     quant, (n_rows, n_bytes) = TYPES[name], data.shape
     if n_bytes % quant.block_bytes:
         raise ValueError(
-            f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; the data is of another type, or cut off"
+            f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; the data is of another "
+            f"type, or cut off"
         )
     out = np.empty((n_rows, n_bytes // quant.block_bytes * quant.block_size), np.float32)
     height = max(1, SLICE // max(1, out.shape[1]))
@@ -170,16 +182,19 @@ def _dequantize_blocks(blocks: np.ndarray, name: str) -> np.ndarray:
 
 
 def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bool = True) -> str:
-    """The type that a GGUF tensor with rows of `n_cols` weights takes in a file of --quant `mix`, in a model of `n_layers`.
+    """The type that a GGUF tensor with rows of `n_cols` weights takes in a file of --quant `mix`, in a model
+    of `n_layers`.
 
-    As llama_model_quantize chooses (src/llama-quant.cpp, llama_tensor_get_type_impl and tensor_type_fallback), q4_k and q5_k as its Q4_K_S and Q5_K_S:
+    As llama_model_quantize chooses (src/llama-quant.cpp, llama_tensor_get_type_impl and
+    tensor_type_fallback), q4_k and q5_k as its Q4_K_S and Q5_K_S:
     - norms stay f32, and every matrix of an f32, f16 or bf16 file has that type;
-    - the output matrix, where an error costs most, takes q8_0 in q8_0, else q6_k: token_embd.weight in a tied model, output.weight in another;
-    - attn_v and ffn_down take q6_k in q4_k_m and q5_k_m, in the first and the last eighth of the layers and in every third between;
+    - the output matrix, where an error costs most, takes q8_0 in q8_0, else q6_k: token_embd.weight in a tied
+    model, output.weight in another;
+    - attn_v and ffn_down take q6_k in q4_k_m and q5_k_m, in the first and the last eighth of the layers and
+    in every third between;
     - in q4_k the first four attn_v and the first eighth of the ffn_down take q5_k;
-    - the rest takes the type that the mix is named after.
-    Where rows are no multiple of 256, FALLBACK's type is taken instead; where they are no multiple of 32, f16.
-    Raises ValueError for an unknown mix.
+    - the rest takes the type that the mix is named after. Where rows are no multiple of 256, FALLBACK's type
+    is taken instead; where they are no multiple of 32, f16. Raises ValueError for an unknown mix.
     """
     if mix not in FILE_TYPES:
         raise ValueError(f"--quant {mix}: no such type; take one of {', '.join(FILE_TYPES)}")

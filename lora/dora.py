@@ -1,10 +1,13 @@
-"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA turns the rows of the weight, a trained vector sets their lengths.
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA turns the rows of the weight, a trained vector sets their
+lengths.
 
 Shapes: x (..., in), weight (out, in), lora_magnitude_vector (out,).
 
 Deviations from the paper, all of them PEFT's, so that adapters can be exchanged:
-1. Lengths are taken over the input features, one for each output (the paper's columns, in its transposed notation).
-2. With dropout in training, the base's own share W x stays whole, and only what DoRA adds to it is computed from the dropped input.
+1. Lengths are taken over the input features, one for each output (the paper's columns, in its transposed
+notation).
+2. With dropout in training, the base's own share W x stays whole, and only what DoRA adds to it is computed
+from the dropped input.
 3. A bias is neither turned nor scaled.
 """
 
@@ -16,7 +19,9 @@ from lora.layer import LoRALinear
 
 
 class DoRALinear(LoRALinear):
-    """y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A||, one gain for each output; m starts as ||W||, so that g = 1."""
+    """y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A||, one gain for each output; m
+    starts as ||W||, so that g = 1.
+    """
 
     def __init__(
         self,
@@ -46,8 +51,9 @@ class DoRALinear(LoRALinear):
     def row_norms(self) -> torch.Tensor:
         """(out,) ||W + scaling * B A||, float32 and without gradient.
 
-        Section 4.3 of the paper: "we suggest treating ||V + dV||_c in Eq. (5) as a constant, thereby detaching it from the gradient graph.
-        This means that while ||V + dV||_c dynamically reflects the updates of dV, it won't receive any gradient during backpropagation".
+        Section 4.3 of the paper: "we suggest treating ||V + dV||_c in Eq. (5) as a constant, thereby
+        detaching it from the gradient graph. This means that while ||V + dV||_c dynamically reflects the
+        updates of dV, it won't receive any gradient during backpropagation".
         """
         return torch.linalg.vector_norm(super().merged_weight(), dim=1)
 

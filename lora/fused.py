@@ -1,13 +1,18 @@
-"""LoRALinear's sum for training, in fewer passes over memory.  Shapes: x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r)."""
+"""LoRALinear's sum for training, in fewer passes over memory.
+
+Shapes: x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r).
+"""
 
 import torch
 
 
 class FusedLoRA(torch.autograd.Function):
-    """y = W x + scaling * B A x, with dL/dx = W^T g + scaling * A^T B^T g for g = dL/dy: in both sums the second product is added in place.
+    """y = W x + scaling * B A x, with dL/dx = W^T g + scaling * A^T B^T g for g = dL/dy: in both sums the
+    second product is added in place.
 
-    lora.layer's plain sum writes the two products, adds them into a third tensor and, under autocast, casts A and B once for each of
-    four uses; here it is once.  x and W are of one type, A and B may be finer, and so are their gradients.
+    lora.layer's plain sum writes the two products, adds them into a third tensor and, under autocast, casts A
+    and B once for each of four uses; here it is once. x and W are of one type, A and B may be finer, and so
+    are their gradients.
     """
 
     @staticmethod

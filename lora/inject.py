@@ -30,11 +30,13 @@ def inject(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
 ) -> list[str]:
-    """Freezes the model, wraps its targeted linear layers and returns their names; raises ValueError with every bad setting.
+    """Freezes the model, wraps its targeted linear layers and returns their names; raises ValueError with
+    every bad setting.
 
-    target_modules: names as PEFT matches them (a whole dotted path or the end of one), "all-linear", or one regular expression for whole paths.
-    rank_pattern, alpha_pattern: {end of a path, as a regular expression: its own r or lora_alpha}; the first that fits is taken.
-    An adapter's first weights depend on `seed` and its own name only, not on the global generator or on what else is targeted.
+    target_modules: names as PEFT matches them (a whole dotted path or the end of one), "all-linear", or one
+    regular expression for whole paths. rank_pattern, alpha_pattern: {end of a path, as a regular expression:
+    its own r or lora_alpha}; the first that fits is taken. An adapter's first weights depend on `seed` and
+    its own name only, not on the global generator or on what else is targeted.
     """
     rank_pattern, alpha_pattern = rank_pattern or {}, alpha_pattern or {}
     problems = bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern, alpha_pattern)
@@ -104,7 +106,9 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]:
-    """Paths of the linear layers that target_modules means; raises ValueError naming each that means none and the names there are."""
+    """Paths of the linear layers that target_modules means; raises ValueError naming each that means none and
+    the names there are.
+    """
     names = linear_names(model)
     found = [name for name in names if is_target(name, target_modules)]
     wanted = [target_modules] if isinstance(target_modules, str) else [[target] for target in target_modules]
@@ -122,7 +126,9 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
 
 
 def is_target(name: str, target_modules: list[str] | str) -> bool:
-    """PEFT's rule: a list holds whole paths or ends of them after a dot; a string is "all-linear" or a regular expression for the whole path."""
+    """PEFT's rule: a list holds whole paths or ends of them after a dot; a string is "all-linear" or a
+    regular expression for the whole path.
+    """
     if target_modules == ALL_LINEAR or (not isinstance(target_modules, str) and ALL_LINEAR in target_modules):
         return True
     if not isinstance(target_modules, str):
@@ -153,7 +159,9 @@ def wrap(
     use_rslora: bool,
     seed: int,
 ) -> None:
-    """Freezes the model and puts an adapter of (r, lora_alpha) around each named linear layer; ValueError if the model has adapters."""
+    """Freezes the model and puts an adapter of (r, lora_alpha) around each named linear layer; ValueError if
+    the model has adapters.
+    """
     if adapters(model):
         raise ValueError("the model has adapters already; merge them or load the model anew")
     model.requires_grad_(False)
@@ -195,7 +203,9 @@ def set_enabled(model: nn.Module, enabled: bool) -> None:
 
 @contextmanager
 def disabled(model: nn.Module):
-    """The base model inside the block (DPO's and GRPO's reference); afterwards, also on an exception, every adapter is as it was."""
+    """The base model inside the block (DPO's and GRPO's reference); afterwards, also on an exception, every
+    adapter is as it was.
+    """
     before = {layer: layer.enabled for layer in adapters(model).values()}
     set_enabled(model, False)
     try:
@@ -206,7 +216,9 @@ def disabled(model: nn.Module):
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached but not copied: clone what must outlive the next step."""
+    """{path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached but not copied: clone what
+    must outlive the next step.
+    """
     return {
         f"{name}.{key}": p.detach()
         for name, layer in adapters(model).items()
@@ -216,7 +228,9 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copies adapter_state's tensors back; raises ValueError with every missing, unexpected or misshapen one, and then changes nothing."""
+    """Copies adapter_state's tensors back; raises ValueError with every missing, unexpected or misshapen one,
+    and then changes nothing.
+    """
     mine = adapter_state(model)
     problems = [f"missing: {key}" for key in mine.keys() - state.keys()] + [
         f"unexpected: {key}" for key in state.keys() - mine.keys()

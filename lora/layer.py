@@ -13,10 +13,11 @@ from lora.fused import FusedLoRA
 
 
 class LoRALinear(nn.Module):
-    """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
+    """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r, or lora_alpha / sqrt(r) for
+    rsLoRA (arXiv 2312.03732).
 
-    A is Kaiming-uniform and drawn from `seed` alone, B is zero: a fresh adapter changes nothing.  Both are float32 whatever the base's type is,
-    since an update of learning_rate's size is lost in bfloat16's 8 bits.
+    A is Kaiming-uniform and drawn from `seed` alone, B is zero: a fresh adapter changes nothing. Both are
+    float32 whatever the base's type is, since an update of learning_rate's size is lost in bfloat16's 8 bits.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class LoRALinear(nn.Module):
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.enabled = True
         device, rows, columns = base_layer.weight.device, base_layer.out_features, base_layer.in_features
-        # Drawn on the CPU from a generator of its own: the same numbers on every device, and the global generator stays where it was.
+        # Drawn on the CPU from a generator of its own: the same numbers on every device, and the global
+        # generator stays where it was.
         a = torch.empty(r, columns, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(a.to(device))
@@ -53,7 +55,9 @@ class LoRALinear(nn.Module):
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
 
     def fused_type(self, x: torch.Tensor) -> torch.dtype | None:
-        """The one type in which lora.fused multiplies; None where gradients, types, dropout or a bias ask for the plain sum."""
+        """The one type in which lora.fused multiplies; None where gradients, types, dropout or a bias ask for
+        the plain sum.
+        """
         if (
             not torch.is_grad_enabled()
             or self.base_layer.bias is not None
@@ -65,13 +69,17 @@ class LoRALinear(nn.Module):
         return x.dtype if x.dtype == self.base_layer.weight.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
-        """x as the adapter reads it: float32 (PEFT's choice) unless autocast picks the type, then dropped out in training."""
+        """x as the adapter reads it: float32 (PEFT's choice) unless autocast picks the type, then dropped out
+        in training.
+        """
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.dtype)
         return F.dropout(x, self.lora_dropout, self.training)
 
     def adapter_product(self, x: torch.Tensor) -> torch.Tensor:
-        """scaling * B A x, scaled at the narrow waist, where it costs r multiplications a token and not `out`."""
+        """scaling * B A x, scaled at the narrow waist, where it costs r multiplications a token and not
+        `out`.
+        """
         return F.linear(F.linear(x, self.lora_A) * self.scaling, self.lora_B)
 
     def delta_weight(self) -> torch.Tensor:

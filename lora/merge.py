@@ -10,18 +10,21 @@ from lora.inject import adapters, unwrap
 
 @torch.no_grad()
 def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
-    """Merges every adapter into its base layer and takes the wrapper away; returns {path: Frobenius norm of the change its weight took}.
+    """Merges every adapter into its base layer and takes the wrapper away; returns {path: Frobenius norm of
+    the change its weight took}.
 
-    The sum is made in float32 and rounded once, to the weight's own type; the norms are of what is left after that rounding, because a delta
-    below half a bfloat16 step vanishes in it.  Raises ValueError, before anything is changed, if the model has no adapters, if a weight would
-    not be finite, or if no weight would change at all (an untrained or lost adapter) unless allow_zero.
+    The sum is made in float32 and rounded once, to the weight's own type; the norms are of what is left after
+    that rounding, because a delta below half a bfloat16 step vanishes in it. Raises ValueError, before
+    anything is changed, if the model has no adapters, if a weight would not be finite, or if no weight would
+    change at all (an untrained or lost adapter) unless allow_zero.
     """
     layers = adapters(model)
     if not layers:
         raise ValueError("nothing to merge: the model has no adapters")
     norms = {name: change(layer.base_layer.weight, rounded(layer)) for name, layer in layers.items()}
     refuse_empty(norms, allow_zero, next(iter(layers.values())).base_layer.weight.dtype)
-    # Each merged weight is made a second time here: rank-r products are cheap, and a second copy of a large model in memory is not.
+    # Each merged weight is made a second time here: rank-r products are cheap, and a second copy of a large
+    # model in memory is not.
     for layer in layers.values():
         layer.base_layer.weight.copy_(rounded(layer))
     unwrap(model)
@@ -37,7 +40,8 @@ def refuse_empty(
         raise ValueError("not merged, these weights would not be finite: " + ", ".join(broken))
     if not any(norms.values()) and not allow_zero:
         raise ValueError(
-            f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is zero), or too small for "
+            f"not merged: none of {len(norms)} weights would change. The adapter is untrained (lora_B is "
+            f"zero), or too small for "
             f"{dtype}: load the base in float32"
         )
 

@@ -1,4 +1,6 @@
-"""Adapter folders of Hugging Face PEFT (written against 0.21): adapter_model.safetensors and adapter_config.json."""
+"""Adapter folders of Hugging Face PEFT (written against 0.21): adapter_model.safetensors and
+adapter_config.json.
+"""
 
 import json
 from collections import Counter
@@ -27,7 +29,8 @@ from lora.inject import (
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 PREFIX = "base_model.model."
-# Where the text model lives in a checkpoint of the multimodal wrapper: today's place, and that of transformers before 4.52.
+# Where the text model lives in a checkpoint of the multimodal wrapper: today's place, and that of
+# transformers before 4.52.
 TEXT_MODEL = ("model.language_model.", "language_model.model.")
 # A text model has no images, so what adapts the image half changes none of its outputs and is passed over.
 IMAGE_HALF = (
@@ -73,8 +76,9 @@ def save_adapter(
 ) -> None:
     """Writes the model's adapters as PEFT loads them; each file appears whole or not at all.
 
-    What is written about ranks, types and targets is read off the adapters themselves.  config: r and lora_alpha (those that are not in
-    rank_pattern and alpha_pattern; else the commonest) and revision; its other keys are not looked at.  Raises ValueError without adapters.
+    What is written about ranks, types and targets is read off the adapters themselves. config: r and
+    lora_alpha (those that are not in rank_pattern and alpha_pattern; else the commonest) and revision; its
+    other keys are not looked at. Raises ValueError without adapters.
     """
     if not adapters(model):
         raise ValueError("nothing to save: the model has no adapters")
@@ -91,7 +95,9 @@ def save_adapter(
 
 
 def file_key(key: str) -> str:
-    """Our parameter's name in PEFT's files, where A and B are linear layers and have a weight, and the magnitude vector has none."""
+    """Our parameter's name in PEFT's files, where A and B are linear layers and have a weight, and the
+    magnitude vector has none.
+    """
     return key if key.endswith("lora_magnitude_vector") else key + ".weight"
 
 
@@ -128,7 +134,9 @@ def peft_config(model: nn.Module, base_model_name: str, config: dict) -> dict:
 
 
 def shortest_targets(model: nn.Module) -> list[str]:
-    """The adapters' last path components where these select just them, else whole paths; never "all-linear", which a wrapper reads differently."""
+    """The adapters' last path components where these select just them, else whole paths; never "all-linear",
+    which a wrapper reads differently.
+    """
     names = list(adapters(model))
     lasts = sorted({name.rpartition(".")[2] for name in names})
     others = [
@@ -140,10 +148,12 @@ def shortest_targets(model: nn.Module) -> list[str]:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> dict:
-    """Injects the adapter that PEFT or save_adapter wrote to `folder` and returns its adapter_config.json; its weights stay trainable.
+    """Injects the adapter that PEFT or save_adapter wrote to `folder` and returns its adapter_config.json;
+    its weights stay trainable.
 
-    Raises ValueError, and leaves the model without adapters, for settings that are not supported, files that cannot be read, and with every
-    missing, unexpected or misshapen tensor in one message.  A pickle is never opened.
+    Raises ValueError, and leaves the model without adapters, for settings that are not supported, files that
+    cannot be read, and with every missing, unexpected or misshapen tensor in one message. A pickle is never
+    opened.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -157,7 +167,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict:
     ]
     if not chosen:
         raise ValueError(
-            f"{folder / CONFIG}: target_modules {config['target_modules']!r} fits no linear layer of this model"
+            f"{folder / CONFIG}: target_modules {config['target_modules']!r} fits no linear layer of this "
+            f"model"
         )
     sizes = {
         paths[path]: (
@@ -212,8 +223,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         if (folder / PICKLE).is_file():
             raise ValueError(
-                f"{folder / PICKLE} is a pickle, which can run any program when it is opened, so it is not opened. If you trust "
-                f"its origin, convert it: peft's PeftModel.from_pretrained(base, folder).save_pretrained(folder) writes {WEIGHTS}"
+                f"{folder / PICKLE} is a pickle, which can run any program when it is opened, so it is not "
+                f"opened. If you trust "
+                f"its origin, convert it: peft's PeftModel.from_pretrained(base, "
+                f"folder).save_pretrained(folder) writes {WEIGHTS}"
             )
         raise ValueError(f"{path} does not exist; an adapter folder holds {WEIGHTS} and {CONFIG}")
     try:
@@ -230,7 +243,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_config(folder: Path) -> dict:
-    """adapter_config.json; raises ValueError with every key that is missing, wrong or stands for something that is not done here."""
+    """adapter_config.json; raises ValueError with every key that is missing, wrong or stands for something
+    that is not done here.
+    """
     path = folder / CONFIG
     config = read_json(path, f"an adapter folder holds {WEIGHTS} and {CONFIG}")
     problems = config_problems(config)
@@ -252,12 +267,14 @@ def config_problems(config: dict) -> list[str]:
         problems.append(f'bias: {config["bias"]!r} is not supported, only "none": biases stay frozen')
     if config.get("modules_to_save"):
         problems.append(
-            f"modules_to_save: {config['modules_to_save']!r} is not supported: whole modules trained beside the adapter are not loaded; "
+            f"modules_to_save: {config['modules_to_save']!r} is not supported: whole modules trained beside "
+            f"the adapter are not loaded; "
             "merge the adapter with PEFT and use the merged model"
         )
     if config.get("init_lora_weights", True) not in PLAIN_STARTS:
         problems.append(
-            f"init_lora_weights: {config['init_lora_weights']!r} changes the base weights too; convert it with PEFT's save_pretrained("
+            f"init_lora_weights: {config['init_lora_weights']!r} changes the base weights too; convert it "
+            f"with PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...)"
         )
     unknown = sorted(config.keys() - READ - HARMLESS - {"modules_to_save"})

@@ -1,14 +1,18 @@
-"""Attention over a packed stream: causal, inside each document only, and on local layers no further back than the window.
+"""Attention over a packed stream: causal, inside each document only, and on local layers no further back than
+the window.
 
-T tokens of all documents one behind the other, H query heads, K key/value heads (H a multiple of K), D head_dim, W window in tokens.
-`cu_seqlens` (documents + 1,) are the bounds: document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]].
+T tokens of all documents one behind the other, H query heads, K key/value heads (H a multiple of K), D
+head_dim, W window in tokens. `cu_seqlens` (documents + 1,) are the bounds: document d is tokens[cu_seqlens[d]
+: cu_seqlens[d+1]].
 
-Documents that begin alike may share an opening, which then stands once in the stream, a document of its own before them:
+Documents that begin alike may share an opening, which then stands once in the stream, a document of its own
+before them:
 
     a b c d | a b e f g   ->   a b | c d | e f g     opening  -1 0 0
 
-opening[d] is the number of the document that comes before document d's own tokens, -1 for none.  A token sees the opening as it would see
-its document's own beginning, so nothing changes but that the opening is worked out once (Hydragen, arXiv 2402.05099, does it in decoding).
+opening[d] is the number of the document that comes before document d's own tokens, -1 for none. A token sees
+the opening as it would see its document's own beginning, so nothing changes but that the opening is worked
+out once (Hydragen, arXiv 2402.05099, does it in decoding).
 """
 
 from functools import cached_property
@@ -42,11 +46,12 @@ def reference_attention(
     softcap: float | None = None,
     shared_prefix: list[int] | None = None,
 ):
-    """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T, H, D).
+    """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T,
+    H, D).
 
-    Token i sees token j where both are in one document, or j is in the opening of i's, where j is not later, and where it is less than `window`
-    tokens back.  With a softcap c, scores pass c * tanh(s / c) first.
-    This one says what attention means; it takes T^2 memory and serves the tests and softcapped models.
+    Token i sees token j where both are in one document, or j is in the opening of i's, where j is not later,
+    and where it is less than `window` tokens back. With a softcap c, scores pass c * tanh(s / c) first. This
+    one says what attention means; it takes T^2 memory and serves the tests and softcapped models.
     """
     total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (T, H, D)
@@ -79,7 +84,8 @@ def reference_attention(
 
 
 def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T * scale) v of N independent pieces, where hidden (N or 1, I, J) says which keys a query does not see.
+    """softmax(q k^T * scale) v of N independent pieces, where hidden (N or 1, I, J) says which keys a query
+    does not see.
 
     q (N, I, H, D), k and v (N, J, K, D) -> (N, I, H, D), with N H I J scores kept for the backward pass.
     """
@@ -98,8 +104,8 @@ def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tenso
 
 
 def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
-    """Whether masked_attention beats PyTorch's fused kernel: in bfloat16 on a CPU, whose fused backward is slow, up to SHORT keys
-    (benchmarks/attention.py measures it)."""
+    """Whether masked_attention beats PyTorch's fused kernel: in bfloat16 on a CPU, whose fused backward is
+    slow, up to SHORT keys (benchmarks/attention.py measures it)."""
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
 
 
@@ -112,7 +118,8 @@ def document_attention(
     shared_prefix: list[int] | None = None,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds no mask.  Shapes as in reference_attention.
+    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds
+    no mask. Shapes as in reference_attention.
 
     A `window` is for documents that plain_is_faster takes: the fused kernel has none.
     """
@@ -140,7 +147,9 @@ def document_attention(
 
 
 def write_out(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], most: int) -> torch.Tensor:
-    """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) -> (T', ...)."""
+    """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) ->
+    (T', ...).
+    """
     documents = x.split(lengths)
     ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(shared_prefix) - {NONE}}
     return torch.cat(
@@ -153,7 +162,9 @@ def write_out(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], mos
 
 
 def varlen_is_possible(v: torch.Tensor) -> bool:
-    """Whether PyTorch's FlashAttention takes numbers like v's: half precision, heads of 8, 16, ... 256, on a GPU of the Ampere generation or later."""
+    """Whether PyTorch's FlashAttention takes numbers like v's: half precision, heads of 8, 16, ... 256, on a
+    GPU of the Ampere generation or later.
+    """
     return (
         v.device.type == "cuda"
         and v.dtype in (torch.bfloat16, torch.float16)
@@ -176,8 +187,9 @@ def varlen_attention(
 ):
     """Causal attention of a whole stream in one launch; q (T, H, D), k and v (T', K, D) -> (T, H, D).
 
-    starts and key_starts (documents + 1,) int32 bound each document's queries and its keys.  Where it has more keys, its queries are the last tokens: query i
-    sees the keys from n - window + 1 to n, where n = i + keys - queries (FlashAttention's README; its window counts what lies before n).
+    starts and key_starts (documents + 1,) int32 bound each document's queries and its keys. Where it has more
+    keys, its queries are the last tokens: query i sees the keys from n - window + 1 to n, where n = i + keys
+    - queries (FlashAttention's README; its window counts what lies before n).
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -197,7 +209,9 @@ def varlen_attention(
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
-    """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside the keys of its own block and the one before."""
+    """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside
+    the keys of its own block and the one before.
+    """
     blocks = -(-total // window)
     document = F.pad(document_index(cu_seqlens, total), (0, blocks * window - total), value=-1).view(
         blocks, window
@@ -213,9 +227,11 @@ def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor
 
 
 def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> torch.Tensor:
-    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is band_mask's.  Shapes as in reference_attention.
+    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is
+    band_mask's. Shapes as in reference_attention.
 
-    A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et al. 2020, Longformer).
+    A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et
+    al. 2020, Longformer).
     """
     total, blocks = q.shape[0], mask.shape[0]
     q, k, v = (
@@ -240,7 +256,9 @@ def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class PackedAttention:
-    """How the layers of one forward pass attend: chosen once for a stream, called by every layer as attend(layer, q, k, v, sliding)."""
+    """How the layers of one forward pass attend: chosen once for a stream, called by every layer as
+    attend(layer, q, k, v, sliding).
+    """
 
     def __init__(
         self,
@@ -253,7 +271,9 @@ class PackedAttention:
         shared_prefix: list[int] | None = None,
         device: torch.device | None = None,
     ):
-        """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for; `device` is where q, k and v will be."""
+        """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for;
+        `device` is where q, k and v will be.
+        """
         self.window, self.scale, self.softcap, self.shared_prefix = window, scale, softcap, shared_prefix
         self.reference = reference or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
@@ -271,7 +291,9 @@ class PackedAttention:
 
     @cached_property
     def key_starts(self) -> dict[bool, torch.Tensor]:
-        """{sliding: (documents + 1,)} the bounds of the documents with their openings written out, whole or as far as the window reaches."""
+        """{sliding: (documents + 1,)} the bounds of the documents with their openings written out, whole or
+        as far as the window reaches.
+        """
         if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         reach = {False: self.longest, True: self.window - 1}
@@ -335,7 +357,9 @@ class PackedAttention:
 
 
 class Gemma3Attention(nn.Module):
-    """Grouped-query attention with RMS-normed queries and keys; the norm comes before RoPE (Gemma 3 report, section 2)."""
+    """Grouped-query attention with RMS-normed queries and keys; the norm comes before RoPE (Gemma 3 report,
+    section 2).
+    """
 
     def __init__(
         self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False

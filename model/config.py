@@ -1,4 +1,6 @@
-"""Gemma3Config: the keys of a checkpoint's config.json, old style or new, text-only or inside the multimodal wrapper."""
+"""Gemma3Config: the keys of a checkpoint's config.json, old style or new, text-only or inside the multimodal
+wrapper.
+"""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -12,7 +14,9 @@ REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
 
 @dataclass
 class Gemma3Config:
-    """A Gemma 3 text model's architecture, named as in Hugging Face's Gemma3TextConfig; defaults are that class's, since published files omit them."""
+    """A Gemma 3 text model's architecture, named as in Hugging Face's Gemma3TextConfig; defaults are that
+    class's, since published files omit them.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -44,7 +48,9 @@ class Gemma3Config:
         return self.query_pre_attn_scalar**-0.5
 
     def to_json(self) -> dict:
-        """A config.json of type gemma3_text that Hugging Face's Gemma3TextConfig reads back to the same architecture."""
+        """A config.json of type gemma3_text that Hugging Face's Gemma3TextConfig reads back to the same
+        architecture.
+        """
         out = asdict(self)
         full = {"rope_type": "default", "rope_theta": out.pop("rope_theta")}
         factor = out.pop("rope_linear_factor")
@@ -60,7 +66,9 @@ class Gemma3Config:
 
 
 def read_config(folder: str | Path) -> Gemma3Config:
-    """Reads config.json in `folder` (a text model's, or the text_config of a multimodal one's); raises ValueError naming every bad key at once."""
+    """Reads config.json in `folder` (a text model's, or the text_config of a multimodal one's); raises
+    ValueError naming every bad key at once.
+    """
     path = Path(folder) / "config.json"
     raw = read_json(path, "a model folder holds config.json, tokenizer.json and *.safetensors")
     kind = raw.get("model_type")
@@ -78,7 +86,8 @@ def _text_part(raw: dict, where: str) -> dict:
     text = raw.get("text_config") or {}
     if not isinstance(text, dict):
         raise ValueError(
-            f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the model again"
+            f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the "
+            f"model again"
         )
     ids = {
         key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if raw.get(key) is not None
@@ -87,7 +96,9 @@ def _text_part(raw: dict, where: str) -> dict:
 
 
 def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
-    """Turns config.json's keys into a Gemma3Config; raises ValueError that lists every missing or impossible value."""
+    """Turns config.json's keys into a Gemma3Config; raises ValueError that lists every missing or impossible
+    value.
+    """
     found = {k: (k, raw[k]) for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
     problems = [f"{k} is missing" for k in REQUIRED if k not in found]
     found |= _read_rope(raw, problems)
@@ -156,8 +167,8 @@ CHECKS = {  # what a value must be: the test, and its words
 
 
 def _read_rope(raw: dict, problems: list[str]) -> dict:
-    """{field: (where it stands, value)} of both styles: a flat rope_scaling (rope_theta and rope_local_base_freq are fields), or
-    rope_parameters by layer type (transformers 5)."""
+    """{field: (where it stands, value)} of both styles: a flat rope_scaling (rope_theta and
+    rope_local_base_freq are fields), or rope_parameters by layer type (transformers 5)."""
     new, found = raw.get("rope_parameters") or {}, {}
     if new and not (isinstance(new, dict) and new.keys() & {FULL, SLIDING}):
         problems.append(
@@ -219,7 +230,8 @@ def _impossible(good: dict, raw: dict) -> list[str]:
         found.append(f"layer_types must list {layers or 'num_hidden_layers'} times '{SLIDING}' or '{FULL}'")
     if cfg.num_attention_heads % cfg.num_key_value_heads:
         found.append(
-            f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads {cfg.num_key_value_heads}"
+            f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads "
+            f"{cfg.num_key_value_heads}"
         )
     if cfg.head_dim % 2:
         found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings turn pairs")
@@ -227,6 +239,7 @@ def _impossible(good: dict, raw: dict) -> list[str]:
         found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):
         found.append(
-            "use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not generate"
+            "use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not "
+            "generate"
         )
     return found

@@ -1,4 +1,7 @@
-"""Gemma 3's decoder, from token ids to hidden states.  T tokens of a packed stream, D hidden size.  Module names are Hugging Face's."""
+"""Gemma 3's decoder, from token ids to hidden states.
+
+T tokens of a packed stream, D hidden size. Module names are Hugging Face's.
+"""
 
 import torch
 from torch import nn
@@ -60,8 +63,8 @@ class Gemma3DecoderLayer(nn.Module):
 
 
 class Gemma3TextModel(nn.Module):
-    """Embedding, decoder layers, final norm; `gradient_checkpointing` keeps only the layers' inputs for the backward pass, which runs each layer anew (Chen et al. 2016,
-    arXiv 1604.06174)."""
+    """Embedding, decoder layers, final norm; `gradient_checkpointing` keeps only the layers' inputs for the
+    backward pass, which runs each layer anew (Chen et al. 2016, arXiv 1604.06174)."""
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
@@ -81,7 +84,8 @@ class Gemma3TextModel(nn.Module):
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         cfg, weight = self.config, self.embed_tokens.weight
-        # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32 but 25.25 in bfloat16.
+        # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32
+        # but 25.25 in bfloat16.
         x = self.embed_tokens(tokens) * torch.full(
             (), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device
         )  # (T, D)
@@ -102,7 +106,9 @@ class Gemma3TextModel(nn.Module):
 
 
 class Gemma3ForCausalLM(nn.Module):
-    """The language model: hidden states of a packed stream, and the head's weight for whoever turns them into logits or a loss."""
+    """The language model: hidden states of a packed stream, and the head's weight for whoever turns them into
+    logits or a loss.
+    """
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
@@ -126,9 +132,11 @@ class Gemma3ForCausalLM(nn.Module):
         shared_prefix: list[int] | None = None,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D), or (rows, D) of the named rows alone.
+        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D),
+        or (rows, D) of the named rows alone.
 
-        `opening`: the documents' shared openings (model/attention.py); `attend` replaces packed attention (KV cache).
+        `opening`: the documents' shared openings (model/attention.py); `attend` replaces packed attention (KV
+        cache).
         """
         cfg = self.config
         if attend is None:
@@ -145,13 +153,16 @@ class Gemma3ForCausalLM(nn.Module):
         return self.model(tokens, position_ids, attend, output_positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.  For a few positions only."""
+        """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.
+        For a few positions only.
+        """
         z = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
         cap = self.config.final_logit_softcapping
         return z if cap is None else cap * torch.tanh(z / cap)
 
     def compile_layers(self) -> None:
-        """Compiles the two halves of every layer around its attention, and the loss, once for streams of every length; evaluation runs the plain halves.
+        """Compiles the two halves of every layer around its attention, and the loss, once for streams of
+        every length; evaluation runs the plain halves.
 
         The attention stays as it is: its shapes change with each stream's documents.
         """
@@ -162,7 +173,9 @@ class Gemma3ForCausalLM(nn.Module):
             )
 
     def reset_parameters(self, seed: int, std: float = 0.02) -> None:
-        """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 * layers) (GPT-2), zero norm weights."""
+        """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 *
+        layers) (GPT-2), zero norm weights.
+        """
         generator = torch.Generator().manual_seed(seed)
         shrink = (2 * self.config.num_hidden_layers) ** -0.5
         for name, p in self.named_parameters():

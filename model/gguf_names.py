@@ -1,4 +1,6 @@
-"""The names of Gemma 3's tensors in a GGUF file, for the reader and the writer (llama.cpp, gguf-py/gguf/constants.py)."""
+"""The names of Gemma 3's tensors in a GGUF file, for the reader and the writer (llama.cpp,
+gguf-py/gguf/constants.py).
+"""
 
 import re
 

@@ -1,4 +1,6 @@
-"""From a model's name to its folder: "tiny", a folder, or a Hugging Face hub id that is downloaded once and cached."""
+"""From a model's name to its folder: "tiny", a folder, or a Hugging Face hub id that is downloaded once and
+cached.
+"""
 
 import os
 import re
@@ -18,10 +20,11 @@ WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
-    """The folder that `name` means: the embedded model for "tiny", an existing folder itself, else a download of hub model `name` at `revision`, which
-    without `weights` is of the small files alone.
+    """The folder that `name` means: the embedded model for "tiny", an existing folder itself, else a download
+    of hub model `name` at `revision`, which without `weights` is of the small files alone.
 
-    Raises ValueError, in one line and with the remedy, where there is no such folder or model, access is refused, or the hub is out of reach.
+    Raises ValueError, in one line and with the remedy, where there is no such folder or model, access is
+    refused, or the hub is out of reach.
     """
     if name == "tiny":
         return TINY
@@ -30,11 +33,13 @@ def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
         return folder
     if folder.is_file():
         raise ValueError(
-            f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and *.safetensors"
+            f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and "
+            f"*.safetensors"
         )
     if not HUB_ID.fullmatch(name):
         raise ValueError(
-            f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the spelling"
+            f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the "
+            f"spelling"
         )
     return _download(name, revision, weights)
 
@@ -54,7 +59,8 @@ def _download(name: str, revision: str, weights: bool) -> Path:
         raise ValueError(_explain(name, revision, e)) from e
     if not (folder / "config.json").is_file() or (weights and not list(folder.glob("*.safetensors"))):
         raise ValueError(
-            f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or a download was cut off and "
+            f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or "
+            f"a download was cut off and "
             "the hub is out of reach now; go online and run again, or take another model"
         )
     return folder

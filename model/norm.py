@@ -1,7 +1,8 @@
-"""RMSNorm as Gemma 3 has it.  Shapes: x (..., D), weight (D,).
+"""RMSNorm as Gemma 3 has it. Shapes: x (..., D), weight (D,).
 
-float32 throughout: Gemma's activations reach 8e5, whose square is past float16's range, and bfloat16 keeps 8 bits of it.  The product with
-the weight is rounded last, as in Google's code: (x * w).to(float16), not x.to(float16) * w.
+float32 throughout: Gemma's activations reach 8e5, whose square is past float16's range, and bfloat16 keeps 8
+bits of it. The product with the weight is rounded last, as in Google's code: (x * w).to(float16), not
+x.to(float16) * w.
 """
 
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 
 def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019; the 1 + is Gemma's: decay pulls towards identity)."""
+    """y = x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019; the 1 + is
+    Gemma's: decay pulls towards identity).
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (y * (1.0 + weight.to(y.dtype))).type_as(x)
@@ -29,9 +32,10 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The same in a quarter of the time on a CPU: in place, and keeping x and one number a row instead of five tensors like x.
+    """The same in a quarter of the time on a CPU: in place, and keeping x and one number a row instead of
+    five tensors like x.
 
-    With s = 1 / sqrt(mean(x^2) + eps), n = x s and g = dL/dy (1 + weight):  dL/dx = s (g - n mean(g n)),  dL/dweight = sum over rows of dL/dy n.
+    With s = 1 / sqrt(mean(x^2) + eps), n = x s and g = dL/dy (1 + weight): dL/dx = s (g - n mean(g n)),  dL/dweight = sum over rows of dL/dy n.
     """
 
     @staticmethod

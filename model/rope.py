@@ -1,4 +1,7 @@
-"""Rotary position embeddings (Su et al. 2021), in the half-split layout of Hugging Face's checkpoints.  T tokens, H heads, D head_dim."""
+"""Rotary position embeddings (Su et al.
+
+2021), in the half-split layout of Hugging Face's checkpoints. T tokens, H heads, D head_dim.
+"""
 
 import torch
 
@@ -6,7 +9,9 @@ import torch
 def rope_angles(
     position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each (T, D) float32, of position * theta^(-2i/D) / linear_factor for i < D/2, written twice side by side."""
+    """cos and sin, each (T, D) float32, of position * theta^(-2i/D) / linear_factor for i < D/2, written
+    twice side by side.
+    """
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)
     angles = position_ids.float()[:, None] * inverse_frequency[None, :]  # (T, D/2)

@@ -1,6 +1,7 @@
 """Text to token ids and back, and the only place that knows Gemma's chat turns and where generation stops.
 
-<bos><start_of_turn>user\\n{system, if any, and a blank line}{user}<end_of_turn>\\n<start_of_turn>model\\n{response}<end_of_turn>\\n
+<bos><start_of_turn>user\\n{system, if any, and a blank
+line}{user}<end_of_turn>\\n<start_of_turn>model\\n{response}<end_of_turn>\\n
 """
 
 import json
@@ -15,7 +16,9 @@ class Tokenizer:
     """A tokenizer.json, with control tokens as ids only: text that spells one is encoded as plain text."""
 
     def __init__(self, path: str | Path):
-        """Reads tokenizer.json in the folder `path`; raises ValueError where it is missing, broken, or has no Gemma chat turns."""
+        """Reads tokenizer.json in the folder `path`; raises ValueError where it is missing, broken, or has no
+        Gemma chat turns.
+        """
         from tokenizers import Tokenizer as Backend  # 60 ms that --help need not pay
 
         file = Path(path) / "tokenizer.json"
@@ -73,14 +76,18 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
-        """Returns the vocabulary entry of an id as tokenizer.json spells it, where "\u2581" stands for a space."""
+        """Returns the vocabulary entry of an id as tokenizer.json spells it, where "\u2581" stands for a
+        space.
+        """
         return self.backend.id_to_token(token)
 
     def render_turns(self, messages) -> list[tuple[list[int], bool]]:
-        """A conversation as pieces (ids, is a response) in order, without <bos>; the response's <end_of_turn> belongs to the response.
+        """A conversation as pieces (ids, is a response) in order, without <bos>; the response's <end_of_turn>
+        belongs to the response.
 
-        `messages` are (role, content) pairs: a system turn, if any, first (it is put before the first user's text), then user and
-        assistant in turn.  User's and assistant's content is stripped and the system's is not, as in Gemma's published template.
+        `messages` are (role, content) pairs: a system turn, if any, first (it is put before the first user's
+        text), then user and assistant in turn. User's and assistant's content is stripped and the system's is
+        not, as in Gemma's published template.
         """
         return self.render_batch([messages])[0]
 
@@ -125,7 +132,9 @@ class Tokenizer:
         return pieces
 
     def render_prompt(self, messages) -> list[int]:
-        """<bos>, the conversation so far, and the opening of the model's turn: what a response is generated from."""
+        """<bos>, the conversation so far, and the opening of the model's turn: what a response is generated
+        from.
+        """
         ids = [i for piece, _ in self.render_turns(messages) for i in piece]
         return [self.bos_id, *ids, self.start_of_turn_id] + self.encode(ROLES["assistant"] + "\n")
 

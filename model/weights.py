@@ -1,7 +1,9 @@
-"""A model folder's safetensors, in and out: every tensor is checked by name and shape before the first is read, and none waits for another in memory.
+"""A model folder's safetensors, in and out: every tensor is checked by name and shape before the first is
+read, and none waits for another in memory.
 
-A folder holds model.safetensors, or shards with model.safetensors.index.json = {"metadata": {"total_size": bytes}, "weight_map": {name: shard}}.
-A safetensors file: 8 bytes, the header's length (little endian); the header, JSON of {name: {"dtype", "shape", "data_offsets"}}; the tensors' bytes.
+A folder holds model.safetensors, or shards with model.safetensors.index.json = {"metadata": {"total_size":
+bytes}, "weight_map": {name: shard}}. A safetensors file: 8 bytes, the header's length (little endian); the
+header, JSON of {name: {"dtype", "shape", "data_offsets"}}; the tensors' bytes.
 """
 
 import hashlib
@@ -34,15 +36,21 @@ HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a
 def load_model(
     folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> Gemma3ForCausalLM:
-    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and, where they are cast or moved, one tensor in passing.
+    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and,
+    where they are cast or moved, one tensor in passing.
 
-    Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count), or names the file that is broken.
+    Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count),
+    or names the file that is broken.
     """
     return Checkpoint(folder).load(dtype, torch.device(device))
 
 
 def _places(shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.device):
-    """An empty tensor for each name.  On a CPU they lie in one block of numpy's, which asks Linux for huge pages: a model loads in half the time."""
+    """An empty tensor for each name.
+
+    On a CPU they lie in one block of numpy's, which asks Linux for huge pages: a model loads in half the
+    time.
+    """
     if device.type != "cpu":
         yield from ((name, torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items())
         return
@@ -55,7 +63,9 @@ def _places(shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.dev
 
 
 class Checkpoint:
-    """A folder's tensors, found to fit its config.json and read one at a time: `config`, `model` (shapes without numbers), `names` as the files order them."""
+    """A folder's tensors, found to fit its config.json and read one at a time: `config`, `model` (shapes
+    without numbers), `names` as the files order them.
+    """
 
     def __init__(self, folder: str | Path):
         """Raises ValueError as load_model does, before a tensor is read."""
@@ -84,8 +94,8 @@ class Checkpoint:
         return _read(*self._found[name][:2])
 
     def read_into(self, name: str, place: torch.Tensor) -> None:
-        """Fills `place`, which has the tensor's shape: with the file's own bytes where it has the type, for a mapped file costs the time again in page
-        faults."""
+        """Fills `place`, which has the tensor's shape: with the file's own bytes where it has the type, for a
+        mapped file costs the time again in page faults."""
         file, stored, _, dtype, start = self._found[name]
         if place.device.type != "cpu" or FLOATS.get(place.dtype) != dtype:
             # Copied: a view of the mapped file would crash with SIGBUS once somebody truncates it.
@@ -108,7 +118,9 @@ class Checkpoint:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, in the index's order; raises ValueError where there are none, or a shard is missing."""
+    """The safetensors files of a model folder, in the index's order; raises ValueError where there are none,
+    or a shard is missing.
+    """
     folder = Path(folder)
     if (folder / SINGLE).is_file():  # looked for first, as transformers does
         return [folder / SINGLE]
@@ -117,11 +129,14 @@ def weight_files(folder: str | Path) -> list[Path]:
     pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
     if pickles:
         raise ValueError(
-            f"{folder}: holds {pickles[0]} but no {SINGLE}; a pickle can run any code when it is opened, so Loupe does not. Convert it where you "
-            "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors"
+            f"{folder}: holds {pickles[0]} but no {SINGLE}; a pickle can run any code when it is opened, so "
+            f"Loupe does not. Convert it where you "
+            "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) "
+            "writes safetensors"
         )
     raise ValueError(
-        f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and *.safetensors"
+        f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and "
+        f"*.safetensors"
     )
 
 
@@ -138,7 +153,8 @@ def _shards(folder: Path) -> list[Path]:
     ]
     if strange:
         raise ValueError(
-            f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the model again"
+            f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the "
+            f"model again"
         )
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
@@ -153,7 +169,9 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
-    """{our name: (file, name in the file, shape, dtype, first byte)} of the text model's tensors, and what is wrong with the list itself."""
+    """{our name: (file, name in the file, shape, dtype, first byte)} of the text model's tensors, and what is
+    wrong with the list itself.
+    """
     found, problems = {}, []
     for file in weight_files(folder):
         with _open(file) as f:
@@ -164,7 +182,8 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
                     continue  # vision, or a second copy of the embedding
                 if name in found:
                     problems.append(
-                        f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in {file.name}"
+                        f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in "
+                        f"{file.name}"
                     )
                 piece = f.get_slice(stored)
                 found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype(), first_bytes[stored])
@@ -172,7 +191,9 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
 
 
 def _text_name(stored: str) -> str | None:
-    """The name in Gemma3ForCausalLM of a tensor that may lie inside the multimodal wrapper; None for a tensor of the vision part."""
+    """The name in Gemma3ForCausalLM of a tensor that may lie inside the multimodal wrapper; None for a tensor
+    of the vision part.
+    """
     if NOT_TEXT.match(stored):
         return None
     if stored == "language_model.lm_head.weight":
@@ -184,7 +205,9 @@ def _text_name(stored: str) -> str | None:
 
 
 def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
-    """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point numbers."""
+    """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point
+    numbers.
+    """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     problems += [
@@ -202,7 +225,8 @@ def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
             problems.append(f"misshapen: {stored} is {shape}, but config.json makes it {wanted[name]}")
         elif dtype not in FLOATS.values():
             problems.append(
-                f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take the unquantised model"
+                f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take "
+                f"the unquantised model"
             )
     return problems
 
@@ -218,7 +242,8 @@ def _open(file: Path):
 
 
 def _read(file: Path, stored: str) -> torch.Tensor:
-    # Opened anew for each tensor: while a mapping lives, the pages that were read through it count as this process's memory.
+    # Opened anew for each tensor: while a mapping lives, the pages that were read through it count as this
+    # process's memory.
     with _open(file) as f:
         return f.get_tensor(stored)
 
@@ -240,9 +265,11 @@ def save_model(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger tensor has its own), over what was there.
+    """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger
+    tensor has its own), over what was there.
 
-    No file changes before all of them are on the disk: a save that fails leaves the old model.  The tied head is not written.
+    No file changes before all of them are on the disk: a save that fails leaves the old model. The tied head
+    is not written.
     """
     parameters = dict(model.named_parameters())
     with torch.device("meta"):
@@ -259,7 +286,9 @@ def save_tensors(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """What save_model does, for tensors that come one at a time: read(name) gives a tensor in pieces, which are its rows in order."""
+    """What save_model does, for tensors that come one at a time: read(name) gives a tensor in pieces, which
+    are its rows in order.
+    """
     with torch.device("meta"):
         parameters = dict(Gemma3ForCausalLM(config).named_parameters())
     folder = Path(folder)
@@ -298,7 +327,9 @@ def _cut(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
 
 
 def _tensor_file(shard: dict, read, dtype: torch.dtype):
-    """The bytes of a safetensors file, one tensor cast at a time; the library's save_file wants all of them cast first."""
+    """The bytes of a safetensors file, one tensor cast at a time; the library's save_file wants all of them
+    cast first.
+    """
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, p in shard.items():
         start, end = end, end + p.numel() * dtype.itemsize
@@ -316,7 +347,9 @@ def _json_file(content: dict) -> list[bytes]:
 
 
 def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
-    """Copies what a model folder holds beside config and weights: tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.*."""
+    """Copies what a model folder holds beside config and weights: tokenizer.json, tokenizer_config.json,
+    generation_config.json, chat_template.*.
+    """
     src, dst = Path(src), Path(dst)
     for pattern in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.*"):
         for file in src.glob(pattern):
@@ -327,8 +360,9 @@ def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
 def hash_model(folder: str | Path) -> str:
     """sha256 over the weight files' bytes, one behind the other: what `cat *.safetensors | sha256sum` prints.
 
-    Past 1 GiB it is "sampled-" and the sha256 over each file's size, its header and 64 blocks of 1 MiB spread evenly: that tells models and training
-    steps apart in a second, but says nothing of a bit that fell over between two blocks.
+    Past 1 GiB it is "sampled-" and the sha256 over each file's size, its header and 64 blocks of 1 MiB spread
+    evenly: that tells models and training steps apart in a second, but says nothing of a bit that fell over
+    between two blocks.
     """
     files, digest = weight_files(folder), hashlib.sha256()
     sampled = sum(file.stat().st_size for file in files) > HASH_WHOLE

@@ -1,7 +1,8 @@
-"""The run's report: one self-contained HTML file that needs no script and no network, for the screen and for paper.
+"""The run's report: one self-contained HTML file that needs no script and no network, for the screen and for
+paper.
 
-The curves' coordinates are per cent of the plot, so that one drawing fits a phone and a desktop at the same text size.
-The page's frame and styles are in report_template.html.
+The curves' coordinates are per cent of the plot, so that one drawing fits a phone and a desktop at the same
+text size. The page's frame and styles are in report_template.html.
 """
 
 import math
@@ -34,8 +35,8 @@ def write_report(
 ) -> None:
     """Writes report.html.
 
-    run: {label: value} for the list of facts; its "name", or else the folder's, is the title.
-    steps, evals: what `read_metrics` returns. before, after: {set: {metric: value, "per_label": {class: scores}}}.
+    run: {label: value} for the list of facts; its "name", or else the folder's, is the title. steps, evals:
+    what `read_metrics` returns. before, after: {set: {metric: value, "per_label": {class: scores}}}.
     examples: {"set", "source", "gold", "before", "after"}, of which any may be absent.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
@@ -122,7 +123,9 @@ class Frame(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve: its CSS class, its name in the legend ("" for none), and [(step, value, or None if not finite)]."""
+    """A curve: its CSS class, its name in the legend ("" for none), and [(step, value, or None if not
+    finite)].
+    """
 
     kind: str
     name: str
@@ -188,7 +191,9 @@ def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> st
 
 
 def frame_of(points: list[tuple], may_log: bool) -> tuple[Frame, list[float]]:
-    """The frame of the points and the values of its grid lines; logarithmic if allowed and they span a factor of 30."""
+    """The frame of the points and the values of its grid lines; logarithmic if allowed and they span a factor
+    of 30.
+    """
     steps, values = [s for s, _ in points], sorted(v for _, v in points)
     left, right = min(steps), max(max(steps), min(steps) + 1)
     low, high, usual = values[0], values[-1], values[int(0.98 * (len(values) - 1))]
@@ -205,7 +210,9 @@ def frame_of(points: list[tuple], may_log: bool) -> tuple[Frame, list[float]]:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten, the first at or below `low`, the last at or above `high`."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten, the first at or below `low`, the last at or above
+    `high`.
+    """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -227,7 +234,9 @@ def axes(frame: Frame, rows: list[float]) -> str:
 
 
 def polyline(points: list[tuple], frame: Frame) -> str:
-    """SVG points in per cent of the plot; a single point is doubled, since its round line ends then show as a dot."""
+    """SVG points in per cent of the plot; a single point is doubled, since its round line ends then show as a
+    dot.
+    """
     points = thin(points)
     return " ".join(
         f"{frame.x(s):.2f},{frame.y(v):.2f}" for s, v in (points * 2 if len(points) == 1 else points)
@@ -235,7 +244,9 @@ def polyline(points: list[tuple], frame: Frame) -> str:
 
 
 def dot(line: Line, step: int, value: float, frame: Frame) -> str:
-    """A dot of an evaluation, whose value shows when one points at it; at the edge where it lies above the frame."""
+    """A dot of an evaluation, whose value shows when one points at it; at the edge where it lies above the
+    frame.
+    """
     told = f"<title>{_text(line.name)}, step {step:,}: {value:.4g}</title>"
     x, y = frame.x(step), max(0, frame.y(value))
     return f'<circle class="{line.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="4">{told}</circle>'
@@ -249,7 +260,9 @@ def thin(points: list[tuple], most: int = MAX_POINTS) -> list[tuple]:
 
 
 def smooth(points: list[tuple], beta: float | None = None) -> list[tuple]:
-    """The bias-corrected moving average of the finite values, m_t = beta m_(t-1) + (1 - beta) v_t over 1 - beta^t."""
+    """The bias-corrected moving average of the finite values, m_t = beta m_(t-1) + (1 - beta) v_t over 1 -
+    beta^t.
+    """
     finite, mean, out = [(s, v) for s, v in points if v is not None], 0.0, []
     beta = 1 - 1 / max(8, len(finite) / 60) if beta is None else beta
     for t, (step, value) in enumerate(finite, start=1):
@@ -281,7 +294,9 @@ def example_list(examples: list[dict], redaction: bool) -> str:
 
 
 def example(n: int, item: dict, redaction: bool) -> str:
-    """One sample: the source, the answers before and after with their differences from the gold, and the gold."""
+    """One sample: the source, the answers before and after with their differences from the gold, and the
+    gold.
+    """
     source, gold = item.get("source") or "", item.get("gold") or ""
     answers = {
         k: pieces(item[k], gold, source, redaction) for k in ("before", "after") if item.get(k) is not None
@@ -307,10 +322,11 @@ def verdict(after: str | None, gold: str, answers: dict) -> str:
 
 
 def pieces(text: str, gold: str, source: str, redaction: bool) -> list[tuple[str, str]]:
-    """An answer against the gold: [(kind, piece)], "" for equal text, "ok" a right label, "leak", "wrong", "missing".
+    """An answer against the gold: [(kind, piece)], "" for equal text, "ok" a right label, "leak", "wrong",
+    "missing".
 
-    A missing piece is the gold's text. Very long texts are not compared, nor, unless it is a redaction, texts with
-    little in common, whose diff would only show accidents.
+    A missing piece is the gold's text. Very long texts are not compared, nor, unless it is a redaction, texts
+    with little in common, whose diff would only show accidents.
     """
     ours, theirs = TOKEN.findall(text), TOKEN.findall(gold)
     if not gold or max(len(text), len(gold)) > MAX_CHARACTERS:

@@ -30,7 +30,9 @@ METRICS = (
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `path`; each line is flushed, so a killed run tears the last line at most."""
+    """Appends one JSON object a line to `path`; each line is flushed, so a killed run tears the last line at
+    most.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
@@ -41,7 +43,9 @@ class MetricsLog:
         self._file.flush()
 
     def truncate_after(self, step: int, evaluated: int) -> None:
-        """Drops the lines of later steps, evaluations after step `evaluated` and a torn last line: a resumed run repeats no step and no evaluation."""
+        """Drops the lines of later steps, evaluations after step `evaluated` and a torn last line: a resumed
+        run repeats no step and no evaluation.
+        """
         kept = [
             line
             for line, record in _records(self.path)
@@ -63,13 +67,17 @@ class MetricsLog:
 
 
 def read_metrics(path) -> tuple[list[dict], list[dict]]:
-    """The lines of metrics.jsonl as (steps, evaluations), "nan" and "inf" as floats again; ValueError for bad lines."""
+    """The lines of metrics.jsonl as (steps, evaluations), "nan" and "inf" as floats again; ValueError for bad
+    lines.
+    """
     records = [_restored(record) for _, record in _records(path)]
     return [r for r in records if "eval" not in r], [r for r in records if "eval" in r]
 
 
 def number(value) -> float | None:
-    """The finite float that `value` stands for; None for what cannot be drawn or compared: absent, NaN, infinite."""
+    """The finite float that `value` stands for; None for what cannot be drawn or compared: absent, NaN,
+    infinite.
+    """
     try:
         value = float(value)
     except (TypeError, ValueError):

@@ -1,17 +1,19 @@
 """What a redaction got right: leaks, entities, masking too much, and text kept as it was.
 
-A row is three texts: the source, the gold redaction, and a prediction. In a redaction a label such as [GIVENNAME_1] or
-[MASKED] stands for a piece of the source; everything else is meant to be the source, byte for byte. So both gold and
-prediction are aligned to the source, and all measures are counts of source characters and source spans:
+A row is three texts: the source, the gold redaction, and a prediction. In a redaction a label such as
+[GIVENNAME_1] or [MASKED] stands for a piece of the source; everything else is meant to be the source, byte
+for byte. So both gold and prediction are aligned to the source, and all measures are counts of source
+characters and source spans:
 
     entity      a gold span [start, end) of the source, of one class; its index number is not judged
     covered     a source character under a label of the prediction
     copied      a source character that the prediction repeats in its place
     survives    an entity character that is copied (in a run with a letter or digit), or any character of an entity whose
-                value, of 3 characters or more, stands verbatim in the prediction more often than in the gold redaction
+                value, of 3 characters or more, stands verbatim in the prediction more often than in the gold
+                redaction
 
-An empty prediction therefore leaks nothing and a senseless one next to nothing (a chance run of three characters); both
-fail `preserved`, the entity scores and `exact_match`.
+An empty prediction therefore leaks nothing and a senseless one next to nothing (a chance run of three
+characters); both fail `preserved`, the entity scores and `exact_match`.
 """
 
 import itertools
@@ -22,12 +24,15 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 INSTRUCTION = (
-    "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square brackets "
-    "(e.g., [PERSON], [EMAIL], [PHONE], [USERNAME], [ADDRESS], [CREDIT_CARD], [TIME], etc.). Preserve all non-PII text, "
+    "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
+    "brackets "
+    "(e.g., [PERSON], [EMAIL], [PHONE], [USERNAME], [ADDRESS], [CREDIT_CARD], [TIME], etc.). Preserve all "
+    "non-PII text, "
     "whitespace, and punctuation exactly. Return ONLY the redacted text."
 )
 CLASSES = (
-    "ACCOUNTNUM BUILDINGNUM CITY CREDITCARDNUMBER DATEOFBIRTH DRIVERLICENSENUM EMAIL GIVENNAME IDCARDNUM PASSWORD "
+    "ACCOUNTNUM BUILDINGNUM CITY CREDITCARDNUMBER DATEOFBIRTH DRIVERLICENSENUM EMAIL GIVENNAME IDCARDNUM "
+    "PASSWORD "
     "SOCIALNUM STREET SURNAME TAXNUM TELEPHONENUM USERNAME ZIPCODE"
 ).split()
 
@@ -69,31 +74,39 @@ class _Alignment(NamedTuple):
 
 
 def prompt_for(text: str) -> str:
-    """The prompt that asks for the redaction of a text; one that has the instruction already is left as it is."""
+    """The prompt that asks for the redaction of a text; one that has the instruction already is left as it
+    is.
+    """
     return text if text.startswith(INSTRUCTION) else INSTRUCTION + _TEXT_MARK + text
 
 
 def source_text(prompt: str) -> str:
-    """The text to redact: what follows `Text:` and a line break, or the whole prompt where there is no such mark."""
+    """The text to redact: what follows `Text:` and a line break, or the whole prompt where there is no such
+    mark.
+    """
     _, mark, text = prompt.partition(_TEXT_MARK)
     return text if mark else prompt
 
 
 def is_redaction(prompt: str, response: str) -> bool:
-    """Whether a data row is a redaction: its prompt begins with INSTRUCTION or its response has a known label."""
+    """Whether a data row is a redaction: its prompt begins with INSTRUCTION or its response has a known
+    label.
+    """
     return prompt.startswith(INSTRUCTION) or _KNOWN_LABEL.search(response) is not None
 
 
 def spans(source: str, redacted: str) -> list[Span]:
     """The spans of `source` for which the labels of `redacted` stand, in order, without blanks at their ends.
 
-    A bracketed word that the source has too is text, not a label, if the rest then aligns. Where text and labels do not
-    tell (two labels with a blank between, three words in the source), the split which suits the classes best is taken."""
+    A bracketed word that the source has too is text, not a label, if the rest then aligns. Where text and
+    labels do not tell (two labels with a blank between, three words in the source), the split which suits the
+    classes best is taken."""
     return _align(source, redacted).spans
 
 
 def score(rows: Iterable[tuple[str, str, str]]) -> dict:
-    """The redaction measures over all rows (source, gold, prediction); blanks around the three texts do not count.
+    """The redaction measures over all rows (source, gold, prediction); blanks around the three texts do not
+    count.
 
     exact_match       = rows with prediction == gold / rows
     leak_rate         = entity characters that survive / entity characters (0 without entities)
@@ -103,7 +116,8 @@ def score(rows: Iterable[tuple[str, str, str]]) -> dict:
     preserved         = rows in which all characters that gold copies are copied and none are added outside entities / rows
     per_label         = {class: {"precision", "recall", "f1", "support" (gold spans)}}
 
-    Without any span on either side, precision, recall and F1 are 1. Raises ValueError if there are no rows."""
+    Without any span on either side, precision, recall and F1 are 1. Raises ValueError if there are no
+    rows."""
     total, found, expected, predicted = Counter(), Counter(), Counter(), Counter()
     for source, gold, prediction in rows:
         source, gold, prediction = source.strip(), gold.strip(), prediction.strip()
@@ -185,7 +199,9 @@ def _leaked(source: str, truth: _Alignment, guess: _Alignment) -> int:
 
 
 def _surviving(source: str, copied: bytearray, start: int, end: int) -> int:
-    """Characters of source[start:end] in copied runs that have a letter or digit; a lone blank or dot tells nothing."""
+    """Characters of source[start:end] in copied runs that have a letter or digit; a lone blank or dot tells
+    nothing.
+    """
     kept = "".join(source[i] if copied[i] else "\0" for i in range(start, end))
     return sum(len(run) for run in kept.split("\0") if any(map(str.isalnum, run)))
 
@@ -240,9 +256,11 @@ def _record(
 
 
 def _place(source: str, pieces: list[_Piece]) -> list[tuple[int, int]] | None:
-    """Bounds of each piece in `source` if its text is there in order and each label stands for at least a character.
+    """Bounds of each piece in `source` if its text is there in order and each label stands for at least a
+    character.
 
-    Every literal has a leftmost and a rightmost place; where these differ, `_cheapest` chooses among those between."""
+    Every literal has a leftmost and a rightmost place; where these differ, `_cheapest` chooses among those
+    between."""
     labels = [p.label for p in pieces if p.label]
     literals = _literals(pieces)
     head, tail = literals[0], literals[-1]
@@ -292,7 +310,9 @@ def _bounds(pieces: list[_Piece], literals: list[str], starts: list[int]) -> lis
 def _cheapest(
     source: str, literals: list[str], labels: list[str], left: list[int], right: list[int]
 ) -> list[int]:
-    """Starts of the inner literals, within [left, right], with the least sum of `_strain` over the labels' texts."""
+    """Starts of the inner literals, within [left, right], with the least sum of `_strain` over the labels'
+    texts.
+    """
     places = [[0]]
     for text, low, high in zip(literals[1:-1], left, right, strict=False):
         places.append([p for p in range(low, high + 1) if source.startswith(text, p)])
@@ -357,7 +377,9 @@ def _walk_blocks(source: str, ours, theirs, shortest: int, offset: int, result: 
 
 
 def _fill_gap(source: str, start: int, end: int, theirs: list, result: _Alignment) -> None:
-    """Align source[start:end] with what stands in its place: as a whole if it goes, else word for word if as many."""
+    """Align source[start:end] with what stands in its place: as a whole if it goes, else word for word if as
+    many.
+    """
     text = "".join(t.text if isinstance(t, _Piece) else t for t in theirs)
     pieces = _pieces(text, {t.text for t in theirs if isinstance(t, _Piece)}.__contains__)
     ours = list(_WORD.finditer(source, start, end))
@@ -389,7 +411,9 @@ def _fill_letters(source: str, start: int, end: int, pieces: list[_Piece], resul
 
 
 def _fill_rest(source: str, start: int, end: int, theirs: list, result: _Alignment) -> None:
-    """Share source[start:end] among the labels in its place; text beside a label, or in no place, is inserted."""
+    """Share source[start:end] among the labels in its place; text beside a label, or in no place, is
+    inserted.
+    """
     labels = [t for t in theirs if isinstance(t, _Piece)]
     if len(labels) < len(theirs) and (labels or start == end):
         result.inserted.append(end)

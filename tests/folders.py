@@ -1,4 +1,6 @@
-"""Small folders for the tests of the entry scripts: a model with random weights, its adapters, rows to evaluate, and adapters that are broken."""
+"""Small folders for the tests of the entry scripts: a model with random weights, its adapters, rows to
+evaluate, and adapters that are broken.
+"""
 
 import json
 import os
@@ -43,7 +45,9 @@ CHAT = {
 
 
 def make_model(folder: Path, seed: int = 0, **changes) -> str:
-    """Writes a model of random float32 weights with the embedded model's tokenizer; its window is shorter than any of the prompts."""
+    """Writes a model of random float32 weights with the embedded model's tokenizer; its window is shorter
+    than any of the prompts.
+    """
     sizes = {
         "vocab_size": Tokenizer(TINY).vocab_size,
         "hidden_size": 32,
@@ -75,7 +79,9 @@ def make_adapter(folder: Path, base: str, scale: float = 0.1, **settings) -> str
 
 
 def shake(model: torch.nn.Module, scale: float) -> None:
-    """Moves every adapter weight, ours or PEFT's, by a random number of up to `scale` times its tensor's mean size, at least `scale`."""
+    """Moves every adapter weight, ours or PEFT's, by a random number of up to `scale` times its tensor's mean
+    size, at least `scale`.
+    """
     generator = torch.Generator().manual_seed(2)
     for name, p in model.named_parameters():
         if "lora_" in name:
@@ -143,7 +149,9 @@ def logits(model: Gemma3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def run_script(*words: str) -> subprocess.CompletedProcess:
-    """A script with its arguments in a process of its own, as a user starts it; offline, whatever the model is called."""
+    """A script with its arguments in a process of its own, as a user starts it; offline, whatever the model
+    is called.
+    """
     command = [sys.executable, *words]
     return subprocess.run(
         command,
@@ -156,7 +164,9 @@ def run_script(*words: str) -> subprocess.CompletedProcess:
 
 
 def help_seconds(script: str) -> float:
-    """What `script --help` costs in seconds of processor time, which does not hang on what else the machine is doing."""
+    """What `script --help` costs in seconds of processor time, which does not hang on what else the machine
+    is doing.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_script(script, "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,6 @@
-"""What several tests need: a tiny model folder with a tokenizer of characters, rows, documents, and a run's config."""
+"""What several tests need: a tiny model folder with a tokenizer of characters, rows, documents, and a run's
+config.
+"""
 
 import json
 import random
@@ -133,7 +135,9 @@ max_new_tokens = 2
 
 
 def write_run(folder: Path, train: int = 13, val: int = 3) -> Path:
-    """base/, train.jsonl, val.jsonl and tiny.toml in `folder`; train.py runs there.  13 rows: 4 steps an epoch, the last one of a single row."""
+    """base/, train.jsonl, val.jsonl and tiny.toml in `folder`; train.py runs there.  13 rows: 4 steps an
+    epoch, the last one of a single row.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "base")
     write_jsonl(folder / "train.jsonl", rows(train))

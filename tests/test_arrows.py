@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.py", "evaluate.py", "generate.py", "export.py")
-# From the ground up. A room imports from the floors below its own; rooms of one floor do not import each other.
+# From the ground up. A room imports from the floors below its own; rooms of one floor do not import each
+# other.
 FLOORS = (
     ("common", "ggml"),
     ("model", "lora", "data"),
@@ -40,7 +41,9 @@ def sources():
 
 
 def imports(tree, top_level_only=False):
-    """The modules that a tree imports, as (line, "a.b.c"); `from a import b` counts as a.b, which may be a name or a module."""
+    """The modules that a tree imports, as (line, "a.b.c"); `from a import b` counts as a.b, which may be a
+    name or a module.
+    """
     found, nodes = [], [tree]
     while nodes:
         node = nodes.pop()
@@ -98,7 +101,9 @@ def circle(graph):
 
 
 def bodies(texts, least=3):
-    """Yields (body without names, docstring and annotations; "path:function") of every function of `least` statements or more."""
+    """Yields (body without names, docstring and annotations; "path:function") of every function of `least`
+    statements or more.
+    """
     for path, text in texts.items():
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -141,7 +146,9 @@ def strings(tree):
 
 
 def names(tree):
-    """(line, dotted name) of every variable and attribute: cfg.train.epochs gives cfg, cfg.train and cfg.train.epochs."""
+    """(line, dotted name) of every variable and attribute: cfg.train.epochs gives cfg, cfg.train and
+    cfg.train.epochs.
+    """
     return [(n.lineno, ast.unparse(n)) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
 
 
@@ -342,7 +349,9 @@ def test_each_rule_sees_what_breaks_it_and_nothing_else(rule):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_no_torch(script):
-    """Neither the script nor a module that it imports at its top may import torch there: --help answers at once."""
+    """Neither the script nor a module that it imports at its top may import torch there: --help answers at
+    once.
+    """
     done = subprocess.run(
         [sys.executable, "-X", "importtime", script, "--help"],
         cwd=ROOT,

@@ -1,4 +1,6 @@
-"""benchmarks/ours.py: the products that the ceiling of a step is made of; frameworks.py: how steps are compared; gpu.py: what it says of a run."""
+"""benchmarks/ours.py: the products that the ceiling of a step is made of; frameworks.py: how steps are
+compared; gpu.py: what it says of a run.
+"""
 
 import json
 import subprocess
@@ -26,7 +28,9 @@ def test_products_of_a_batch_and_products_added_in_place_are_counted_too():
 
 
 def test_a_step_is_compared_round_by_round_and_the_median_is_taken(tmp_path):
-    """The plain step takes 2, 4 and 1 s, the peer's 10, 12 and 100: 5, 3 and 100 times as long; the compiled one, in the first round alone, 4."""
+    """The plain step takes 2, 4 and 1 s, the peer's 10, 12 and 100: 5, 3 and 100 times as long; the compiled
+    one, in the first round alone, 4.
+    """
     (tmp_path / "tokens.json").write_text(
         json.dumps([{"input_ids": [1] * n} for n in (100, 100, 300, 100, 40, 60)])
     )

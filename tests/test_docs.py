@@ -1,4 +1,5 @@
-"""The pages say what is so: links resolve, names exist, quotations are the code's, snippets run and print what the page shows.
+"""The pages say what is so: links resolve, names exist, quotations are the code's, snippets run and print
+what the page shows.
 
 How a page is read here:
 
@@ -68,7 +69,9 @@ START, END = (
 
 
 class Block(NamedTuple):
-    """A fenced block: its first line's number, what stands behind the fence, its text, and the text block right behind it."""
+    """A fenced block: its first line's number, what stands behind the fence, its text, and the text block
+    right behind it.
+    """
 
     line: int
     info: str
@@ -250,7 +253,9 @@ def test_a_snippet_runs_and_prints_what_the_page_shows(page, block, monkeypatch)
 
 
 def misquoted(quotation, source):
-    """The first lines of the quotation that the source does not have, in order and with their indentation; "" where it has all."""
+    """The first lines of the quotation that the source does not have, in order and with their indentation; ""
+    where it has all.
+    """
     lines, at = [line.rstrip() for line in source.split("\n") if line.strip()], 0
     for chunk in re.split(r"^\s*\.\.\.\n", textwrap.dedent(quotation), flags=re.M):
         wanted = [line.rstrip() for line in textwrap.dedent(chunk).split("\n") if line.strip()]

@@ -1,4 +1,6 @@
-"""evaluate.py as a user runs it: the JSON, the table, what --limit and --loss-only leave out, and what is said of bad input."""
+"""evaluate.py as a user runs it: the JSON, the table, what --limit and --loss-only leave out, and what is
+said of bad input.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""export.py as a user runs it: what others load from the folders, runs of both kinds, --force, and that nothing is left of what fails."""
+"""export.py as a user runs it: what others load from the folders, runs of both kinds, --force, and that
+nothing is left of what fails.
+"""
 
 import json
 import logging
@@ -75,7 +77,9 @@ def files(folder: Path) -> set[str]:
 
 
 def refused(capsys, out: Path, *words: str) -> str:
-    """Runs export.py on what must be refused, sees that nothing has changed where it would have written, and returns the message."""
+    """Runs export.py on what must be refused, sees that nothing has changed where it would have written, and
+    returns the message.
+    """
     before = {p: p.stat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
     assert export.main([*words, "--out", str(out)]) == 2
     printed, err = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""export.py's files for llama.cpp, Ollama and Docker Model Runner as a user makes them: what is in them, where they come from, what is refused."""
+"""export.py's files for llama.cpp, Ollama and Docker Model Runner as a user makes them: what is in them,
+where they come from, what is refused.
+"""
 
 import json
 import shutil

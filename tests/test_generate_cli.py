@@ -1,4 +1,6 @@
-"""generate.py as a user runs it: seeds, streaming, stopping, files, adapters, and what is said of bad input (the chat is in model/test_generate.py)."""
+"""generate.py as a user runs it: seeds, streaming, stopping, files, adapters, and what is said of bad input
+(the chat is in model/test_generate.py).
+"""
 
 import json
 import shlex
@@ -121,7 +123,9 @@ def streamed(base: str, monkeypatch, ids: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
 def test_text_that_streams_equals_the_final_text_and_tears_no_character(base, monkeypatch, cut):
-    """A train is four byte tokens to this tokenizer; cut off inside of it, what is left stands at the end of both texts."""
+    """A train is four byte tokens to this tokenizer; cut off inside of it, what is left stands at the end of
+    both texts.
+    """
     tokenizer = Tokenizer(base)
     ids = tokenizer.encode("Der Zug \U0001f689 nach Zürich, naïve \U0001f689")
     assert len(tokenizer.encode("\U0001f689")) > 3
@@ -265,7 +269,9 @@ def test_an_instruction_stands_before_every_prompt_and_the_redaction_samples_hav
 def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     base, tmp_path, capsys, monkeypatch, how
 ):
-    """The longest prompts are answered first: when three are, the first row is written, and two wait for the row before them."""
+    """The longest prompts are answered first: when three are, the first row is written, and two wait for the
+    row before them.
+    """
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": PROMPT * n} for n in (6, 1, 5, 2, 4, 3)])
     words = to_file(base, source, tmp_path / "whole.jsonl", *how, "--batch-size", "2")
     assert script.main(words) == 0

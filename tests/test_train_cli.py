@@ -30,14 +30,18 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(template, tmp_path, monkeypatch) -> Path:
-    """A copy of a folder in which train.py works, as the current one, and small steps: two an epoch, no checkpoint between."""
+    """A copy of a folder in which train.py works, as the current one, and small steps: two an epoch, no
+    checkpoint between.
+    """
     folder = shutil.copytree(template, tmp_path / "place")
     monkeypatch.chdir(folder)
     return folder
 
 
 def run(capsys, *settings: str, config: str = "tiny.toml") -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of train.py with --set for each of the settings; one epoch unless they say more."""
+    """(exit code, stdout, stderr) of train.py with --set for each of the settings; one epoch unless they say
+    more.
+    """
     words = [word for s in ("train.epochs=1", *settings) for word in ("--set", s)]
     code = train.main(["--config", config, *words])
     return code, *capsys.readouterr()

@@ -110,7 +110,8 @@ def clean(folder: Path) -> None:
 
 
 def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | None:
-    """The newest checkpoint that is whole; a damaged one is named through `warn` and the one before it is tried.  None if there is none.
+    """The newest checkpoint that is whole; a damaged one is named through `warn` and the one before it is
+    tried. None if there is none.
 
     Raises ValueError where checkpoints exist and all are damaged: starting anew without a word would hide the
     loss.

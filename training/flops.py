@@ -24,8 +24,9 @@ def step_flops(model, tokens: int, targets: int) -> int:
     """FLOPs of the products with weights in a step over streams of so many tokens, of which `targets` are
     predicted.
 
-    A weight matrix of n numbers costs a token 2 n forward, 2 n for the gradient of its input, and 2 n for its own where it trains.  The head, and the
-    last layer behind its attention, run at the targets only.  Left out: attention's products of tokens with tokens (a twelfth where documents are short).
+    A weight matrix of n numbers costs a token 2 n forward, 2 n for the gradient of its input, and 2 n for its
+    own where it trains. The head, and the last layer behind its attention, run at the targets only. Left out:
+    attention's products of tokens with tokens (a twelfth where documents are short).
     """
     last, head = model.model.layers[-1], model.head_weight
     few = {id(p) for part in (last.self_attn.o_proj, last.mlp) for p in part.parameters()}

@@ -44,7 +44,7 @@ class RunFolder:
 
     def begin(self, cfg: Config) -> None:
         """Once base and data are found good: an old run is moved aside, never overwritten, and the config
-        written.  A mistake in the input moves nothing.
+        written. A mistake in the input moves nothing.
         """
         try:
             if self._replaces:
@@ -103,7 +103,8 @@ class RunFolder:
         ]
         if inside:
             raise ValueError(
-                f"{self.path}: holds an earlier run, which makes room for this one, and {', '.join(inside)} lies in it; choose another run.name"
+                f"{self.path}: holds an earlier run, which makes room for this one, and {', '.join(inside)} "
+                f"lies in it; choose another run.name"
             )
 
     def _lock(self) -> None:

@@ -1,11 +1,13 @@
-"""Make the redaction samples: texts with entities in six languages, and the same texts with labels in their place.
+"""Make the redaction samples: texts with entities in six languages, and the same texts with labels in their
+place.
 
     python assets/samples/make_pairs.py --out assets/samples --train 4000 --val 300 --unseen 300 --seed 3407
 
-reads clauses/<language>.txt (sections `== train`, `== unseen`, ...; {CLASS} and {distractor} slots), composes 1 to 5
-clauses, fills them with values.py, adds the mess of real texts, and writes train.jsonl, val.jsonl and val_unseen.jsonl.
-val has the clauses of train with new values; val_unseen has clauses and values that train lacks. No name, city or street
-of train is in either. A label's number is that of its value within the sample and the class.
+reads clauses/<language>.txt (sections `== train`, `== unseen`, ...; {CLASS} and {distractor} slots), composes
+1 to 5 clauses, fills them with values.py, adds the mess of real texts, and writes train.jsonl, val.jsonl and
+val_unseen.jsonl. val has the clauses of train with new values; val_unseen has clauses and values that train
+lacks. No name, city or street of train is in either. A label's number is that of its value within the sample
+and the class.
 """
 
 import argparse
@@ -133,7 +135,9 @@ class Composer:
         self.decks: dict[tuple[str, str], list[str]] = {}
 
     def pair(self, language: str) -> Pair:
-        """A sample in `language` whose labels align with its own entities; rare texts that do not are drawn again."""
+        """A sample in `language` whose labels align with its own entities; rare texts that do not are drawn
+        again.
+        """
         while True:
             self.values[language].names.clear()
             parts = _strip(self._text(language))
@@ -364,7 +368,9 @@ def _strip(parts: list[Part]) -> list[Part]:
 
 
 def to_pair(language: str, parts: list[Part], style: str = "indexed") -> Pair:
-    """Join the parts; an entity becomes [CLASS_n], n being its value's place among those of its class, or [MASKED]."""
+    """Join the parts; an entity becomes [CLASS_n], n being its value's place among those of its class, or
+    [MASKED].
+    """
     numbers: dict[tuple[str, str], int] = {}
     counts: dict[str, int] = {}
     source, redacted, entities = "", [], []
@@ -381,9 +387,11 @@ def to_pair(language: str, parts: list[Part], style: str = "indexed") -> Pair:
 
 
 def aligns(pair: Pair) -> bool:
-    """Whether tasks.redaction finds the pair's entities again: as many, of the same classes, each over a part of its own text.
+    """Whether tasks.redaction finds the pair's entities again: as many, of the same classes, each over a part
+    of its own text.
 
-    Bounds may differ where no reader of the two texts could tell: Anna Maria Rossi as [GIVENNAME_1] [SURNAME_1]."""
+    Bounds may differ where no reader of the two texts could tell: Anna Maria Rossi as [GIVENNAME_1]
+    [SURNAME_1]."""
     found = spans(pair.source, pair.redacted)
     return len(found) == len(pair.entities) and all(
         ours.label in (true.label, "MASKED") and ours.start < true.end and true.start < ours.end
@@ -394,7 +402,9 @@ def aligns(pair: Pair) -> bool:
 def make_set(
     name: str, count: int, seed: int, clauses: dict, style: str = "indexed", seen: set[str] | None = None
 ) -> list[Pair]:
-    """`count` pairs of the set train, val or val_unseen, the six languages in turn, none with a source in `seen`."""
+    """`count` pairs of the set train, val or val_unseen, the six languages in turn, none with a source in
+    `seen`.
+    """
     composer, pairs = Composer(name, seed, clauses, style), []
     seen = set() if seen is None else seen
     while len(pairs) < count:

@@ -2,10 +2,11 @@
 
     python assets/samples/make_small.py --out assets/samples --seed 3407
 
-writes pretrain-text.jsonl ({"text"}: a keeper's log of a harbour light), chat.jsonl and chat-val.jsonl ({"messages"}: an
-information desk, in six languages) and classification.jsonl and classification-val.jsonl ({"instruction", "input", "output"}:
-short reviews in six languages). The wording is in small/*.txt: sections `== name`, a phrase a line, {slots} filled from the
-section of that name. No row of a validation set is in its training set, and no clause of a review either.
+writes pretrain-text.jsonl ({"text"}: a keeper's log of a harbour light), chat.jsonl and chat-val.jsonl
+({"messages"}: an information desk, in six languages) and classification.jsonl and classification-val.jsonl
+({"instruction", "input", "output"}: short reviews in six languages). The wording is in small/*.txt: sections
+`== name`, a phrase a line, {slots} filled from the section of that name. No row of a validation set is in its
+training set, and no clause of a review either.
 """
 
 import argparse
@@ -38,7 +39,9 @@ def read_sections(path):
 
 
 def expand(template, sections, rng, clock):
-    """The template with every {slot} replaced by a line of that section, itself expanded; {Slot} starts with a capital."""
+    """The template with every {slot} replaced by a line of that section, itself expanded; {Slot} starts with
+    a capital.
+    """
 
     def fill(match):
         slot = match[1]
@@ -49,7 +52,9 @@ def expand(template, sections, rng, clock):
 
 
 def number(slot, rng, clock):
-    """A number for the slots that stand for one, "" for the others; the times of one entry go forward (clock: [minutes])."""
+    """A number for the slots that stand for one, "" for the others; the times of one entry go forward (clock:
+    [minutes]).
+    """
     ranges = {"miles": (2, 9), "inches": (2, 18), "pints": (3, 60), "minutes": (2, 40), "hours": (3, 8)}
     if slot == "hour":
         clock[0] += 5 * rng.randint(1, 12)
@@ -95,7 +100,9 @@ def exchange(question, answer):
 
 
 def desk_chat(sections, rng):
-    """A system turn with some facts, and questions about them; one in six asks what the system turn does not say."""
+    """A system turn with some facts, and questions about them; one in six asks what the system turn does not
+    say.
+    """
     facts = [(columns(line), line) for line in rng.sample(sections["fact"], rng.randint(2, 5))]
     values = {line: draw_value(kind, sections, rng) for ((kind,), *_), line in facts}
     stated = facts if rng.random() > 1 / 6 else facts[1:]
@@ -128,7 +135,9 @@ def memory_chat(sections, rng):
 
 
 def frame(messages, sections, rng, closing):
-    """The chat with a greeting after its system turn, if it has one, in a third of the cases, and thanks at its end in a share `closing`."""
+    """The chat with a greeting after its system turn, if it has one, in a third of the cases, and thanks at
+    its end in a share `closing`.
+    """
     at = 1 if messages[0]["role"] == "system" else 0
     hello, thanks = (exchange(*rng.choice(sections[part]).split(" | ")) for part in ("hello", "thanks"))
     opened = messages[:at] + (hello if at and rng.random() < 1 / 3 else []) + messages[at:]
@@ -136,7 +145,9 @@ def frame(messages, sections, rng, closing):
 
 
 def make_chats(rng, count, taken, closing):
-    """`count` rows {"messages"}, the languages in turn; none begins with a prompt in the set `taken`, which grows."""
+    """`count` rows {"messages"}, the languages in turn; none begins with a prompt in the set `taken`, which
+    grows.
+    """
     wording = [read_sections(WORDING / f"{language}.txt") for language in LANGUAGES]
     rows = []
     while len(rows) < count:
@@ -155,7 +166,9 @@ def make_chats(rng, count, taken, closing):
 
 
 def make_clauses(sections, rng):
-    """{(label, side): {theme: clauses}}, side "train" or "held"; a clause is (subject, predicate), or (sentence,) where it fits any review."""
+    """{(label, side): {theme: clauses}}, side "train" or "held"; a clause is (subject, predicate), or
+    (sentence,) where it fits any review.
+    """
     clauses = {}
     for label in LABELS:
         for theme in ("thing", "place", "work"):
@@ -183,7 +196,9 @@ def split(clauses, label, theme, lines, rng):
 
 
 def review(pools, rng):
-    """One or two clauses about one thing, place or work, sometimes with a short verdict or an unrelated circumstance."""
+    """One or two clauses about one thing, place or work, sometimes with a short verdict or an unrelated
+    circumstance.
+    """
     pool = pools[rng.choice(("thing", "place", "work"))]
     parts = [rng.choice(pool)]
     if rng.random() < 0.4:

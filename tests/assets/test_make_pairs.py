@@ -1,4 +1,6 @@
-"""The redaction samples: reproducible, aligned, balanced, and validation sets that share no names with training."""
+"""The redaction samples: reproducible, aligned, balanced, and validation sets that share no names with
+training.
+"""
 
 import json
 import os

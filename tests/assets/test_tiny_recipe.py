@@ -1,4 +1,6 @@
-"""The recipe of the embedded base model: its tasks answer rightly, its corpus holds what it may, its tokenizer gives texts back."""
+"""The recipe of the embedded base model: its tasks answer rightly, its corpus holds what it may, its
+tokenizer gives texts back.
+"""
 
 import json
 import random
@@ -252,7 +254,8 @@ def test_chat_template_is_gemmas():
     said = (("system", " S "), ("user", " hi\n"), ("assistant", "yo"), ("user", "go"))
     turns = [{"role": role, "content": content} for role, content in said]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
-        "<bos><start_of_turn>user\n S \n\nhi<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n<start_of_turn>user\ngo<end_of_turn>\n<start_of_turn>model\n"
+        "<bos><start_of_turn>user\n S "
+        "\n\nhi<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n<start_of_turn>user\ngo<end_of_turn>\n<start_of_turn>model\n"
     )
     with pytest.raises(Exception, match="turns must go"):
         tokenizer.apply_chat_template(turns[1:2] * 2, tokenize=False)

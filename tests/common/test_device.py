@@ -1,4 +1,6 @@
-"""common/device.py: which device and types a run gets, what fp16's loss scaling does, and that a GPU agrees with the CPU."""
+"""common/device.py: which device and types a run gets, what fp16's loss scaling does, and that a GPU agrees
+with the CPU.
+"""
 
 import math
 import platform
@@ -68,13 +70,16 @@ def test_memory_of_freed_tensors_is_used_again_and_not_faulted_in_anew():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     _, second, *later = map(int, done.stdout.split())
-    # glibc before 2.38 passes over a few blocks that fit exactly; left to itself it gives all of them back, and faults 51,200 pages in anew
+    # glibc before 2.38 passes over a few blocks that fit exactly; left to itself it gives all of them back,
+    # and faults 51,200 pages in anew
     assert second < 5000 and sorted(later)[len(later) // 2] < 400
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_large_tensors_between_small_ones_take_the_same_room_again_and_again():
-    """What training all weights does: each step makes the embedding's gradient anew, and keeps small things that fall into the last one's place."""
+    """What training all weights does: each step makes the embedding's gradient anew, and keeps small things
+    that fall into the last one's place.
+    """
     program = """if True:
         import torch
         from common.device import pick_device
@@ -158,7 +163,9 @@ def test_fp16_is_refused_with_its_reason_unless_forced(tmp_path):
 
 
 def applied_step(name: str, device: torch.device) -> dict:
-    """The first step of a tiny model that is applied (fp16's scaler may begin too high), and the weights after it."""
+    """The first step of a tiny model that is applied (fp16's scaler may begin too high), and the weights
+    after it.
+    """
     model, precision = tiny_model().to(device), Precision(name, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     micro_batches = list(Loader(documents(4, seed=2), 2, seed=0, shuffle=False).batches(0))
@@ -175,7 +182,9 @@ def applied_step(name: str, device: torch.device) -> dict:
 
 
 def assert_same_step(step: dict, expected: dict, error: float) -> None:
-    """Loss, norm and gradients within a few roundings of the type; AdamW's first step is a sign, so weights move by the rate at most."""
+    """Loss, norm and gradients within a few roundings of the type; AdamW's first step is a sign, so weights
+    move by the rate at most.
+    """
     assert step["loss"] == pytest.approx(expected["loss"], rel=error)
     assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5 * error)
     distance = torch.linalg.vector_norm(step["gradients"] - expected["gradients"]) / torch.linalg.vector_norm(

@@ -1,4 +1,6 @@
-"""data/loader.py: the order is a function of (seed, epoch), a resume continues it, and a split holds prompts together."""
+"""data/loader.py: the order is a function of (seed, epoch), a resume continues it, and a split holds prompts
+together.
+"""
 
 import pytest
 from hypothesis import given
@@ -24,7 +26,8 @@ def ids(batches):
 
 
 def test_order_is_the_one_written_here_on_every_machine():
-    # checkpoints hold a seed and an epoch and count on this order; if it changes, their runs no longer resume exactly
+    # checkpoints hold a seed and an epoch and count on this order; if it changes, their runs no longer resume
+    # exactly
     assert epoch_order(8, seed=3407, epoch=0) == [0, 5, 6, 2, 4, 1, 3, 7]
     assert epoch_order(8, seed=3407, epoch=1) == [4, 7, 0, 2, 5, 3, 6, 1]
     assert epoch_order(8, seed=3407, epoch=1, shuffle=False) == list(range(8))

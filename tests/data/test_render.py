@@ -142,7 +142,8 @@ def test_drop_leaves_long_samples_out_and_counts_them():
 
 
 def test_truncate_cuts_the_tail_and_drops_what_has_no_response_left():
-    # at 8 tokens TWO_TURNS keeps its first response; CHAT keeps one token of it; the long prompt keeps nothing to learn
+    # at 8 tokens TWO_TURNS keeps its first response; CHAT keeps one token of it; the long prompt keeps
+    # nothing to learn
     no_response = Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))
     documents, counts = render_all(
         [CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate"

@@ -1,4 +1,6 @@
-"""data/token_cache.py: what comes back is what was put there, for the same samples and settings alone, and a broken file costs nothing but time."""
+"""data/token_cache.py: what comes back is what was put there, for the same samples and settings alone, and a
+broken file costs nothing but time.
+"""
 
 import os
 import shutil

@@ -10,7 +10,9 @@ MODIFIED = 1767323045_500000000  # 2026-01-02T03:04:05.5Z
 
 
 def write_gguf(path: Path, rows: int = 51, **extra) -> Path:
-    """A Gemma-like header with a vocabulary of 51 tokens and three tensors: (rows, 64), (7,) and (7,) in float32."""
+    """A Gemma-like header with a vocabulary of 51 tokens and three tensors: (rows, 64), (7,) and (7,) in
+    float32.
+    """
     w = GGUFWriter(path, "gemma3")
     w.add_type(extra.get("type", "model"))
     w.add_name(extra.get("name", "Tiny <b>&</b>"))

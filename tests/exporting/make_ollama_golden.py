@@ -1,4 +1,6 @@
-"""Writes ollama_golden.json: conversations, and the prompts that Go's template engine makes of them.  python -m tests.exporting.make_ollama_golden, with `go`."""
+"""Writes ollama_golden.json: conversations, and the prompts that Go's template engine makes of them. python
+-m tests.exporting.make_ollama_golden, with `go`.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""exporting/gguf_model.py: byte for byte what llama.cpp's converter writes, for every shape, and what cannot be written is refused."""
+"""exporting/gguf_model.py: byte for byte what llama.cpp's converter writes, for every shape, and what cannot
+be written is refused.
+"""
 
 import json
 

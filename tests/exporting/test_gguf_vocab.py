@@ -1,4 +1,6 @@
-"""exporting/gguf_vocab.py: merges as scores, and the cut that llama.cpp makes of them against the tokenizer's own."""
+"""exporting/gguf_vocab.py: merges as scores, and the cut that llama.cpp makes of them against the tokenizer's
+own.
+"""
 
 import json
 
@@ -42,7 +44,8 @@ def small(**changes) -> dict:
 def test_scores_types_and_pieces_of_a_small_tokenizer_are_these():
     tokens, scores, types = vocabulary(small(), rows=10)
     assert tokens == ["<pad>", "<eos>", "<0x41>", "a", "b", "ab", "abab", "aba", "  ", "[PAD9]"]
-    # ab is made first, abab second (by two merges in a row, and "▁▁" is an added token and does not count), aba third; a and b are never made.
+    # ab is made first, abab second (by two merges in a row, and "▁▁" is an added token and does not count),
+    # aba third; a and b are never made.
     assert scores == [-1000.0, -1000.0, 0.0, -4.0, -5.0, -1.0, -2.0, -3.0, -1000.0, -10000.0]
     assert types == [CONTROL, CONTROL, BYTE, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL, USER_DEFINED, UNUSED]
 

@@ -1,4 +1,6 @@
-"""exporting/hub.py against a hub of our own on 127.0.0.1: the repository is made, every file arrives, and a refusal is one line."""
+"""exporting/hub.py against a hub of our own on 127.0.0.1: the repository is made, every file arrives, and a
+refusal is one line.
+"""
 
 import base64
 import json

@@ -1,4 +1,6 @@
-"""exporting/oci.py: the layout is the image-spec's, the bytes of config and manifest are model-runner's, and the blobs are the files."""
+"""exporting/oci.py: the layout is the image-spec's, the bytes of config and manifest are model-runner's, and
+the blobs are the files.
+"""
 
 import hashlib
 import json
@@ -15,9 +17,10 @@ from exporting.oci import write_layout
 from tests.exporting.gguf_files import MODIFIED, read_gguf, write_gguf
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, 120_000, UTC)
-# Go's encoding/json on docker/model-runner's ConfigFile, by hand: fields in the order of the struct, maps sorted, < > & U+2028 escaped, %f has six decimals.
-# model-runner's own builder (642c721) wrote the same bytes as write_layout for 60 random files of this kind.
-# 51 tokens are one too many and 50 integers are not; 51 * 64 + 7 + 7 = 3278 weights; 13,056 bytes and twice 28, padded to 32, are 13,120 = 12.8125 KiB.
+# Go's encoding/json on docker/model-runner's ConfigFile, by hand: fields in the order of the struct, maps
+# sorted, < > & U+2028 escaped, %f has six decimals. model-runner's own builder (642c721) wrote the same bytes
+# as write_layout for 60 random files of this kind. 51 tokens are one too many and 50 integers are not; 51 *
+# 64 + 7 + 7 = 3278 weights; 13,056 bytes and twice 28, padded to 32, are 13,120 = 12.8125 KiB.
 CONFIG = (
     '{"config":{"format":"gguf","quantization":"MOSTLY_Q8_0","parameters":"3.28K","architecture":"gemma3","size":"12.81KiB","gguf":{'
     '"gemma3.attention.layer_norm_rms_epsilon":"0.000001","gemma3.attention.sliding_window_pattern":"true, false","gemma3.context_length":"32768",'
@@ -171,7 +174,9 @@ def test_json_is_what_gos_encoder_writes(tmp_path):
 
 
 def check(value, rule, where="$"):
-    """The keywords of JSON schema that the image-spec's schemas use; `required` is all the rule's keys but for those that end with "?"."""
+    """The keywords of JSON schema that the image-spec's schemas use; `required` is all the rule's keys but
+    for those that end with "?".
+    """
     if isinstance(rule, dict):
         assert isinstance(value, dict), where
         for key, inner in rule.items():
@@ -187,7 +192,8 @@ def check(value, rule, where="$"):
         assert rule(value), f"{where} is {value!r}"
 
 
-# opencontainers/image-spec, schema/: defs-descriptor, content-descriptor, image-manifest-schema, image-index-schema and image-layout-schema.json
+# opencontainers/image-spec, schema/: defs-descriptor, content-descriptor, image-manifest-schema,
+# image-index-schema and image-layout-schema.json
 def media_type(v):
     return isinstance(v, str) and re.fullmatch(
         r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", v, re.ASCII

@@ -1,4 +1,6 @@
-"""exporting/ollama.py: Go's template engine makes of a conversation the prompt that model/tokenizer.py makes, and the Modelfile says what Ollama reads."""
+"""exporting/ollama.py: Go's template engine makes of a conversation the prompt that model/tokenizer.py makes,
+and the Modelfile says what Ollama reads.
+"""
 
 import json
 import random
@@ -70,7 +72,9 @@ def test_go_renders_random_conversations_as_the_tokenizer_does(tokenizer):
 
 
 def commands(modelfile: str) -> list[tuple[str, str]]:
-    """[(command, argument)] by the rules of ollama's parser: a word, then the rest of the line, or what stands between quotes or triple quotes."""
+    """[(command, argument)] by the rules of ollama's parser: a word, then the rest of the line, or what
+    stands between quotes or triple quotes.
+    """
     found, rest = [], modelfile
     while rest := rest.lstrip():
         name, _, rest = rest.partition(" ")

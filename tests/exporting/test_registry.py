@@ -1,4 +1,6 @@
-"""exporting/registry.py against a registry in this process, and against Debian's docker-registry with skopeo pulling."""
+"""exporting/registry.py against a registry in this process, and against Debian's docker-registry with skopeo
+pulling.
+"""
 
 import json
 import os

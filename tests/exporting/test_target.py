@@ -125,7 +125,9 @@ def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypat
 
 
 def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
-    """A limit on the size of files stands in for the disk: the write fails in the middle all the same, with EFBIG."""
+    """A limit on the size of files stands in for the disk: the write fails in the middle all the same, with
+    EFBIG.
+    """
     code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
             "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
     words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]

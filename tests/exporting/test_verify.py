@@ -1,4 +1,6 @@
-"""exporting/verify.py has power: each mistake that an exporter can make is put in, seen to be caught, and no file is left."""
+"""exporting/verify.py has power: each mistake that an exporter can make is put in, seen to be caught, and no
+file is left.
+"""
 
 import numpy as np
 import pytest

@@ -9,7 +9,9 @@ WINDOW = 8
 
 
 def small_model(**changes) -> Gemma3ForCausalLM:
-    """Random weights; the head is its own, since with a tied one every random model answers a token with itself."""
+    """Random weights; the head is its own, since with a tied one every random model answers a token with
+    itself.
+    """
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 48,

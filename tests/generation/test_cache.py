@@ -1,4 +1,6 @@
-"""The KV cache against the model without one, with seven layers and texts of three windows: local and global layers and the ring's wrap are met."""
+"""The KV cache against the model without one, with seven layers and texts of three windows: local and global
+layers and the ring's wrap are met.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ def whole(model, text: list[int]) -> torch.Tensor:
 def cached(
     model, rows: list[list[int]], prompts: list[int], new: int, keep_at: dict | None = None
 ) -> tuple[KVCache, list]:
-    """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens one a step; `keep_at` says before which step which rows stay."""
+    """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens one a step; `keep_at` says before which
+    step which rows stay.
+    """
     cache = KVCache(model.config, len(prompts), max(prompts) + new)
     attend = cache.prefill(list(range(len(prompts))), prompts)
     tokens = torch.tensor([t for row, n in zip(rows, prompts, strict=True) for t in row[:n]])
@@ -130,7 +134,9 @@ def test_a_finished_row_may_be_fed_past_its_room_and_harms_nobody():
 
 @pytest.mark.parametrize("shared", [1, 5, 13])
 def test_prompts_after_a_shared_prefix_equal_whole_prompts(shared):
-    """13 is past the window of 8; one prompt has a single token of its own, and two streams use the same opening."""
+    """13 is past the window of 8; one prompt has a single token of its own, and two streams use the same
+    opening.
+    """
     model = small_model()
     rows = [texts([shared])[0] + own for own in texts([4, 1, 17, 2])]
     lengths = [len(row) for row in rows]
@@ -168,7 +174,9 @@ def test_sliding_layers_hold_one_window_and_full_layers_everything():
 
 
 def test_slots_of_a_ring_worked_by_hand():
-    """Window 3, prompts of 2 and 4: after prefill the ring of row 1 holds positions 3, 1, 2; then each row's next token goes to its own slot."""
+    """Window 3, prompts of 2 and 4: after prefill the ring of row 1 holds positions 3, 1, 2; then each row's
+    next token goes to its own slot.
+    """
     cfg = small_model(sliding_window=3).config
     cache = KVCache(cfg, 2, 6)
     attend = cache.prefill([0, 1], [2, 4])

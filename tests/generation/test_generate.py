@@ -1,4 +1,6 @@
-"""Generation against the model run anew for every token, against transformers, and distributions worked by hand."""
+"""Generation against the model run anew for every token, against transformers, and distributions worked by
+hand.
+"""
 
 import io
 import json
@@ -69,7 +71,9 @@ def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(how):
 
 @pytest.fixture(scope="module")
 def queue() -> tuple[list, list, set]:
-    """Prompts behind one instruction, their answers when each is alone and run without a cache, and the stop ids, which end them at different steps."""
+    """Prompts behind one instruction, their answers when each is alone and run without a cache, and the stop
+    ids, which end them at different steps.
+    """
     (instruction,) = texts([20])
     prompts = [instruction + own for own in texts([1 + i * 7 % 23 for i in range(20)])]
     model, stop_ids = small_model(), {4, 9, 31}
@@ -81,7 +85,9 @@ def queue() -> tuple[list, list, set]:
 
 @pytest.mark.parametrize("places", [1, 2, 4, 64])
 def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monkeypatch, queue, places):
-    """All tokens but a row's first come from steps; in none of these is a quarter of the places empty, for they are taken anew or dropped."""
+    """All tokens but a row's first come from steps; in none of these is a quarter of the places empty, for
+    they are taken anew or dropped.
+    """
     prompts, answers, stop_ids = queue
     fed, finished = [], []
     advance = KVCache.advance
@@ -172,7 +178,11 @@ PROBABILITIES = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
 
 
 def test_top_k_and_top_p_worked_by_hand():
-    """0.4, 0.3, 0.2, 0.1 in order.  top_k = 3 leaves 4/9, 3/9, 2/9; of these top_p = 0.7 needs the first two (7/9), while 4/9 alone is too little."""
+    """0.4, 0.3, 0.2, 0.1 in order.
+
+    top_k = 3 leaves 4/9, 3/9, 2/9; of these top_p = 0.7 needs the first two (7/9), while 4/9 alone is too
+    little.
+    """
     logits = PROBABILITIES.log()
     probs, ids = distribution(logits, Sampling(temperature=1.0))
     assert ids is None
@@ -213,7 +223,8 @@ def test_inverse_cdf_takes_the_first_id_whose_cumulative_probability_exceeds_u()
     logits = PROBABILITIES.log().expand(6, 4)
     uniform = torch.tensor([0.0, 0.05, 0.15, 0.6, 0.85, 1 - 2**-24])
     assert sample(logits, Sampling(temperature=1.0), uniform).tolist() == [0, 0, 1, 2, 3, 3]
-    # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1.  top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 means 0.54, in id 2; 0.85 means 0.765, in id 3.
+    # top_k = 2 leaves id 1 up to 4/7, id 2 up to 1. top_p = 0.75 leaves 0.4, 0.3, 0.2 of 0.9: u = 0.6 means
+    # 0.54, in id 2; 0.85 means 0.765, in id 3.
     assert sample(logits, Sampling(temperature=1.0, top_k=2), uniform).tolist() == [1, 1, 1, 2, 2, 2]
     assert sample(logits, Sampling(temperature=1.0, top_p=0.75), uniform).tolist() == [1, 1, 1, 2, 3, 3]
 

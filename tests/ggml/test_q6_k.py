@@ -9,15 +9,18 @@ from tests.ggml.ggml import ROWS, assert_slow_equals_fast
 
 
 def test_a_block_by_hand_has_these_bytes_and_comes_back():
-    # A half block is four runs of two groups of 16.  The groups count -32, -28, .. 28, those of the third run backwards; group 0 in twos, and the
-    # signs of the odd groups turned.  The scale largest in magnitude, 2, becomes -128, so d = 2 / -128 = -1/64 (float16 a400), and the scales
-    # 1 and -1 become -64 and 64.  The level over -32 is 0, 4, .. 60, or 60, 56, .. 0.
+    # A half block is four runs of two groups of 16. The groups count -32, -28, .. 28, those of the third run
+    # backwards; group 0 in twos, and the signs of the odd groups turned. The scale largest in magnitude, 2,
+    # becomes -128, so d = 2 / -128 = -1/64 (float16 a400), and the scales 1 and -1 become -64 and 64. The
+    # level over -32 is 0, 4, .. 60, or 60, 56, .. 0.
     up = np.arange(-32, 32, 4)
     runs = np.array([up, up, up, up, up[::-1], up[::-1], up, up] * 2)
     x = (runs * np.array([2, -1, *[1, -1] * 7])[:, None]).astype(np.float32).reshape(1, 256)
-    # The low four bits are 0, 4, 8, c over and over, in the third run c, 8, 4, 0: bytes of runs 0 and 2, then of runs 1 and 3.
+    # The low four bits are 0, 4, 8, c over and over, in the third run c, 8, 4, 0: bytes of runs 0 and 2, then
+    # of runs 1 and 3.
     nibbles = bytes.fromhex("c0 84 48 0c") * 8 + bytes.fromhex("00 44 88 cc") * 8
-    # The high two bits are 0 four times, 1 four times, 2, 3, in the third run 3, 2, 1, 0; of the four runs from the lowest bit up.
+    # The high two bits are 0 four times, 1 four times, 2, 3, in the third run 3, 2, 1, 0; of the four runs
+    # from the lowest bit up.
     high = bytes([0b00_11_00_00] * 4 + [0b01_10_01_01] * 4 + [0b10_01_10_10] * 4 + [0b11_00_11_11] * 4) * 2
     scales = np.array([-128, 64, *[-64, 64] * 7], np.int8).tobytes()
     expected = nibbles * 2 + high * 2 + scales + bytes.fromhex("00a4")

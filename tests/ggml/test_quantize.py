@@ -1,4 +1,6 @@
-"""ggml/quantize.py: every byte equals llama.cpp's, every weight that comes back the gguf package's, and every tensor's type llama.cpp's choice."""
+"""ggml/quantize.py: every byte equals llama.cpp's, every weight that comes back the gguf package's, and every
+tensor's type llama.cpp's choice.
+"""
 
 import tracemalloc
 from collections import Counter
@@ -163,8 +165,9 @@ SIZES = {
     "small": gemma3(7, 64, 64, 96),
 }
 LAYERS = {"270M": 18, "1B": 26, "27B": 62, "small": 7}
-# How many tensors of each type llama_model_quantize (llama.cpp v0.5.0, the npm package @node-llama-cpp/linux-x64) made of files with as many layers, and
-# with rows that are multiples of 256, or of 32 only, where these are; beside the norms, which stayed F32.
+# How many tensors of each type llama_model_quantize (llama.cpp v0.5.0, the npm package
+# @node-llama-cpp/linux-x64) made of files with as many layers, and with rows that are multiples of 256, or of
+# 32 only, where these are; beside the norms, which stayed F32.
 COUNTED = [
     ("270M", "q4_k_m", {"q8_0": 10, "q5_0": 81, "q4_k": 27, "q6_k": 9}),
     ("270M", "q5_k_m", {"q8_0": 10, "q5_1": 81, "q5_k": 27, "q6_k": 9}),

@@ -1,4 +1,6 @@
-"""lora/dora.py: one layer by hand, parity with PEFT with and without dropout, and the invariants of the magnitude."""
+"""lora/dora.py: one layer by hand, parity with PEFT with and without dropout, and the invariants of the
+magnitude.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""lora/inject.py: which layers are found, what is frozen, and what switching off and loading state leave behind."""
+"""lora/inject.py: which layers are found, what is frozen, and what switching off and loading state leave
+behind.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""lora/layer.py: one product by hand, parity with PEFT in each precision, and what a fresh or switched-off adapter must leave alone."""
+"""lora/layer.py: one product by hand, parity with PEFT in each precision, and what a fresh or switched-off
+adapter must leave alone.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""lora/merge.py: one weight by hand, parity with PEFT's merge_and_unload, and a merged model that does what the adapted one did."""
+"""lora/merge.py: one weight by hand, parity with PEFT's merge_and_unload, and a merged model that does what
+the adapted one did.
+"""
 
 import copy
 import math

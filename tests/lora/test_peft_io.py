@@ -208,7 +208,9 @@ TOKENS = torch.arange(2, 13)
 
 
 def gemma_pair():
-    """(a small random transformers Gemma 3, our model with its weights); 11 tokens pass its window of 4, its last layer is global."""
+    """(a small random transformers Gemma 3, our model with its weights); 11 tokens pass its window of 4, its
+    last layer is global.
+    """
     torch.manual_seed(0)
     hf = HFGemma3(Gemma3TextConfig(**SIZES, attn_implementation="eager")).eval()
     return hf, our_gemma(hf.config, hf.state_dict())

@@ -1,4 +1,5 @@
-"""model/attention.py: masks written out, the fast kernels against the slow one at every edge of the window, transformers' module, and memory.
+"""model/attention.py: masks written out, the fast kernels against the slow one at every edge of the window,
+transformers' module, and memory.
 
 T tokens, H query heads, K key/value heads, D head_dim, W window.
 """
@@ -45,7 +46,9 @@ LENGTHS = [
 
 
 class Largest(TorchDispatchMode):
-    """Records the most elements that any tensor has which is made inside the `with`, by the backward pass too."""
+    """Records the most elements that any tensor has which is made inside the `with`, by the backward pass
+    too.
+    """
 
     elements = 0
 
@@ -79,7 +82,9 @@ def band(q, k, v, lengths: list[int], scale: float, window: int = W):
 
 
 def who_sees_whom(attend, total: int) -> list[list[int]]:
-    """The mask that attend(q, k, v) acts by: scores are all 0 and token j's value is the j-th unit vector, so row i is spread over what i sees."""
+    """The mask that attend(q, k, v) acts by: scores are all 0 and token j's value is the j-th unit vector, so
+    row i is spread over what i sees.
+    """
     zeros, units = torch.zeros(total, 1, total), torch.eye(total)[:, None]
     return (attend(zeros, zeros, units)[:, 0] > 0).int().tolist()
 
@@ -91,7 +96,9 @@ def kernel(request, monkeypatch):
 
 
 def written_out_varlen(q, k, v, starts, key_starts, longest, most_keys, *, scale, window_size, enable_gqa):
-    """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel itself is held to reference_attention below."""
+    """What torch.nn.attention.varlen.varlen_attn computes, as FlashAttention's README has it; a GPU's kernel
+    itself is held to reference_attention below.
+    """
     bounds, key_bounds = starts.tolist(), key_starts.tolist()
     queries, keys = ([b - a for a, b in pairwise(x)] for x in (bounds, key_bounds))
     assert (
@@ -132,7 +139,8 @@ def test_the_number_of_each_tokens_document():
 
 
 def test_two_tokens_written_here_by_hand():
-    # scores of token 1: 2 * 0 * 0.5 = 0 and 2 * ln 3 * 0.5 = ln 3, so its weights are 1/4 and 3/4; token 0 sees itself only
+    # scores of token 1: 2 * 0 * 0.5 = 0 and 2 * ln 3 * 0.5 = ln 3, so its weights are 1/4 and 3/4; token 0
+    # sees itself only
     q, k = torch.tensor([[[2.0, 0.0]], [[2.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
     v = torch.tensor([[[4.0, 0.0]], [[0.0, 8.0]]])
     y = reference_attention(q, k, v, torch.tensor([0, 2]), scale=0.5)
@@ -190,7 +198,8 @@ def test_the_mask_of_a_sliding_layer_with_a_window_of_3_over_documents_of_2_and_
 
 
 def test_the_band_of_a_document_of_3_tokens_and_a_window_of_2():
-    # two blocks of two queries; each looks at the two keys before its block and at its own two.  The fourth token is filling and sees itself.
+    # two blocks of two queries; each looks at the two keys before its block and at its own two. The fourth
+    # token is filling and sees itself.
     assert band_mask(torch.tensor([0, 3]), 3, 2)[:, 0].int().tolist() == [
         [[0, 0, 1, 0], [0, 0, 1, 1]],
         [[0, 1, 1, 0], [0, 0, 0, 1]],

@@ -1,4 +1,6 @@
-"""model/config.py: the configs as published, old style and new, mean what transformers makes of them; impossible ones are refused in one error."""
+"""model/config.py: the configs as published, old style and new, mean what transformers makes of them;
+impossible ones are refused in one error.
+"""
 
 import json
 

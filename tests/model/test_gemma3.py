@@ -1,4 +1,6 @@
-"""model/gemma3.py: a layer by hand, transformers' layer, and what packing must not change.  The whole model against transformers is in parity/."""
+"""model/gemma3.py: a layer by hand, transformers' layer, and what packing must not change. The whole model
+against transformers is in parity/.
+"""
 
 import random
 from itertools import accumulate
@@ -50,8 +52,9 @@ def documents(hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> list[torch.
 
 
 def test_a_layer_of_one_token_written_here_by_hand():
-    # One token attends to itself, so with identities for v_proj and o_proj attention is its input: x = [1, 7], of root mean square 5, is
-    # normed to [0.2, 1.4], of root mean square 1; post_attention_layernorm doubles it, and x + [0.4, 2.8] = [1.4, 9.8].
+    # One token attends to itself, so with identities for v_proj and o_proj attention is its input: x = [1,
+    # 7], of root mean square 5, is normed to [0.2, 1.4], of root mean square 1; post_attention_layernorm
+    # doubles it, and x + [0.4, 2.8] = [1.4, 9.8].
     cfg = Gemma3Config(
         2,
         3,
@@ -82,7 +85,8 @@ def test_a_layer_of_one_token_written_here_by_hand():
 
 @pytest.mark.parametrize("dtype, expected", [(torch.float32, 31.622776), (torch.bfloat16, 31.5)])
 def test_the_embeddings_scale_is_rounded_before_it_multiplies(dtype, expected):
-    # sqrt(640) = 25.298 is 25.25 in bfloat16; 1.25 * 25.25 = 31.5625 rounds to 31.5, but 1.25 * 25.298 = 31.62 to 31.625
+    # sqrt(640) = 25.298 is 25.25 in bfloat16; 1.25 * 25.25 = 31.5625 rounds to 31.5, but 1.25 * 25.298 =
+    # 31.62 to 31.625
     model = Gemma3ForCausalLM(Gemma3Config(640, 1, 0, vocab_size=3)).to(dtype)
     torch.nn.init.constant_(model.model.embed_tokens.weight, 1.25)
     seen = []
@@ -225,7 +229,9 @@ def test_a_stream_of_2048_tokens_makes_no_square():
 
 
 def shared_and_plain(seed: int = 0) -> tuple:
-    """The same nine documents as two batches: three begin alike for 20 tokens, longer than the window, and three for 17."""
+    """The same nine documents as two batches: three begin alike for 20 tokens, longer than the window, and
+    three for 17.
+    """
     rng, rows = random.Random(seed), []
     for start in ([rng.randrange(61) for _ in range(20)], [rng.randrange(61) for _ in range(17)], []):
         for _ in range(3):

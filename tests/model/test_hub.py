@@ -1,4 +1,6 @@
-"""model/hub.py against a hub of our own on 127.0.0.1: downloads, the offline cache, revisions, and one line with the remedy for each refusal."""
+"""model/hub.py against a hub of our own on 127.0.0.1: downloads, the offline cache, revisions, and one line
+with the remedy for each refusal.
+"""
 
 import json
 import os
@@ -113,7 +115,9 @@ def hub():
 
 @pytest.fixture
 def ask(hub, tmp_path):
-    """Calls resolve in a process of its own, since huggingface_hub reads its settings once; the cache is tmp_path/home, the folder tmp_path."""
+    """Calls resolve in a process of its own, since huggingface_hub reads its settings once; the cache is
+    tmp_path/home, the folder tmp_path.
+    """
 
     def call(*args, **env):
         clean = {

@@ -32,7 +32,8 @@ def unequal_weights(dtype=torch.float64) -> torch.Tensor:
 
 
 def test_two_vocabulary_entries_by_hand():
-    # Logits (0, ln 3), so p = (1/4, 3/4). The second is the target: log p = ln(3/4), d log p / d logits = (-1/4, 1 - 3/4).
+    # Logits (0, ln 3), so p = (1/4, 3/4). The second is the target: log p = ln(3/4), d log p / d logits =
+    # (-1/4, 1 - 3/4).
     hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], requires_grad=True)
     log_probs, correct = token_log_probs(hidden, weight, torch.tensor([1]))
@@ -204,7 +205,8 @@ def test_the_default_chunk_is_16_mib_of_logits_on_a_cpu_and_at_least_128_entries
 
 
 def test_logits_that_grow_from_chunk_to_chunk_do_not_overflow():
-    # exp(500) overflows float32. The last entry's logit, 3,500, has all the probability; the target's is 3,000.
+    # exp(500) overflows float32. The last entry's logit, 3,500, has all the probability; the target's is
+    # 3,000.
     hidden, weight = torch.ones(1, 1, requires_grad=True), torch.arange(0.0, 4000.0, 500.0)[:, None]
     log_probs, _ = token_log_probs(hidden, weight, torch.tensor([6]), chunk=1)
     log_probs.backward()

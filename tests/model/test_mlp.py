@@ -16,7 +16,8 @@ def test_the_product_written_here_by_hand():
         mlp.gate_proj.weight.copy_(torch.tensor([[1.0, 0.0]]))
         mlp.up_proj.weight.copy_(torch.tensor([[0.0, 1.0]]))
         mlp.down_proj.weight.copy_(torch.tensor([[1.0], [2.0]]))
-    # gate(x) = 1, up(x) = 3; gelu_tanh(1) = 0.5 (1 + tanh(sqrt(2 / pi) (1 + 0.044715))) = 0.841192, where the exact gelu is 0.841345
+    # gate(x) = 1, up(x) = 3; gelu_tanh(1) = 0.5 (1 + tanh(sqrt(2 / pi) (1 + 0.044715))) = 0.841192, where the
+    # exact gelu is 0.841345
     torch.testing.assert_close(
         mlp(torch.tensor([[1.0, 3.0]])), torch.tensor([[2.523576, 5.047151]]), atol=1e-5, rtol=0
     )

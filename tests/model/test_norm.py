@@ -1,4 +1,6 @@
-"""model/norm.py: a root mean square of five by hand, the fast norm against the slow one and transformers', and what a norm must not depend on."""
+"""model/norm.py: a root mean square of five by hand, the fast norm against the slow one and transformers',
+and what a norm must not depend on.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,8 @@ def test_eps_is_added_under_the_root():
 
 
 def test_the_product_with_the_weight_is_rounded_last():
-    # 1.4 * 13 = 18.2, in bfloat16 18.25; but 1.4 is 1.3984375 in bfloat16, and 13 times that is 18.18, which rounds to 18.125
+    # 1.4 * 13 = 18.2, in bfloat16 18.25; but 1.4 is 1.3984375 in bfloat16, and 13 times that is 18.18, which
+    # rounds to 18.125
     x, norm = torch.tensor([[1.0, 7.0]], dtype=torch.bfloat16), norm_with([0.0, 12.0]).bfloat16()
     assert norm(x)[0, 1].item() == reference_rms_norm(x, norm.weight, 0.0)[0, 1].item() == 18.25
 

@@ -1,4 +1,6 @@
-"""model/rope.py: angles and a quarter turn by hand, transformers' own tables, and that only the distance of two tokens counts."""
+"""model/rope.py: angles and a quarter turn by hand, transformers' own tables, and that only the distance of
+two tokens counts.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ THETAS = {FULL: 1e6, SLIDING: 1e4}
 
 
 def test_the_angles_written_here_by_hand():
-    # D = 4 has two pairs; their frequencies are 100^(-0/4) = 1 and 100^(-2/4) = 0.1: position 2 turns them by 2 and by 0.2 radians
+    # D = 4 has two pairs; their frequencies are 100^(-0/4) = 1 and 100^(-2/4) = 0.1: position 2 turns them by
+    # 2 and by 0.2 radians
     cos, sin = rope_angles(torch.tensor([0, 1, 2]), head_dim=4, theta=100.0)
     torch.testing.assert_close(
         cos,

@@ -1,4 +1,6 @@
-"""model/tokenizer.py on a small tokenizer of Gemma's make: control tokens never come from text, the turns are the published template's."""
+"""model/tokenizer.py on a small tokenizer of Gemma's make: control tokens never come from text, the turns are
+the published template's.
+"""
 
 import json
 import shutil
@@ -49,7 +51,9 @@ TEMPLATE = """{{ bos_token }}
 
 
 def train_tokenizer_json(path) -> None:
-    """Gemma's make: BPE over ▁-marked text with a token for each byte as a last resort, and newlines as tokens of their own."""
+    """Gemma's make: BPE over ▁-marked text with a token for each byte as a last resort, and newlines as
+    tokens of their own.
+    """
     from tokenizers import (
         AddedToken,
         Regex,

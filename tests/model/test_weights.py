@@ -1,4 +1,6 @@
-"""model/weights.py: what transformers writes is read to the same bits, what we write it reads, and every broken checkpoint says what is broken."""
+"""model/weights.py: what transformers writes is read to the same bits, what we write it reads, and every
+broken checkpoint says what is broken.
+"""
 
 import hashlib
 import json

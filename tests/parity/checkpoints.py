@@ -1,6 +1,7 @@
-"""transformers' Gemma 3 with random weights, in the shapes of the five published models: their layer pattern, their ratio of heads, their RoPE and
-query scale, narrow enough for a CPU.  Layer counts end where the published ones do in the pattern of six: 18 and 48 with a global layer, 26 and
-62 with two local ones after it, 34 with four."""
+"""transformers' Gemma 3 with random weights, in the shapes of the five published models: their layer pattern,
+their ratio of heads, their RoPE and query scale, narrow enough for a CPU. Layer counts end where the
+published ones do in the pattern of six: 18 and 48 with a global layer, 26 and 62 with two local ones after
+it, 34 with four."""
 
 import torch
 
@@ -59,7 +60,9 @@ MULTIMODAL = ("4b", "12b", "27b")
 
 
 def reference_model(name: str, text_shape: dict | None = None):
-    """Gemma3ForCausalLM, or for the multimodal sizes Gemma3ForConditionalGeneration, with eager attention and no weight of its text part at zero."""
+    """Gemma3ForCausalLM, or for the multimodal sizes Gemma3ForConditionalGeneration, with eager attention and
+    no weight of its text part at zero.
+    """
     import transformers
 
     text = transformers.Gemma3TextConfig(**(text_shape or SHAPES[name]))
@@ -77,7 +80,9 @@ def reference_model(name: str, text_shape: dict | None = None):
 
 
 def _randomise(reference) -> None:
-    """Sharp attention, and a small embedding, since a tied head would have the model say its last token again and again; the last norm makes up for it."""
+    """Sharp attention, and a small embedding, since a tied head would have the model say its last token again
+    and again; the last norm makes up for it.
+    """
     means = {"q_norm": 0.5, "k_norm": 0.5, "model.norm": 4.0}
     generator = torch.Generator().manual_seed(0)
     for name, p in text_parameters(reference).items():
@@ -104,6 +109,7 @@ def text_parameters(reference) -> dict[str, torch.nn.Parameter]:
 def reference_logits(reference, tokens: torch.Tensor) -> torch.Tensor:
     """(n, V) logits of one document (n,)."""
     cap = getattr(reference.config, "attn_logit_softcapping", None)
-    # transformers' Gemma 3 keeps the attention softcap in its config but does not hand it to the attention function, whose argument it is.
+    # transformers' Gemma 3 keeps the attention softcap in its config but does not hand it to the attention
+    # function, whose argument it is.
     extra = {} if cap is None else {"softcap": cap}
     return reference(input_ids=tokens[None], use_cache=False, **extra).logits[0]

@@ -1,4 +1,6 @@
-"""Adapters cross to PEFT and back on Gemma 3 itself, and evaluate.py's loss is transformers' on the same rows."""
+"""Adapters cross to PEFT and back on Gemma 3 itself, and evaluate.py's loss is transformers' on the same
+rows.
+"""
 
 import json
 
@@ -68,7 +70,8 @@ def assert_adapted(adapted: torch.Tensor, base: str) -> None:
 def trained_here(base: str, **settings):
     """A model with adapters after three steps on random tokens."""
     model = load_model(base, torch.float32)
-    # After seed 1 one position's activations nearly cancel, and float32's rounding alone moves its logits by 1.6e-5.
+    # After seed 1 one position's activations nearly cancel, and float32's rounding alone moves its logits by
+    # 1.6e-5.
     inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 4} | settings)
     ids = TOKENS.flip(0).tolist()
     batch = pack([Document(ids, [*ids[1:], IGNORE_INDEX], "random")])

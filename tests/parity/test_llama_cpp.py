@@ -1,4 +1,6 @@
-"""What we export, in a running llama.cpp: the same tokens, the same probabilities within its types, the same LoRA, the same chat turns."""
+"""What we export, in a running llama.cpp: the same tokens, the same probabilities within its types, the same
+LoRA, the same chat turns.
+"""
 
 import json
 import random
@@ -88,7 +90,9 @@ def test_log_probabilities_are_the_merged_models_within_the_types_error(tmp_path
 
 
 def strings(count: int) -> list[str]:
-    """Texts of six languages with their HTML, pieces of them, and what breaks tokenizers: emoji, bytes, runs of spaces, spelled control tokens."""
+    """Texts of six languages with their HTML, pieces of them, and what breaks tokenizers: emoji, bytes, runs
+    of spaces, spelled control tokens.
+    """
     rng = random.Random(1)
     texts = [row[side] for row in ROWS for side in ("prompt", "response")]
     odd = (

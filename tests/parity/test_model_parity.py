@@ -1,4 +1,5 @@
-"""Our Gemma 3, loaded from what transformers saved, is transformers' Gemma 3: logits, gradients of every weight, greedy text, for all five sizes.
+"""Our Gemma 3, loaded from what transformers saved, is transformers' Gemma 3: logits, gradients of every
+weight, greedy text, for all five sizes.
 
 Documents outgrow the window and lie in one packed stream for us; transformers reads them one by one.
 """
@@ -100,7 +101,9 @@ def test_loss_and_gradients_of_all_weights_equal_transformers(pair):
 
 @torch.no_grad()
 def test_64_greedy_tokens_equal_transformers(pair):
-    """If each of our tokens is transformers' likeliest after those before it, then transformers' own greedy text is ours: one pass tells."""
+    """If each of our tokens is transformers' likeliest after those before it, then transformers' own greedy
+    text is ours: one pass tells.
+    """
     ours, reference = pair
     prompts = list(stream()[0].split(LENGTHS))
     completions = generate(ours, [p.tolist() for p in prompts], max_new_tokens=64, stop_ids=())

@@ -22,7 +22,9 @@ STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
 
 
 def padded(docs):
-    """A rectangle: ids with <pad> (0), its mask, and Hugging Face's unshifted labels with -100 at the prompt and the padding."""
+    """A rectangle: ids with <pad> (0), its mask, and Hugging Face's unshifted labels with -100 at the prompt
+    and the padding.
+    """
     width = max(len(d.input_ids) for d in docs)
     ids, mask, labels = (
         torch.zeros(len(docs), width, dtype=torch.long),

@@ -54,11 +54,13 @@ def test_spans_are_source_positions_and_classes():
 
 def test_lab_sentence_aligns_in_both_styles():
     source = (
-        "The author of this text is Ignacio López Luna, but everybody calls him Ignasi. His ID number is 123456789. "
+        "The author of this text is Ignacio López Luna, but everybody calls him Ignasi. His ID number is "
+        "123456789. "
         "He has a son named Arnau López, who was born on 21-07-2021."
     )
     gold = (
-        "The author of this text is [GIVENNAME_1] [SURNAME_1], but everybody calls him [GIVENNAME_1]. His ID number is "
+        "The author of this text is [GIVENNAME_1] [SURNAME_1], but everybody calls him [GIVENNAME_1]. His ID "
+        "number is "
         "[IDCARDNUM_1]. He has a son named [GIVENNAME_1] [SURNAME_1], who was born on [DATEOFBIRTH_1]."
     )
     expected = [

@@ -1,4 +1,6 @@
-"""training/checkpoint.py: a checkpoint is whole or not there, whatever happens while it is written or later on the disk."""
+"""training/checkpoint.py: a checkpoint is whole or not there, whatever happens while it is written or later
+on the disk.
+"""
 
 import errno
 import os
@@ -57,7 +59,9 @@ def one_step(model, optimizers, precision, micro_batches):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
-    """With dropout, so that the state of the random numbers counts; Muon over the layers and AdamW over the embedding."""
+    """With dropout, so that the state of the random numbers counts; Muon over the layers and AdamW over the
+    embedding.
+    """
     micro_batches = list(Loader(documents(4), 2, seed=1).batches(0))
     precision = Precision("fp32", torch.device("cpu"))
 
@@ -106,7 +110,9 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch, moment: int, half_done: bool):
-    """Everything in checkpoint.py that touches the disk dies at the `moment`-th touch and ever after, as under SIGKILL; returns the touches so far."""
+    """Everything in checkpoint.py that touches the disk dies at the `moment`-th touch and ever after, as
+    under SIGKILL; returns the touches so far.
+    """
     touches = []
 
     def dying(name, work, write=False):
@@ -132,7 +138,9 @@ def kill_at(monkeypatch, moment: int, half_done: bool):
 
 
 def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check):
-    """Saves `step` over and over beside checkpoints 1 and 2, dies a touch later each time, and calls check(folder, saved whole); the touches."""
+    """Saves `step` over and over beside checkpoints 1 and 2, dies a touch later each time, and calls
+    check(folder, saved whole); the touches.
+    """
     for half_done in (False, True):
         for moment in range(1, 100):
             folder = tmp_path / f"{half_done}-{moment}"

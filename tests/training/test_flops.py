@@ -1,4 +1,6 @@
-"""training/flops.py: a count by hand, PyTorch's own counter on real steps, and which GPUs' promises are known."""
+"""training/flops.py: a count by hand, PyTorch's own counter on real steps, and which GPUs' promises are
+known.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,8 @@ def model_that(trains: str) -> Gemma3ForCausalLM:
 
 def test_a_frozen_and_a_trained_matrix_by_hand():
     model = model_that("adapters").requires_grad_(False)
-    # a layer has q (32 x 32), k and v (32 x 16) before its attention, and o (32 x 32), gate, up and down (32 x 48) behind it; rank 4 adds 4 (in + out) each
+    # a layer has q (32 x 32), k and v (32 x 16) before its attention, and o (32 x 32), gate, up and down (32
+    # x 48) behind it; rank 4 adds 4 (in + out) each
     before = 32 * 32 + 2 * 32 * 16 + 4 * (64 + 2 * 48)
     behind = 32 * 32 + 3 * 32 * 48 + 4 * (64 + 3 * 80)
     assert step_flops(model, tokens=10, targets=3) == 4 * (
@@ -68,14 +71,17 @@ def test_the_count_is_that_of_pytorchs_counter(trains):
     }
     if (
         trains == "adapters"
-    ):  # nobody needs the gradient of the first layer's input, which only B's part of the way back does not serve
+        # Nobody needs the gradient of the first layer's input, which only B's part of the way back does not
+        # serve.
+    ):
         first = model.model.layers[0].self_attn
         beside = -sum(
             2 * 120 * p.numel()
             for m in (first.q_proj, first.k_proj, first.v_proj)
             for p in (m.base_layer.weight, m.lora_A)
         )
-    else:  # a loss whose head trains works its logits out anew in the backward pass, which is no use of the model
+    # A loss whose head trains works its logits out anew in the backward pass, which is no use of the model.
+    else:
         beside = 2 * 60 * model.head_weight.numel()
     assert sum(products.values()) == step_flops(model, tokens=120, targets=60) + beside
 

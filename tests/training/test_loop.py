@@ -1,4 +1,6 @@
-"""training/loop.py: what a step adds up, when it is not applied, and when the loop evaluates, saves and stops."""
+"""training/loop.py: what a step adds up, when it is not applied, and when the loop evaluates, saves and
+stops.
+"""
 
 import math
 import os
@@ -88,7 +90,9 @@ def fit(model, docs, watch=None, state=None, batch_size=1, objective=SFT, on_ste
 
 
 def full_batch_gradients(model, docs):
-    """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its gradients."""
+    """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its
+    gradients.
+    """
     batch = pack(docs)
     hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
     log_probs = reference_token_log_probs(hidden[batch.target_positions], model.head_weight, batch.targets)
@@ -218,7 +222,9 @@ def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_sam
 
 
 def test_a_step_that_was_not_applied_leaves_no_trace_in_what_follows():
-    """Neither in the weights nor in the optimiser's moments: step 1 with its rate would not, so the rate is constant here."""
+    """Neither in the weights nor in the optimiser's moments: step 1 with its rate would not, so the rate is
+    constant here.
+    """
     docs = documents(3, seed=7)
     with_it, without = tiny_model(), tiny_model()
     watch = fit(with_it, docs, objective=poisoned({"1"}), total_steps=3, lr_scheduler="constant")

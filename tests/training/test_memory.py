@@ -19,7 +19,9 @@ from training import memory, memory_probe
 from training.config import Train, load_config
 from training.memory_probe import Probe, extended, sizes
 
-TINY = "--config small.toml --set train.max_steps=6 --set train.eval_samples=2 --set generate.max_new_tokens=4"
+TINY = (
+    "--config small.toml --set train.max_steps=6 --set train.eval_samples=2 --set generate.max_new_tokens=4"
+)
 
 
 @pytest.fixture
@@ -95,7 +97,9 @@ def test_a_probe_that_ran_out_of_memory_does_not_fit(place, capsys, monkeypatch)
     assert "it does not fit" in plan(capsys)
 
 
-@pytest.mark.parametrize("room, largest", [(99, 0), (100, 1), (149, 1), (150, 2), (175, 3), (200, 4), (999, 4)])
+@pytest.mark.parametrize(
+    "room, largest", [(99, 0), (100, 1), (149, 1), (150, 2), (175, 3), (200, 4), (999, 4)]
+)
 def test_the_largest_size_is_read_off_the_line_between_the_known_ones(room, largest):
     assert found({1: 100, 2: 150, 4: 200}).largest(room) == largest
 

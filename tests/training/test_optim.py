@@ -1,4 +1,6 @@
-"""training/optim.py: AdamW and the rate's way by hand, and which weights go to which optimiser with which decay."""
+"""training/optim.py: AdamW and the rate's way by hand, and which weights go to which optimiser with which
+decay.
+"""
 
 import subprocess
 import sys
@@ -138,7 +140,9 @@ def test_a_parameter_without_a_gradient_stays_as_it_is():
 
 
 def test_no_compiler_is_imported_for_a_first_step():
-    """torch._dynamo takes over a second to import, and neither building, loading nor training a model asks for it."""
+    """torch._dynamo takes over a second to import, and neither building, loading nor training a model asks
+    for it.
+    """
     program = """if True:
         import sys, torch
         from data.packing import pack

@@ -1,4 +1,6 @@
-"""training/run_folder.py: who may write a run's folder, what becomes of an older run, and what a resume must find unchanged."""
+"""training/run_folder.py: who may write a run's folder, what becomes of an older run, and what a resume must
+find unchanged.
+"""
 
 import errno
 import os
@@ -50,8 +52,10 @@ def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(tmp_path
 
 def test_the_lock_holds_between_processes_and_falls_with_its_process(tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from training.config import *; from training.run_folder import RunFolder\n"
-        f"c = Config(run=Run(dir={str(tmp_path / 'a')!r})); f = RunFolder(c, False); f.begin(c); print('held', flush=True); sys.stdin.read()"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from training.config import *; from "
+        f"training.run_folder import RunFolder\n"
+        f"c = Config(run=Run(dir={str(tmp_path / 'a')!r})); f = RunFolder(c, False); f.begin(c); "
+        f"print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -30,7 +30,8 @@ from training.run_folder import RunFolder
 
 EVALUATED = ["--set", "train.eval_every=3"]
 
-# train.py that sends itself a signal in the middle of a given micro-batch, or dies in a save once the files are written but not yet renamed
+# train.py that sends itself a signal in the middle of a given micro-batch, or dies in a save once the files
+# are written but not yet renamed
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -91,7 +92,9 @@ def adapter_hash(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """runs/tiny, which nothing stopped, in a folder with its config, base and rows: 16 steps in 4 epochs, with dropout, shuffling and accumulation."""
+    """runs/tiny, which nothing stopped, in a folder with its config, base and rows: 16 steps in 4 epochs,
+    with dropout, shuffling and accumulation.
+    """
     folder = write_run(tmp_path_factory.mktemp("whole"))
     done = run_script(folder, "--config", "tiny.toml", *EVALUATED)
     assert done.returncode == 0, done.stderr
@@ -112,7 +115,9 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_
 
 
 def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_not(whole):
-    """SIGKILL in a micro-batch, SIGTERM, Ctrl-C, SIGKILL in a save; each time resumed with the command that the run printed."""
+    """SIGKILL in a micro-batch, SIGTERM, Ctrl-C, SIGKILL in a save; each time resumed with the command that
+    the run printed.
+    """
     rng = random.Random(16)
     stops = [
         f"SIGKILL@{rng.randint(4, 9)}",
