@@ -19,9 +19,8 @@ from ggml.container import TensorInfo, write_gguf
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
 from model.config import SLIDING, Gemma3Config
 from model.gguf_names import gguf_name
+from model.gguf_weights import LAYERS_27B, USUAL_PATTERN
 from model.hub import TINY
-
-USUAL_PATTERN, LAYERS_27B = 6, 62  # every sixth layer is global unless the file says otherwise
 
 
 def write_model(

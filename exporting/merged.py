@@ -28,7 +28,7 @@ class MergedCheckpoint:
         self.checkpoint = Checkpoint(folder)
         self.config, self.names, self.folder = self.checkpoint.config, self.checkpoint.names, Path(folder)
         self.shapes = {name: tuple(p.shape) for name, p in self.checkpoint.model.named_parameters()}
-        self.adapter, self.layers, self.tensors = None, {}, {}
+        self.adapter, self.layers, self.tensors, self.adapter_folder = None, {}, {}, adapter
         if adapter is not None:
             # On the meta device: the names, ranks and shapes are checked against the model's, the numbers
             # wait for their layer's turn.

@@ -1,164 +1,172 @@
-"""GGML's types of 32 weights a block, Q8_0, Q4_0, Q5_0 and Q5_1: one scale (Q5_1: and a min) in float16, and
-levels that are rounded once.
+"""GGML's block types: their layout, and torch functions that turn blocks into weights on any device.
 
-For each type a slow form, one block in float32 scalars, that explains the layout, and a fast one over many
-blocks that gives the same bytes, which equal llama.cpp's own (ggml/src/ggml-quants.c, quantize_row_q8_0_ref
-and its neighbours).
+    Q8_0   34 bytes: d f16, 32 int8                                 weight = d * q
+    Q4_0   18 bytes: d f16, 16 of nibbles                           weight = d * (q - 8)
+    Q4_1   20 bytes: d f16, m f16, 16 of nibbles                    weight = d * q + m
+    Q5_0   22 bytes: d f16, 4 of fifth bits, 16 of nibbles          weight = d * (q - 16)
+    Q5_1   24 bytes: d f16, m f16, 4 of fifth bits, 16 of nibbles   weight = d * q + m
+    Q4_K  144 bytes: d f16, dmin f16, 12 of 6-bit scales and mins, 128 of nibbles
+                                                                    weight = d * scale * q - dmin * min
+    Q5_K  176 bytes: the same, with 32 of fifth bits before the nibbles
+    Q6_K  210 bytes: 128 of nibbles, 64 of the two high bits, 16 of int8 scales, d f16
+                                                                    weight = d * scale * (q - 32)
 
-    Q8_0  34 bytes: d f16, 32 int8                                        weight = d * q
-    Q4_0  18 bytes: d f16, 16 of nibbles                                  weight = d * (q - 8)
-    Q5_0  22 bytes: d f16, 4 of fifth bits, 16 of nibbles                 weight = d * (q - 16)
-    Q5_1  24 bytes: d f16, m f16, 4 of fifth bits, 16 of nibbles          weight = d * q + m
-
-Byte i of the nibbles has weight i in its low half and weight 16 + i in its high one; bit i of the fifth bits,
-a little-endian uint32, is weight i's. The levels are rounded with the float32 scale, though the file stores
-it in float16: so does the reference.
+In a block of 32, byte i of the nibbles has weight i in its low half and weight 16 + i in its high half; bit i
+of the fifth bits, a little-endian uint32, belongs to weight i. Source: llama.cpp, ggml/src/ggml-common.h and
+ggml-quants.c.
 """
 
-import math
+from typing import NamedTuple
 
-import numpy as np
+import torch
 
-f32, u8 = np.float32, np.uint8
-HALF = {"q4_0": 8, "q5_0": 16, "q5_1": 0}  # the level that stands for 0; Q5_1 has a min in its place
-
-
-# slow
+SLICE = 2**22  # Weights that are dequantized at a time: temporary tensors then take some ten MiB.
 
 
-def reference_q8_0(x: np.ndarray) -> bytes:
-    """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded,
-    halves away from 0.
+class QuantType(NamedTuple):
+    """A type: its name, its id in a GGUF file, and the weights and bytes of a block."""
+
+    name: str
+    ggml_id: int
+    block_size: int
+    block_bytes: int
+
+
+TYPES = {
+    row[0]: QuantType(*row)
+    for row in [
+        ("f32", 0, 1, 4),
+        ("f16", 1, 1, 2),
+        ("q4_0", 2, 32, 18),
+        ("q4_1", 3, 32, 20),
+        ("q5_0", 6, 32, 22),
+        ("q5_1", 7, 32, 24),
+        ("q8_0", 8, 32, 34),
+        ("q4_k", 12, 256, 144),
+        ("q5_k", 13, 256, 176),
+        ("q6_k", 14, 256, 210),
+        ("bf16", 30, 1, 2),
+    ]
+}
+READ_ONLY = ("q4_1",)  # no quantizer here
+FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are no multiple of 256
+
+
+def type_of(ggml_id: int) -> QuantType | None:
+    """Returns the type with this id; those that are not in TYPES come from the gguf package; None if nobody
+    knows it.
     """
-    d = max(abs(v) for v in x) / f32(127)
-    inverse = f32(1) / d if d else f32(0)
-    q = [
-        reference_floor(float(abs(v) * inverse) + 0.5) * (-1 if v < 0 else 1) for v in x
-    ]  # + 0.5 in float64, where the sum is exact
-    return np.float16(d).tobytes() + np.array(q, np.int8).tobytes()
+    for known in TYPES.values():
+        if known.ggml_id == ggml_id:
+            return known
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        kind = GGMLQuantizationType(ggml_id)
+        return QuantType(kind.name.lower(), ggml_id, *GGML_QUANT_SIZES[kind])
+    except (ValueError, KeyError):
+        return None
 
 
-def reference_q45_0(x: np.ndarray, name: str) -> bytes:
-    """One block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), where half is 8 or
-    16.
+def type_named(name: str) -> QuantType:
+    """Returns the type of this name."""
+    if name in TYPES:
+        return TYPES[name]
+    from gguf import GGMLQuantizationType
 
-    d, which may be negative, makes the weight largest in magnitude -half: of the levels -half..half - 1 the
-    lowest is the farthest from 0.
+    found = type_of(GGMLQuantizationType[name.upper()])
+    assert found is not None, name
+    return found
+
+
+def row_bytes(name: str, n_cols: int) -> int:
+    """Returns the bytes of a row of `n_cols` weights; raises ValueError if they are no whole number of
+    blocks.
     """
-    half, largest = HALF[name], f32(0)
-    for v in x:
-        if abs(v) > abs(largest):
-            largest = v
-    d = largest / f32(-half)
-    inverse = f32(1) / d if d else f32(0)
-    q = [min(2 * half - 1, reference_floor(v * inverse + f32(half + 0.5))) for v in x]
-    return np.float16(d).tobytes() + reference_pack(q, name)
+    quant = type_named(name)
+    if n_cols % quant.block_size:
+        remedy = f"take {FALLBACK.get(name, 'f16')} for this tensor"
+        raise ValueError(f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; {remedy}")
+    return n_cols // quant.block_size * quant.block_bytes
 
 
-def reference_q5_1(x: np.ndarray) -> bytes:
-    """One block of Q5_1 from 32 float32 weights: the lowest weight, m, is level 0, the highest 31, and q =
-    floor((x - m) / d + 0.5).
+def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
+    """(n_rows, row_bytes) uint8 -> (n_rows, n_cols) float32 on the same device: the weights that a reader
+    computes with.
+
+    Raises ValueError if row_bytes is no whole number of the type's blocks.
     """
-    low, high = min(x), max(x)
-    d = (high - low) / f32(31)
-    inverse = f32(1) / d if d else f32(0)
-    q = [reference_floor((v - low) * inverse + f32(0.5)) for v in x]
-    return np.float16(d).tobytes() + np.float16(low).tobytes() + reference_pack(q, "q5_1")
+    quant, (n_rows, n_bytes) = type_named(name), data.shape
+    if n_bytes % quant.block_bytes:
+        why = "the data is of another type, or cut off"
+        raise ValueError(f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; {why}")
+    n_cols = n_bytes // quant.block_bytes * quant.block_size
+    out = torch.empty((n_rows, n_cols), dtype=torch.float32, device=data.device)
+    height = max(1, SLICE // max(1, n_cols))
+    for i in range(0, n_rows, height):
+        piece = data[i : i + height].contiguous()
+        out[i : i + height] = _weights(piece.view(-1, quant.block_bytes), name).view(len(piece), n_cols)
+    return out
 
 
-def reference_floor(v) -> int:
-    """floor(v); 0 where 1 / d was infinite: d is below 2**-128 there and 0 in float16, whatever the levels
-    say.
-    """
-    return math.floor(v) if math.isfinite(v) else 0
+def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
+    """(n, block_bytes) uint8 -> (n, block_size) float32."""
+    if name in ("f32", "f16", "bf16"):
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
+        return blocks.view(dtype).float()
+    if name == "q8_0":
+        return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
+    if name in ("q4_0", "q4_1", "q5_0", "q5_1"):
+        return _blocks_of_32(blocks, name)
+    if name in ("q4_k", "q5_k"):
+        return _q45_k(blocks, name)
+    if name == "q6_k":
+        return _q6_k(blocks)
+    import gguf.quants  # IQ types and others that llama.cpp writes and Loupe does not
+
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    return torch.from_numpy(gguf.quants.dequantize(blocks.cpu().numpy(), kind)).to(blocks.device)
 
 
-def reference_pack(q: list[int], name: str) -> bytes:
-    fifth = (
-        b"" if name == "q4_0" else sum((level >> 4) << i for i, level in enumerate(q)).to_bytes(4, "little")
-    )
-    return fifth + bytes(q[i] & 15 | (q[i + 16] & 15) << 4 for i in range(16))
+def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
+    """(n, 1) float32 from the two bytes of a float16."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-# fast
+def _bits(packed: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """(...) uint8 -> (..., len(shifts)) the bit of each byte at each shift."""
+    return packed[..., None] >> shifts & 1
 
 
-def fast_q8_0(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 34) uint8; reference_q8_0 explains it."""
-    d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
-    v = x * inverse_of(d)
-    whole = np.trunc(v)
-    whole += np.trunc(
-        f32(2) * (v - whole)
-    )  # halves away from 0; trunc(v + 0.5) would take 0.49999997 up, for the sum is rounded
-    return np.concatenate([half_bytes(d), finite(whole).astype(np.int8).view(u8)], axis=1)
-
-
-def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0; reference_q45_0 explains it."""
-    half = HALF[name]
-    largest = np.take_along_axis(
-        x, np.abs(x).argmax(axis=1)[:, None], axis=1
-    )  # of two that are equal but for the sign, the first
-    d = np.where(largest == 0, f32(0), largest) / f32(
-        -half
-    )  # a block of zeros of either sign: 0 / -half is -0, and stored so
-    q = np.minimum(finite(x * inverse_of(d) + f32(half + 0.5)).astype(u8), u8(2 * half - 1))
-    return np.concatenate([half_bytes(d), fast_pack(q, name)], axis=1)
-
-
-def fast_q5_1(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 24) uint8; reference_q5_1 explains it."""
-    low = np.take_along_axis(
-        x, x.argmin(axis=1)[:, None], axis=1
-    )  # of 0 and -0 the first, whose sign is stored; x.min() may take either
-    d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
-    q = finite((x - low) * inverse_of(d) + f32(0.5)).astype(u8)
-    return np.concatenate([half_bytes(d), half_bytes(low), fast_pack(q, "q5_1")], axis=1)
-
-
-def inverse_of(d: np.ndarray) -> np.ndarray:
-    return np.where(d != 0, f32(1) / d, f32(0))
-
-
-def finite(v: np.ndarray) -> np.ndarray:
-    """v with 0 for infinities and NaN; reference_floor says where they come from."""
-    return np.where(np.isfinite(v), v, f32(0))
-
-
-def half_bytes(d: np.ndarray) -> np.ndarray:
-    """(n, 1) float32 -> (n, 2) uint8, little-endian float16."""
-    return d.astype("<f2").view(u8)
-
-
-def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
-    """(n, 32) uint8 levels -> (n, 16) uint8, or (n, 20) with the fifth bits before."""
-    nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
-    return (
-        nibbles
-        if name == "q4_0"
-        else np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
-    )
-
-
-# back to weights
-
-
-def weights_q8_0(blocks: np.ndarray) -> np.ndarray:
-    """(n, 34) uint8 -> (n, 32) float32: d * q."""
-    return blocks[:, 2:].view(np.int8) * halves(blocks[:, :2])
-
-
-def weights_q45(blocks: np.ndarray, name: str) -> np.ndarray:
-    """(n, 18), (n, 22) or (n, 24) uint8 -> (n, 32) float32: d * (q - 8), d * (q - 16), or d * q + m."""
+def _blocks_of_32(blocks: torch.Tensor, name: str) -> torch.Tensor:
     nibbles = blocks[:, -16:]
-    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.int8)
-    if name != "q4_0":
-        q |= np.unpackbits(blocks[:, -20:-16], axis=1, bitorder="little").astype(np.int8) << 4
-    weights = (q - HALF[name]) * halves(blocks[:, :2])
-    return weights + halves(blocks[:, 2:4]) if name == "q5_1" else weights
+    q = torch.cat((nibbles & 15, nibbles >> 4), 1)  # (n, 32)
+    if name.startswith("q5"):
+        shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
+        q = q | _bits(blocks[:, -20:-16], shifts).flatten(1) << 4
+    if name.endswith("_1"):
+        return q.float() * _half(blocks, 0) + _half(blocks, 2)
+    return (q.float() - (8 if name == "q4_0" else 16)) * _half(blocks, 0)
 
 
-def halves(two_bytes: np.ndarray) -> np.ndarray:
-    """(n, 2) uint8, little-endian float16 -> (n, 1) float32."""
-    return np.ascontiguousarray(two_bytes).view("<f2").astype(f32)
+def _q45_k(blocks: torch.Tensor, name: str) -> torch.Tensor:
+    n, a, b, c = len(blocks), blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat((a & 63, c & 15 | a >> 6 << 4), 1)  # (n, 8)
+    mins = torch.cat((b & 63, c >> 4 | b >> 6 << 4), 1)
+    nibbles = blocks[:, -128:].view(n, 4, 1, 32)
+    q = torch.cat((nibbles & 15, nibbles >> 4), 2).view(n, 8, 32)
+    if name == "q5_k":  # bit g of byte i belongs to weight i of group g
+        shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
+        q = q | _bits(blocks[:, 16:48], shifts).transpose(1, 2) << 4
+    step, offset = _half(blocks, 0) * scales.float(), _half(blocks, 2) * mins.float()
+    return (step[:, :, None] * q.float() - offset[:, :, None]).view(n, 256)
+
+
+def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
+    n = len(blocks)
+    nibbles, high = blocks[:, :128].view(n, 2, 1, 2, 32), blocks[:, 128:192].view(n, 2, 1, 32)
+    q = torch.cat((nibbles & 15, nibbles >> 4), 2).view(n, 2, 4, 32)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device)[:, None]
+    q = q | (high >> shifts & 3) << 4
+    step = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()  # (n, 16)
+    return (step[:, :, None] * (q.view(n, 16, 16).float() - 32)).view(n, 256)

@@ -1,8 +1,9 @@
 """GGUF version 3, llama.cpp's file of one model: a writer that streams, and a reader that trusts nothing it
 reads.
 
-    "GGUF" | version u32 | tensors u64 | pairs u64                    24 bytes, little endian like all that follows
-    pairs    key string | type u32 | value                            string: length u64, then UTF-8; array: type u32, length u64, items
+    "GGUF" | version u32 | tensors u64 | pairs u64      24 bytes, little endian like all that follows
+    pairs    key string | type u32 | value              string: length u64, UTF-8
+                                                        array: type u32, length u64, items
     tensors  name string | dimensions u32 | sizes u64 each | type u32 | offset u64
     zeros to the next multiple of 32, the start of the data; then each tensor's bytes, zeros to the next
     multiple of 32 behind it
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ggml.quantize import TYPES, row_bytes
+from ggml.blocks import TYPES, row_bytes, type_of
 
 MAGIC, VERSION, ALIGNMENT, MAX_DIMS = b"GGUF", 3, 32, 4
 HEADER = "the header"
@@ -56,7 +57,6 @@ VALUE_IDS = {
     "f64": 12,
 }
 VALUE_NAMES = {number: name for name, number in VALUE_IDS.items()}
-TYPE_NAMES = {kind.ggml_id: name for name, kind in TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -209,11 +209,12 @@ class GGUFFile:
         if not 1 <= dims <= MAX_DIMS:
             raise cursor.wrong(f"{name} has {dims} dimensions, and 1 to {MAX_DIMS} are possible")
         *sizes, kind, offset = cursor.unpack(f"{dims}QIQ", name)
-        if kind not in TYPE_NAMES:
+        quant = type_of(kind)
+        if quant is None:
             raise cursor.wrong(f"{name} has the type {kind}, which is none of {', '.join(TYPES)}")
-        if not all(sizes) or sizes[0] % TYPES[TYPE_NAMES[kind]].block_size:
-            raise cursor.wrong(f"{name} has the sizes {sizes}, which {TYPE_NAMES[kind]} cannot have")
-        self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), TYPE_NAMES[kind], offset)
+        if not all(sizes) or sizes[0] % quant.block_size:
+            raise cursor.wrong(f"{name} has the sizes {sizes}, which {quant.name} cannot have")
+        self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), quant.name, offset)
 
     def _check_places(self) -> None:
         """Tensors lie one behind the other without a gap, as every writer puts them, and the last ends with

@@ -1,60 +1,19 @@
-"""GGML's number types: float32 weights to the bytes that a GGUF file holds, and back; and which tensor takes
-which type.
+"""Float32 weights to the bytes of a GGUF file, and which tensor takes which type.
 
-A row of weights is cut into blocks, each stored alone: ggml/blocks.py has the types of 32 weights a block,
-ggml/kquants.py and ggml/q6_k.py those of 256; they say a block's layout and how its scales are found. The
-bytes equal llama.cpp's own (ggml_quantize_chunk without an importance matrix) and the choice of types its
-llama_model_quantize (src/llama-quant.cpp), so that a file written here equals one that was quantised there.
+The bytes equal llama.cpp's (ggml_quantize_chunk without an importance matrix), and the choice of types that
+of its llama_model_quantize (src/llama-quant.cpp), so that a file written here equals one that was quantized
+there. Types of 32 weights a block are here, those of 256 in ggml/kquants.py; ggml/blocks.py has the layouts,
+and tests/ggml/reference_quantizers.py explains each type on one block.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
-from ggml.blocks import (
-    fast_q5_1,
-    fast_q8_0,
-    fast_q45_0,
-    reference_q5_1,
-    reference_q8_0,
-    reference_q45_0,
-    weights_q8_0,
-    weights_q45,
-)
-from ggml.kquants import fast_q45_k, reference_q45_k, weights_q45_k
-from ggml.q6_k import fast_q6_k, reference_q6_k, weights_q6_k
+from ggml.blocks import FALLBACK, TYPES, row_bytes
+from ggml.kquants import fast_q6_k, fast_q45_k
 
-SLICE = (
-    2**17
-)  # weights that are quantised at a time: the arrays between then take some MiB, whatever the tensor's size
-
-
-class QuantType(NamedTuple):
-    """A type of number: its name, its id in a GGUF file, and that `block_size` weights take `block_bytes`
-    bytes.
-    """
-
-    name: str
-    ggml_id: int
-    block_size: int
-    block_bytes: int
-
-
-TYPES = {
-    row[0]: QuantType(*row)
-    for row in [
-        ("f32", 0, 1, 4),
-        ("f16", 1, 1, 2),
-        ("q4_0", 2, 32, 18),
-        ("q5_0", 6, 32, 22),
-        ("q5_1", 7, 32, 24),
-        ("q8_0", 8, 32, 34),
-        ("q4_k", 12, 256, 144),
-        ("q5_k", 13, 256, 176),
-        ("q6_k", 14, 256, 210),
-        ("bf16", 30, 1, 2),
-    ]
-}
+f32, u8 = np.float32, np.uint8
+SLICE = 2**17  # Weights that are quantized at a time: temporary arrays then take some MiB.
+HALF = {"q4_0": 8, "q5_0": 16}  # the level that stands for 0
 # What a file of each --quant says of itself in general.file_type; llama.cpp calls q4_k and q5_k Q4_K_S and
 # Q5_K_S.
 FILE_TYPES = {
@@ -71,18 +30,6 @@ FILE_TYPES = {
     "q6_k": 18,
     "bf16": 32,
 }
-FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are no whole number of 256-blocks
-
-
-def row_bytes(name: str, n_cols: int) -> int:
-    """Bytes of one row of `n_cols` weights; raises ValueError if they are no whole number of blocks."""
-    quant = TYPES[name]
-    if n_cols % quant.block_size:
-        raise ValueError(
-            f"{name}: a row of {n_cols} weights is no multiple of {quant.block_size}; take "
-            f"{FALLBACK.get(name, 'f16')} for this tensor"
-        )
-    return n_cols // quant.block_size * quant.block_bytes
 
 
 def quantize(rows: np.ndarray, name: str) -> np.ndarray:
@@ -93,17 +40,15 @@ def quantize(rows: np.ndarray, name: str) -> np.ndarray:
     n_rows, n_cols = rows.shape
     out = np.empty((n_rows, row_bytes(name, n_cols)), np.uint8)
     height = max(1, SLICE // max(1, n_cols))
-    with np.errstate(all="ignore"):  # 1 / 0 and the like are expected, and dealt with where they arise
+    with np.errstate(all="ignore"):  # 1 / 0 and the like are expected, and replaced where they arise
         for i in range(0, n_rows, height):
             piece = np.ascontiguousarray(rows[i : i + height], np.float32)
-            if not np.isfinite(piece).all():
-                row = i + int(np.argmin(np.isfinite(piece).all(axis=1)))
-                raise ValueError(
-                    f"{name}: row {row} holds an infinity or NaN, which cannot be quantised; export a run "
-                    f"whose weights are finite"
-                )
-            blocks = piece.reshape(-1, TYPES[name].block_size)
-            out[i : i + height] = _quantize_blocks(blocks, name).reshape(len(piece), -1)
+            finite_rows = np.isfinite(piece).all(axis=1)
+            if not finite_rows.all():
+                where = f"{name}: row {i + int(np.argmin(finite_rows))} holds an infinity or NaN"
+                raise ValueError(f"{where}, which cannot be quantized; export a run whose weights are finite")
+            blocks = _quantize_blocks(piece.reshape(-1, TYPES[name].block_size), name)
+            out[i : i + height] = blocks.reshape(len(piece), -1)
     return out
 
 
@@ -114,71 +59,75 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
     if name == "f16":
         return x.astype("<f2").view(np.uint8)
     if name == "bf16":
-        bits = x.view(np.uint32)
         # The upper 16 bits of a float32, rounded: adding just below a half carries, or a half where the last
         # bit kept is odd (halves to even).
+        bits = x.view(np.uint32)
         return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2").view(np.uint8)
     if name == "q8_0":
         return fast_q8_0(x)
     if name == "q5_1":
         return fast_q5_1(x)
-    if name in ("q4_0", "q5_0"):
+    if name in HALF:
         return fast_q45_0(x, name)
     return fast_q6_k(x) if name == "q6_k" else fast_q45_k(x, name)
 
 
-def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
-    """One block of (block_size,) float32 weights to bytes by the form of the algorithm that explains it; for
-    tests and for reading.
-    """
-    values = np.asarray(values, np.float32)
-    assert values.shape == (TYPES[name].block_size,), (values.shape, name)
-    with np.errstate(all="ignore"):
-        if name == "q8_0":
-            return reference_q8_0(values)
-        if name == "q5_1":
-            return reference_q5_1(values)
-        if name in ("q4_0", "q5_0"):
-            return reference_q45_0(values, name)
-        return reference_q6_k(values) if name == "q6_k" else reference_q45_k(values, name)
+def fast_q8_0(x: np.ndarray) -> np.ndarray:
+    """(n, 32) float32 -> (n, 34) uint8."""
+    d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
+    v = x * inverse_of(d)
+    whole = np.trunc(v)
+    whole += np.trunc(
+        f32(2) * (v - whole)
+    )  # halves away from 0; trunc(v + 0.5) would take 0.49999997 up, for the sum is rounded
+    return np.concatenate([half_bytes(d), finite(whole).astype(np.int8).view(u8)], axis=1)
 
 
-def dequantize(data: np.ndarray, name: str) -> np.ndarray:
-    """(n_rows, row_bytes) uint8 -> (n_rows, n_cols) float32: the weights that a reader of the file computes
-    with.
-
-    Raises ValueError if row_bytes is no whole number of the type's blocks.
-    """
-    quant, (n_rows, n_bytes) = TYPES[name], data.shape
-    if n_bytes % quant.block_bytes:
-        raise ValueError(
-            f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; the data is of another "
-            f"type, or cut off"
-        )
-    out = np.empty((n_rows, n_bytes // quant.block_bytes * quant.block_size), np.float32)
-    height = max(1, SLICE // max(1, out.shape[1]))
-    with np.errstate(
-        all="ignore"
-    ):  # a scale past float16's range is stored as infinity, and infinity times 0 is a NaN
-        for i in range(0, n_rows, height):
-            blocks = np.ascontiguousarray(data[i : i + height]).reshape(-1, quant.block_bytes)
-            out[i : i + height] = _dequantize_blocks(blocks, name).reshape(-1, out.shape[1])
-    return out
+def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
+    """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0."""
+    half = HALF[name]
+    largest = np.take_along_axis(
+        x, np.abs(x).argmax(axis=1)[:, None], axis=1
+    )  # of two that are equal but for the sign, the first
+    d = np.where(largest == 0, f32(0), largest) / f32(
+        -half
+    )  # a block of zeros of either sign: 0 / -half is -0, and stored so
+    q = np.minimum(finite(x * inverse_of(d) + f32(half + 0.5)).astype(u8), u8(2 * half - 1))
+    return np.concatenate([half_bytes(d), fast_pack(q, name)], axis=1)
 
 
-def _dequantize_blocks(blocks: np.ndarray, name: str) -> np.ndarray:
-    """(n, block_bytes) uint8 -> (n, block_size) float32."""
-    if name == "f32":
-        return blocks.view("<f4")
-    if name == "f16":
-        return blocks.view("<f2").astype(np.float32)
-    if name == "bf16":
-        return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if name == "q8_0":
-        return weights_q8_0(blocks)
-    if name in ("q4_0", "q5_0", "q5_1"):
-        return weights_q45(blocks, name)
-    return weights_q6_k(blocks) if name == "q6_k" else weights_q45_k(blocks, name)
+def fast_q5_1(x: np.ndarray) -> np.ndarray:
+    """(n, 32) float32 -> (n, 24) uint8."""
+    low = np.take_along_axis(
+        x, x.argmin(axis=1)[:, None], axis=1
+    )  # of 0 and -0 the first, whose sign is stored; x.min() may take either
+    d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
+    q = finite((x - low) * inverse_of(d) + f32(0.5)).astype(u8)
+    return np.concatenate([half_bytes(d), half_bytes(low), fast_pack(q, "q5_1")], axis=1)
+
+
+def inverse_of(d: np.ndarray) -> np.ndarray:
+    return np.where(d != 0, f32(1) / d, f32(0))
+
+
+def finite(v: np.ndarray) -> np.ndarray:
+    """v with 0 for infinities and NaN; reference_floor says where they come from."""
+    return np.where(np.isfinite(v), v, f32(0))
+
+
+def half_bytes(d: np.ndarray) -> np.ndarray:
+    """(n, 1) float32 -> (n, 2) uint8, little-endian float16."""
+    return d.astype("<f2").view(u8)
+
+
+def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
+    """(n, 32) uint8 levels -> (n, 16) uint8, or (n, 20) with the fifth bits before."""
+    nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
+    return (
+        nibbles
+        if name == "q4_0"
+        else np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
+    )
 
 
 def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bool = True) -> str:

@@ -8,6 +8,9 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from ggml.blocks import dequantize
 
 
 @functools.cache
@@ -96,7 +99,12 @@ def rows_of(kind: str, n: int, seed: int = 0) -> np.ndarray:
     return ROWS[kind](np.random.default_rng(seed), n).astype(np.float32)
 
 
-def assert_slow_equals_fast(slow, fast, block_size: int, kind: str, n: int) -> None:
+def assert_reference_equals_fast(slow, fast, block_size: int, kind: str, n: int) -> None:
     blocks = rows_of(kind, n).reshape(-1, block_size)[:n]
     with np.errstate(all="ignore"):
         assert [slow(block) for block in blocks] == [block.tobytes() for block in fast(blocks)]
+
+
+def back(data: np.ndarray, name: str) -> np.ndarray:
+    """The weights of blocks, as ggml.blocks.dequantize gives them."""
+    return dequantize(torch.from_numpy(data), name).numpy()

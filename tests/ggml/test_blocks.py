@@ -1,13 +1,19 @@
-"""ggml/blocks.py: a block of each type by hand, and the fast form equal to the one that explains it."""
+"""ggml/blocks.py: a block of 32 weights of each type by hand, and the fast quantizer equal to the reference."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from ggml.blocks import fast_q5_1, fast_q8_0, fast_q45_0, reference_q5_1, reference_q8_0, reference_q45_0
-from ggml.quantize import TYPES, dequantize, quantize, reference_quantize_block
-from tests.ggml.ggml import ROWS, assert_slow_equals_fast
+from ggml.blocks import TYPES
+from ggml.quantize import fast_q5_1, fast_q8_0, fast_q45_0, quantize
+from tests.ggml.ggml import ROWS, assert_reference_equals_fast, back
+from tests.ggml.reference_quantizers import (
+    reference_q5_1,
+    reference_q8_0,
+    reference_q45_0,
+    reference_quantize_block,
+)
 
 BY_HAND = {
     # d = 127 / 127 = 1 (float16 3c00); 63.5 and -0.5 are halves, rounded away from 0; 0.49999997 is none
@@ -33,7 +39,7 @@ def test_a_block_by_hand_has_these_bytes_and_comes_back(name):
     row = np.array([weights], np.float32)
     assert reference_quantize_block(row[0], name) == bytes.fromhex(expected)
     assert quantize(row, name).tobytes() == bytes.fromhex(expected)
-    assert dequantize(quantize(row, name), name).tolist() == [DECODED.get(name, weights)]
+    assert back(quantize(row, name), name).tolist() == [DECODED.get(name, weights)]
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -43,13 +49,13 @@ def test_the_fast_form_equals_the_reference_byte_for_byte(name, kind):
         reference_q45_0, name=name
     )
     fast = {"q8_0": fast_q8_0, "q5_1": fast_q5_1}.get(name) or functools.partial(fast_q45_0, name=name)
-    assert_slow_equals_fast(slow, fast, 32, kind, n=24)
+    assert_reference_equals_fast(slow, fast, 32, kind, n=24)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_quantising_what_was_dequantised_changes_nothing(name):
     data = quantize(np.random.default_rng(0).standard_normal((50, 512)).astype(np.float32), name)
-    assert (quantize(dequantize(data, name), name) == data).all()
+    assert (quantize(back(data, name), name) == data).all()
 
 
 @pytest.mark.parametrize(("name", "steps"), [("q8_0", 0.5), ("q4_0", 1), ("q5_0", 1), ("q5_1", 0.5)])
@@ -60,6 +66,6 @@ def test_an_error_is_at_most_half_a_step_or_one_where_the_highest_level_is_cut_o
     levels = 2 ** (
         TYPES[name].block_bytes // 4
     )  # 256, 16, 32, 64: a float16 d is off by up to 2**-11 of itself, and so is every level
-    error = np.abs(dequantize(data, name) - rows)
+    error = np.abs(back(data, name) - rows)
     assert (error <= step * (steps + levels * 2**-11) + 2**-11 * np.abs(rows)).all()
     assert (error > 0.4 * steps * step).any()

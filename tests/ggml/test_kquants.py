@@ -1,13 +1,20 @@
-"""ggml/kquants.py: a block of Q4_K and Q5_K by hand, and the fast form equal to the one that explains it."""
+"""ggml/kquants.py: a block of Q4_K, Q5_K and Q6_K by hand, and the fast forms equal to the references."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from ggml.kquants import fast_q45_k, nearest, reference_q45_k, reference_sum
-from ggml.quantize import dequantize, quantize, reference_quantize_block
-from tests.ggml.ggml import ROWS, assert_slow_equals_fast
+from ggml.kquants import fast_q6_k, fast_q45_k, fast_scale, nearest
+from ggml.quantize import quantize
+from tests.ggml.ggml import ROWS, assert_reference_equals_fast, back
+from tests.ggml.reference_quantizers import (
+    reference_q6_k,
+    reference_q45_k,
+    reference_quantize_block,
+    reference_scale,
+    reference_sum,
+)
 
 SCALES, MINS = [63, 32, 16, 8, 4, 2, 1, 33], [0, 1, 2, 3, 63, 16, 0, 33]
 # The largest scale and the largest min are 63, so d = dmin = 1 (float16 3c00). Then the scales and mins of
@@ -34,7 +41,7 @@ def test_a_q4_k_block_by_hand_has_these_bytes_and_comes_back():
     x = block_by_hand(16)
     assert reference_quantize_block(x[0], "q4_k") == HEAD + pair * 4
     assert quantize(x, "q4_k").tobytes() == HEAD + pair * 4
-    assert (dequantize(quantize(x, "q4_k"), "q4_k") == x).all()
+    assert (back(quantize(x, "q4_k"), "q4_k") == x).all()
 
 
 def test_a_q5_k_block_by_hand_has_these_bytes_and_comes_back():
@@ -45,13 +52,13 @@ def test_a_q5_k_block_by_hand_has_these_bytes_and_comes_back():
     x = block_by_hand(32)
     assert reference_quantize_block(x[0], "q5_k") == HEAD + fifth + pair * 4
     assert quantize(x, "q5_k").tobytes() == HEAD + fifth + pair * 4
-    assert (dequantize(quantize(x, "q5_k"), "q5_k") == x).all()
+    assert (back(quantize(x, "q5_k"), "q5_k") == x).all()
 
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("name", ["q4_k", "q5_k"])
 def test_the_fast_form_equals_the_reference_byte_for_byte(name, kind):
-    assert_slow_equals_fast(
+    assert_reference_equals_fast(
         functools.partial(reference_q45_k, name=name),
         functools.partial(fast_q45_k, name=name),
         256,
@@ -81,3 +88,41 @@ def test_nearest_rounds_halves_to_even():
         -4,
     ]
     assert nearest(np.float32(62.5)) == 62
+
+
+# Q6_K
+
+
+def test_a_q6_k_block_by_hand_has_these_bytes_and_comes_back():
+    # A half block is four runs of two groups of 16. The groups count -32, -28, .. 28, those of the third run
+    # backwards; group 0 in twos, and the signs of the odd groups turned. The scale largest in magnitude, 2,
+    # becomes -128, so d = 2 / -128 = -1/64 (float16 a400), and the scales 1 and -1 become -64 and 64. The
+    # level over -32 is 0, 4, .. 60, or 60, 56, .. 0.
+    up = np.arange(-32, 32, 4)
+    runs = np.array([up, up, up, up, up[::-1], up[::-1], up, up] * 2)
+    x = (runs * np.array([2, -1, *[1, -1] * 7])[:, None]).astype(np.float32).reshape(1, 256)
+    # The low four bits are 0, 4, 8, c over and over, in the third run c, 8, 4, 0: bytes of runs 0 and 2, then
+    # of runs 1 and 3.
+    nibbles = bytes.fromhex("c0 84 48 0c") * 8 + bytes.fromhex("00 44 88 cc") * 8
+    # The high two bits are 0 four times, 1 four times, 2, 3, in the third run 3, 2, 1, 0; of the four runs
+    # from the lowest bit up.
+    high = bytes([0b00_11_00_00] * 4 + [0b01_10_01_01] * 4 + [0b10_01_10_10] * 4 + [0b11_00_11_11] * 4) * 2
+    scales = np.array([-128, 64, *[-64, 64] * 7], np.int8).tobytes()
+    expected = nibbles * 2 + high * 2 + scales + bytes.fromhex("00a4")
+    assert reference_quantize_block(x[0], "q6_k") == expected
+    assert quantize(x, "q6_k").tobytes() == expected
+    assert (back(quantize(x, "q6_k"), "q6_k") == x).all()
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_fast_form_equals_the_reference_byte_for_byte_in_q6_k(kind):
+    assert_reference_equals_fast(reference_q6_k, fast_q6_k, 256, kind, n=3)
+
+
+def test_the_search_tries_up_to_nine_tenths_of_a_step_more_or_less_and_finds_the_references_scales():
+    groups = np.random.default_rng(0).standard_normal((240, 16)).astype(np.float32)
+    scales, to_level = fast_scale(groups)
+    assert [reference_scale(group)[0] for group in groups] == scales.tolist()
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    tenths = np.rint(10 * (-to_level * largest - 32))
+    assert (tenths.min(), tenths.max()) == (-9, 9)  # both ends won somewhere

@@ -12,7 +12,7 @@ import torch
 import export
 from exporting.llama_cpp import llama
 from exporting.merged import MergedCheckpoint
-from exporting.verify import Sample, log_probs
+from exporting.verify import HeldOut, log_probs, trained_model
 from generation.generate import generate
 from ggml.container import GGUFFile
 from lora.peft_io import load_adapter
@@ -47,11 +47,11 @@ def adapter(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def sample() -> Sample:
+def sample() -> HeldOut:
     """A prompt four windows long; the last tokens are judged."""
     ids = TOKENIZER.render_prompt([("user", ROWS[0]["prompt"])]) + TOKENIZER.encode(ROWS[0]["response"])
     n = len(ids)
-    return Sample(
+    return HeldOut(
         torch.tensor(ids),
         torch.arange(n),
         torch.tensor([0, n], dtype=torch.int32),
@@ -71,7 +71,7 @@ def exported(folder: Path, adapter: str | None, *words: str) -> Path:
     return out
 
 
-def theirs(server, sample: Sample) -> torch.Tensor:
+def theirs(server, sample: HeldOut) -> torch.Tensor:
     """(POSITIONS, V) log-probabilities."""
     return server.next_log_probs(sample, ASCII, sample.positions.tolist())
 
@@ -84,7 +84,7 @@ def distance(p: torch.Tensor, q: torch.Tensor) -> tuple[float, float]:
 def test_log_probabilities_are_the_merged_models_within_the_types_error(tmp_path, adapter, sample, quant):
     model = MergedCheckpoint(TINY, adapter)
     with llama(exported(tmp_path, adapter, "--to", "gguf", "--quant", quant), V) as server:
-        delta, kl = distance(log_probs(model.config, model, sample), theirs(server, sample))
+        delta, kl = distance(log_probs(trained_model(model), sample), theirs(server, sample))
     print(f"{quant}: max |delta log p| {delta:.3g}, mean KL {kl:.3g}")
     assert delta < TOLERANCES[quant][0] and kl < TOLERANCES[quant][1]
 
@@ -225,6 +225,6 @@ def test_the_merged_weights_are_the_adapter_models(adapter, sample):
         hidden = model(sample.tokens, sample.position_ids, sample.cu_seqlens)[sample.positions]
     merged = MergedCheckpoint(TINY, adapter)
     assert (
-        distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(merged.config, merged, sample))[0]
+        distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(trained_model(merged), sample))[0]
         < 1e-3
     )
