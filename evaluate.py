@@ -10,6 +10,8 @@ import sys
 from common.errors import run
 from generation.load import Loaded, add_model_arguments, load
 
+TASKS = ["auto", "redaction", "classification", "translation", "text"]
+
 
 def main(argv: list[str] | None = None) -> int:
     """rows -> model -> adapter -> loss -> answers -> figures.
@@ -22,24 +24,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="evaluate.py", description="The loss of a model on a file, and its answers against the file's."
+        prog="evaluate.py", description="The loss of a model on a file, and its responses against the file's."
     )
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data", required=True, metavar="FILE", help="a JSON array or JSONL, rows as for training"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="take the first N rows only")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=512,
-        metavar="N",
-        help="longest answer, in tokens (default %(default)s)",
-    )
-    parser.add_argument("--loss-only", action="store_true", help="no answers, which take most of the time")
-    parser.add_argument(
-        "--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}'
-    )
+    add = parser.add_argument
+    add("--data", required=True, metavar="FILE", help="a JSON array or JSONL, rows as for training")
+    add("--limit", type=int, metavar="N", help="take the first N rows only")
+    add("--task", default="auto", choices=TASKS, help='what a good response is (default "auto": by the rows)')
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="longest response (default %(default)s)")
+    add("--loss-only", action="store_true", help="no responses, which take most of the time")
+    add("--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}')
     args = parser.parse_args(argv)
     for flag, value in (("--limit", args.limit), ("--max-new-tokens", args.max_new_tokens)):
         if value is not None and value < 1:
@@ -49,6 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> int:
     from data.rows import read_samples
+    from tasks.choose import choose_task
 
     samples, _ = read_samples(args.data)
     loaded = load(args)
@@ -60,10 +55,11 @@ def evaluate(args: argparse.Namespace) -> int:
         "rows": len(samples),
         "rows_left_out": left_out,
     }
+    task = choose_task(args.task, samples)
     figures |= loss(documents, loaded)
     if not args.loss_only:
-        figures |= answers(samples, loaded, args.max_new_tokens)
-    print(json.dumps(figures, ensure_ascii=False, allow_nan=False) if args.json else table(figures))
+        figures |= answers(samples, loaded, args.max_new_tokens, task)
+    print(json.dumps(figures, ensure_ascii=False, allow_nan=False) if args.json else table(figures, task))
     return 0
 
 
@@ -112,7 +108,7 @@ def counted(rows: list, progress):
         progress.update()
 
 
-def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
+def answers(samples: list, loaded: Loaded, max_new_tokens: int, task) -> dict:
     """exact_match and, for redactions, leak_rate, entity_f1, ...
 
     of the likeliest answers; {} where no row has a response.
@@ -135,24 +131,20 @@ def answers(samples: list, loaded: Loaded, max_new_tokens: int) -> dict:
             f"answers end after {max_new_tokens} tokens and the longest right one has {longest}; with "
             f"--max-new-tokens {longest} it could be given"
         )
-    return measures(said)
+    return measures(said, task)
 
 
-def table(figures: dict) -> str:
+def table(figures: dict, task) -> str:
     """The figures for people, aligned; classes below one another where there are any."""
-    from report.metrics_log import Metric, figure, present_metrics
+    from report.metrics_log import figure, present_metrics
 
     lines = [f"{name:16}{figures[name]}" for name in ("model", "adapter", "data") if figures[name]]
     lines += [f"{'rows':16}{figures['rows']:,}, {figures['tokens']:,} supervised tokens", ""]
-    shown = present_metrics(figures) + [
-        Metric("over_mask_rate", "over-masked", percent=True, lower_is_better=True)
-    ]
-    lines += [f"{m.label:16}{figure(m, figures[m.key]):>8}" for m in shown if m.key in figures]
+    shown = present_metrics(figures)
+    lines += [f"{m.label:16}{figure(m, figures[m.key]):>8}" for m in shown]
     if "per_label" in figures:
-        rows = figures["per_label"] | {
-            "all": {k: figures[f"entity_{k}"] for k in ("precision", "recall", "f1")}
-        }
-        rows["all"]["support"] = sum(scores["support"] for scores in figures["per_label"].values())
+        support = sum(scores["support"] for scores in figures["per_label"].values())
+        rows = figures["per_label"] | {"all": task.overall(figures) | {"support": support}}
         lines += ["", f"{'':20}{'precision':>10}{'recall':>10}{'F1':>10}{'entities':>10}"]
         lines += [
             f"{label:20}"

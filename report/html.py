@@ -7,40 +7,31 @@ text size. The page's frame and styles are in report_template.html.
 
 import math
 import re
-from difflib import SequenceMatcher
 from html import escape
-from itertools import groupby, pairwise
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
 from common.files import replacing
 from report.metrics_log import figure, number, present_metrics, set_title
+from tasks import text
 
 MAX_POINTS, MAX_EXAMPLES, MAX_CHARACTERS = 500, 40, 4000
-LABEL = re.compile(r"\[[A-Z][A-Z0-9_]*\]")
-TOKEN = re.compile(LABEL.pattern + r"|\+?\w+|\s+|[^\w\s]")  # +49 is one
+NOUNS = {"leak": "leaked"}
 VISIBLE_SPACE = str.maketrans({" ": "\u2423", "\n": "\u21b5\n", "\t": "\u21e5"})
-REDACTION_LEGEND = {
-    "ok": "masked as in the gold",
-    "leak": "leaked",
-    "wrong": "wrong or altered",
-    "missing": "missing",
-}
-PLAIN_LEGEND = {"wrong": "not in the expected text", "missing": "missing from the answer"}
 
 
 def write_report(
-    path, *, run: dict, steps: list, evals: list, before: dict, after: dict, examples: list
+    path, *, run: dict, steps: list, evals: list, before: dict, after: dict, examples: list, task=text
 ) -> None:
     """Writes report.html.
 
     run: {label: value} for the list of facts; its "name", or else the folder's, is the title. steps, evals:
     what `read_metrics` returns. before, after: {set: {metric: value, "per_label": {class: scores}}}.
-    examples: {"set", "source", "gold", "before", "after"}, of which any may be absent.
+    examples: {"set", "prompt", "gold", "before", "after"}, of which any may be absent; `task` (a module of
+    tasks/) says how they are shown.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
-    redaction = any(number(f.get("leak_rate")) is not None for f in (*before.values(), *after.values()))
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
     tables = "".join(class_table(s, before.get(s, {}), after.get(s, {})) for s in sets)
     page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")).substitute(
@@ -51,7 +42,7 @@ def write_report(
         cards=_section("Before and after", cards),
         curves=_section("Curves", curves(steps, evals)),
         classes=_section("By class", tables and f'<div class="pair">{tables}</div>'),
-        examples=_section("Examples", example_list(examples, redaction)),
+        examples=_section("Examples", example_list(examples, task)),
     )
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
@@ -282,88 +273,40 @@ def not_drawn(line: Line, frame: Frame) -> str:
 # ---- examples
 
 
-def example_list(examples: list[dict], redaction: bool) -> str:
+def example_list(examples: list[dict], task) -> str:
     """The legend and the first examples."""
-    shown = "".join(example(n, item, redaction) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1))
-    legend = "".join(
-        f"<li>{_mark(*entry)}</li>" for entry in (REDACTION_LEGEND if redaction else PLAIN_LEGEND).items()
-    )
+    shown = "".join(example(n, item, task) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1))
+    legend = "".join(f"<li>{_mark(*entry)}</li>" for entry in task.LEGEND.items())
     rest = len(examples) - MAX_EXAMPLES
     more = f'<p class="soft">{rest:,} more are not shown.</p>\n' if rest > 0 else ""
     return shown and f'<ul class="legend" aria-label="Legend">{legend}</ul>\n{shown}{more}'
 
 
-def example(n: int, item: dict, redaction: bool) -> str:
-    """One sample: the source, the answers before and after with their differences from the gold, and the
+def example(n: int, item: dict, task) -> str:
+    """One sample: the prompt, the responses before and after with their differences from the gold, and the
     gold.
     """
-    source, gold = item.get("source") or "", item.get("gold") or ""
-    answers = {
-        k: pieces(item[k], gold, source, redaction) for k in ("before", "after") if item.get(k) is not None
-    }
-    parts = {"source": [("", source)] if source else None, **answers, "gold": [("", gold)] if gold else None}
-    titles = {"source": "Source", "gold": "Gold"} if redaction else {"source": "Prompt", "gold": "Expected"}
+    prompt, gold = item.get("prompt") or "", item.get("gold") or ""
+    answers = {k: task.pieces(item[k], gold, prompt) for k in ("before", "after") if item.get(k) is not None}
+    source = [("", task.shown_prompt(prompt))] if prompt else None
+    parts = {"source": source, **answers, "gold": [("", gold)] if gold else None}
     body = "".join(
-        f'<div class="{k}"><h4>{titles.get(k, k.title())}</h4><p dir="auto">{_marked(found)}</p></div>\n'
+        f'<div class="{k}"><h4>{task.TITLES.get(k, k.title())}</h4><p dir="auto">{_marked(found)}</p></div>\n'
         for k, found in parts.items()
         if found is not None
     )
-    told = f'<span class="soft">{verdict(item.get("after"), gold, answers)}</span>'
+    told = f'<span class="soft">{verdict(item.get("after"), gold, answers, task.LEGEND)}</span>'
     head = f"<h3>{n}. {_text(item.get('set', ''))} {told}</h3>"
     return f'<article class="example">{head}<div class="cells">\n{body}</div></article>\n'
 
 
-def verdict(after: str | None, gold: str, answers: dict) -> str:
-    """The differences of the answer after training in words, for those who do not see the colours."""
+def verdict(after: str | None, gold: str, answers: dict, legend: dict[str, str]) -> str:
+    """The differences of the response after training in words, for those who do not see the colours."""
     kinds = [kind for kind, _ in answers.get("after", [])]
-    words = {"leak": "leaked", "wrong": "wrong", "missing": "missing"}
-    told = ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds)
+    told = ", ".join(
+        f"{kinds.count(kind)} {NOUNS.get(kind, kind)}" for kind in legend if kind in kinds and kind != "ok"
+    )
     return "after: as expected" if gold and after == gold else told and f"after: {told}"
-
-
-def pieces(text: str, gold: str, source: str, redaction: bool) -> list[tuple[str, str]]:
-    """An answer against the gold: [(kind, piece)], "" for equal text, "ok" a right label, "leak", "wrong",
-    "missing".
-
-    A missing piece is the gold's text. Very long texts are not compared, nor, unless it is a redaction, texts
-    with little in common, whose diff would only show accidents.
-    """
-    ours, theirs = TOKEN.findall(text), TOKEN.findall(gold)
-    if not gold or max(len(text), len(gold)) > MAX_CHARACTERS:
-        return [("", text)]
-    matcher = SequenceMatcher(str.isspace, theirs, ours, autojunk=False)
-    alike = matcher.ratio() >= 0.3
-    if not alike and not redaction:
-        return [("", text)]
-    secret, found = entity_tokens(source, gold) if redaction else set(), []
-    for op, i1, i2, j1, j2 in matcher.get_opcodes() if alike else [("replace", 0, 0, 0, len(ours))]:
-        if op == "equal":
-            found += [("ok" if redaction and LABEL.fullmatch(token) else "", token) for token in ours[j1:j2]]
-        elif op == "delete":
-            found.append(("missing", "".join(theirs[i1:i2])))
-        else:
-            found += wrong_or_leaked(ours[j1:j2], secret)
-    return [(kind, "".join(t for _, t in run)) for kind, run in groupby(found, key=lambda piece: piece[0])]
-
-
-def entity_tokens(source: str, gold: str) -> set[str]:
-    """The tokens of the source, in lower case, in whose place the gold has a label."""
-    given, wanted = TOKEN.findall(source[:MAX_CHARACTERS]), TOKEN.findall(gold)
-    ops = SequenceMatcher(str.isspace, given, wanted, autojunk=False).get_opcodes()
-    spans = [given[i1:i2] for _, i1, i2, j1, j2 in ops if any(map(LABEL.fullmatch, wanted[j1:j2]))]
-    return {token.casefold() for span in spans for token in span}
-
-
-def wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]]:
-    """[(kind, token)]: "leak" for an entity's words and what stands between two of them, else "wrong"."""
-    words = [i for i, token in enumerate(tokens) if re.search(r"\w", token)]
-    kinds = [
-        "leak" if i in words and token.casefold() in secret else "wrong" for i, token in enumerate(tokens)
-    ]
-    for a, b in pairwise(words):
-        if kinds[a] == kinds[b] == "leak":
-            kinds[a:b] = ["leak"] * (b - a)
-    return list(zip(kinds, tokens, strict=True))
 
 
 # ---- text

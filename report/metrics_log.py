@@ -3,30 +3,13 @@
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 from common.errors import listed
 from common.files import replacing
+from tasks.choose import ALL_METRICS
+from tasks.measures import Metric
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-class Metric(NamedTuple):
-    """How a figure of an evaluation is named and read."""
-
-    key: str
-    label: str
-    percent: bool
-    lower_is_better: bool
-
-
-METRICS = (
-    Metric("loss", "loss", percent=False, lower_is_better=True),
-    Metric("exact_match", "exact match", percent=True, lower_is_better=False),
-    Metric("leak_rate", "leak rate", percent=True, lower_is_better=True),
-    Metric("entity_f1", "entity F1", percent=True, lower_is_better=False),
-    Metric("preserved", "preserved", percent=True, lower_is_better=False),
-)
 
 
 class MetricsLog:
@@ -94,8 +77,8 @@ def figure(metric: Metric, value) -> str:
 
 
 def present_metrics(*evaluations: dict) -> list[Metric]:
-    """The metrics that at least one of the evaluations holds, in the order of METRICS."""
-    return [m for m in METRICS if any(figures.get(m.key) is not None for figures in evaluations)]
+    """The metrics that at least one of the evaluations holds, in the order of the tasks."""
+    return [m for m in ALL_METRICS if any(figures.get(m.key) is not None for figures in evaluations)]
 
 
 def set_title(name: str, measured: dict) -> str:

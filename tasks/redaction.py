@@ -21,7 +21,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import NamedTuple
+
+from data.rows import Sample
+from tasks.measures import EXACT_MATCH, LOSS, MAX_CHARACTERS, MIN_RATIO, TOKEN, Metric, joined
 
 INSTRUCTION = (
     "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
@@ -51,6 +55,20 @@ _UNSPACED = {"EMAIL", "USERNAME", "PASSWORD"}
 _SEARCH_LIMIT = 4000  # gaps weighed for one text; beyond, the leftmost placing is taken
 _BLOCK = 3  # shorter runs of equal characters between differing words are chance
 _VERBATIM = 3  # a shorter value is found inside other words by chance
+
+
+METRICS = (
+    LOSS,
+    EXACT_MATCH,
+    Metric("leak_rate", "leak rate", percent=True, lower_is_better=True),
+    Metric("entity_f1", "entity F1", percent=True, lower_is_better=False),
+    Metric("preserved", "preserved", percent=True, lower_is_better=False),
+    Metric("over_mask_rate", "over-masked", percent=True, lower_is_better=True),
+)
+LEGEND = {"ok": "masked as in the gold", "leak": "leaked", "wrong": "wrong or altered", "missing": "missing"}
+TITLES = {"source": "Source", "gold": "Gold"}
+SHOWN_LABEL = re.compile(r"\[[A-Z][A-Z0-9_]*\]")
+SHOWN_TOKEN = re.compile(SHOWN_LABEL.pattern + "|" + TOKEN.pattern)
 
 
 class Span(NamedTuple):
@@ -95,6 +113,22 @@ def is_redaction(prompt: str, response: str) -> bool:
     return prompt.startswith(INSTRUCTION) or _KNOWN_LABEL.search(response) is not None
 
 
+def applies(samples: list[Sample]) -> bool:
+    """Every sample ends with a redaction."""
+    ends = [s.messages[-2:] if s.messages else () for s in samples]
+    return bool(samples) and all(len(end) == 2 and is_redaction(end[0][1], end[1][1]) for end in ends)
+
+
+def shown_prompt(prompt: str) -> str:
+    """Returns what the report shows of a prompt: the text to redact."""
+    return source_text(prompt)
+
+
+def overall(measures: dict) -> dict | None:
+    """Returns precision, recall and F1 over all classes."""
+    return {key: measures[f"entity_{key}"] for key in ("precision", "recall", "f1")}
+
+
 def spans(source: str, redacted: str) -> list[Span]:
     """The spans of `source` for which the labels of `redacted` stand, in order, without blanks at their ends.
 
@@ -119,8 +153,8 @@ def score(rows: Iterable[tuple[str, str, str]]) -> dict:
     Without any span on either side, precision, recall and F1 are 1. Raises ValueError if there are no
     rows."""
     total, found, expected, predicted = Counter(), Counter(), Counter(), Counter()
-    for source, gold, prediction in rows:
-        source, gold, prediction = source.strip(), gold.strip(), prediction.strip()
+    for prompt, gold, prediction in rows:
+        source, gold, prediction = source_text(prompt).strip(), gold.strip(), prediction.strip()
         truth, guess = _align(source, gold), _align(source, prediction)
         total.update(_row_counts(source, truth, guess))
         total["exact"] += prediction == gold
@@ -423,3 +457,48 @@ def _fill_rest(source: str, start: int, end: int, theirs: list, result: _Alignme
     if bounds is None:  # more labels than characters: the first takes all
         bounds = [(0, end - start)] + [(end - start, end - start)] * (len(labels) - 1)
     _record(source, labels, bounds, start, result)
+
+
+# how a row is shown
+
+
+def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
+    """Returns a redaction in pieces with their kinds: "" for copied text, "ok" for a right label, or a kind
+    of LEGEND.
+
+    A "missing" piece is the gold's text. Very long texts are not compared.
+    """
+    if not gold or max(len(text), len(gold)) > MAX_CHARACTERS:
+        return [("", text)]
+    ours, theirs = SHOWN_TOKEN.findall(text), SHOWN_TOKEN.findall(gold)
+    matcher = SequenceMatcher(str.isspace, theirs, ours, autojunk=False)
+    alike = matcher.ratio() >= MIN_RATIO
+    secret, found = _entity_tokens(source_text(prompt), gold), []
+    for op, i1, i2, j1, j2 in matcher.get_opcodes() if alike else [("replace", 0, 0, 0, len(ours))]:
+        if op == "equal":
+            found += [("ok" if SHOWN_LABEL.fullmatch(token) else "", token) for token in ours[j1:j2]]
+        elif op == "delete":
+            found.append(("missing", "".join(theirs[i1:i2])))
+        else:
+            found += _wrong_or_leaked(ours[j1:j2], secret)
+    return joined(found)
+
+
+def _entity_tokens(source: str, gold: str) -> set[str]:
+    """The tokens of the source, in lower case, in whose place the gold has a label."""
+    given, wanted = SHOWN_TOKEN.findall(source[:MAX_CHARACTERS]), SHOWN_TOKEN.findall(gold)
+    ops = SequenceMatcher(str.isspace, given, wanted, autojunk=False).get_opcodes()
+    spans = [given[i1:i2] for _, i1, i2, j1, j2 in ops if any(map(SHOWN_LABEL.fullmatch, wanted[j1:j2]))]
+    return {token.casefold() for span in spans for token in span}
+
+
+def _wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]]:
+    """[(kind, token)]: "leak" for an entity's words and what stands between two of them, else "wrong"."""
+    words = [i for i, token in enumerate(tokens) if re.search(r"\w", token)]
+    kinds = [
+        "leak" if i in words and token.casefold() in secret else "wrong" for i, token in enumerate(tokens)
+    ]
+    for a, b in pairwise(words):
+        if kinds[a] == kinds[b] == "leak":
+            kinds[a:b] = ["leak"] * (b - a)
+    return list(zip(kinds, tokens, strict=True))

@@ -7,7 +7,7 @@ import torch
 from common.progress import bar
 from data.packing import pack
 from generation.generate import generate
-from tasks import redaction
+from tasks.measures import Row
 
 LOSS_TOKENS = 8192  # tokens in one forward pass of an evaluation
 
@@ -91,13 +91,7 @@ def answer(
     )
 
 
-def measures(answers: Answers) -> dict:
-    """exact_match, and for redaction rows the scores of tasks.redaction: leak_rate, entity_f1, per_label,
-    ...; {} without rows.
-    """
-    if not answers.texts:
-        return {}
-    pairs = list(zip(answers.prompts, answers.golds, answers.texts, strict=True))
-    if all(redaction.is_redaction(prompt, gold) for prompt, gold, _ in pairs):
-        return redaction.score((redaction.source_text(prompt), gold, text) for prompt, gold, text in pairs)
-    return {"exact_match": sum(gold == text.strip() for _, gold, text in pairs) / len(pairs)}
+def measures(answers: Answers, task) -> dict:
+    """Returns the task's measures of the completions (`task` is a module of tasks/); {} without rows."""
+    rows = [Row(*row) for row in zip(answers.prompts, answers.golds, answers.texts, strict=True)]
+    return task.score(rows) if rows else {}

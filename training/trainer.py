@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,8 @@ from lora.peft_io import load_adapter, save_adapter
 from model.weights import copy_tokenizer, load_model, save_model
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
-from tasks import redaction
+from tasks import text
+from tasks.choose import choose_task
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
 from training.dataset import TrainingData, refuse_missing_files
@@ -115,7 +117,8 @@ def measure(run: LoadedRun, what: str) -> dict:
             cfg.run.seed,
             f"{what}: {v.name}",
         )
-        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers)
+        task = choose_task(cfg.data.task, v.samples)
+        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, task)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
@@ -351,11 +354,14 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
     run.folder.write_json("manifest.json", {"run": facts, "environment": environment(), **hashes, **measures})
     examples = _examples(cfg.generate.prompts, before, after)
-    write_report(path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples)
+    task = _shown_as(run)
+    write_report(
+        path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples, task=task
+    )
     if run.data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
-        say(f"\nprompt     {redaction.source_text(prompt)}")
+        say(f"\nprompt     {task.shown_prompt(prompt)}")
         say(f"before     {printable(then)}\nafter      {printable(now)}")
     weights = path / ("model" if run.trains_all else "adapter")
     say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {weights}")
@@ -369,8 +375,15 @@ def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
     for name, then in before["answers"].items():
         texts = (then["prompts"], then["golds"], then["texts"], after["answers"][name]["texts"])
         rows += [(name, *row) for row in islice(zip(*texts, strict=True), 12)]
-    keys = ("set", "source", "gold", "before", "after")
-    return [dict(zip(keys, (s, redaction.source_text(p), *rest), strict=True)) for s, p, *rest in rows]
+    return [dict(zip(("set", "prompt", "gold", "before", "after"), row, strict=True)) for row in rows]
+
+
+def _shown_as(run: LoadedRun) -> ModuleType:
+    """Returns the task by which prompts and examples are shown: the first validation set's that is not plain
+    text.
+    """
+    tasks = [choose_task(run.cfg.data.task, v.samples) for v in run.data.validation]
+    return next((task for task in tasks if task is not text), text)
 
 
 def _adapter_text(cfg: Config) -> str:

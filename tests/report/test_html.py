@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from report.html import Frame, curves, frame_of, pieces, polyline, smooth, thin, ticks, write_report
+from report.html import Frame, curves, frame_of, polyline, smooth, thin, ticks, write_report
+from tasks import redaction, text
 
 SCRIPT = '<script>alert("1")</script>'
 SOURCE = "He is Ignacio Luna, born 21-07-2021, said to like tea."
@@ -40,7 +41,7 @@ class Page(HTMLParser):
 
 
 def report(path, **changes) -> str:
-    texts = {"source": SOURCE + SCRIPT, "gold": GOLD + SCRIPT, "before": SCRIPT, "after": GOLD + SCRIPT}
+    texts = {"prompt": SOURCE + SCRIPT, "gold": GOLD + SCRIPT, "before": SCRIPT, "after": GOLD + SCRIPT}
     given = {
         "run": {"name": f"run {SCRIPT}", f"Base {SCRIPT}": SCRIPT, "Samples": 35000},
         "steps": [
@@ -50,6 +51,7 @@ def report(path, **changes) -> str:
         "before": {SCRIPT: {"loss": 3.0, "leak_rate": 0.9, "per_label": {SCRIPT: LABELS["EMAIL"]}}},
         "after": {SCRIPT: {"loss": 0.5, "leak_rate": 0.1, "per_label": LABELS}},
         "examples": [{"set": SCRIPT, **texts}],
+        "task": redaction,
     }
     write_report(path / "report.html", **{**given, **changes})
     return (path / "report.html").read_text(encoding="utf-8")
@@ -79,41 +81,10 @@ def test_tables_have_captions_and_header_cells(tmp_path):
     )
 
 
-def test_labels_leaks_and_alterations_are_told_apart():
-    after = "He is [GIVENNAME_1] Luna, born [EMAIL_1]-2021, said to like coffee."
-    assert pieces(after, GOLD, SOURCE, redaction=True) == [
-        ("", "He is "),
-        ("ok", "[GIVENNAME_1]"),
-        ("", " "),
-        ("leak", "Luna"),
-        ("", ", born "),
-        ("wrong", "[EMAIL_1]-"),
-        ("leak", "2021"),
-        ("", ", said to like "),
-        ("wrong", "coffee"),
-        ("", "."),
-    ]
-
-
-def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
-    after = "He is [GIVENNAME_1] [SURNAME_1], born 21-07-2021, like tea."
-    assert [
-        piece for piece in pieces(after, GOLD, SOURCE, redaction=True) if piece[0] in ("leak", "missing")
-    ] == [
-        ("leak", "21-07-2021"),
-        ("missing", "said to "),
-    ]
-
-
-def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
-    assert pieces("no, Luna", GOLD, SOURCE, redaction=True) == [("wrong", "no, "), ("leak", "Luna")]
-    assert pieces("no, Luna", "[A] is what they said", "", redaction=False) == [("", "no, Luna")]
-
-
 def test_differences_are_marked_by_more_than_colour(tmp_path):
     example = {
         "set": "val",
-        "source": SOURCE,
+        "prompt": SOURCE,
         "gold": GOLD,
         "before": SOURCE,
         "after": GOLD.replace(", said to", ""),
@@ -178,8 +149,8 @@ def test_a_spike_leaves_the_frame_and_is_told():
 
 def test_a_run_without_redaction_has_no_redaction_figures(tmp_path):
     answers = {"gold": "The capital is Paris.", "before": "", "after": "The capital is Lyon."}
-    chat = [{"source": "Capital of France?", **answers}]
-    html = report(tmp_path, before={"val": {"loss": 3}}, after={"val": {"loss": 4}}, examples=chat)
+    chat = [{"prompt": "Capital of France?", **answers}]
+    html = report(tmp_path, before={"val": {"loss": 3}}, after={"val": {"loss": 4}}, examples=chat, task=text)
     assert (
         not re.search("leak rate|By class|masked as", html) and "<em>worse</em>" in html and "(empty)" in html
     )
@@ -188,7 +159,7 @@ def test_a_run_without_redaction_has_no_redaction_figures(tmp_path):
 
 def test_huge_and_odd_texts_are_cut_and_cleaned(tmp_path):
     texts = {
-        "source": "s" * 10**6,
+        "prompt": "s" * 10**6,
         "gold": "g" * 10**6,
         "before": "\x00\x1b[31m \ud800",
         "after": "a" * 10**6,

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import redaction
+from tasks.measures import differences
 from tasks.redaction import CLASSES, INSTRUCTION, Span, is_redaction, score, source_text, spans
 
 SOURCE = "Ann Lee, call 555-01 now."
@@ -295,3 +297,42 @@ def test_600_rows_score_in_seconds():
     start = time.perf_counter()
     score(rows)
     assert time.perf_counter() - start < 15  # 1 to 2 s on an idle core
+
+
+# how a row is shown
+
+SHOWN_SOURCE = "He is Ignacio Luna, born 21-07-2021, said to like tea."
+SHOWN_GOLD = "He is [GIVENNAME_1] [SURNAME_1], born [DATEOFBIRTH_1], said to like tea."
+
+
+def test_labels_leaks_and_alterations_are_told_apart():
+    after = "He is [GIVENNAME_1] Luna, born [EMAIL_1]-2021, said to like coffee."
+    assert redaction.pieces(after, SHOWN_GOLD, SHOWN_SOURCE) == [
+        ("", "He is "),
+        ("ok", "[GIVENNAME_1]"),
+        ("", " "),
+        ("leak", "Luna"),
+        ("", ", born "),
+        ("wrong", "[EMAIL_1]-"),
+        ("leak", "2021"),
+        ("", ", said to like "),
+        ("wrong", "coffee"),
+        ("", "."),
+    ]
+
+
+def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
+    after = "He is [GIVENNAME_1] [SURNAME_1], born 21-07-2021, like tea."
+    assert [
+        piece
+        for piece in redaction.pieces(after, SHOWN_GOLD, SHOWN_SOURCE)
+        if piece[0] in ("leak", "missing")
+    ] == [
+        ("leak", "21-07-2021"),
+        ("missing", "said to "),
+    ]
+
+
+def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
+    assert redaction.pieces("no, Luna", SHOWN_GOLD, SHOWN_SOURCE) == [("wrong", "no, "), ("leak", "Luna")]
+    assert differences("no, Luna", "[A] is what they said") == [("", "no, Luna")]

@@ -1,0 +1,40 @@
+"""Translation: chrF (Popovic 2015) and BLEU (Papineni et al. 2002) of the responses, by sacrebleu where it is
+installed.
+"""
+
+from common.progress import warn
+from data.rows import Sample
+from tasks.measures import EXACT_MATCH, LOSS, Metric, Row, exact_match
+from tasks.text import LEGEND, TITLES, overall, pieces, shown_prompt
+
+__all__ = ["LEGEND", "METRICS", "TITLES", "applies", "overall", "pieces", "score", "shown_prompt"]
+METRICS = (
+    LOSS,
+    EXACT_MATCH,
+    Metric("chrf", "chrF", percent=False, lower_is_better=False),
+    Metric("bleu", "BLEU", percent=False, lower_is_better=False),
+)
+
+
+def applies(samples: list[Sample]) -> bool:
+    """The first turn of every sample, the system's or the user's, begins with "Translate"."""
+    return bool(samples) and all(
+        s.messages and s.messages[0][1].lstrip().startswith("Translate") for s in samples
+    )
+
+
+def score(rows: list[Row]) -> dict:
+    """Returns exact_match and, with sacrebleu, "chrf" and "bleu" of the corpus, from 0 to 100; {} without
+    rows.
+    """
+    if not rows:
+        return {}
+    measures = {"exact_match": exact_match(rows)}
+    try:
+        import sacrebleu
+    except ImportError:
+        warn('chrF and BLEU need sacrebleu: pip install -e ".[translation]"')
+        return measures
+    texts, golds = [row.text.strip() for row in rows], [[row.gold.strip() for row in rows]]
+    chrf, bleu = sacrebleu.corpus_chrf(texts, golds), sacrebleu.corpus_bleu(texts, golds)
+    return measures | {"chrf": chrf.score, "bleu": bleu.score}
