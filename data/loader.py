@@ -1,22 +1,23 @@
-"""Which documents make which micro-batch: a pure function of (seed, epoch, index), so that a resume continues
-exactly.
+"""Which documents form which micro-batch: a pure function of (seed, epoch, index).
 
-There is no iterator state to save. A checkpoint holds two numbers, the epoch and the index of the next
-micro-batch, and `loader.batches(epoch, start=index)` goes on where the run stopped.
+There is no iterator state to save. A checkpoint holds the epoch and the index of the next micro-batch, and
+`loader.batches(epoch, start=index)` continues the run exactly.
 """
 
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
 
-from data.packing import pack
-from data.render import IGNORE_INDEX
+from data.packing import Batch, pack
+from data.render import Document
+from data.rows import Sample
 
 
-def epoch_order(n, seed, epoch, shuffle=True):
-    """The order of n documents in an epoch, as a list of indices.
+def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
+    """Returns the order of n documents in an epoch, as indices.
 
-    Python's generator, not torch's: its shuffle is the same in every version and on every machine. The text
-    seed keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), which their sum would not.
+    Python's generator shuffles alike in every version and on every machine; torch's does not promise that.
+    The seed is a text, because a sum of numbers would make (seed 1, epoch 2) equal (seed 2, epoch 1).
     """
     order = list(range(n))
     if shuffle:
@@ -25,73 +26,71 @@ def epoch_order(n, seed, epoch, shuffle=True):
 
 
 class Loader:
-    """Micro-batches of documents in a reproducible order; the last of an epoch may be short.
+    """Micro-batches of documents in a reproducible order; the last one of an epoch may be short.
 
     Args:
-        documents: list of Document.
-        batch_size: documents in a micro-batch; unused when max_tokens is given.
-        seed: with the epoch it determines the order.
-        shuffle: False keeps the documents' order in every epoch.
-        max_tokens: cut a micro-batch at this many tokens instead, so that short and long documents cost
-        alike.
-        share: compute an opening that documents of a micro-batch have in common once (data.packing).
+        documents: the documents of the training set.
+        batch_size: documents in a micro-batch; unused if max_tokens is given.
+        seed: determines the order together with the epoch.
+        shuffle: False keeps the order of `documents` in every epoch.
+        max_tokens: tokens in a micro-batch at most, so that micro-batches cost about the same.
+        share_prefix: compute a prefix that documents of a micro-batch share once (data/packing.py).
 
     Raises:
-        ValueError: there is no document, batch_size is below 1, or a document alone exceeds max_tokens.
+        ValueError: there is no document, batch_size is below 1, or one document exceeds max_tokens.
     """
 
-    def __init__(self, documents, batch_size, seed, shuffle=True, max_tokens=None, share=False):
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        max_tokens: int | None = None,
+        share_prefix: bool = False,
+    ):
         if not documents:
             raise ValueError("there is no document to train on: data.train gave none")
         if not max_tokens and batch_size < 1:
             raise ValueError(f"train.batch_size = {batch_size} must be at least 1")
-        self.documents, self.batch_size, self.seed, self.shuffle, self.share = (
-            documents,
-            batch_size,
-            seed,
-            shuffle,
-            share,
-        )
-        # cut once, not in each epoch: then all epochs have equally many steps, which the learning rate's
-        # schedule needs
-        self.groups = self._cut_by_tokens(max_tokens) if max_tokens else None
+        self.documents, self.batch_size, self.seed = documents, batch_size, seed
+        self.shuffle, self.share_prefix = shuffle, share_prefix
+        # These groups are the same in all epochs, so all epochs have equally many steps, as the schedule of
+        # the learning rate needs.
+        self.groups = self._group_by_tokens(max_tokens) if max_tokens else None
 
-    @property
-    def steps_per_epoch(self):
-        """Micro-batches in an epoch, the short one included; the same in every epoch."""
+    def __len__(self) -> int:
+        """Returns the number of micro-batches in an epoch, which is the same in every epoch."""
         return len(self.groups) if self.groups else -(-len(self.documents) // self.batch_size)
 
-    def __len__(self):
-        return self.steps_per_epoch
-
-    def plan(self, epoch):
-        """The document indices of each micro-batch of an epoch; every document occurs once."""
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Returns the document indices of each micro-batch of an epoch; every document occurs once."""
         if self.groups:
             return [self.groups[i] for i in epoch_order(len(self.groups), self.seed, epoch, self.shuffle)]
         order = epoch_order(len(self.documents), self.seed, epoch, self.shuffle)
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
-    def batches(self, epoch, start=0, stride=1):
-        """Yield the packed micro-batches start, start + stride, ... of an epoch.
+    def batches(self, epoch: int, start: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Yields the packed micro-batches start, start + stride, ... of an epoch.
 
-        A stride of the number of processes, each with its own start, gives every process its share.
+        With the number of processes as the stride and its rank as the start, each process gets its share.
         """
         for group in self.plan(epoch)[start::stride]:
             yield self.batch(group)
 
-    def batch(self, group):
-        """The packed micro-batch of these documents, named by their indices."""
-        return pack([self.documents[i] for i in group], self.share)
+    def batch(self, group: list[int]) -> Batch:
+        """Returns the packed micro-batch of the documents with these indices."""
+        return pack([self.documents[i] for i in group], self.share_prefix)
 
-    def _cut_by_tokens(self, max_tokens):
-        groups, tokens = [[]], 0
+    def _group_by_tokens(self, max_tokens: int) -> list[list[int]]:
+        groups: list[list[int]] = [[]]
+        tokens = 0
         for i in epoch_order(len(self.documents), self.seed, 0, self.shuffle):
             length = len(self.documents[i].input_ids)
             if length > max_tokens:
                 raise ValueError(
-                    f"{self.documents[i].id} has {length} tokens, more than a micro-batch may have "
-                    f"(max_tokens = {max_tokens}); "
-                    "raise it, or lower data.max_length"
+                    f"{self.documents[i].id} has {length} tokens, more than train.max_tokens = {max_tokens} "
+                    "allows a micro-batch; raise it, or lower data.max_length"
                 )
             if tokens + length > max_tokens:
                 groups.append([])
@@ -101,53 +100,48 @@ class Loader:
         return groups
 
 
-def split_validation(items, fraction, seed):
-    """Hold out about `fraction` of the samples (or documents) for validation, and never a prompt that is
-    trained on.
+def split_validation(
+    samples: Sequence[Sample], fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Returns (training samples, validation samples) in their old order, with no prompt on both sides.
 
-    Items with the same prompt stay together; otherwise validation would measure memory. Groups are taken in
-    the order of a hash of seed and prompt, so adding rows to a file hardly moves the others from one side to
-    the other.
-
-    Returns:
-        (training items, validation items), each in the order of `items`, neither empty unless fraction is 0.
+    About `fraction` of the samples is held out, and never none unless fraction is 0. Samples with the same
+    prompt stay together; otherwise validation would measure memorization. The groups are taken in the order
+    of a hash of seed and prompt, so that rows added to a file move few others to the other side.
 
     Raises:
-        ValueError: the fraction is not in [0, 1), or all items have one and the same prompt.
+        ValueError: the fraction is not in [0, 1), or all samples have the same prompt.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"data.validation_fraction = {fraction} must be at least 0 and below 1")
     if fraction == 0:
-        return list(items), []
-    groups = {}
-    for index, item in enumerate(items):
-        groups.setdefault(hashlib.sha256(f"{seed}\0{prompt_of(item)}".encode()).digest(), []).append(index)
+        return list(samples), []
+    groups: dict[bytes, list[int]] = {}
+    for index, sample in enumerate(samples):
+        digest = hashlib.sha256(f"{seed}\0{prompt_of(sample)}".encode()).digest()
+        groups.setdefault(digest, []).append(index)
     if len(groups) < 2:
         raise ValueError(
-            f"data.validation_fraction = {fraction}: {len(items)} sample(s) with {len(groups)} distinct "
-            f"prompt(s) cannot be split; "
-            "name a file in data.validation, or set the fraction to 0 to train without validation"
+            f"data.validation_fraction = {fraction}: {len(samples)} sample(s) with {len(groups)} distinct "
+            "prompt(s) cannot be split; name a file in data.validation, or set the fraction to 0 to train "
+            "without validation"
         )
-    wanted = min(max(1, round(fraction * len(items))), len(items) - 1)
-    held_out = set()
+    wanted = min(max(1, round(fraction * len(samples))), len(samples) - 1)
+    held_out: set[int] = set()
     for _, group in sorted(groups.items()):
         if len(held_out) + len(group) <= wanted:
             held_out.update(group)
-    if not held_out:  # every group is larger than the share asked for
-        held_out.update(min(groups.values(), key=len))
-    return [x for i, x in enumerate(items) if i not in held_out], [
-        x for i, x in enumerate(items) if i in held_out
-    ]
+    if not held_out:  # Every group is larger than `wanted`.
+        smallest = min(groups.values(), key=len)
+        held_out.update(smallest)
+    training = [sample for i, sample in enumerate(samples) if i not in held_out]
+    return training, [sample for i, sample in enumerate(samples) if i in held_out]
 
 
-def prompt_of(item):
-    """What the model is given before its first response: text of a Sample, ids of a Document; all of it where
-    there is no prompt.
-    """
-    if hasattr(item, "input_ids"):
-        first = next((i for i, label in enumerate(item.labels) if label != IGNORE_INDEX), 0)
-        return repr(item.input_ids[: first + 1] if first else item.input_ids)
-    if item.text is not None:
-        return repr(item.text.strip())
-    roles = [role for role, _ in item.messages]
-    return repr([(role, content.strip()) for role, content in item.messages[: roles.index("assistant")]])
+def prompt_of(sample: Sample) -> str:
+    """Returns the text before the first response, with its roles; of raw text, all of it."""
+    if sample.text is not None:
+        return repr(sample.text.strip())
+    messages = sample.messages or ()
+    roles = [role for role, _ in messages]
+    return repr([(role, content.strip()) for role, content in messages[: roles.index("assistant")]])

@@ -1,4 +1,4 @@
-"""Documents laid end to end: a batch is one stream, never a padded rectangle.
+"""Packing: documents laid end to end in one stream, without padding.
 
     T  tokens of the whole batch       D  documents       S  supervised positions
 
@@ -7,138 +7,122 @@
     position_ids      0  1  2    0  1         (T,)    restart with each document
     cu_seqlens        0        3        5     (D+1,)  document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]]
 
-Padding would be computed and thrown away; here every token is real. The loss runs at the S supervised
-positions only.
+The loss runs at the S supervised positions only.
 
-Documents that begin with the same tokens, a constant instruction say, can share them: the opening is then
-laid down once, as a document of its own, and the others follow without it.
+Documents that begin with the same tokens, for example a constant instruction, can share them. The shared
+prefix is then a document of its own, and the documents that share it follow without it.
 
-    documents         i0 i1 i2 a3 a4 | i0 i1 i2 b3
-    tokens            i0 i1 i2   a3 a4   b3
+    documents         p0 p1 p2 a3 a4 | p0 p1 p2 b3
+    tokens            p0 p1 p2   a3 a4   b3
     position_ids      0  1  2    3  4    3
     cu_seqlens        0          3       5      6
-    opening           -1         0       0             which document comes before this one's tokens, -1 for none
+    shared_prefix     -1         0       0      (D,)  the document with the prefix, -1 for none
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import torch
 
 from data.render import IGNORE_INDEX, Document
 
-NONE = -1  # in the place of an opening's number
-MIN_PREFIX_TOKENS = 16  # fewer do not pay for the cutting
+# Batch.shared_prefix of a document without a shared prefix.
+NO_PREFIX = -1
+# Shorter prefixes do not pay for the extra document.
+MIN_PREFIX_TOKENS = 16
 
 
 @dataclass
 class Batch:
-    """A packed stream of documents and what to predict in it."""
+    """A packed stream of documents and its targets."""
 
     tokens: torch.Tensor  # (T,) int64
     position_ids: torch.Tensor  # (T,) int64
-    cu_seqlens: torch.Tensor  # (D+1,) int32, the type that flash and flex attention take
+    cu_seqlens: torch.Tensor  # (D+1,) int32, the dtype that flash and flex attention take
     target_positions: torch.Tensor  # (S,) int64, indices into T
-    targets: torch.Tensor  # (S,) int64, the token that follows each of them
-    ids: list[str]  # the documents' names, for error messages
-    num_tokens: int  # tokens of the documents, each with its whole opening
-    shared_prefix: list[int] | None = None  # D numbers; None where nothing is shared
+    targets: torch.Tensor  # (S,) int64, the token to predict at each of them
+    ids: list[str]  # names of the documents in the stream's order, for messages
+    num_tokens: int  # tokens of the documents, each with its whole prefix
+    shared_prefix: list[int] | None = None  # D indices of documents; None if nothing is shared
 
     @property
-    def num_targets(self):
-        """S, as a plain number."""
+    def num_targets(self) -> int:
+        """Returns S."""
         return self.targets.shape[0]
 
-    def to(self, device, non_blocking=False):
-        """The same batch on another device, but for cu_seqlens: its numbers are asked for where the kernels
-        are launched.
-        """
-        return replace(
-            self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), cu_seqlens=self.cu_seqlens
-        )
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Returns the batch on another device; cu_seqlens stays, because the launch of a kernel reads it."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self):
-        """The same batch in page-locked memory, from which a copy to the GPU overlaps with its work."""
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in page-locked memory, so that a copy to the GPU overlaps with its work."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function):
-        tensors = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        names = ("tokens", "position_ids", "target_positions", "targets")
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
-def pack(documents, share=False):
-    """Lay documents end to end, in order.
+def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
+    """Returns the documents as one stream, in order, on the CPU.
 
     Args:
-        documents: list of D data.render.Document, none of them empty.
-        share: lay an opening that documents have in common, of MIN_PREFIX_TOKENS or more, down once.
-            Documents with one opening then lie side by side.
-
-    Returns:
-        Batch on the CPU.
+        documents: D documents, none of them empty.
+        share_prefix: put a prefix of MIN_PREFIX_TOKENS or more that documents share into the stream once,
+            right before these documents.
     """
     assert documents, "a batch needs a document"
-    whole = [len(document.input_ids) for document in documents]
-    assert min(whole) > 0, "an empty document has no place in a stream"
-    shared_prefix = [NONE] * len(documents)
-    if share:
+    num_tokens = sum(len(d.input_ids) for d in documents)
+    shared_prefix = [NO_PREFIX] * len(documents)
+    if share_prefix:
         documents, shared_prefix = _split_shared_prefixes(documents)
-    lengths = [len(document.input_ids) for document in documents]
-    first = [lengths[o] if o != NONE else 0 for o in shared_prefix]  # position of each document's first token
-    labels = torch.tensor(list(chain.from_iterable(document.labels for document in documents)))  # (T,)
+    lengths = [len(d.input_ids) for d in documents]
+    assert min(lengths) > 0, "a stream cannot hold an empty document"
+    starts = [0 if p == NO_PREFIX else lengths[p] for p in shared_prefix]
+    positions = [range(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    labels = torch.tensor(list(chain.from_iterable(d.labels for d in documents)))  # (T,)
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
-        tokens=torch.tensor(list(chain.from_iterable(document.input_ids for document in documents))),
-        position_ids=torch.cat(
-            [torch.arange(start, start + length) for start, length in zip(first, lengths, strict=True)]
-        ),
+        tokens=torch.tensor(list(chain.from_iterable(d.input_ids for d in documents))),
+        position_ids=torch.tensor(list(chain.from_iterable(positions))),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
         ids=[d.id for i, d in enumerate(documents) if i not in shared_prefix],
-        num_tokens=sum(whole),
-        shared_prefix=shared_prefix if any(o != NONE for o in shared_prefix) else None,
+        num_tokens=num_tokens,
+        shared_prefix=shared_prefix if any(p != NO_PREFIX for p in shared_prefix) else None,
     )
 
 
 def _split_shared_prefixes(documents):
-    """The documents with shared openings cut off and laid before them, and `opening`; nothing that is
-    supervised is shared.
+    """Returns the documents with each shared prefix as a document of its own, and Batch.shared_prefix.
+
+    No supervised position is shared, and every document keeps at least one token.
     """
     groups = {}
     for number, document in enumerate(documents):
-        own = next(
-            (i for i, label in enumerate(document.labels) if label != IGNORE_INDEX), len(document.labels)
-        )
-        free = min(own, len(document.labels) - 1)  # every document keeps a token
-        key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if free >= MIN_PREFIX_TOKENS else number
-        groups.setdefault(key, []).append((document, free))
+        last = len(document.labels) - 1
+        shareable = next((i for i in range(last) if document.labels[i] != IGNORE_INDEX), last)
+        key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if shareable >= MIN_PREFIX_TOKENS else number
+        groups.setdefault(key, []).append((document, shareable))
     out, shared_prefix = [], []
     for group in groups.values():
-        shared = (
-            _common([document.input_ids for document, _ in group], min(free for _, free in group))
-            if len(group) > 1
-            else 0
-        )
-        if shared:
+        shared, prefix = 0, NO_PREFIX
+        if len(group) > 1:
+            shared = _common_length([d.input_ids for d, _ in group], min(shareable for _, shareable in group))
+            prefix = len(out)
             out.append(Document(group[0][0].input_ids[:shared], [IGNORE_INDEX] * shared, ""))
-            shared_prefix.append(NONE)
-        at = len(out) - 1 if shared else NONE
-        out += [
-            Document(document.input_ids[shared:], document.labels[shared:], document.id)
-            for document, _ in group
-        ]
-        shared_prefix += [at] * len(group)
+            shared_prefix.append(NO_PREFIX)
+        out += [Document(d.input_ids[shared:], d.labels[shared:], d.id) for d, _ in group]
+        shared_prefix += [prefix] * len(group)
     return out, shared_prefix
 
 
-def _common(rows, most):
-    """How many tokens, `most` at most, all rows begin with: as many as the first and the last in the order of
-    a dictionary do.
+def _common_length(rows, most):
+    """Returns how many tokens all rows begin with, at most `most`.
+
+    It compares the first and the last row in lexicographic order: what these two share, all rows share.
     """
     low, high = min(rows), max(rows)
     return next((i for i in range(most) if low[i] != high[i]), most)

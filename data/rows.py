@@ -12,12 +12,14 @@ is a prompt a line.
 """
 
 import json
+import re
 from dataclasses import dataclass
-from json.decoder import WHITESPACE
 from pathlib import Path
 
 from common.errors import listed
 
+# The blanks that JSON allows between values.
+WHITESPACE = re.compile(r"[ \t\n\r]*")
 ROW_SHAPES = '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"} or {"text"}'
 
 

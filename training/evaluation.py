@@ -31,7 +31,7 @@ def mean_loss(model, objective, documents, precision) -> dict:
     total, sums, weight = 0.0, {}, 0
     try:
         for group in groups(documents):
-            batch = pack(group, share=True).to(precision.device)
+            batch = pack(group, share_prefix=True).to(precision.device)
             with precision.autocast():
                 loss, count, metrics = objective.loss(model, batch)
             total, weight = total + float(loss), weight + count

@@ -1,4 +1,4 @@
-"""data/checks.py: a small set with one of every fault, and a clean one without a finding."""
+"""data/checks.py: a small set with each fault once, and a clean set without a finding."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ def chat(id, prompt, response):
     return Sample(id, (("user", prompt), ("assistant", response)))
 
 
-SICK = [
+FAULTY = [
     chat("a:1", "p", "r"),
     chat("a:2", "p", "r"),  # a copy
     chat("a:3", "q", "yes"),
@@ -32,14 +32,9 @@ DOCUMENTS = [
 ]
 
 
-def test_every_fault_is_found_once_in_the_set_written_here():
-    report = examine(
-        SICK,
-        DOCUMENTS,
-        HELD_OUT,
-        problems=["a.jsonl:8: bad"],
-        counts=Counts(dropped=2, unsupervised=1, truncated=4),
-    )
+def test_examine_finds_every_fault_of_a_small_set_once():
+    counts = Counts(dropped=2, unsupervised=1, truncated=4)
+    report = examine(FAULTY, DOCUMENTS, HELD_OUT, problems=["a.jsonl:8: bad"], counts=counts)
     assert {key: report[key] for key in FINDINGS} == {
         "duplicates": ["a:2"],
         "empty_prompts": ["a:5"],
@@ -52,22 +47,22 @@ def test_every_fault_is_found_once_in_the_set_written_here():
     assert (report["dropped"], report["truncated"]) == (3, 4)
 
 
-def test_brief_names_each_finding_and_nothing_where_all_is_well():
-    report = examine(SICK, DOCUMENTS, HELD_OUT)
+def test_brief_names_each_finding_and_nothing_for_clean_data():
+    report = examine(FAULTY, DOCUMENTS, HELD_OUT)
     for key, words in FINDINGS.items():
         assert f"{len(report[key])} {words}: {report[key][0]}" in brief(report)
-    healthy = examine([chat("a:1", "p", "r")], DOCUMENTS[:1])
-    assert brief(healthy) == "data: 1 samples, 0 held out, 4 tokens (50% supervised), longest 4"
+    clean = examine([chat("a:1", "p", "r")], DOCUMENTS[:1])
+    assert brief(clean) == "data: 1 samples, 0 held out, 4 tokens (50% supervised), longest 4"
 
 
-def test_long_lists_of_ids_are_cut_in_print_and_whole_in_the_report():
+def test_brief_shortens_a_long_list_of_ids_and_the_report_has_it_whole():
     report = examine([chat(f"a:{i}", "p", "r") for i in range(6)])
     assert len(report["duplicates"]) == 5
     assert "5 exact copies of an earlier sample: a:1, a:2, a:3, ..." in brief(report)
 
 
 def test_samples_without_documents_have_no_lengths_and_no_division_by_zero():
-    report = examine(SICK)
+    report = examine(FAULTY)
     assert (report["longest"], report["supervised_share"]) == (0, 0.0)
     assert "tokens" not in brief(report)
 
@@ -79,19 +74,19 @@ def test_findings_name_only_samples_of_the_set_and_distinct_rows_are_no_duplicat
     assert all(int(id[2:]) < len(pairs) for key in FINDINGS for id in report[key])
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "\u00e9t\u00e9",
-        "stra\u00dfe",
-        "\u00ab pi\u00f1a \u00bb",
-        "\u00c2ge",
-        "\u20ac 5",
-        "\u2019s",
-        "\U0001f600",
-    ],
-)
-def test_text_is_suspected_only_after_a_wrong_decoding(word):
+WORDS = [
+    "\u00e9t\u00e9",
+    "stra\u00dfe",
+    "\u00ab pi\u00f1a \u00bb",
+    "\u00c2ge",
+    "\u20ac 5",
+    "\u2019s",
+    "\U0001f600",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_text_is_mojibake_only_after_a_wrong_decoding(word):
     assert not MOJIBAKE.search(word)
     assert MOJIBAKE.search(word.encode().decode("latin-1"))
     assert MOJIBAKE.search(word.encode().decode("cp1252", errors="replace"))

@@ -33,7 +33,7 @@ def test_order_is_the_one_written_here_on_every_machine():
     assert epoch_order(8, seed=3407, epoch=1, shuffle=False) == list(range(8))
 
 
-def test_seed_and_epoch_are_not_added_up():
+def test_seed_and_epoch_are_not_summed():
     assert epoch_order(50, seed=1, epoch=2) != epoch_order(50, seed=2, epoch=1)
     assert epoch_order(50, seed=1, epoch=0) != epoch_order(50, seed=1, epoch=1)
 
@@ -42,13 +42,13 @@ def test_unshuffled_micro_batches_are_the_ones_written_here():
     loader = Loader(documents_of([3, 4, 5, 6, 7]), batch_size=2, seed=0, shuffle=False)
     assert ids(loader.batches(0)) == [["d0", "d1"], ["d2", "d3"], ["d4"]]
     assert ids(loader.batches(1)) == ids(loader.batches(0))
-    assert loader.steps_per_epoch == len(loader) == 3
+    assert len(loader) == 3
 
 
 def test_micro_batches_are_cut_at_max_tokens():
     loader = Loader(documents_of([3, 4, 5, 1, 7, 2, 2]), batch_size=1, seed=0, shuffle=False, max_tokens=8)
     assert ids(loader.batches(0)) == [["d0", "d1"], ["d2", "d3"], ["d4"], ["d5", "d6"]]
-    assert loader.steps_per_epoch == 4
+    assert len(loader) == 4
 
 
 loaders = st.builds(
@@ -62,9 +62,9 @@ loaders = st.builds(
 
 
 @given(loaders, st.integers(0, 3))
-def test_an_epoch_shows_every_document_once_in_as_many_steps_as_it_says(loader, epoch):
+def test_an_epoch_has_every_document_once_in_len_micro_batches(loader, epoch):
     batches = list(loader.batches(epoch))
-    assert len(batches) == loader.steps_per_epoch
+    assert len(batches) == len(loader)
     assert sorted(id for batch in batches for id in batch.ids) == sorted(
         document.id for document in loader.documents
     )
@@ -72,13 +72,13 @@ def test_an_epoch_shows_every_document_once_in_as_many_steps_as_it_says(loader, 
 
 @given(loaders, st.integers(0, 3), st.data())
 def test_resumed_epoch_equals_the_rest_of_an_uninterrupted_one(loader, epoch, data):
-    start = data.draw(st.integers(0, loader.steps_per_epoch))
+    start = data.draw(st.integers(0, len(loader)))
     uninterrupted = ids(loader.batches(epoch))
     assert ids(loader.batches(epoch, start=start)) == uninterrupted[start:]
 
 
 @given(loaders, st.integers(1, 4))
-def test_strides_share_an_epoch_without_overlap(loader, processes):
+def test_strides_divide_an_epoch_without_overlap(loader, processes):
     shares = [ids(loader.batches(0, start=rank, stride=processes)) for rank in range(processes)]
     assert sorted(batch for share in shares for batch in share) == sorted(ids(loader.batches(0)))
 
@@ -97,11 +97,11 @@ def test_shuffling_differs_between_epochs_and_also_when_cut_by_tokens():
 
 def test_fewer_documents_than_a_batch_make_one_short_batch():
     loader = Loader(documents_of([3, 4]), batch_size=8, seed=0)
-    assert loader.steps_per_epoch == 1
+    assert len(loader) == 1
     assert [batch.num_tokens for batch in loader.batches(0)] == [7]
 
 
-def test_what_cannot_be_loaded_is_refused():
+def test_no_documents_a_batch_size_of_0_and_a_too_long_document_are_refused():
     with pytest.raises(ValueError, match="no document"):
         Loader([], batch_size=1, seed=0)
     with pytest.raises(ValueError, match="batch_size = 0"):
@@ -163,10 +163,6 @@ def test_adding_rows_moves_few_others_to_the_other_side():
     assert len(before ^ after) <= 2
 
 
-def test_prompt_of_a_document_is_what_stands_before_its_first_target():
-    assert prompt_of(Document([2, 7, 8, 9], [__, 8, 9, __], "d")) == "[2, 7]"
-    assert (
-        prompt_of(Document([2, 7, 8], [7, 8, __], "d")) == "[2, 7, 8]"
-    )  # all supervised: it has no prompt, so all of it counts
+def test_prompt_of_a_sample_is_what_precedes_the_first_response():
     assert prompt_of(Sample("s", text=" a ")) == "'a'"
     assert prompt_of(chat("p ", "r")) == prompt_of(chat("p", "other")) == "[('user', 'p')]"

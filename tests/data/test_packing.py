@@ -1,4 +1,4 @@
-"""data/packing.py: one packed stream by hand, unpacking, and parity with transformers' flattening collator."""
+"""data/packing.py: one packed stream by hand, unpacking, and parity with transformers' collator."""
 
 from itertools import pairwise
 
@@ -76,24 +76,24 @@ def test_stream_equals_that_of_transformers_flattening_collator():
     assert torch.equal(ours.tokens, theirs["input_ids"][0])
     assert torch.equal(ours.position_ids, theirs["position_ids"][0])
     assert torch.equal(ours.cu_seqlens, theirs["cu_seq_lens_q"])
-    shifted = theirs["labels"][0, 1:]  # transformers shifts in its loss, render does so once and for all
+    shifted = theirs["labels"][0, 1:]  # transformers shifts in its loss, data/render.py when it makes labels
     assert torch.equal(ours.target_positions, (shifted != __).nonzero().squeeze(1))
     assert torch.equal(ours.targets, shifted[shifted != __])
 
 
-def test_a_batch_without_targets_has_empty_tensors_and_not_a_crash():
+def test_a_batch_without_targets_has_empty_target_tensors():
     batch = pack([Document([2, 3], [__, __], "d")])
     assert batch.num_targets == 0
     assert (batch.targets.shape, batch.targets.dtype) == ((0,), torch.int64)
 
 
-def test_to_moves_every_tensor_but_the_bounds_and_keeps_the_rest():
+def test_to_moves_every_tensor_except_cu_seqlens():
     batch = pack([Document([2, 5], [5, __], "d")])
     moved = batch.to("meta", non_blocking=True)
     for name in ("tokens", "position_ids", "target_positions", "targets"):
         assert getattr(moved, name).device.type == "meta"
         assert getattr(batch, name).device.type == "cpu"
-    assert moved.cu_seqlens is batch.cu_seqlens  # whoever loops over documents would wait for a GPU
+    assert moved.cu_seqlens is batch.cu_seqlens  # reading it on a GPU would make the CPU wait
     assert (moved.ids, moved.num_tokens) == (["d"], 2)
 
 
@@ -104,38 +104,28 @@ def test_pinned_batch_is_pinned_and_equal():
     assert torch.equal(batch.pin_memory().tokens, batch.tokens)
 
 
-def test_packing_nothing_is_a_fault_of_ours():
+def test_packing_nothing_or_an_empty_document_fails():
     with pytest.raises(AssertionError):
         pack([])
     with pytest.raises(AssertionError):
         pack([Document([], [], "d")])
 
 
-def test_an_opening_of_two_documents_is_laid_down_once():
+def test_a_prefix_that_two_documents_share_is_packed_once():
     start = list(range(10, 10 + MIN_PREFIX_TOKENS))
-    a, c = (
-        Document([*start, 5, 6], [*[__] * MIN_PREFIX_TOKENS, 6, __], "a"),
-        Document([*start, 7], [__] * (MIN_PREFIX_TOKENS + 1), "c"),
-    )
-    batch = pack([a, Document([3, 4], [4, __], "b"), c], share=True)
+    a = Document([*start, 5, 6], [*[__] * MIN_PREFIX_TOKENS, 6, __], "a")
+    c = Document([*start, 7], [__] * (MIN_PREFIX_TOKENS + 1), "c")
+    batch = pack([a, Document([3, 4], [4, __], "b"), c], share_prefix=True)
     assert batch.tokens.tolist() == [*start, 5, 6, 7, 3, 4]
     assert batch.position_ids.tolist() == [*range(MIN_PREFIX_TOKENS + 2), MIN_PREFIX_TOKENS, 0, 1]
-    assert batch.cu_seqlens.tolist() == [
-        0,
-        MIN_PREFIX_TOKENS,
-        MIN_PREFIX_TOKENS + 2,
-        MIN_PREFIX_TOKENS + 3,
-        MIN_PREFIX_TOKENS + 5,
-    ]
+    assert batch.cu_seqlens.tolist() == [0, *(MIN_PREFIX_TOKENS + n for n in (0, 2, 3, 5))]
     assert batch.shared_prefix == [-1, 0, 0, -1]
-    assert (batch.target_positions.tolist(), batch.targets.tolist()) == (
-        [MIN_PREFIX_TOKENS, MIN_PREFIX_TOKENS + 3],
-        [6, 4],
-    )
-    assert (batch.num_tokens, batch.ids) == (2 * MIN_PREFIX_TOKENS + 5, ["a", "b", "c"])
+    assert batch.target_positions.tolist() == [MIN_PREFIX_TOKENS, MIN_PREFIX_TOKENS + 3]
+    assert batch.targets.tolist() == [6, 4]
+    assert (batch.num_tokens, batch.ids) == (2 * MIN_PREFIX_TOKENS + 5, ["a", "c", "b"])
 
 
-openings = st.lists(
+prefixes = st.lists(
     st.tuples(
         st.integers(0, 2), st.integers(0, MIN_PREFIX_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)
     ),
@@ -144,17 +134,15 @@ openings = st.lists(
 )
 
 
-@given(openings)
-def test_documents_written_out_with_their_openings_are_the_documents(parts):
+@given(prefixes)
+def test_documents_joined_with_their_shared_prefixes_are_the_documents(parts):
     rows = []
     for number, (kind, shared, own, first) in enumerate(parts):
         tokens = [50 * kind + i for i in range(shared)] + [200 + number] * own
         rows.append(make_document(tokens, [i >= first for i in range(len(tokens))], str(number)))
-    batch = pack(rows, share=True)
-    bounds, shared_prefix = (
-        batch.cu_seqlens.tolist(),
-        batch.shared_prefix or [-1] * (len(batch.cu_seqlens) - 1),
-    )
+    batch = pack(rows, share_prefix=True)
+    bounds = batch.cu_seqlens.tolist()
+    shared_prefix = batch.shared_prefix or [-1] * (len(bounds) - 1)
     labels = torch.full_like(batch.tokens, __).scatter(0, batch.target_positions, batch.targets)
     pieces = [
         list(zip(*(x[a:b].tolist() for x in (batch.tokens, labels, batch.position_ids)), strict=True))
@@ -169,7 +157,7 @@ def test_documents_written_out_with_their_openings_are_the_documents(parts):
 
 @given(documents)
 def test_documents_with_nothing_in_common_make_the_plain_stream(documents):
-    shared, plain = pack(documents, share=True), pack(documents)  # none has as many as MIN_PREFIX_TOKENS
+    shared, plain = pack(documents, share_prefix=True), pack(documents)  # all are under MIN_PREFIX_TOKENS
     assert shared.shared_prefix is None
     for name in ("tokens", "position_ids", "cu_seqlens", "target_positions", "targets"):
         assert torch.equal(getattr(shared, name), getattr(plain, name))

@@ -241,7 +241,7 @@ def shared_and_plain(seed: int = 0) -> tuple:
                 Document(ids, [IGNORE_INDEX] * first + ids[first + 1 :] + [IGNORE_INDEX], str(len(rows)))
             )
     rng.shuffle(rows)
-    shared, plain = pack(rows, share=True), pack(rows)
+    shared, plain = pack(rows, share_prefix=True), pack(rows)
     assert len(shared.tokens) == len(plain.tokens) - 2 * 20 - 2 * 17
     return shared, plain
 
