@@ -1,18 +1,19 @@
-"""Documents on disk, so that many rows are tokenised once and not by each run.
+"""Documents on disk, so that a large training set is tokenized once and not in every run.
 
-A file of numpy's (.npz) under the sha256 of all that its documents follow from: the samples, the tokenizer,
-how they were cut, and the code that did it.
+The file is an .npz named after the SHA-256 of everything that the documents depend on: the samples, the
+tokenizer, the settings and the code. T tokens, D documents.
 
-    tokens      (T,) int32   of all documents, one behind the other
+    tokens      (T,) int32   token ids of all documents
     supervised  (T,) bool    whether position i must predict token i + 1
-    lengths     (D,) int64   of each document
-    ids         uint8        the documents' names in UTF-8, with a zero byte between two
-    counts      int64        data.render.Counts, its numbers in order
+    lengths     (D,) int64   tokens of each document
+    ids         uint8        names of the documents in UTF-8, with a zero byte between two
+    counts      int64        the fields of data.render.Counts in order
 """
 
 import hashlib
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -21,50 +22,57 @@ import numpy as np
 
 from common.files import replacing
 from data.render import IGNORE_INDEX, Counts, Document
+from data.rows import Sample
 
-WORTH = 2000  # samples: fewer are tokenised in the time that it takes to notice
-ROOM = 2**30  # bytes of all files; those that were not asked for the longest make room
+# Tokenizing fewer samples takes no time that anybody notices.
+MIN_SAMPLES = 2000
+# Bytes of all files in the folder; the least recently used files are removed.
+MAX_BYTES = 2**30
+
+Rendered = tuple[list[Document], Counts]
 
 
-def stored(folder, samples, others, render):
-    """What render() gives, (documents, Counts): from `folder` where it was put there before.
+def load_or_render(
+    folder: Path, samples: Sequence[Sample], depends_on: Callable[[], bytes], render: Callable[[], Rendered]
+) -> Rendered:
+    """Returns render(), from a file in `folder` if an earlier call stored it there.
 
     Args:
-        folder: where the files are; made where it is missing, for this user's eyes only. One that cannot be
-        written stores nothing.
-        samples: list of Sample.
-        others: called for the bytes of what else the documents follow from.
-        render: called where the documents are not found.
+        folder: is made if it is missing, readable by this user only. If it cannot be written, nothing is
+            stored.
+        samples: the samples to render.
+        depends_on: returns the bytes of everything else that the documents depend on.
+        render: returns the documents and their counts.
     """
-    if len(samples) < WORTH:
+    if len(samples) < MIN_SAMPLES:
         return render()
-    digest = hashlib.sha256(others())
+    digest = hashlib.sha256(depends_on())
     for sample in samples:
         digest.update(repr(sample).encode("utf-8", "surrogatepass"))
-    file = Path(folder) / f"{digest.hexdigest()}.npz"
+    file = folder / f"{digest.hexdigest()}.npz"
     if (found := _load(file)) is None:
         found = render()
-        with suppress(OSError):  # a full disk, say: the run goes on without
+        with suppress(OSError):  # A full disk, for example, does not stop the run.
             _save(file, *found)
     return found
 
 
-def _load(file):
-    """The documents and counts, or None where the file is missing or broken."""
+def _load(file) -> Rendered | None:
+    """Returns the documents and counts, or None if the file is missing or broken."""
     with suppress(OSError):
-        os.utime(file)  # it was asked for
+        os.utime(file)  # the time of the last use
     try:
         with np.load(file) as arrays:
             return _decode(*(arrays[name] for name in ("tokens", "supervised", "lengths", "ids", "counts")))
-    except Exception:  # numpy and zipfile raise a dozen kinds over a damaged file, which is made anew
+    except Exception:  # numpy and zipfile raise a dozen types of error for a damaged file.
         return None
 
 
 def _decode(tokens, supervised, lengths, ids, counts):
-    # one int object for each id, as data.render has it: a list of them costs 8 bytes a token, and 36 without
-    words = np.append(np.arange(tokens.max() + 1), IGNORE_INDEX).astype(object)
-    labels = words[np.where(supervised, np.append(tokens[1:], 0), -1)].tolist()
-    tokens, ends = words[tokens].tolist(), lengths.cumsum().tolist()
+    # One int object for each token id, as in data/render.py.
+    objects = np.append(np.arange(tokens.max() + 1), IGNORE_INDEX).astype(object)
+    labels = objects[np.where(supervised, np.append(tokens[1:], 0), -1)].tolist()
+    tokens, ends = objects[tokens].tolist(), lengths.cumsum().tolist()
     names = ids.tobytes().decode("utf-8", "surrogatepass").split("\0")
     documents = [
         Document(tokens[end - n : end], labels[end - n : end], name)
@@ -74,7 +82,7 @@ def _decode(tokens, supervised, lengths, ids, counts):
 
 
 def _save(file, documents, counts):
-    """Writes the file whole or not at all, unless it is large beside ROOM or the disk."""
+    """Writes the file whole or not at all, and not if it is large for MAX_BYTES or the disk."""
     arrays = {
         "tokens": np.concatenate([np.array(d.input_ids, np.int32) for d in documents]),
         "supervised": np.concatenate([np.array(d.labels) != IGNORE_INDEX for d in documents]),
@@ -84,15 +92,14 @@ def _save(file, documents, counts):
     }
     folder, size = file.parent, sum(a.nbytes for a in arrays.values())
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if size > ROOM or 10 * size > shutil.disk_usage(folder).free:
+    if size > MAX_BYTES or 10 * size > shutil.disk_usage(folder).free:
         return
     # Another run may write the same file now, so each has a temporary file of its own.
     with replacing(file, folder / f".{os.getpid()}.part") as part, open(part, "wb") as f:
         np.savez(f, **arrays)
     total = 0
-    for old in sorted(
-        folder.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True
-    ):  # what a kill left half written grows old too
+    # Temporary files of a killed process are among these files.
+    for old in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True):
         total += old.stat().st_size
-        if total > ROOM:
+        if total > MAX_BYTES:
             old.unlink()

@@ -141,6 +141,6 @@ def _documents(
         hashes = [sha256(f) for f in (*files, base.folder / "tokenizer.json")]
         return repr((cfg.train.objective, cfg.data.loss_on, limits, version("tokenizers"), hashes)).encode()
 
-    return token_cache.stored(
+    return token_cache.load_or_render(
         TOKEN_CACHE, samples, depends_on, lambda: objective.documents(samples, base.tokenizer, **limits)
     )

@@ -1,4 +1,4 @@
-"""data/render.py: what is supervised, where the shift is, and what happens to samples that do not fit."""
+"""data/render.py: which tokens are supervised, the shift of the labels, and samples that are too long."""
 
 import io
 
@@ -11,30 +11,31 @@ from common.errors import SHOWN
 from data.render import IGNORE_INDEX, Counts, render, render_all
 from data.rows import Sample
 
-BOS, EOS, START_USER, START_MODEL, END, NEWLINE, SPACE = 2, 1, 10, 11, 12, 13, 300
+BOS, EOS, START_USER, START_MODEL, END, NEWLINE, VOCAB_SIZE = 2, 1, 10, 11, 12, 13, 300
 
 
 class CharacterTokenizer:
     """One id a character, from 20 up; control ids below 20, which no text reaches."""
 
-    bos_id, eos_id, vocab_size = BOS, EOS, SPACE
-
-    def encode(self, text):
-        return [20 + ord(character) for character in text]
+    bos_id, eos_id, vocab_size = BOS, EOS, VOCAB_SIZE
 
     def encode_batch(self, texts):
-        return [self.encode(text) for text in texts]
+        return [[20 + ord(character) for character in text] for text in texts]
 
     def render_batch(self, conversations):
-        return [self.render_turns(messages) for messages in conversations]
+        return [self.turns(messages) for messages in conversations]
 
-    def render_turns(self, messages):
+    def turns(self, messages):
         pieces = []
         for role, content in messages:
             if role == "assistant":
-                pieces += [([START_MODEL], False), ([*self.encode(content), END], True), ([NEWLINE], False)]
+                pieces += [
+                    ([START_MODEL], False),
+                    ([*self.encode_batch([content])[0], END], True),
+                    ([NEWLINE], False),
+                ]
             else:
-                pieces += [([START_USER, *self.encode(content), END, NEWLINE], False)]
+                pieces += [([START_USER, *self.encode_batch([content])[0], END, NEWLINE], False)]
         return pieces
 
 
@@ -60,7 +61,7 @@ def test_every_response_of_a_conversation_is_supervised():
     assert document.labels == [__, __, __, __, __, B, END, __, __, __, __, __, __, D, END, __, __]
 
 
-def test_loss_on_all_supervises_every_token_but_the_first():
+def test_loss_on_all_supervises_every_token_except_the_first():
     document = render(CHAT, TOKENIZER, "all")
     assert document.labels == [START_USER, A, B, END, NEWLINE, START_MODEL, C, D, END, NEWLINE, __]
 
@@ -83,7 +84,7 @@ texts = st.text("abc<>", min_size=1).map(lambda text: Sample("h", text=text))
 
 
 @given(st.one_of(conversations, texts), st.sampled_from(["response", "all"]), st.integers(1, 40))
-def test_a_label_is_the_next_token_or_ignored_and_bos_stands_once_at_the_front(sample, loss_on, max_length):
+def test_a_label_is_the_next_token_or_ignored_and_bos_comes_once_and_first(sample, loss_on, max_length):
     whole = render(sample, TOKENIZER, loss_on)
     try:
         (cut,), _ = render_all([sample], TOKENIZER, loss_on, max_length, on_long="truncate")
@@ -129,21 +130,20 @@ def test_too_long_is_an_error_with_every_id_and_its_length():
     assert 'data.on_long = "drop"' in message
 
 
-def test_a_long_list_of_too_long_samples_is_cut_and_counted():
+def test_a_long_list_of_too_long_samples_is_shortened_and_counted():
     with pytest.raises(ValueError, match=r"\.\.\. and 5 more") as error:
         render_all([CHAT] * (SHOWN + 5), TOKENIZER, max_length=10)
     assert str(error.value).count("t:1 (11 tokens)") == SHOWN
 
 
-def test_drop_leaves_long_samples_out_and_counts_them():
+def test_drop_leaves_out_long_samples_and_counts_them():
     documents, counts = render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=11, on_long="drop")
     assert [document.id for document in documents] == ["t:1", "t:3"]
     assert counts == Counts(kept=2, dropped=1, tokens=16, supervised_tokens=7, longest=17)
 
 
-def test_truncate_cuts_the_tail_and_drops_what_has_no_response_left():
-    # at 8 tokens TWO_TURNS keeps its first response; CHAT keeps one token of it; the long prompt keeps
-    # nothing to learn
+def test_truncate_cuts_the_end_and_drops_a_sample_without_a_response_left():
+    # At 8 tokens TWO_TURNS keeps its first response, CHAT one token of it, and the long prompt none.
     no_response = Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))
     documents, counts = render_all(
         [CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate"
@@ -163,17 +163,14 @@ def test_a_sample_of_exactly_max_length_is_whole():
 
 @pytest.mark.parametrize("on_long", ["drop", "truncate"])
 def test_no_document_left_is_an_error(on_long):
-    with pytest.raises(
-        ValueError,
-        match="samples is left.* 5 tokens .data.max_length, or what the model has positions for.*longest has 17",
-    ):
+    message = "samples is left.* 5 tokens .data.max_length, or the positions of the model.*longest has 17"
+    with pytest.raises(ValueError, match=message):
         render_all([CHAT, TWO_TURNS], TOKENIZER, max_length=5, on_long=on_long)
 
 
 def test_an_id_past_the_vocabulary_is_an_error_before_training():
-    sample = Sample(
-        "t:9", (("user", chr(SPACE - 20)), ("assistant", "a"))
-    )  # its id is 300, the first that does not exist
+    # The id of this character is 300, the first one outside the vocabulary.
+    sample = Sample("t:9", (("user", chr(VOCAB_SIZE - 20)), ("assistant", "a")))
     with pytest.raises(ValueError, match=r"t:9: token id 300 is outside the model's vocabulary of 300"):
         render_all([sample], TOKENIZER)
     with pytest.raises(ValueError, match="vocabulary of 100"):
@@ -181,21 +178,13 @@ def test_an_id_past_the_vocabulary_is_an_error_before_training():
     assert len(render_all([sample], TOKENIZER, vocab_size=301)[0]) == 1
 
 
-def test_a_misspelt_option_is_refused():
-    with pytest.raises(ValueError, match="data.loss_on = 'answer'"):
-        render_all([CHAT], TOKENIZER, loss_on="answer")
-    with pytest.raises(ValueError, match="data.on_long = 'cut'"):
-        render_all([CHAT], TOKENIZER, on_long="cut")
-
-
 def test_equal_ids_share_one_int_object():
-    (document,), _ = render_all(
-        [Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500
-    )  # 257 and up are not shared by Python
+    # Python itself shares the int objects below 257 only.
+    (document,), _ = render_all([Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500)
     assert document.input_ids[1] is document.input_ids[2] is document.labels[0]
 
 
-def test_progress_reaches_the_number_of_samples(monkeypatch):
+def test_the_progress_bar_reaches_the_number_of_samples(monkeypatch):
     bars = []
 
     def shown(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""data/rows.py: every row shape by hand, and each fault of a file told with its place."""
+"""data/rows.py: every row shape by hand, and each fault of a file reported with its place."""
 
 import json
 
@@ -36,8 +36,8 @@ def test_each_row_shape_becomes_the_sample_written_here(write):
         '{"instruction": "Greet", "output": "Hi"}\n'
         '{"instruction": "Greet", "input": "", "output": "Hello"}\n'
         "\n"
-        '{"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},'
-        ' {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n'
+        '{"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "a"}, '
+        '{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n'
         '{"text": "Once upon a time"}\n'
     )
     samples, problems = read_samples([path])
@@ -56,7 +56,7 @@ def test_each_row_shape_becomes_the_sample_written_here(write):
     ]
 
 
-def test_an_array_is_told_from_jsonl_by_its_content_and_numbered_by_element(write):
+def test_an_array_is_recognized_by_its_content_and_numbered_by_element(write):
     path = write('\n [\n  {"prompt": "p",\n "response": "r"},\n  {"text": "t"}\n]\n', "lab.jsonl")
     assert [sample.id for sample in read_samples(path)[0]] == ["lab.jsonl:[0]", "lab.jsonl:[1]"]
 
@@ -102,7 +102,7 @@ def test_bom_and_crlf_change_nothing(write, start, end):
         ] == expected
 
 
-def test_bom_between_joined_files_is_no_problem(write):
+def test_a_bom_between_joined_files_is_ignored(write):
     assert len(read_samples(write(f"\ufeff{GOOD}\n\ufeff{GOOD}\n"))[0]) == 2
 
 
@@ -151,7 +151,8 @@ BAD_ROWS = {
         "ending with assistant; got user",
     ),
     "late system": (
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]}',
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, '
+        b'{"role": "assistant", "content": "c"}]}',
         "got user, system, assistant",
     ),
     "foreign role": (
@@ -173,7 +174,7 @@ def test_a_bad_row_is_an_error_with_file_and_line_or_a_counted_skip(write, row, 
     assert problems[0].startswith("train.jsonl:2: ")
 
 
-def test_a_bad_array_element_is_told_by_line_and_element(write):
+def test_a_bad_array_element_is_reported_with_line_and_element(write):
     path = write(b'[\n{"text": "a"},\n{"text": "caf\xe9"},\n\n{"text": 1}]', "lab.json")
     samples, problems = read_samples(path, on_bad="skip")
     assert [sample.id for sample in samples] == ["lab.json:[0]"]
@@ -202,7 +203,7 @@ def test_an_empty_file_is_a_problem_and_never_an_empty_set(write, content):
     assert "no sample in empty.jsonl" in problem_of(empty, on_bad="skip")
 
 
-def test_a_key_that_stands_twice_spoils_its_own_element_only(write):
+def test_a_repeated_key_spoils_its_own_element_only(write):
     samples, problems = read_samples(
         write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip"
     )
@@ -211,7 +212,7 @@ def test_a_key_that_stands_twice_spoils_its_own_element_only(write):
     ]
 
 
-def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_problems(write):
+def test_an_endless_number_in_an_array_is_reported_with_its_line_and_the_other_problems(write):
     error = problem_of(write('[{"text": ""},\n{"text": ' + "1" * 5000 + "}]", "long.json"))
     assert "long.json:2: not JSON: nested too deeply, or an endless number, after 1 whole element(s)" in error
     assert 'long.json:1: element [0]: empty text ("text")' in error
@@ -220,13 +221,13 @@ def test_an_endless_number_in_an_array_is_told_with_its_line_and_the_other_probl
 @pytest.mark.parametrize(
     "content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more']
 )
-def test_a_broken_array_is_an_error_even_under_skip_as_the_rest_of_it_is_lost(write, content):
+def test_a_broken_array_is_an_error_even_under_skip(write, content):
     error = problem_of(write(content, "cut.json"), on_bad="skip")
     assert "cut.json:1: not JSON" in error
     assert "after 1 whole" in error
 
 
-def test_no_array_in_a_file_declared_as_one_is_an_error(write):
+def test_a_file_that_is_no_whole_array_is_an_error(write):
     assert "Expecting [" in problem_of(write(GOOD), format="json")
     assert "Expecting , or ]" in problem_of(write('[{"text": "a"}', "open.json"))
     assert "not JSON" in problem_of(write("[", "bare.json"))
@@ -246,8 +247,3 @@ def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
 def test_ids_stay_unique_when_two_folders_hold_the_same_name(write):
     paths = [write(GOOD, "a/train.jsonl"), write(GOOD, "b/train.jsonl")]
     assert [sample.id for sample in read_samples(paths)[0]] == [f"{path}:1" for path in paths]
-
-
-def test_a_misspelt_option_is_refused(write):
-    assert "data.on_bad = 'ignore'" in problem_of(write(GOOD), on_bad="ignore")
-    assert "data.format = 'csv'" in problem_of(write(GOOD), format="csv")
