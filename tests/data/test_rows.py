@@ -37,7 +37,8 @@ def test_each_row_shape_becomes_the_sample_written_here(write):
         '{"instruction": "Greet", "input": "", "output": "Hello"}\n'
         "\n"
         '{"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "a"}, '
-        '{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n'
+        '{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}, '
+        '{"role": "assistant", "content": "d"}]}\n'
         '{"text": "Once upon a time"}\n'
     )
     samples, problems = read_samples([path])
