@@ -8,7 +8,7 @@ import math
 import sys
 
 from common.errors import run
-from generation.load import Loaded, add_model_arguments, load
+from generation.load import LoadedModel, add_model_arguments, load_for_inference
 
 TASKS = ["auto", "redaction", "classification", "translation", "text"]
 
@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from tasks.choose import choose_task
 
     samples, _ = read_samples(args.data)
-    loaded = load(args)
+    loaded = load_for_inference(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
     figures = {
         "model": args.model,
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
+def render(samples: list, loaded: LoadedModel, file: str) -> tuple[list, list, int]:
     """The samples that the model has positions for, their documents, and how many were left out as too long."""
     from common.progress import warn
     from data.render import render_all
@@ -82,7 +82,7 @@ def render(samples: list, loaded: Loaded, file: str) -> tuple[list, list, int]:
     return [s for s in samples if s.id in kept], documents, counts.dropped
 
 
-def loss(documents: list, loaded: Loaded) -> dict:
+def loss(documents: list, loaded: LoadedModel) -> dict:
     """{"loss": mean over the supervised tokens, "tokens": how many}; raises ValueError where that is no
     number.
     """
@@ -108,7 +108,7 @@ def counted(rows: list, progress):
         progress.update()
 
 
-def answers(samples: list, loaded: Loaded, max_new_tokens: int, task) -> dict:
+def answers(samples: list, loaded: LoadedModel, max_new_tokens: int, task) -> dict:
     """exact_match and, for redactions, leak_rate, entity_f1, ...
 
     of the likeliest answers; {} where no row has a response.

@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from common.errors import listed, run
-from generation.load import Loaded, add_model_arguments, load
+from generation.load import LoadedModel, add_model_arguments, load_for_inference
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 class Bot:
     """A model, its tokenizer, and how its tokens are chosen."""
 
-    def __init__(self, loaded: Loaded, args: argparse.Namespace):
+    def __init__(self, loaded: LoadedModel, args: argparse.Namespace):
         self.model, self.tokenizer, self.precision = loaded.model, loaded.tokenizer, loaded.precision
         self.stop_ids = loaded.tokenizer.stop_ids
         self.settings = {
@@ -179,7 +179,7 @@ def open_bot(args: argparse.Namespace) -> Bot:
         Sampling(args.temperature, args.top_k, args.top_p), args.max_new_tokens, args.batch_size
     ):
         raise ValueError("cannot generate: " + "; ".join(found))
-    return Bot(load(args), args)
+    return Bot(load_for_inference(args), args)
 
 
 def instructed(text: str, instruction: str | None) -> str:

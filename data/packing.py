@@ -110,7 +110,8 @@ def _split_shared_prefixes(documents):
     for group in groups.values():
         shared, prefix = 0, NO_PREFIX
         if len(group) > 1:
-            shared = _common_length([d.input_ids for d, _ in group], min(shareable for _, shareable in group))
+            most = min(shareable for _, shareable in group)
+            shared = common_prefix_length([d.input_ids for d, _ in group], most)
             prefix = len(out)
             out.append(Document(group[0][0].input_ids[:shared], [IGNORE_INDEX] * shared, ""))
             shared_prefix.append(NO_PREFIX)
@@ -119,8 +120,8 @@ def _split_shared_prefixes(documents):
     return out, shared_prefix
 
 
-def _common_length(rows, most):
-    """Returns how many tokens all rows begin with, at most `most`.
+def common_prefix_length(rows: Sequence[list[int]] | Sequence[tuple[int, ...]], most: int) -> int:
+    """Returns the number of tokens that all rows begin with, at most `most`.
 
     It compares the first and the last row in lexicographic order: what these two share, all rows share.
     """

@@ -1,139 +1,140 @@
-"""The file that answers are written to, row by row, in the order of the prompts, so that what was cut off can
-go on.
+"""A file of completions that an interrupted run continues.
 
-A line is {"prompt", "response", "stop_reason", "made_by"}. `made_by` is a short hash of the model and its
-settings: with it, and with the prompts, a file says itself whether it belongs to a run. Answers that come
-before an earlier row's go to FILE.waiting as "row number, tab, line"; the run that goes on finds them there,
-and one that leaves no answer waiting removes that file in the end.
+A line of the file is {"prompt", "response", "stop_reason", "made_by"}; the lines are in the order of the
+prompts. `made_by` is a short hash of the model and its settings. Together with the prompts it shows whether
+a file belongs to a run. Completions that finish before those of earlier prompts go to FILE.waiting, as row
+number, tab and line. The next run reads them there; when none is waiting, FILE.waiting is removed.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from common.files import lock
 
 
 class AnswerFile:
-    """The answers to `prompts`, of which `missing` are the numbers that are still to be found; `with
-    AnswerFile(...) as file: file.add(...)`.
+    """The answers to prompts: `with AnswerFile(...) as file: file.add(...)`.
+
+    `missing` lists the row numbers of the prompts without an answer. Before `with`, no file is changed.
+
+    Args:
+        path: a new file, or one of an earlier run.
+        prompts: the text of each row.
+        made_by: a text that depends on the model and its settings only.
+
+    Raises:
+        ValueError: the file or FILE.waiting holds something else, or cannot be read, or, on `with`, written.
     """
 
-    def __init__(self, path, prompts, made_by):
-        """Find what is answered already; nothing is changed before `with`, which raises ValueError where the
-        file cannot be written.
-
-        Args:
-            path: a file that is not there yet, or one of an earlier run.
-            prompts: list of the texts that are answered, one a line.
-            made_by: text that is the same for the same model and settings.
-
-        Raises:
-            ValueError: the file, or the one of waiting answers, holds something else.
-        """
+    def __init__(self, path: str | Path, prompts: Sequence[str], made_by: str):
         self.prompts, self.made_by = prompts, made_by
-        self.output, self.beside = _Lines(path), _Lines(f"{path}.waiting")
-        self._check(self.output, enumerate(self.output.begun()))
-        self._check(self.beside, map(_numbered, self.beside.begun()))
-        self.done = len(self.output.lines) - 1
-        self.waiting = dict(map(_numbered, self.beside.lines[:-1]))
-        self.missing = [number for number in range(self.done, len(prompts)) if number not in self.waiting]
+        self.output, self.waiting = _LineFile(path), _LineFile(f"{path}.waiting")
+        self._check(self.output, enumerate(self.output.lines_and_rest()))
+        self._check(self.waiting, map(_parse_waiting, self.waiting.lines_and_rest()))
+        self.written = len(self.output.lines)
+        self.lines = dict(map(_parse_waiting, self.waiting.lines))  # row number -> line
+        self.missing = [row for row in range(self.written, len(prompts)) if row not in self.lines]
 
-    def __enter__(self):
+    def __enter__(self) -> "AnswerFile":
         self.output.open()
         if self.missing:
-            self.beside.open()
-        self._write()  # what an earlier run was stopped just before it wrote
+            self.waiting.open()
+        self._write()
         return self
 
-    def __exit__(self, *_):
-        if not any(number >= self.done for number in self.waiting):
-            self.beside.path.unlink(missing_ok=True)
-        self.beside.close()
+    def __exit__(self, *_) -> None:
+        if not any(row >= self.written for row in self.lines):
+            self.waiting.path.unlink(missing_ok=True)
+        self.waiting.close()
         self.output.close()
 
-    def add(self, number, response, stop_reason):
-        """Take the answer to prompts[number]; it is written as soon as all before it are."""
+    def add(self, row: int, response: str, stop_reason: str) -> None:
+        """Stores the answer to prompts[row]; the output gets it as soon as it has all rows before."""
         rest = {"response": response, "stop_reason": stop_reason, "made_by": self.made_by}
-        self.waiting[number] = self._opening(number)[:-1] + b", " + _encode(rest)[1:]
-        if number > self.done:
-            self.beside.add(b"%d\t%b" % (number, self.waiting[number]))
+        self.lines[row] = self._line_start(row) + b", " + _encode(rest)[1:]
+        if row > self.written:
+            self.waiting.append(b"%d\t%b" % (row, self.lines[row]))
         self._write()
 
-    def _write(self):
-        while self.done in self.waiting:
-            self.output.add(
-                self.waiting[self.done]
-            )  # and stays among the waiting: whoever interrupts here loses nothing
-            self.done += 1
+    def _write(self) -> None:
+        while self.written in self.lines:
+            # The line stays in self.lines, so an interrupt at this point loses no answer.
+            self.output.append(self.lines[self.written])
+            self.written += 1
 
-    def _opening(self, number):
-        return _encode({"prompt": self.prompts[number]})
+    def _line_start(self, row: int) -> bytes:
+        return _encode({"prompt": self.prompts[row]})[:-1]
 
-    def _check(self, file, numbered):
-        """Raise for (row number, line) of a file's lines, or the beginning of one, that are no answers of
-        this run.
-        """
-        remedy = (
-            f"name another --output, or remove {self.output.path}"
-            + f" and {self.beside.path}" * self.beside.path.exists()
-        )
-        for place, (number, line) in enumerate(numbered, 1):
-            where = f"--output: line {place} of {file.path}"
-            if not 0 <= number < len(self.prompts):
+    def _check(self, file: "_LineFile", numbered: Iterable[tuple[int, bytes]]) -> None:
+        """Raises ValueError if a line, given as (row number, line), is no answer of this run."""
+        remedy = f"name another --output, or remove {self.output.path}"
+        if self.waiting.path.exists():
+            remedy += f" and {self.waiting.path}"
+        for number, (row, line) in enumerate(numbered, 1):
+            where = f"--output: line {number} of {file.path}"
+            if not 0 <= row < len(self.prompts):
                 raise ValueError(f"{where} answers none of the input's {len(self.prompts)} rows; {remedy}")
-            opening = self._opening(number)[:-1]
-            if line[: len(opening)] != opening[: len(line)]:
-                raise ValueError(f"{where} does not answer row {number + 1} of the input; {remedy}")
-            if place < len(file.lines) and not line.endswith(b', "made_by": ' + _encode(self.made_by) + b"}"):
-                what = "another model, adapter or --dtype, or with other settings (--max-new-tokens, --temperature, --top-k, --top-p, --seed)"
-                raise ValueError(f"{where} was made by {what}; take the same, or {remedy}")
+            start = self._line_start(row)
+            if line[: len(start)] != start[: len(line)]:
+                raise ValueError(f"{where} does not answer row {row + 1} of the input; {remedy}")
+            is_whole = number <= len(file.lines)
+            if is_whole and not line.endswith(b', "made_by": ' + _encode(self.made_by) + b"}"):
+                raise ValueError(
+                    f"{where} was made by another model, adapter or --dtype, or with other settings "
+                    "(--max-new-tokens, --temperature, --top-k, --top-p, --seed); "
+                    f"take the same, or {remedy}"
+                )
 
 
-class _Lines:
-    """A file that grows by whole lines; behind the last newline is half of one, where an earlier run was
-    stopped while it wrote, and that is written anew.
+class _LineFile:
+    """A file that grows by whole lines. An interrupted run may have left a part of a line at its end, which
+    open() removes.
     """
 
-    def __init__(self, path):
-        self.path, self.file = Path(path), None
-        with self._told("read"):
-            self.lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.file: IO | None = None
+        with self._naming_path("read"):
+            content = self.path.read_bytes() if self.path.exists() else b""
+        *self.lines, self.rest = content.split(b"\n")
 
-    def open(self):
-        with self._told("written"):
-            self.file = open(self.path, "ab")
-            if not lock(self.file):
+    def open(self) -> None:
+        with self._naming_path("written"):
+            self.file = file = open(self.path, "ab")
+            if not lock(file):
                 raise ValueError(
                     f"--output: another process is writing {self.path}; wait for it, or name another file"
                 )
-            self.file.truncate(sum(map(len, self.lines[:-1])) + len(self.lines) - 1)
+            file.truncate(sum(len(line) + 1 for line in self.lines))
 
-    def begun(self):
-        """The lines, with the half if there is one."""
-        return self.lines if self.lines[-1] else self.lines[:-1]
+    def lines_and_rest(self) -> list[bytes]:
+        return [*self.lines, self.rest] if self.rest else self.lines
 
-    def add(self, line):
+    def append(self, line: bytes) -> None:
+        assert self.file, "open() comes first"
         self.file.write(line + b"\n")
         self.file.flush()
 
-    def close(self):
+    def close(self) -> None:
         if self.file:
             self.file.close()
 
     @contextmanager
-    def _told(self, done):
+    def _naming_path(self, done: str):
         try:
             yield
         except OSError as error:
             raise ValueError(f"--output: {self.path} cannot be {done}: {error.strerror}") from None
 
 
-def _numbered(line):
-    """(row number, answer) of a waiting line; -1 where it begins with no number."""
-    number, _, answer = line.partition(b"\t")
-    return int(number) if number.isdigit() else -1, answer
+def _parse_waiting(line: bytes) -> tuple[int, bytes]:
+    """Returns the row number of a waiting line, -1 if it has none, and the answer."""
+    row, _, answer = line.partition(b"\t")
+    return int(row) if row.isdigit() else -1, answer
 
 
-def _encode(value):
+def _encode(value) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()

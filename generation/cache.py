@@ -1,136 +1,124 @@
-"""The KV cache: what decoding remembers of the tokens before, so that a new token costs one position and not
-the whole text again.
+"""The KV cache: keys and values of earlier tokens, so that a new token costs one position, not a whole text.
 
-B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim, T
-tokens of a packed stream, S slots, W window.
+B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim,
+T tokens of a packed stream, C cache positions, W sliding window.
 
-A row's token at position p lies in slot p, whatever the other rows hold; on a sliding layer in slot p % W,
-over the token that just left its window.
+The token at position p of a row is at cache position p, whatever the other rows hold. On a sliding layer it
+is at p % W, a ring: it replaces the token that just left its window.
 
-    slot     0  1  2  3  4  5
-    row 0    a  b  c  d  e  f        length 6
-    row 1    p  q  r  .  .  .        length 3: the slots behind it are hidden from it
+    cache position   0  1  2  3  4  5
+    row 0            a  b  c  d  e  f        length 6
+    row 1            p  q  r  .  .  .        length 3; the positions after it are masked
 
-So a row can come in where another ended, whenever it likes. Keys were turned by RoPE at their own position
-before they came here, hence the order of a ring's slots is free.
+So a new text can start in a row as soon as another one ends. The keys are stored after RoPE has turned them,
+so the order of the positions in a ring does not matter.
 """
 
 import torch
 import torch.nn.functional as F
 
-from model.attention import NONE, PackedAttention
+from data.packing import NO_PREFIX
+from model.attention import PackedAttention
 from model.config import Gemma3Config
 
-# Rows that attend at once on a CPU: each block is as wide as its longest row, and rows of like length come
-# together.
+# Rows that attend together on a CPU. A block is as wide as its longest row; neighbours have similar lengths.
 BLOCK = 16
 
 
 class KVCache:
-    """Keys and values of B rows; one object serves a whole forward pass as the model's `attend`, called by
-    every layer.
-    """
+    """Keys and values of B rows. The layers of a decoding step call it as the model's `attend`."""
 
     def __init__(self, cfg: Gemma3Config, rows: int, room: int, device: torch.device | str = "cpu"):
-        """B empty rows with room for so many tokens each: 2 * B * K * D numbers a slot, W slots on a sliding
-        layer.
-        """
+        """Makes B empty rows of `room` positions with 2 K D values each; W positions on a sliding layer."""
         self.cfg, self.room, self.device = cfg, room, torch.device(device)
         self.ring = min(cfg.sliding_window, room)
-        self.lengths = [0] * rows  # tokens in each row, the one that advance() opened included
-        self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, S, D)
+        self.lengths = [0] * rows  # tokens in each row, with the one of the current step
+        self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, C, D)
         self.values: dict[int, torch.Tensor] = {}
 
     def prefill(
         self, rows: list[int], lengths: list[int], shared_prefix: "SharedPrefix | None" = None
     ) -> "Prefill":
-        """The `attend` for a packed stream of prompts (what follows `opening`, if there is one), which become
-        the rows of these numbers.
-        """
+        """Returns the `attend` that reads prompts of these lengths into these rows."""
         for row, length in zip(rows, lengths, strict=True):
             self.lengths[row] = length
         return Prefill(self, rows, lengths, shared_prefix)
 
     def advance(self) -> torch.Tensor:
-        """Opens the next slot of every row; returns the position ids (B,) of the tokens that the model is to
-        be called with, and the cache as `attend`.
+        """Opens the next position of every row and returns the position ids (B,) of the step's tokens.
 
-        A row that is full, which only a finished one may be, writes its last slot again.
+        Only a finished row can be full; it overwrites its last position.
         """
         self.lengths = [min(n + 1, self.room) for n in self.lengths]
         lengths = torch.tensor(self.lengths, device=self.device)
         self.rows, self.position = torch.arange(len(lengths), device=self.device), lengths - 1
-        self.slot = self.position % self.ring
+        self.ring_position = self.position % self.ring
         block = BLOCK if self.device.type == "cpu" else len(lengths)
         self.blocks = [self._block(slice(i, i + block), lengths) for i in range(0, len(lengths), block)]
         return self.position
 
     def _block(self, rows: slice, lengths: torch.Tensor) -> tuple[slice, dict[bool, tuple]]:
-        """Rows that attend together in this step, and {sliding: (slots in use, mask)}: (B, 1, 1, S) with -inf
-        behind a row's end, None where there is none.
+        """Returns rows that attend together in this step, and {sliding: (used positions, mask)}.
+
+        The mask (B, 1, 1, C) has -inf after the end of a row; it is None if nothing is masked.
         """
-        used, shortest = max(self.lengths[rows]), min(self.lengths[rows])
-        hidden = torch.arange(used, device=self.device) >= lengths[rows, None]  # (B, S)
+        longest, shortest = max(self.lengths[rows]), min(self.lengths[rows])
+        hidden = torch.arange(longest, device=self.device) >= lengths[rows, None]  # (B, C)
         dtype = next(iter(self.values.values())).dtype
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))[
-            :, None, None
-        ]
-        # A ring that is full holds the window and nothing else, so that one mask says what is hidden on
-        # layers of both kinds.
-        slots = {False: used, True: min(used, self.ring)}
-        return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in slots.items()}
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(hidden, float("-inf"))
+        mask = mask[:, None, None]  # (B, 1, 1, C)
+        # A full ring holds exactly the window, so one mask serves both kinds of layers.
+        used = {False: longest, True: min(longest, self.ring)}
+        return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in used.items()}
 
     def __call__(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
     ) -> torch.Tensor:
-        """One token a row: q (B, H, D), k and v (B, K, D) -> (B, H, D); stores k and v in the slots that
-        advance() opened.
-        """
+        """Stores k and v (B, K, D) of one token a row, and attends: q (B, H, D) -> (B, H, D)."""
         keys, values = self.keys[layer], self.values[layer]
-        slot = self.slot if sliding else self.position
-        keys[self.rows, :, slot], values[self.rows, :, slot] = k.to(keys.dtype), v
-        # The G heads that share a key take the place of query positions: no head's keys are ever copied for
-        # another.
+        position = self.ring_position if sliding else self.position
+        keys[self.rows, :, position], values[self.rows, :, position] = k.to(keys.dtype), v
+        # The G heads that share a key stand where query positions would, so no key is copied for a head.
         grouped = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))  # (B, K, G, D)
         parts = []
-        for rows, (used, mask) in ((rows, found[sliding]) for rows, found in self.blocks):
+        for rows, masks in self.blocks:
+            used, mask = masks[sliding]
             parts.append(self._attend(grouped[rows], keys[rows, :, :used], values[rows, :, :used], mask))
-        return torch.cat(parts).flatten(1, 2)
+        return torch.cat(parts).flatten(1, 2)  # (B, H, D)
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, S, D) -> (B, K, G, D)."""
+        """Returns softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, C, D) -> (B, K, G, D)."""
         scale, softcap = self.cfg.attention_scale, self.cfg.attn_logit_softcapping
         if softcap is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)  # (B, K, G, S)
+        scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)  # (B, K, G, C)
         if mask is not None:
             scores = scores + mask
-        return scores.float().softmax(-1).to(v.dtype) @ v  # float32: a row may sum thousands of small weights
+        # A row may sum thousands of small weights, so the softmax is in float32.
+        return scores.float().softmax(-1).to(v.dtype) @ v
 
     def keep(self, rows: list[int]) -> None:
-        """The rows that stay, in their new order."""
+        """Keeps these rows, in this order, and drops the others."""
         index, used = torch.tensor(rows, device=self.device), max(self.lengths)
         self.lengths = [self.lengths[row] for row in rows]
-        for store in (self.keys, self.values):
-            for layer, x in store.items():
-                store[layer] = x.new_zeros(len(rows), *x.shape[1:])
-                store[layer][:, :, :used] = x[index, :, :used]
+        for buffers in (self.keys, self.values):
+            for layer, x in buffers.items():
+                buffers[layer] = x.new_zeros(len(rows), *x.shape[1:])
+                buffers[layer][:, :, :used] = x[index, :, :used]
 
     def copy(self, sources: list[int], rows: list[int]) -> None:
-        """Row rows[i] becomes what row sources[i] is."""
+        """Copies row sources[i] to row rows[i]."""
         for row, source in zip(rows, sources, strict=True):
             self.lengths[row] = self.lengths[source]
-        for store in (self.keys, self.values):
-            for x in store.values():
-                x[rows] = x[sources]
+        for x in (*self.keys.values(), *self.values.values()):
+            x[rows] = x[sources]
 
-    def slots(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (B, K, S, D) buffers of a layer, made at first use with the type of `like`, its values (T, K,
-        D).
+    def buffers(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a layer's keys and values (B, K, C, D); makes them with the dtype of `like` (T, K, D).
 
-        Zeros, since a slot behind a row's end is multiplied with weight 0, and 0 * NaN is NaN.
+        They start as zeros: a masked position has weight 0, and 0 * NaN would be NaN.
         """
         if layer not in self.keys:
             shape = (len(self.lengths), like.shape[1], self.ring if sliding else self.room, like.shape[2])
@@ -139,9 +127,7 @@ class KVCache:
 
 
 class SharedPrefix:
-    """The `attend` for what all prompts begin with, an instruction say: read once, and remembered for every
-    Prefill after it.
-    """
+    """The `attend` that reads P tokens that all prompts begin with, once for all Prefills after it."""
 
     def __init__(self, cfg: Gemma3Config, length: int, device: torch.device | str = "cpu"):
         self.length = length
@@ -150,7 +136,7 @@ class SharedPrefix:
         self.attend = PackedAttention(
             self.cu_seqlens, length, cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping
         )
-        self.layers: dict[int, tuple] = {}  # layer -> q (O, H, D), k, v (O, K, D)
+        self.layers: dict[int, tuple] = {}  # layer -> q (P, H, D), k and v (P, K, D)
 
     def __call__(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
@@ -160,43 +146,35 @@ class SharedPrefix:
 
 
 class Prefill:
-    """Packed attention over prompts that leaves their keys and values in the cache.
+    """Packed attention over prompts that stores their keys and values in the cache.
 
-    After an opening of O tokens the layers see only what is a prompt's own; attention sees the opening before
-    each (model/attention.py), and the cache gets a copy of it in every row.
+    With a shared prefix the model gets only the tokens after it. Attention sees the prefix before each prompt
+    (model/attention.py), and every row of the cache gets a copy of it.
     """
 
     def __init__(
         self, cache: KVCache, rows: list[int], lengths: list[int], shared_prefix: SharedPrefix | None = None
     ):
-        """`lengths` are those of whole prompts; position_ids and cu_seqlens are then the stream's, of own
-        tokens only.
-        """
+        """Makes position_ids and cu_seqlens of the stream; `lengths` are those of the whole prompts."""
         cfg, device, shared = cache.cfg, cache.device, shared_prefix.length if shared_prefix else 0
         self.cache, self.shared_prefix = cache, shared_prefix
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)
         self.cu_seqlens = bounds - shared * torch.arange(len(lengths) + 1, device=device)
-        number = torch.arange(len(lengths), device=device).repeat_interleave(
-            bounds.diff()
-        )  # (T,) of whole prompts
-        position = torch.arange(sum(lengths), device=device) - bounds[number]  # (T,)
+        # For each of the T tokens of the whole prompts: its prompt, its row, and its position.
+        prompt = torch.arange(len(lengths), device=device).repeat_interleave(bounds.diff())
+        self.row = torch.tensor(rows, device=device)[prompt]
+        self.position = position = torch.arange(sum(lengths), device=device) - bounds[prompt]
         self.position_ids = position[position >= shared]
-        # (T,) where each token of the whole prompts stands in the opening with the own tokens behind it
+        # (T,) the index of each token in the shared prefix followed by the stream.
         self.source = torch.where(position < shared, position, (position >= shared).cumsum(0) - 1 + shared)
-        self.row, self.position = torch.tensor(rows, device=device)[number], position  # (T,)
-        self.recent = (position >= bounds.diff()[number] - cache.ring).nonzero()[
-            :, 0
-        ]  # tokens that a sliding layer will still look at
-        seen, before = self.cu_seqlens, None  # of the stream that attention sees
+        # The tokens that a sliding layer still attends to.
+        self.recent = (position >= bounds.diff()[prompt] - cache.ring).nonzero()[:, 0]
+        seen, prefixes = self.cu_seqlens, None
         if shared_prefix:
-            seen, before = F.pad(self.cu_seqlens + shared, (1, 0)), [NONE] + [0] * len(lengths)
+            seen, prefixes = F.pad(self.cu_seqlens + shared, (1, 0)), [NO_PREFIX] + [0] * len(lengths)
+        scale, softcap = cfg.attention_scale, cfg.attn_logit_softcapping
         self.attend = PackedAttention(
-            seen,
-            int(seen[-1]),
-            cfg.sliding_window,
-            cfg.attention_scale,
-            cfg.attn_logit_softcapping,
-            shared_prefix=before,
+            seen, int(seen[-1]), cfg.sliding_window, scale, softcap, shared_prefix=prefixes
         )
 
     def __call__(
@@ -210,9 +188,9 @@ class Prefill:
         return self.attend(layer, q, k, v, sliding)[self.shared_prefix.length :]
 
     def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> None:
-        keys, values = self.cache.slots(layer, v, sliding)
-        row, slot = self.row, self.position
+        keys, values = self.cache.buffers(layer, v, sliding)
+        row, position = self.row, self.position
         if sliding:
-            row, slot, k, v = (x[self.recent] for x in (row, slot, k, v))
-            slot = slot % self.cache.ring
-        keys[row, :, slot], values[row, :, slot] = k.to(keys.dtype), v
+            row, position, k, v = (x[self.recent] for x in (row, position, k, v))
+            position = position % self.cache.ring
+        keys[row, :, position], values[row, :, position] = k.to(keys.dtype), v

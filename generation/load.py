@@ -1,52 +1,44 @@
-"""The model, adapter, device and dtype that three of the entry scripts ask for."""
+"""The command-line options that name a model, and the model that they name."""
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # --help must not wait for torch.
+    from common.device import Precision
+    from model.gemma3 import Gemma3ForCausalLM
+    from model.tokenizer import Tokenizer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision, --adapter, --device, --dtype, as `load` reads them."""
-    parser.add_argument(
+    """Adds the options that load_for_inference reads."""
+    add = parser.add_argument
+    add(
         "--model",
         required=True,
         metavar="M",
-        help="tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it",
+        help="tiny (embedded), a folder, or a hub id: google/gemma-3-270m-it",
     )
-    parser.add_argument(
-        "--revision",
-        default="main",
-        metavar="R",
-        help="branch, tag or commit on the hub (default %(default)s)",
-    )
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's"
-    )
-    parser.add_argument(
-        "--device", default="auto", help='"auto" (CUDA where there is one), "cpu", "cuda:1", ...'
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="type of the weights and sums (default: by device)",
-    )
+    add("--revision", default="main", metavar="R", help="branch, tag or commit on the hub (%(default)s)")
+    add("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")
+    add("--device", default="auto", help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')
+    dtypes = ["auto", "float32", "bfloat16"]
+    add("--dtype", default="auto", choices=dtypes, help="dtype of the weights (default: by device)")
 
 
 @dataclass
-class Loaded:
-    """A model with its adapter in it, on its device, its tokenizer, the folder of the base, and how numbers
-    are kept.
-    """
+class LoadedModel:
+    """A model with its adapter on its device, and what belongs to it."""
 
-    model: object
-    tokenizer: object
-    folder: Path
-    precision: object
+    model: "Gemma3ForCausalLM"
+    tokenizer: "Tokenizer"
+    folder: Path  # of the base model
+    precision: "Precision"
 
 
-def load(args: argparse.Namespace) -> Loaded:
-    """The weights are loaded here, after the command line was found good."""
+def load_for_inference(args: argparse.Namespace) -> LoadedModel:
+    """Loads the model and the adapter that the options of add_model_arguments name."""
     from common.device import Precision, pick_device
     from lora.peft_io import load_adapter
     from model.hub import resolve
@@ -60,4 +52,4 @@ def load(args: argparse.Namespace) -> Loaded:
     model = load_model(folder, precision.dtype, device)
     if args.adapter:
         load_adapter(model, args.adapter)
-    return Loaded(model, tokenizer, folder, precision)
+    return LoadedModel(model, tokenizer, folder, precision)

@@ -1,4 +1,4 @@
-"""How the next token is chosen. B rows, D hidden size, V vocabulary, n ids that may be chosen."""
+"""Choosing the next token. B rows, D hidden size, V vocabulary entries, n candidates."""
 
 import math
 from dataclasses import dataclass
@@ -6,16 +6,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# Rows of the head that a CPU multiplies at once: their logits stay in its cache, where all of a large batch's
-# are 64 MiB.
-PIECE = 16_384
+# Vocabulary entries that a CPU multiplies at a time, so that their logits stay in its cache.
+CHUNK = 16_384
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from logits: temperature 0 takes the likeliest; else softmax(logits /
-    temperature), cut to top_k and top_p.
-    """
+    """Greedy decoding (temperature 0), or softmax(logits / temperature), cut to top_k and top_p."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -23,6 +20,7 @@ class Sampling:
     seed: int = 0
 
     def problems(self) -> list[str]:
+        """Returns an error message for each value that is out of range."""
         found = []
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             found.append(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
@@ -32,21 +30,17 @@ class Sampling:
             found.append(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
         return found
 
-    def uniforms(self, row: int, count: int) -> torch.Tensor:
-        """(count,) the random numbers of a prompt, one for each of its tokens; they hang on the seed and its
-        number only, not on its batch.
-        """
-        return torch.rand(
-            count, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63)
-        )
+    def uniforms(self, number: int, count: int) -> torch.Tensor:
+        """Returns random numbers (count,) for the tokens of a prompt, by the seed and the prompt's number."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        return torch.rand(count, generator=generator)
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, V) logits -> probabilities (B, n), not normalised again after the cuts, and the ids (B, n) that
-    they belong to (None: all, in order).
+    """Returns probabilities (B, n) of n candidates for logits (B, V), and their ids (B, n) or None for all.
 
-    As in transformers: temperature, then the top_k likeliest, then of these the fewest that hold top_p of
-    their mass (Holtzman et al. 2020).
+    As in transformers, the temperature comes first, then top_k, then the fewest tokens that have top_p of the
+    remaining probability (Holtzman et al. 2020). The result is not normalized again.
     """
     logits, ids = logits.float() / sampling.temperature, None
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -55,33 +49,33 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
         logits, ids = logits.sort(descending=True)
     probs = logits.softmax(-1)
     if sampling.top_p < 1:
-        before = probs.cumsum(-1) - probs  # mass of the likelier ones
+        before = probs.cumsum(-1) - probs  # the probability of all likelier tokens
         probs = probs.masked_fill(before >= sampling.top_p, 0.0)
     return probs, ids
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
-    """The next ids (B,) from logits (B, V): the likeliest, or by inverse CDF the first whose cumulated
-    probability exceeds `uniform` (B,) < 1.
+    """Returns the next ids (B,) for logits (B, V).
+
+    Inverse transform sampling: the first id whose cumulative probability exceeds `uniform` (B,) in [0, 1);
+    without `uniform`, greedy decoding.
     """
-    if sampling.temperature == 0:
+    if uniform is None:
         return logits.argmax(-1)
     probs, ids = distribution(logits, sampling)
     cdf = probs.cumsum(-1)
     target = uniform.to(cdf.device)[:, None] * cdf[:, -1:]
-    index = torch.searchsorted(cdf, target, right=True).clamp_(
-        max=cdf.shape[-1] - 1
-    )  # right: never one of probability 0
+    # right=True never selects an id of probability 0.
+    index = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
     return (index if ids is None else ids.gather(-1, index))[:, 0]
 
 
 def greedy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(B,) what choose() takes at temperature 0 from the logits hidden (B, D) weight^T (V, D), of which only
-    pieces are ever there.
+    """Returns argmax(hidden (B, D) weight^T (V, D)) (B,) from a chunk of the logits at a time.
 
-    For a model without a soft-cap, which makes equals of the largest logits.
+    It is for models without a softcap, which can make the largest logits equal.
     """
-    size = PIECE if len(hidden) > 1 else len(weight)
-    best = [F.linear(hidden, piece.to(hidden.dtype)).max(-1) for piece in weight.split(size)]
-    piece = torch.stack([found.values for found in best], -1).argmax(-1, keepdim=True)  # (B, 1)
-    return (piece * size + torch.stack([found.indices for found in best], -1).gather(-1, piece))[:, 0]
+    size = CHUNK if len(hidden) > 1 else len(weight)
+    best = [F.linear(hidden, chunk.to(hidden.dtype)).max(-1) for chunk in weight.split(size)]
+    chunk = torch.stack([found.values for found in best], -1).argmax(-1, keepdim=True)  # (B, 1)
+    return (chunk * size + torch.stack([found.indices for found in best], -1).gather(-1, chunk))[:, 0]

@@ -47,9 +47,9 @@ class Tokenizer:
             raise ValueError(
                 f"{file}: has no {', '.join(missing)}; Loupe needs the tokenizer of a Gemma 3 model"
             )
-        self.bos_id, self.eos_id, self.pad_id, self.start_of_turn_id, self.end_of_turn_id = map(
-            self.backend.token_to_id, names.values()
-        )
+        found = [self.backend.token_to_id(name) for name in names.values()]
+        ids = [id for id in found if id is not None]  # None was refused above
+        self.bos_id, self.eos_id, self.pad_id, self.start_of_turn_id, self.end_of_turn_id = ids
         typed = [name for name in names.values() if self.backend.token_to_id(name) in self.encode(name)]
         if typed:
             raise ValueError(

@@ -51,7 +51,10 @@ def imports(tree, top_level_only=False):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-        if not (top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        if not (top_level_only and later):
             nodes += ast.iter_child_nodes(node)
     return found
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from generation.answer_file import AnswerFile, _Lines
+from generation.answer_file import AnswerFile, _LineFile
 
 KEYS = ["prompt", "response", "stop_reason", "made_by"]
 PROMPTS = ["one", 'two "2"', "drei\n\u2028 \U0001f689"]
@@ -79,7 +79,7 @@ def test_whoever_interrupts_a_row_that_is_being_written_loses_no_answer(tmp_path
     """Row 1 waits for row 0, whose line is written, and the line of row 1 is not."""
     path, left = tmp_path / "out.jsonl", [1]
 
-    def interrupted(lines, line, add=_Lines.add):
+    def interrupted(lines, line, add=_LineFile.append):
         if lines.path == path and not left:
             raise KeyboardInterrupt
         add(lines, line)
@@ -87,7 +87,7 @@ def test_whoever_interrupts_a_row_that_is_being_written_loses_no_answer(tmp_path
             left.pop()
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt), AnswerFile(path, PROMPTS, "m") as file:
-        m.setattr("generation.answer_file._Lines.add", interrupted)
+        m.setattr("generation.answer_file._LineFile.append", interrupted)
         file.add(1, f"answer to {PROMPTS[1]}", "stop")
         file.add(0, f"answer to {PROMPTS[0]}", "stop")
     assert len(rows(path)) == 1

@@ -15,7 +15,7 @@ import torch
 
 import generate as script
 from generation.cache import KVCache
-from generation.generate import _products, generate
+from generation.generate import _matmul_settings, generate
 from generation.sampling import Sampling, distribution, greedy, sample
 from model.config import FULL, SLIDING, parse_config
 from model.gemma3 import Gemma3ForCausalLM
@@ -105,14 +105,14 @@ def test_a_prompt_that_takes_a_finished_rows_place_is_answered_as_if_alone(monke
     assert 0.75 * sum(fed) <= worth <= sum(fed)
 
 
-def test_a_lone_rows_products_on_a_cpu_pass_by_oneDNN_and_are_the_same_up_to_rounding():
+def test_a_lone_rows_matmul_settings_on_a_cpu_pass_by_oneDNN_and_are_the_same_up_to_rounding():
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 640), (256, 640)))
     expected = torch.nn.functional.linear(x.double(), weight.double())
-    with _products(2, torch.device("cpu")):
+    with _matmul_settings(2, torch.device("cpu")):
         assert torch.backends.mkldnn.enabled
         plain = torch.nn.functional.linear(x, weight)
-    with _products(1, torch.device("cpu")):
+    with _matmul_settings(1, torch.device("cpu")):
         assert not torch.backends.mkldnn.enabled
         alone = torch.nn.functional.linear(x, weight)
     assert torch.backends.mkldnn.enabled
@@ -202,7 +202,7 @@ def test_top_k_and_top_p_worked_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_likeliest_of_a_head_in_pieces_is_the_likeliest_of_all_logits(monkeypatch, dtype):
     """Pieces of 7 of 61 words, the last of 5; bfloat16 has ties, of which both take the first."""
-    monkeypatch.setattr("generation.sampling.PIECE", 7)
+    monkeypatch.setattr("generation.sampling.CHUNK", 7)
     generator = torch.Generator().manual_seed(0)
     hidden, head = (
         torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((200, 6), (61, 6))
