@@ -33,16 +33,8 @@ def examine(
 ) -> dict:
     """Returns sizes and suspicious samples of a training set.
 
-    Args:
-        samples: the training samples.
-        documents: their documents; without them the lengths are 0.
-        validation: the samples held out.
-        problems: the rows that read_samples skipped.
-        counts: the Counts of render_all.
-
-    Returns:
-        "samples", "validation", "skipped", "tokens", "longest" (tokens), "supervised_share", "dropped",
-        "truncated", and for each of FINDINGS a list of sample ids.
+    `documents` and `counts` come from render_all, `problems` from read_samples. Each of FINDINGS is a list of
+    sample ids, "longest" is in tokens.
     """
     counts = counts or Counts()
     tokens = sum(len(d.input_ids) for d in documents)

@@ -11,31 +11,15 @@ ends the turn is supervised. Without it the loss falls just as well, but the mod
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from common.errors import listed
 from common.progress import bar
-from data.rows import Messages, Sample
+from data.rows import Sample
 
 # The label of a position without a target, as in torch and Hugging Face.
 IGNORE_INDEX = -100
 # This many samples are tokenized at a time.
 CHUNK = 1000
-
-# Token ids, and whether they are a response.
-Piece = tuple[list[int], bool]
-
-
-class ChatTokenizer(Protocol):
-    """The part of model.tokenizer.Tokenizer that rendering needs."""
-
-    bos_id: int
-    eos_id: int
-
-    @property
-    def vocab_size(self) -> int: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
-    def render_batch(self, conversations: list[Messages]) -> list[list[Piece]]: ...
 
 
 @dataclass
@@ -72,12 +56,12 @@ class Counts:
         return True
 
 
-def render(sample: Sample, tokenizer: ChatTokenizer, loss_on: str = "response") -> Document:
+def render(sample: Sample, tokenizer, loss_on: str = "response") -> Document:
     """Returns the document of one sample: <bos>, then its turns, or its text and <eos>.
 
     Args:
         sample: messages or text.
-        tokenizer: the base model's tokenizer.
+        tokenizer: the model.tokenizer.Tokenizer of the base model.
         loss_on: "response" supervises the assistant's turns, "all" every token; raw text is always
             supervised whole.
     """
@@ -87,7 +71,7 @@ def render(sample: Sample, tokenizer: ChatTokenizer, loss_on: str = "response") 
 
 def render_all(
     samples: Sequence[Sample],
-    tokenizer: ChatTokenizer,
+    tokenizer,
     loss_on: str = "response",
     max_length: int | None = None,
     on_long: str = "error",
@@ -96,9 +80,7 @@ def render_all(
     """Returns documents of at most max_length tokens, and what became of the samples.
 
     Args:
-        samples: messages or texts.
-        tokenizer: the base model's tokenizer.
-        loss_on: as in render.
+        samples, tokenizer, loss_on: as in render.
         max_length: tokens, <bos> and the end of the turn included; None or 0 for no limit.
         on_long: "error", "drop" (leaves longer samples out) or "truncate" (cuts off their ends).
         vocab_size: vocabulary entries of the model; by default those of the tokenizer.

@@ -42,7 +42,7 @@ def read_samples(
     """Returns the samples of one or several files, in order, and one problem for each skipped row.
 
     Args:
-        paths: a path or a list of paths.
+        paths: one path or several.
         format: "json" (one array), "jsonl" (one row a line), or "auto": an array if the file starts with "[".
         on_bad: "error" raises for a bad row, "skip" leaves it out.
 
@@ -63,7 +63,8 @@ def read_prompts(path: str | Path) -> list[Sample]:
     Raises:
         ValueError: lists every problem of the file.
     """
-    return _read_files([Path(path)], "txt" if Path(path).suffix == ".txt" else "auto", "error", _prompt)[0]
+    format = "txt" if Path(path).suffix == ".txt" else "auto"
+    return _read_files([Path(path)], format, "error", _prompt)[0]
 
 
 def _read_files(paths, format, on_bad, parse):
@@ -179,7 +180,7 @@ def _decoder():
 
 
 def _repeated_keys(repeated):
-    """Returns the error for the repeated keys of the last row, or None, and empties the list."""
+    """Returns the error for the repeated keys of the last row, or None; empties the list."""
     keys = ", ".join(f'"{key}"' for key in repeated)
     repeated.clear()
     return f"the same key twice in one object: {keys}" if keys else None

@@ -37,12 +37,8 @@ def load_or_render(
 ) -> Rendered:
     """Returns render(), from a file in `folder` if an earlier call stored it there.
 
-    Args:
-        folder: is made if it is missing, readable by this user only. If it cannot be written, nothing is
-            stored.
-        samples: the samples to render.
-        depends_on: returns the bytes of everything else that the documents depend on.
-        render: returns the documents and their counts.
+    The folder is made if it is missing, readable by this user only. If it cannot be written, nothing is
+    stored. depends_on() returns the bytes of everything besides the samples that the documents depend on.
     """
     if len(samples) < MIN_SAMPLES:
         return render()

@@ -16,6 +16,7 @@ so the order of the positions in a ring does not matter.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from data.packing import NO_PREFIX
 from model.attention import PackedAttention
@@ -33,8 +34,8 @@ class KVCache:
         self.cfg, self.room, self.device = cfg, room, torch.device(device)
         self.ring = min(cfg.sliding_window, room)
         self.lengths = [0] * rows  # tokens in each row, with the one of the current step
-        self.keys: dict[int, torch.Tensor] = {}  # layer -> (B, K, C, D)
-        self.values: dict[int, torch.Tensor] = {}
+        self.keys: dict[int, Tensor] = {}  # layer -> (B, K, C, D)
+        self.values: dict[int, Tensor] = {}
 
     def prefill(
         self, rows: list[int], lengths: list[int], shared_prefix: "SharedPrefix | None" = None
@@ -44,7 +45,7 @@ class KVCache:
             self.lengths[row] = length
         return Prefill(self, rows, lengths, shared_prefix)
 
-    def advance(self) -> torch.Tensor:
+    def advance(self) -> Tensor:
         """Opens the next position of every row and returns the position ids (B,) of the step's tokens.
 
         Only a finished row can be full; it overwrites its last position.
@@ -57,7 +58,7 @@ class KVCache:
         self.blocks = [self._block(slice(i, i + block), lengths) for i in range(0, len(lengths), block)]
         return self.position
 
-    def _block(self, rows: slice, lengths: torch.Tensor) -> tuple[slice, dict[bool, tuple]]:
+    def _block(self, rows: slice, lengths: Tensor) -> tuple[slice, dict[bool, tuple]]:
         """Returns rows that attend together in this step, and {sliding: (used positions, mask)}.
 
         The mask (B, 1, 1, C) has -inf after the end of a row; it is None if nothing is masked.
@@ -71,9 +72,7 @@ class KVCache:
         used = {False: longest, True: min(longest, self.ring)}
         return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in used.items()}
 
-    def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sliding: bool) -> Tensor:
         """Stores k and v (B, K, D) of one token a row, and attends: q (B, H, D) -> (B, H, D)."""
         keys, values = self.keys[layer], self.values[layer]
         position = self.ring_position if sliding else self.position
@@ -86,9 +85,7 @@ class KVCache:
             parts.append(self._attend(grouped[rows], keys[rows, :, :used], values[rows, :, :used], mask))
         return torch.cat(parts).flatten(1, 2)  # (B, H, D)
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Returns softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, C, D) -> (B, K, G, D)."""
         scale, softcap = self.cfg.attention_scale, self.cfg.attn_logit_softcapping
         if softcap is None:
@@ -115,7 +112,7 @@ class KVCache:
         for x in (*self.keys.values(), *self.values.values()):
             x[rows] = x[sources]
 
-    def buffers(self, layer: int, like: torch.Tensor, sliding: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def buffers(self, layer: int, like: Tensor, sliding: bool) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values (B, K, C, D); makes them with the dtype of `like` (T, K, D).
 
         They start as zeros: a masked position has weight 0, and 0 * NaN would be NaN.
@@ -138,9 +135,7 @@ class SharedPrefix:
         )
         self.layers: dict[int, tuple] = {}  # layer -> q (P, H, D), k and v (P, K, D)
 
-    def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sliding: bool) -> Tensor:
         self.layers[layer] = q, k, v
         return self.attend(layer, q, k, v, sliding)
 
@@ -177,9 +172,7 @@ class Prefill:
             seen, int(seen[-1]), cfg.sliding_window, scale, softcap, shared_prefix=prefixes
         )
 
-    def __call__(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sliding: bool) -> Tensor:
         if self.shared_prefix is None:
             self._store(layer, k, v, sliding)
             return self.attend(layer, q, k, v, sliding)
@@ -187,7 +180,7 @@ class Prefill:
         self._store(layer, k[self.source], v[self.source], sliding)
         return self.attend(layer, q, k, v, sliding)[self.shared_prefix.length :]
 
-    def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> None:
+    def _store(self, layer: int, k: Tensor, v: Tensor, sliding: bool) -> None:
         keys, values = self.cache.buffers(layer, v, sliding)
         row, position = self.row, self.position
         if sliding:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from data.packing import MIN_PREFIX_TOKENS, common_prefix_length
 from generation.cache import KVCache, SharedPrefix
@@ -207,7 +208,7 @@ class BatchScheduler:
         self.tokens = self.tokens[slots]
         self.slots = [self.slots[i] for i in slots]
 
-    def _next_tokens(self, hidden: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
+    def _next_tokens(self, hidden: Tensor, slots: Sequence[int]) -> Tensor:
         """Returns the next tokens (n,) of n slots from the hidden states (n, D), and hands them out."""
         requests = [self.slots[i] for i in slots]
         plain_greedy = not self.sampling.temperature and self.model.config.final_logit_softcapping is None
@@ -259,7 +260,7 @@ def _matmul_settings(rows: int, device: torch.device):
 
 def _read_prompts(
     model, cache: KVCache, rows: list[int], prompts: list[tuple], shared_prefix: SharedPrefix | None
-) -> torch.Tensor:
+) -> Tensor:
     """Reads n prompts into rows of the cache and returns the hidden states (n, D) of their last tokens.
 
     Equal prompts, as in a group of GRPO, are read once and copied.
