@@ -94,7 +94,7 @@ def probe(cfg: Config, room: int) -> Probe:
 
 
 def _work(cfg: Config, room: int, sender) -> None:
-    """The child: sends its Probe after each phase. What it has sent last stands if it is killed in the next."""
+    """The child: sends its Probe after each phase, so that the last one stands if it is killed in the next."""
     with suppress(OSError):  # where memory runs out, Linux kills this process and not the user's others
         Path("/proc/self/oom_score_adj").write_text("1000")
     found = Probe(phases={"loading": 0}, failed="loading")
@@ -157,22 +157,21 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
         base.model.zero_grad(set_to_none=True)
         return peak_memory(device)
 
-    for size, train in sizes(cfg.train, data):
+    loader = build.build_loader(cfg, data.documents)
+    schedule = build.build_schedule(cfg, loader)
+    batches, wanted = schedule.total_steps * schedule.accumulate, sizes(cfg.train, data)
+    for size, train in wanted:
         if len(found.sizes) > 1 and _predicted(found.sizes, size) > room:
             found.sizes.append((size, _predicted(found.sizes, size)))
             found.phases["training"] = found.sizes[-1][1]
             yield found
             return
-        loader = build.build_loader(replace(cfg, train=train), data.documents)
-        heaviest = max(loader.plan(0), key=lambda group: sum(len(data.documents[i].input_ids) for i in group))
-        found.sizes.append(
-            (size, step([loader.batch(heaviest)] * min(2, cfg.train.gradient_accumulation_steps)))
-        )
+        smaller = build.build_loader(replace(cfg, train=train), data.documents)
+        done = smaller.plan(0)[: -(-batches * wanted[-1][0] // size)]  # those that a short run gets to
+        heaviest = smaller.batch(max(done, key=lambda group: _tokens([data.documents[i] for i in group])))
+        found.sizes.append((size, step([heaviest] * min(2, schedule.accumulate))))
         found.phases["training"] = found.sizes[-1][1]
         yield found
-    loader = build.build_loader(cfg, data.documents)
-    schedule = build.build_schedule(cfg, loader)
-    batches = schedule.total_steps * schedule.accumulate
     peaks, start = [found.phases["training"]], time.perf_counter()
     for batch in loader.batches(0):
         if len(peaks) > batches or time.perf_counter() - start > SECONDS:
@@ -224,7 +223,7 @@ def _tokens(documents: list) -> int:
 
 
 def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[list[list[int]]]:
-    """Returns the longest prompts that are decoded together, of each validation set and of generate.prompts."""
+    """Returns the longest prompts that are decoded together: each validation set's, and generate.prompts."""
     sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in data.validation]
     sets.append([(("user", prompt),) for prompt in cfg.generate.prompts])
     rendered = [[base.tokenizer.render_prompt(messages) for messages in one] for one in sets]

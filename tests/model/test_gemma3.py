@@ -17,7 +17,7 @@ from model.loss import token_log_probs
 from model.rope import rope_angles
 from tests.makers import needs_compiler, tiny_config
 from tests.model.test_attention import Largest
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 
 WINDOW = tiny_config().sliding_window  # 16 tokens; six layers, of which two see further
 LENGTHS = [40, 5, WINDOW, WINDOW + 1, 1, 35]
@@ -225,7 +225,7 @@ def test_a_stream_of_2048_tokens_makes_no_square():
     assert largest.elements <= total * 2 * WINDOW * model.config.num_attention_heads < total * total
 
 
-# openings that documents share, and rows that nobody asks for
+# shared prefixes, and positions without output
 
 
 def shared_and_plain(seed: int = 0) -> tuple:
@@ -247,19 +247,19 @@ def shared_and_plain(seed: int = 0) -> tuple:
 
 
 def loss_and_gradients(model, batch) -> list[torch.Tensor]:
-    loss, weight, _ = sft.loss(model, batch)
+    loss, weight, _ = SupervisedFineTuning().loss(model, batch)
     return [
         loss.detach() / weight,
         *(g / weight for g in torch.autograd.grad(loss, list(model.parameters()))),
     ]
 
 
-def test_a_shared_opening_changes_no_loss_in_float32():
-    shared, plain = (sft.loss(small_model(), batch) for batch in shared_and_plain())
+def test_a_shared_prefix_changes_no_loss_in_float32():
+    shared, plain = (SupervisedFineTuning().loss(small_model(), batch) for batch in shared_and_plain())
     assert abs((shared[0] / shared[1] - plain[0] / plain[1]).item()) < 1e-5 and shared[1] == plain[1]
 
 
-def test_a_shared_opening_changes_no_gradient_in_float64():
+def test_a_shared_prefix_changes_no_gradient_in_float64():
     model = small_model().double()
     for shared, plain in zip(
         *(loss_and_gradients(model, batch) for batch in shared_and_plain()), strict=True
@@ -267,7 +267,7 @@ def test_a_shared_opening_changes_no_gradient_in_float64():
         torch.testing.assert_close(shared, plain, atol=1e-10, rtol=1e-10)
 
 
-def test_a_shared_opening_is_the_same_for_the_slow_attention():
+def test_a_shared_prefix_is_the_same_for_the_reference_attention():
     batch, model = shared_and_plain()[0], small_model()
     reference, fast = (
         model(
@@ -289,7 +289,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less():
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
         ):
-            loss, _, _ = sft.loss(model, batch)
+            loss, _, _ = SupervisedFineTuning().loss(model, batch)
         results.append((loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
         kept.append(sum(sizes))
     for plain, again in zip(*results, strict=True):

@@ -18,7 +18,7 @@ from lora.merge import merge
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import load_model
 from tests.folders import CHAT, ROWS, TARGETS, logits, make_adapter, shake, write_rows
-from training.objectives import sft
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
 TOKENS = torch.randint(200, 6000, (48,), generator=torch.Generator().manual_seed(5))  # six windows of 8
@@ -77,7 +77,7 @@ def trained_here(base: str, **settings):
     batch = pack([Document(ids, [*ids[1:], IGNORE_INDEX], "random")])
     (optimizer,) = make_optimizers(model, "adamw", 5e-3, 0.0)
     for _ in range(3):
-        sft.loss(model, batch)[0].backward()
+        SupervisedFineTuning().loss(model, batch)[0].backward()
         optimizer.step()
         model.zero_grad()
     return model.eval()
