@@ -194,9 +194,9 @@ def extended(peaks: list[int], steps: int) -> int:
 
 
 def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
-    """Returns (size, [train] with that size) for 1, 2, 4, ...
+    """Returns (size, [train] with that size), doubling up to the run's size.
 
-    rows, or longest row, twice that, ... tokens; the run's size is last.
+    The sizes are rows, from one; or with train.max_tokens tokens, from the longest row.
     """
     name, smallest = (
         ("max_tokens", max(len(d.input_ids) for d in data.documents))

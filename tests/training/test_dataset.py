@@ -85,7 +85,9 @@ def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_tr
 def test_documents_come_from_the_cache_for_the_same_rows_tokenizer_and_settings_alone(place, monkeypatch):
     calls, made_of = [], SupervisedFineTuning.documents
     monkeypatch.setattr(documents, "TOKEN_CACHE", place / ".tokens")
-    monkeypatch.setattr(token_cache, "MIN_SAMPLES", 10)  # 13 rows of training, and of validation the one that is measured
+    monkeypatch.setattr(
+        token_cache, "MIN_SAMPLES", 10
+    )  # 13 rows of training, and of validation the one that is measured
 
     def counted(self, samples, *args, **limits):
         calls.append(len(samples))
