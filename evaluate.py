@@ -64,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def render(samples: list, loaded: LoadedModel, file: str) -> tuple[list, list, int]:
-    """The samples that the model has positions for, their documents, and how many were left out as too long."""
+    """Returns the samples that fit the model's positions, their documents, and how many are too long."""
     from common.progress import warn
     from data.render import render_all
 

@@ -52,10 +52,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--to",
         required=True,
         choices=list(WRITERS),
-        help="gguf: one file for llama.cpp, the adapter merged in; gguf-lora: the adapter alone for llama.cpp's --lora; ollama: a GGUF and its "
-        "Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter for PEFT; safetensors: the "
-        "merged model for transformers; "
-        "hub: that folder, uploaded",
+        help="gguf: one file for llama.cpp, adapter merged; gguf-lora: the adapter alone for --lora; "
+        "ollama: a GGUF and its Modelfile; oci: an artifact for Docker Model Runner; peft: the adapter; "
+        "safetensors: the merged model for transformers; hub: that folder, uploaded",
     )
     parser.add_argument(
         "--out",
@@ -310,7 +309,8 @@ def write_gguf_lora(args, source, cfg, part: Path, out: Path) -> str:
         part, MergedCheckpoint(source.folder, source.adapter), name=out.stem, origin=source.origin
     )
     layers = len(compare_bytes(part, digests).tensors) // 2
-    return f"LoRA of {layers} layers in float32, {part.stat().st_size / 2**20:,.1f} MiB, for a GGUF of {source.name}"
+    size = f"{part.stat().st_size / 2**20:,.1f} MiB"
+    return f"LoRA of {layers} layers in float32, {size}, for a GGUF of {source.name}"
 
 
 def write_ollama(args, source, cfg, part: Path, out: Path) -> str:

@@ -12,7 +12,7 @@ from common.errors import DONE, run
 MODES = {
     "--resume": "continue the run from its newest checkpoint",
     "--plan": "estimate the memory of the run and the largest batch that fits; train nothing",
-    "--explain-batch": "print the first micro-batch: tokens, what is supervised, what was left out; train nothing",
+    "--explain-batch": "print the first micro-batch token by token, and what was left out; train nothing",
 }
 
 

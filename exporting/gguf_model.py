@@ -92,8 +92,11 @@ def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> dict[str,
     """
     refuse_inexpressible(cfg)
     own = {
-        "block_count": ("u32", cfg.num_hidden_layers), "context_length": ("u32", cfg.max_position_embeddings), "embedding_length": ("u32", cfg.hidden_size),
-        "feed_forward_length": ("u32", cfg.intermediate_size), "attention.head_count": ("u32", cfg.num_attention_heads),
+        "block_count": ("u32", cfg.num_hidden_layers),
+        "context_length": ("u32", cfg.max_position_embeddings),
+        "embedding_length": ("u32", cfg.hidden_size),
+        "feed_forward_length": ("u32", cfg.intermediate_size),
+        "attention.head_count": ("u32", cfg.num_attention_heads),
         "attention.head_count_kv": ("u32", cfg.num_key_value_heads),
     }  # fmt: skip
     if cfg.rope_linear_factor != 1.0:
@@ -148,7 +151,7 @@ def refuse_inexpressible(cfg: Gemma3Config) -> None:
 
 
 def chat_template(folder: Path) -> str:
-    """The folder's own Jinja template, or the embedded model's, which renders the turns that Loupe trains on."""
+    """Returns the folder's Jinja template, or the embedded model's, which renders Loupe's turns."""
     for source in (folder, TINY):
         if (source / "chat_template.jinja").is_file():
             return (source / "chat_template.jinja").read_text(encoding="utf-8")

@@ -34,10 +34,14 @@ def tokenizer_metadata(folder: str | Path, rows: int) -> dict[str, tuple[str, ob
         for name, piece in (("bos", "<bos>"), ("eos", "<eos>"), ("unknown", "<unk>"), ("padding", "<pad>"))
     }
     return {
-        "tokenizer.ggml.model": ("str", "llama"), "tokenizer.ggml.pre": ("str", "default"), "tokenizer.ggml.tokens": ("[str]", tokens),
+        "tokenizer.ggml.model": ("str", "llama"),
+        "tokenizer.ggml.pre": ("str", "default"),
+        "tokenizer.ggml.tokens": ("[str]", tokens),
         "tokenizer.ggml.scores": ("[f32]", scores), "tokenizer.ggml.token_type": ("[i32]", types),
         **{f"tokenizer.ggml.{name}_token_id": ("u32", number) for name, number in ids.items()},
-        "tokenizer.ggml.add_bos_token": ("bool", True), "tokenizer.ggml.add_sep_token": ("bool", False), "tokenizer.ggml.add_eos_token": ("bool", False),
+        "tokenizer.ggml.add_bos_token": ("bool", True),
+        "tokenizer.ggml.add_sep_token": ("bool", False),
+        "tokenizer.ggml.add_eos_token": ("bool", False),
     }  # fmt: skip
 
 

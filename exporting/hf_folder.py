@@ -49,7 +49,8 @@ def write_peft(source: Source, folder: Path, title: str) -> str:
         merged.checkpoint.model, folder, base_model_name=source.name, config=config | {"revision": revision}
     )
     copy_tokenizer(source.folder, folder)
-    kind = f"{'DoRA' if config.get('use_dora') else 'LoRA'} adapter (r = {config['r']}, lora_alpha = {config['lora_alpha']:g})"
+    sizes = f"r = {config['r']}, lora_alpha = {config['lora_alpha']:g}"
+    kind = f"{'DoRA' if config.get('use_dora') else 'LoRA'} adapter ({sizes})"
     (folder / "README.md").write_text(model_card(source, title, kind, "peft"), encoding="utf-8")
     return f"{kind} of {source.name}, for PEFT"
 
@@ -73,7 +74,8 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
     norms, words = merged.norms() if source.adapter else {}, "nothing to merge"
     if norms:
         largest = max(norms, key=norms.get)
-        words = f"merged {len(norms)} layers, which changed by {math.hypot(*norms.values()):.4g} (Frobenius norm), most {largest} by {norms[largest]:.4g}"
+        change = f"{math.hypot(*norms.values()):.4g} (Frobenius norm), most {largest} by {norms[largest]:.4g}"
+        words = f"merged {len(norms)} layers, which changed by {change}"
     save_tensors(merged.config, merged.pieces, folder, torch.float32)
     copy_tokenizer(source.folder, folder)
     write_generation_config(folder, tokenizer)
@@ -81,7 +83,8 @@ def write_safetensors(source: Source, folder: Path, title: str) -> str:
         model_card(source, title, "model, its adapter merged in" if norms else "model", "transformers"),
         encoding="utf-8",
     )
-    return f"{sum(math.prod(shape) for shape in merged.shapes.values()) / 1e6:.2f} M parameters in float32, {words}"
+    parameters = sum(math.prod(shape) for shape in merged.shapes.values())
+    return f"{parameters / 1e6:.2f} M parameters in float32, {words}"
 
 
 def write_generation_config(folder: Path, tokenizer) -> None:

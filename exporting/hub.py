@@ -39,6 +39,7 @@ def explain(repo: str, error: Exception) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
-        return f"{constants.ENDPOINT} does not let you write to {repo}: log in with `hf auth login` or set HF_TOKEN to a token that may write there"
+        remedy = "log in with `hf auth login` or set HF_TOKEN to a token that may write there"
+        return f"{constants.ENDPOINT} does not let you write to {repo}: {remedy}"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{repo} was not uploaded to {constants.ENDPOINT} ({reason}); run the export again"

@@ -6,8 +6,10 @@ config and the manifest that names them. Layout and manifest are opencontainers/
 config and annotations are docker/model-runner's (pkg/distribution: types/config.go, format/gguf.go,
 builder/builder.go, internal/partial), its names for sizes gpustack/gguf-parser-go's (scalar.go).
 
-Deviations: 1. times are written in UTC, where model-runner writes the zone of the machine.  2. Where the header happens to end on a multiple of 32,
-gguf-parser-go's "size" is 32 bytes short, as if another 32 followed; ours is not.
+Deviations:
+1. Times are written in UTC, where model-runner writes the zone of the machine.
+2. Where the header happens to end on a multiple of 32, the "size" of gguf-parser-go is 32 bytes short, as if
+   another 32 followed; ours is not.
 """
 
 import hashlib

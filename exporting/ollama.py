@@ -40,7 +40,7 @@ TEMPLATE = """\
 
 
 def chat_template() -> str:
-    """The Go template for what Tokenizer.render_prompt writes, but for <bos>, which llama.cpp puts in front."""
+    """Returns the Go template of Tokenizer.render_prompt without <bos>, which llama.cpp puts in front."""
     words = {
         "WHITE_SPACE": WHITE_SPACE,
         "START_OF_TURN": START_OF_TURN,

@@ -149,7 +149,7 @@ def verify(
 def verify_in_llama_cpp(
     path: str | Path, model: MergedCheckpoint, quant: str, sample: HeldOut, ascii_id: int
 ) -> Difference:
-    """Compares some positions of the sample with llama.cpp itself; raises NotTheSame past the type's bound."""
+    """Compares some of the positions with llama.cpp itself; raises NotTheSame past the type's bound."""
     from exporting.llama_cpp import llama
 
     few = HeldOut(

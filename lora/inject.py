@@ -120,7 +120,7 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
             or "as the empty list says"
         )
         raise ValueError(
-            f'target_modules: no linear layer is called {what}; there are {there}, or take all with "{ALL_LINEAR}"'
+            f"target_modules: no linear layer is called {what}; there are {there}, or all with {ALL_LINEAR!r}"
         )
     return found
 

@@ -95,4 +95,5 @@ class LoRALinear(nn.Module):
         return self.base_layer.weight.float() + self.delta_weight()
 
     def extra_repr(self) -> str:
-        return f"r={self.r}, lora_alpha={self.lora_alpha}, lora_dropout={self.lora_dropout}, use_rslora={self.use_rslora}"
+        dropout = f"lora_dropout={self.lora_dropout}, use_rslora={self.use_rslora}"
+        return f"r={self.r}, lora_alpha={self.lora_alpha}, {dropout}"

@@ -15,7 +15,7 @@ from model.rope import rope_angles
 
 
 class Gemma3DecoderLayer(nn.Module):
-    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x))): each half is normed on its way in and out."""
+    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x))): a norm before and after each half."""
 
     def __init__(self, cfg: Gemma3Config, index: int):
         super().__init__()

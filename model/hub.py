@@ -75,17 +75,20 @@ def _explain(name: str, revision: str, error: Exception) -> str:
     causes = _chain(error)
     status = next((e.response.status_code for e in causes if getattr(e, "response", None) is not None), None)
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{name} has no revision {revision!r}; check model.revision against the branches, tags and commits at {page}/tree/main"
+        return f"{name} has no revision {revision!r}; check model.revision against {page}/tree/main"
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return f"{name} is gated: accept the licence at {page} in your browser, {login}"
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return f"{name} is neither a folder here nor a model {hub} shows you; check the id, or if gated accept the licence at {page}, {login}"
+        remedy = f"check the id, or if gated accept the licence at {page}, {login}"
+        return f"{name} is neither a folder here nor a model {hub} shows you; {remedy}"
     if any(isinstance(e, errors.OfflineModeIsEnabled) for e in causes):
-        return f"{name} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; set HF_HUB_OFFLINE=0 to download it, or give a folder"
+        where = f"{name} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set"
+        return f"{where}; set HF_HUB_OFFLINE=0 to download it, or give a folder"
     if isinstance(error, errors.HFValidationError):
         return f"{name!r} is neither a folder here nor {EXAMPLE}; check the spelling"
     reason = f"{type(causes[-1]).__name__}: {causes[-1]}".splitlines()[0]
-    return f"{name} is not in the cache and {hub} did not serve it ({reason}); check the connection, HF_ENDPOINT and proxies, or give a folder"
+    remedy = "check the connection, HF_ENDPOINT and proxies, or give a folder"
+    return f"{name} is not in the cache and {hub} did not serve it ({reason}); {remedy}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -35,7 +35,9 @@ class _RMSNorm(torch.autograd.Function):
     """The same in a quarter of the time on a CPU: in place, and keeping x and one number a row instead of
     five tensors like x.
 
-    With s = 1 / sqrt(mean(x^2) + eps), n = x s and g = dL/dy (1 + weight): dL/dx = s (g - n mean(g n)),  dL/dweight = sum over rows of dL/dy n.
+    With s = 1 / sqrt(mean(x^2) + eps), n = x s and g = dL/dy (1 + weight):
+        dL/dx = s (g - n mean(g n))
+        dL/dweight = sum over rows of dL/dy n
     """
 
     @staticmethod

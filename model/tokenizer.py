@@ -53,7 +53,8 @@ class Tokenizer:
         typed = [name for name in names.values() if self.backend.token_to_id(name) in self.encode(name)]
         if typed:
             raise ValueError(
-                f'{file}: {", ".join(typed)} typed by a user would become a control token; set "special": true for it in added_tokens'
+                f"{file}: {', '.join(typed)} typed by a user would become a control token; "
+                'set "special": true for it in added_tokens'
             )
         self.stop_ids = frozenset((self.eos_id, self.end_of_turn_id)) | _generation_stops(
             file.with_name("generation_config.json")
@@ -175,5 +176,6 @@ def _generation_stops(path: Path) -> set[int]:
     except (OSError, ValueError, AttributeError):
         pass
     raise ValueError(
-        f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); repair it, or remove it'
+        f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); '
+        "repair it, or remove it"
     )

@@ -58,12 +58,14 @@ def card(name: str, before: dict, after: dict) -> str:
         was, now = number(before.get(metric.key)), number(after.get(metric.key))
         worse = None not in (was, now) and (now > was if metric.lower_is_better else now < was)
         rows.append(
-            f"<div><dt>{metric.label}</dt><dd><strong>{_text(figure(metric, after.get(metric.key)))}</strong> "
+            f"<div><dt>{metric.label}</dt><dd>"
+            f"<strong>{_text(figure(metric, after.get(metric.key)))}</strong> "
             f'<span class="soft">before {_text(figure(metric, before.get(metric.key)))}</span>'
             f"{' <em>worse</em>' if worse else ''}</dd></div>\n"
         )
     return (
-        f'<article class="card"><h3>{_text(set_title(name, before | after))}</h3><dl>\n{"".join(rows)}</dl></article>\n'
+        f'<article class="card"><h3>{_text(set_title(name, before | after))}</h3>'
+        f"<dl>\n{''.join(rows)}</dl></article>\n"
         if rows
         else ""
     )
@@ -175,7 +177,8 @@ def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> st
         f"<figure><figcaption><b>{title}</b> <span>{unit}{', log scale' if frame.log else ''}</span>"
         f'{legend and f"<ul>{legend}</ul>"}</figcaption>\n<div class="plot">'
         f'<svg role="img" aria-label="{title}: {told}">'
-        f'{axes(frame, rows)}<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
+        f"{axes(frame, rows)}"
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
         f"{shapes}</svg>{dots}</svg></div>\n"
         f"{not_drawn(lines[0], frame)}</figure>\n"
     )
@@ -213,7 +216,8 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 def axes(frame: Frame, rows: list[float]) -> str:
     """Grid lines with their values, and steps below."""
     across = "".join(
-        f'<line x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="row" x="0" dx="-8" y="{y}" dy=".32em">{label}</text>'
+        f'<line x1="0" x2="100%" y1="{y}" y2="{y}"/>'
+        f'<text class="row" x="0" dx="-8" y="{y}" dy=".32em">{label}</text>'
         for v in rows
         for y, label in [(f"{frame.y(v):.2f}%", re.sub(r"e([-+])0*", r"e\1", f"{v:g}"))]
     )

@@ -106,7 +106,7 @@ def printable(text: str) -> str:
 
 
 def _records(path) -> list[tuple[str, dict]]:
-    """(line, object) of each whole line; a last line without its newline was torn by a kill and is left out."""
+    """Returns (line, object) of each whole line; a torn last line, without its newline, is left out."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
     found, problems = [], []
     for at, line in enumerate(lines, start=1):

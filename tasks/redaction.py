@@ -8,7 +8,8 @@ characters and source spans:
     entity      a gold span [start, end) of the source, of one class; its index number is not judged
     covered     a source character under a label of the prediction
     copied      a source character that the prediction repeats in its place
-    survives    an entity character that is copied (in a run with a letter or digit), or any character of an entity whose
+    survives    an entity character that is copied (in a run with a letter or digit), or any character of an
+                entity whose
                 value, of 3 characters or more, stands verbatim in the prediction more often than in the gold
                 redaction
 
@@ -147,7 +148,8 @@ def score(rows: Iterable[tuple[str, str, str]]) -> dict:
     entity_precision  = predicted spans that equal a gold span in bounds and class / predicted spans
     entity_recall     = the same spans / gold spans;  entity_f1 = 2 * the same / (predicted + gold)
     over_mask_rate    = characters outside entities that are covered / characters outside entities
-    preserved         = rows in which all characters that gold copies are copied and none are added outside entities / rows
+    preserved         = rows in which all characters that gold copies are copied, and none are added
+                        outside entities / rows
     per_label         = {class: {"precision", "recall", "f1", "support" (gold spans)}}
 
     Without any span on either side, precision, recall and F1 are 1. Raises ValueError if there are no
@@ -390,7 +392,7 @@ def _strain(label: str, text: str) -> float:
 
 
 def _align_tokens(source: str, pieces: list[_Piece], result: _Alignment) -> None:
-    """Align a redaction that changed the text: equal tokens first, then each gap between them by `_fill_gap`."""
+    """Align a redaction that changed the text: equal tokens first, then each gap between them."""
     ours = _TOKEN.findall(source)
     theirs = [part for p in pieces for part in ([p] if p.label else _TOKEN.findall(p.text))]
     _walk_blocks(source, ours, theirs, 1, 0, result, _fill_gap)
