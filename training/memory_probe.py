@@ -28,7 +28,7 @@ from training.config import Config, Train
 from training.dataset import TrainingData
 from training.optim import make_optimizers
 
-# After so many seconds no further step begins. In float32 nothing grows after the heaviest step (docs/log.md).
+# No further step begins after so many seconds. In float32 the heaviest step decides (docs/log.md).
 SECONDS = {"fp32": 3, "bf16": 20, "fp16": 20}
 MOST_DOUBLINGS = 3  # The growth of the peak is extended to at most 2^3 times the steps that were done.
 NEW_TOKENS = 2  # of each completion
