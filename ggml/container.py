@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,8 +103,8 @@ def write_gguf(
         for tensor in tensors:
             written, digest = 0, hashlib.sha256()
             for piece in map(np.ascontiguousarray, read(tensor.name)):
-                file.write(piece)
-                digest.update(piece)
+                file.write(piece.data)
+                digest.update(piece.data)
                 written += piece.nbytes
             if written != tensor.nbytes:
                 raise ValueError(
@@ -167,7 +168,9 @@ class GGUFFile:
         there.
         """
         self.path = Path(path)
-        self.kinds, self.metadata, self.tensors = {}, {}, {}
+        self.kinds: dict[str, str] = {}
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
         with open(self.path, "rb") as file:
             self.size = file.seek(0, 2)
             if self.size < 24 or file.seek(0) or file.read(4) != MAGIC:

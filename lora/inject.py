@@ -167,6 +167,7 @@ def wrap(
     model.requires_grad_(False)
     for name, (r, lora_alpha) in sizes.items():
         base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear), name
         layer = (DoRALinear if type == "dora" else LoRALinear)(
             base, r, lora_alpha, lora_dropout, use_rslora, seed=module_seed(seed, name)
         )

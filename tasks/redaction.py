@@ -154,7 +154,10 @@ def score(rows: Iterable[tuple[str, str, str]]) -> dict:
 
     Without any span on either side, precision, recall and F1 are 1. Raises ValueError if there are no
     rows."""
-    total, found, expected, predicted = Counter(), Counter(), Counter(), Counter()
+    total: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    expected: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
     for prompt, gold, prediction in rows:
         source, gold, prediction = source_text(prompt).strip(), gold.strip(), prediction.strip()
         truth, guess = _align(source, gold), _align(source, prediction)
@@ -355,7 +358,7 @@ def _cheapest(
     places.append([len(source) - len(literals[-1])])
     if sum(len(a) * len(b) for a, b in itertools.pairwise(places)) > _SEARCH_LIMIT:
         return left
-    best = {0: (0.0, [])}
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for label, text, ends in zip(labels, literals, places[1:], strict=False):
         following = {}
         for end in ends:
