@@ -1,14 +1,11 @@
-"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA turns the rows of the weight, a trained vector sets their
-lengths.
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA turns the rows of W, a vector trains their norms.
 
-Shapes: x (..., in), weight (out, in), lora_magnitude_vector (out,).
+x (..., in), weight (out, in), lora_magnitude_vector (out,).
 
-Deviations from the paper, all of them PEFT's, so that adapters can be exchanged:
-1. Lengths are taken over the input features, one for each output (the paper's columns, in its transposed
-notation).
-2. With dropout in training, the base's own share W x stays whole, and only what DoRA adds to it is computed
-from the dropped input.
-3. A bias is neither turned nor scaled.
+The deviations from the paper are PEFT's, so that adapters can be exchanged:
+1. A norm is taken over the input features of one output: a row here, a column in the paper's notation.
+2. With active dropout, W x uses the whole input. Only the part that DoRA adds uses the dropped-out input.
+3. A bias is left as it is.
 """
 
 import torch
@@ -19,24 +16,15 @@ from lora.layer import LoRALinear
 
 
 class DoRALinear(LoRALinear):
-    """y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A||, one gain for each output; m
-    starts as ||W||, so that g = 1.
-    """
+    """y = g * (W x + scaling * B A x) + b, g = m / ||W + scaling * B A|| per output; m starts as ||W||."""
 
-    def __init__(
-        self,
-        base_layer: nn.Linear,
-        r: int,
-        lora_alpha: float,
-        lora_dropout: float = 0.0,
-        use_rslora: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(base_layer, r, lora_alpha, lora_dropout, use_rslora, seed)
+    def __init__(self, base_layer: nn.Linear, *args, **kwargs):
+        """Takes the arguments of LoRALinear."""
+        super().__init__(base_layer, *args, **kwargs)
         self.lora_magnitude_vector = nn.Parameter(self.row_norms())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out) in the base layer's output type."""
+        """Maps x (..., in) to (..., out), in the dtype of the base layer's output."""
         y = self.base_layer(x)
         if not self.enabled:
             return y
@@ -49,7 +37,7 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """(out,) ||W + scaling * B A||, float32 and without gradient.
+        """Returns ||W + scaling * B A|| per row, (out,) float32, without gradient.
 
         Section 4.3 of the paper: "we suggest treating ||V + dV||_c in Eq. (5) as a constant, thereby
         detaching it from the gradient graph. This means that while ||V + dV||_c dynamically reflects the
@@ -58,5 +46,5 @@ class DoRALinear(LoRALinear):
         return torch.linalg.vector_norm(super().merged_weight(), dim=1)
 
     def merged_weight(self) -> torch.Tensor:
-        """(out, in) float32: g * (W + scaling * B A), row by row."""
+        """Returns g * (W + scaling * B A), (out, in) float32."""
         return (self.lora_magnitude_vector / self.row_norms())[:, None] * super().merged_weight()

@@ -1,34 +1,33 @@
-"""LoRALinear's sum for training, in fewer passes over memory.
+"""LoRALinear's forward and backward pass for training, with fewer passes over memory.
 
-Shapes: x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r).
+x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r); n tokens.
 """
 
 import torch
 
 
 class FusedLoRA(torch.autograd.Function):
-    """y = W x + scaling * B A x, with dL/dx = W^T g + scaling * A^T B^T g for g = dL/dy: in both sums the
-    second product is added in place.
+    """y = W x + scaling * B A x, and dL/dx = W^T g + scaling * A^T B^T g with g = dL/dy.
 
-    lora.layer's plain sum writes the two products, adds them into a third tensor and, under autocast, casts A
-    and B once for each of four uses; here it is once. x and W are of one type, A and B may be finer, and so
-    are their gradients.
+    In both sums the second product is added in place; the plain sum in lora/layer.py makes three tensors.
+    A and B are cast once; autocast casts them for each of four uses. x and W have one dtype. A, B and their
+    gradients may have a wider one.
     """
 
     @staticmethod
     def forward(ctx, x, weight, lora_A, lora_B, scaling):
-        rows, a, b = x.reshape(-1, x.shape[-1]), lora_A.to(x.dtype), lora_B.to(x.dtype)
+        rows, a, b = x.reshape(-1, x.shape[-1]), lora_A.to(x.dtype), lora_B.to(x.dtype)  # rows (n, in)
         with torch.autocast(x.device.type, enabled=False):
-            waist = (rows @ a.t()).mul_(scaling)  # (n, r)
-            y = (rows @ weight.t()).addmm_(waist, b.t())
-        ctx.save_for_backward(x, weight, a, b, waist)
-        ctx.scaling, ctx.fine = scaling, lora_A.dtype
-        return y.view(*x.shape[:-1], -1)
+            ax = (rows @ a.t()).mul_(scaling)  # (n, r)
+            y = (rows @ weight.t()).addmm_(ax, b.t())  # (n, out)
+        ctx.save_for_backward(x, weight, a, b, ax)
+        ctx.scaling, ctx.wide = scaling, lora_A.dtype
+        return y.view(*x.shape[:-1], -1)  # (..., out)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, a, b, waist = ctx.saved_tensors
-        rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        d_waist = (g @ b).mul_(ctx.scaling)
-        dx = (g @ weight).addmm_(d_waist, a).view_as(x) if ctx.needs_input_grad[0] else None
-        return dx, None, (d_waist.t() @ rows).to(ctx.fine), (g.t() @ waist).to(ctx.fine), None
+        x, weight, a, b, ax = ctx.saved_tensors
+        rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])  # (n, in), (n, out)
+        d_ax = (g @ b).mul_(ctx.scaling)  # (n, r)
+        dx = (g @ weight).addmm_(d_ax, a).view_as(x) if ctx.needs_input_grad[0] else None
+        return dx, None, (d_ax.t() @ rows).to(ctx.wide), (g.t() @ ax).to(ctx.wide), None

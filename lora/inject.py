@@ -1,7 +1,8 @@
-"""Puts adapters around a model's linear layers, finds them again, and switches them on and off."""
+"""Puts adapters around a model's linear layers, finds them again, and disables them."""
 
 import hashlib
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,9 +13,8 @@ from lora.dora import DoRALinear
 from lora.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
-OUTPUT_HEAD = (
-    "lm_head"  # never adapted: a loss in chunks reads the head's weight and does not call the module
-)
+# The head gets no adapter: the chunked loss reads the head's weight and does not call the module.
+OUTPUT_HEAD = "lm_head"
 
 
 def inject(
@@ -30,13 +30,17 @@ def inject(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
 ) -> list[str]:
-    """Freezes the model, wraps its targeted linear layers and returns their names; raises ValueError with
-    every bad setting.
+    """Freezes the model, wraps the targeted linear layers and returns their paths.
 
-    target_modules: names as PEFT matches them (a whole dotted path or the end of one), "all-linear", or one
-    regular expression for whole paths. rank_pattern, alpha_pattern: {end of a path, as a regular expression:
-    its own r or lora_alpha}; the first that fits is taken. An adapter's first weights depend on `seed` and
-    its own name only, not on the global generator or on what else is targeted.
+    The initial values of an adapter depend on `seed` and its path only.
+
+    Args:
+        target_modules: paths or ends of paths, "all-linear", or one regular expression for whole paths.
+        rank_pattern: {regular expression for the end of a path: r}; the first that matches is used.
+        alpha_pattern: the same for lora_alpha.
+
+    Raises:
+        ValueError: names every bad setting; the model is unchanged then.
     """
     rank_pattern, alpha_pattern = rank_pattern or {}, alpha_pattern or {}
     problems = bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern, alpha_pattern)
@@ -47,41 +51,40 @@ def inject(
             f"{field}: {key!r} fits none of the targeted modules, for example {names[0]}"
             for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
             for key in pattern
-            if not any(fits(key, name) for name in names)
+            if not any(matches_end(key, name) for name in names)
         ]
     except ValueError as error:
         problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
     sizes = {
-        name: (pattern_value(rank_pattern, name, r), pattern_value(alpha_pattern, name, lora_alpha))
-        for name in names
+        n: (pattern_value(rank_pattern, n, r), pattern_value(alpha_pattern, n, lora_alpha)) for n in names
     }
     wrap(model, sizes, type=type, lora_dropout=lora_dropout, use_rslora=use_rslora, seed=seed)
     return names
 
 
 def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pattern: dict) -> list[str]:
-    """A line for each setting that no adapter can have."""
+    """Returns a line for each setting that no adapter can have."""
+    ranks = {"r": r} | {f"rank_pattern.{key}": v for key, v in rank_pattern.items()}
+    alphas = {"lora_alpha": lora_alpha} | {f"alpha_pattern.{key}": v for key, v in alpha_pattern.items()}
     problems = [] if type in ("lora", "dora") else [f'type: {type!r} is neither "lora" nor "dora"']
-    for field, value in [("r", r), *((f"rank_pattern.{key}", v) for key, v in rank_pattern.items())]:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(f"{field}: {value!r} is not a whole number above 0")
-    for field, value in [
-        ("lora_alpha", lora_alpha),
-        *((f"alpha_pattern.{key}", v) for key, v in alpha_pattern.items()),
-    ]:
-        if not is_number(value) or value <= 0:
-            problems.append(f"{field}: {value!r} is not a number above 0")
+    problems += [
+        f"{field}: {v!r} is not a whole number above 0"
+        for field, v in ranks.items()
+        if not isinstance(v, int) or isinstance(v, bool) or v < 1
+    ]
+    problems += [
+        f"{field}: {v!r} is not a number above 0" for field, v in alphas.items() if not is_number(v) or v <= 0
+    ]
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
-    for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
-        problems += [
-            f"{field}: {key!r} is not a regular expression; write the end of a module's path"
-            for key in pattern
-            if not is_regex(key)
-        ]
-    return problems
+    return problems + [
+        f"{field}: {key!r} is not a regular expression; write the end of a module's path"
+        for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
+        for key in pattern
+        if not is_regex(key)
+    ]
 
 
 def is_number(value) -> bool:
@@ -97,57 +100,55 @@ def is_regex(text: str) -> bool:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Paths of the nn.Linear layers that can be adapted, in the model's order."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] != OUTPUT_HEAD
-    ]
+    """Returns the paths of the nn.Linear layers that can have an adapter, in the model's order."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linear if name.rpartition(".")[2] != OUTPUT_HEAD]
 
 
 def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]:
-    """Paths of the linear layers that target_modules means; raises ValueError naming each that means none and
-    the names there are.
+    """Returns the paths of the linear layers that target_modules selects.
+
+    Raises ValueError with every entry that selects none, and the names that exist.
     """
     names = linear_names(model)
     found = [name for name in names if is_target(name, target_modules)]
-    wanted = [target_modules] if isinstance(target_modules, str) else [[target] for target in target_modules]
-    unknown = [target for target in wanted if not any(is_target(name, target) for name in names)]
+    entries = [target_modules] if isinstance(target_modules, str) else [[entry] for entry in target_modules]
+    unknown = [entry for entry in entries if not any(is_target(name, entry) for name in names)]
     if unknown or not found:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none at all"
-        what = (
-            ", ".join(repr(target if isinstance(target, str) else target[0]) for target in unknown)
-            or "as the empty list says"
-        )
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
+        what = ", ".join(repr(e if isinstance(e, str) else e[0]) for e in unknown) or "the empty list"
         raise ValueError(
-            f"target_modules: no linear layer is called {what}; there are {there}, or all with {ALL_LINEAR!r}"
+            f"target_modules: {what} selects no linear layer; the model has {known}; "
+            f'"{ALL_LINEAR}" selects all'
         )
     return found
 
 
 def is_target(name: str, target_modules: list[str] | str) -> bool:
-    """PEFT's rule: a list holds whole paths or ends of them after a dot; a string is "all-linear" or a
-    regular expression for the whole path.
+    """Returns whether PEFT's rule selects a path.
+
+    A list holds whole paths, or ends of paths after a dot. A string is "all-linear" or a regular expression
+    for the whole path.
     """
-    if target_modules == ALL_LINEAR or (not isinstance(target_modules, str) and ALL_LINEAR in target_modules):
-        return True
-    if not isinstance(target_modules, str):
-        return any(name == target or name.endswith("." + target) for target in target_modules)
-    if not is_regex(target_modules):
-        raise ValueError(
-            f"target_modules: {target_modules!r} is not a regular expression; give a list of names"
-        )
-    return re.fullmatch(target_modules, name) is not None
+    if isinstance(target_modules, str):
+        if target_modules == ALL_LINEAR:
+            return True
+        if not is_regex(target_modules):
+            raise ValueError(
+                f"target_modules: {target_modules!r} is not a regular expression; give a list of names"
+            )
+        return re.fullmatch(target_modules, name) is not None
+    return any(entry == ALL_LINEAR or f".{name}".endswith(f".{entry}") for entry in target_modules)
 
 
-def fits(pattern: str, name: str) -> bool:
-    """Whether the end of a path, from a dot on, is this regular expression (PEFT's get_pattern_key)."""
+def matches_end(pattern: str, name: str) -> bool:
+    """Returns whether a regular expression matches the end of a path after a dot (PEFT's get_pattern_key)."""
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def pattern_value(pattern: dict, name: str, default):
-    """The value of the first key that fits the module's name, else the default."""
-    return next((value for key, value in pattern.items() if fits(key, name)), default)
+    """Returns the value of the first key that matches the path, or the default."""
+    return next((value for key, value in pattern.items() if matches_end(key, name)), default)
 
 
 def wrap(
@@ -159,57 +160,50 @@ def wrap(
     use_rslora: bool,
     seed: int,
 ) -> None:
-    """Freezes the model and puts an adapter of (r, lora_alpha) around each named linear layer; ValueError if
-    the model has adapters.
+    """Freezes the model and puts an adapter of (r, lora_alpha) around each linear layer named in `sizes`.
+
+    Raises ValueError if the model has adapters.
     """
     if adapters(model):
-        raise ValueError("the model has adapters already; merge them or load the model anew")
+        raise ValueError("the model has adapters already; merge them or load the model again")
     model.requires_grad_(False)
+    kind = DoRALinear if type == "dora" else LoRALinear
     for name, (r, lora_alpha) in sizes.items():
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear), name
-        layer = (DoRALinear if type == "dora" else LoRALinear)(
-            base, r, lora_alpha, lora_dropout, use_rslora, seed=module_seed(seed, name)
-        )
+        layer = kind(base, r, lora_alpha, lora_dropout, use_rslora, module_seed(seed, name))
         set_module(model, name, layer.train(base.training))
 
 
 def module_seed(seed: int, name: str) -> int:
-    """A seed below 2^63 for one module, far from its neighbours' (Python's hash() differs between runs)."""
+    """Returns a seed below 2^63 for one module. Python's hash() differs from process to process."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` in the place that `name` means."""
+    """Replaces the submodule at a path."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def unwrap(model: nn.Module) -> None:
-    """Takes every adapter away and leaves the frozen base layers as they were."""
+    """Removes every adapter and leaves the frozen base layers as they were."""
     for name, layer in adapters(model).items():
         set_module(model, name, layer.base_layer)
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """Adapters by the path of the layer they wrap, in the model's order."""
+    """Returns the adapters by the path of the layer that they wrap, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def set_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switches all adapters on, or off so that the model is its base."""
-    for layer in adapters(model).values():
-        layer.enabled = enabled
-
-
 @contextmanager
-def disabled(model: nn.Module):
-    """The base model inside the block (DPO's and GRPO's reference); afterwards, also on an exception, every
-    adapter is as it was.
-    """
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Turns all adapters off inside the block, so that the model is its base, and restores them after it."""
     before = {layer: layer.enabled for layer in adapters(model).values()}
-    set_enabled(model, False)
     try:
+        for layer in before:
+            layer.enabled = False
         yield model
     finally:
         for layer, enabled in before.items():
@@ -217,8 +211,9 @@ def disabled(model: nn.Module):
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached but not copied: clone what
-    must outlive the next step.
+    """Returns {path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached.
+
+    The tensors share memory with the parameters: clone those that must outlive the next step.
     """
     return {
         f"{name}.{key}": p.detach()
@@ -229,20 +224,20 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copies adapter_state's tensors back; raises ValueError with every missing, unexpected or misshapen one,
-    and then changes nothing.
+    """Copies the tensors of adapter_state into the model's adapters.
+
+    Raises ValueError with every missing, unexpected or misshapen tensor; the model is unchanged then.
     """
-    mine = adapter_state(model)
-    problems = [f"missing: {key}" for key in mine.keys() - state.keys()] + [
-        f"unexpected: {key}" for key in state.keys() - mine.keys()
-    ]
+    own = adapter_state(model)
+    problems = [f"missing: {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected: {key}" for key in state.keys() - own.keys()]
     problems += [
-        f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(mine[key].shape)}"
-        for key in mine.keys() & state.keys()
-        if state[key].shape != mine[key].shape
+        f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
     ]
     if problems:
         head = "these tensors do not fit the model's adapters; use the base that they were made for:"
         raise ValueError(listed(head, sorted(problems)))
-    for key, tensor in mine.items():
+    for key, tensor in own.items():
         tensor.copy_(state[key])

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): a frozen linear layer plus a trained product of two thin matrices.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): a frozen linear layer plus the product of two small matrices.
 
-Shapes: x (..., in), lora_A (r, in), lora_B (out, r), weight (out, in).
+x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r).
 """
 
 import math
@@ -13,11 +13,11 @@ from lora.fused import FusedLoRA
 
 
 class LoRALinear(nn.Module):
-    """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r, or lora_alpha / sqrt(r) for
-    rsLoRA (arXiv 2312.03732).
+    """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r.
 
-    A is Kaiming-uniform and drawn from `seed` alone, B is zero: a fresh adapter changes nothing. Both are
-    float32 whatever the base's type is, since an update of learning_rate's size is lost in bfloat16's 8 bits.
+    With use_rslora, scaling = lora_alpha / sqrt(r) (arXiv 2312.03732). A is Kaiming-uniform and depends on
+    `seed` only. B is zero, so a new adapter changes nothing. Both are float32 for every dtype of the base:
+    bfloat16 has 8 significant bits, and an update as small as the learning rate would be rounded away.
     """
 
     def __init__(
@@ -35,65 +35,56 @@ class LoRALinear(nn.Module):
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.enabled = True
         device, rows, columns = base_layer.weight.device, base_layer.out_features, base_layer.in_features
-        # Drawn on the CPU from a generator of its own: the same numbers on every device, and the global
-        # generator stays where it was.
+        # A CPU generator gives the same values on every device, and the global generator keeps its state.
         a = torch.empty(r, columns, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(rows, r, dtype=torch.float32, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out) in the base layer's output type."""
+        """Maps x (..., in) to (..., out), in the dtype of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
-        dtype = self.fused_type(x)
+        dtype = self.fused_dtype(x)
         if dtype is not None:
-            return FusedLoRA.apply(
-                x.to(dtype), self.base_layer.weight.to(dtype), self.lora_A, self.lora_B, self.scaling
-            )
+            weight = self.base_layer.weight.to(dtype)
+            return FusedLoRA.apply(x.to(dtype), weight, self.lora_A, self.lora_B, self.scaling)
         y = self.base_layer(x)
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
 
-    def fused_type(self, x: torch.Tensor) -> torch.dtype | None:
-        """The one type in which lora.fused multiplies; None where gradients, types, dropout or a bias ask for
-        the plain sum.
+    def fused_dtype(self, x: torch.Tensor) -> torch.dtype | None:
+        """Returns the dtype in which FusedLoRA computes, or None where it does not apply.
+
+        It needs gradients, one dtype, and neither a bias nor active dropout.
         """
-        if (
-            not torch.is_grad_enabled()
-            or self.base_layer.bias is not None
-            or (self.training and self.lora_dropout > 0)
-        ):
+        dropout = self.training and self.lora_dropout > 0
+        if not torch.is_grad_enabled() or self.base_layer.bias is not None or dropout:
             return None
         if torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype if x.dtype == self.base_layer.weight.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
-        """x as the adapter reads it: float32 (PEFT's choice) unless autocast picks the type, then dropped out
-        in training.
-        """
+        """Returns dropout(x) in float32, as PEFT does; under autocast, in x's dtype."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.dtype)
         return F.dropout(x, self.lora_dropout, self.training)
 
     def adapter_product(self, x: torch.Tensor) -> torch.Tensor:
-        """scaling * B A x, scaled at the narrow waist, where it costs r multiplications a token and not
-        `out`.
-        """
+        """Returns scaling * B A x; scaling A x costs r multiplications a token, scaling the result `out`."""
         return F.linear(F.linear(x, self.lora_A) * self.scaling, self.lora_B)
 
     def delta_weight(self) -> torch.Tensor:
-        """(out, in) float32: scaling * B A."""
-        device = (
-            "cpu" if self.lora_A.is_meta else self.lora_A.device.type
-        )  # an export checks an adapter's shapes on the meta device
+        """Returns scaling * B A, (out, in) float32."""
+        # Autocast does not know the meta device, on which an export checks the adapter's shapes.
+        device = "cpu" if self.lora_A.is_meta else self.lora_A.device.type
         with torch.autocast(device, enabled=False):
             return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> torch.Tensor:
-        """(out, in) float32 weight of the one linear layer that does what base and adapter do together."""
+        """Returns W + scaling * B A, (out, in) float32: the weight of the merged linear layer."""
         return self.base_layer.weight.float() + self.delta_weight()
 
     def extra_repr(self) -> str:
-        dropout = f"lora_dropout={self.lora_dropout}, use_rslora={self.use_rslora}"
-        return f"r={self.r}, lora_alpha={self.lora_alpha}, {dropout}"
+        fields = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+        return ", ".join(f"{field}={getattr(self, field)}" for field in fields)

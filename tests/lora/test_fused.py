@@ -38,7 +38,7 @@ def test_the_product_and_its_gradients_written_here_by_hand():
 def test_it_equals_the_plain_sum(shape):
     ours = layer().double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    assert ours.fused_type(x) == torch.float64
+    assert ours.fused_dtype(x) == torch.float64
     y, expected = ours(x), plain(ours, x)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
     for got, wanted in zip(gradients(y, x, ours), gradients(expected, x, ours), strict=True):
@@ -70,12 +70,12 @@ def test_under_autocast_it_is_no_further_from_the_exact_sum_than_the_plain_one(d
 
 def test_the_plain_sum_serves_dropout_a_bias_mixed_types_and_answers():
     x = torch.randn(7, 6)
-    assert layer().train().fused_type(x) == torch.float32
-    assert layer(lora_dropout=0.1).eval().fused_type(x) == torch.float32
-    assert layer(lora_dropout=0.1).train().fused_type(x) is None
-    assert layer(bias=True).fused_type(x) is None
+    assert layer().train().fused_dtype(x) == torch.float32
+    assert layer(lora_dropout=0.1).eval().fused_dtype(x) == torch.float32
+    assert layer(lora_dropout=0.1).train().fused_dtype(x) is None
+    assert layer(bias=True).fused_dtype(x) is None
     assert (
-        layer(torch.bfloat16).fused_type(x.bfloat16()) is None
+        layer(torch.bfloat16).fused_dtype(x.bfloat16()) is None
     )  # the adapter multiplies in float32 there, as PEFT's does
     with torch.no_grad():
-        assert layer().fused_type(x) is None
+        assert layer().fused_dtype(x) is None

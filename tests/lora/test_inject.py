@@ -16,7 +16,6 @@ from lora.inject import (
     find_targets,
     inject,
     load_adapter_state,
-    set_enabled,
     unwrap,
 )
 from lora.layer import LoRALinear
@@ -205,8 +204,8 @@ def test_disabled_is_the_base_inside_and_the_adapted_model_again_after_an_except
 
 def test_disabled_leaves_an_adapter_off_that_was_off_before():
     model = toy()
-    set_enabled(model, False)
-    model.layers[0].q_proj.enabled = True
+    for layer in adapters(model).values():
+        layer.enabled = layer is model.layers[0].q_proj
     with disabled(model):
         pass
     assert [layer.enabled for layer in adapters(model).values()] == [True] + [False] * 11
