@@ -1,18 +1,15 @@
-"""Attention over a packed stream: causal, inside each document only, and on local layers no further back than
-the window.
+"""Attention over a packed stream: causal, within each document, and on local layers within the window.
 
-T tokens of all documents one behind the other, H query heads, K key/value heads (H a multiple of K), D
-head_dim, W window in tokens. `cu_seqlens` (documents + 1,) are the bounds: document d is tokens[cu_seqlens[d]
-: cu_seqlens[d+1]].
+T tokens of all documents in one stream, H query heads, K key/value heads (H a multiple of K), D head_dim, W
+window in tokens. cu_seqlens (documents + 1,): document d is tokens[cu_seqlens[d] : cu_seqlens[d + 1]].
 
-Documents that begin alike may share an opening, which then stands once in the stream, a document of its own
-before them:
+Documents may share a prefix, which then stands in the stream once, as a document of its own before them:
 
-    a b c d | a b e f g   ->   a b | c d | e f g     opening  -1 0 0
+    a b c d | a b e f g   ->   a b | c d | e f g     shared_prefix  -1 0 0
 
-opening[d] is the number of the document that comes before document d's own tokens, -1 for none. A token sees
-the opening as it would see its document's own beginning, so nothing changes but that the opening is worked
-out once (Hydragen, arXiv 2402.05099, does it in decoding).
+shared_prefix[d] is the index of the document that precedes document d's own tokens, or -1 for none. A token
+sees the prefix as it sees the start of its own document, so the result is the same, and the prefix is
+computed once (Hydragen, arXiv 2402.05099, does so in decoding).
 """
 
 from functools import cached_property
@@ -25,240 +22,178 @@ from torch import nn
 from model.norm import Gemma3RMSNorm
 from model.rope import rotate
 
-SHORT = 640  # keys
-NONE = -1  # in the place of an opening's number
+NO_PREFIX = -1
+# Up to this many keys, masked_attention is faster than the fused kernel on a CPU (benchmarks/attention.py).
+MAX_PLAIN_KEYS = 640
 
 
 def document_index(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
-    """(T,) the number of the document that each token belongs to."""
-    marks = torch.zeros(total, dtype=torch.int64, device=cu_seqlens.device)
-    marks[cu_seqlens[1:-1].long()] = 1
-    return marks.cumsum(0)
+    """Returns the index of each token's document, (T,)."""
+    starts = torch.zeros(total, dtype=torch.int64, device=cu_seqlens.device)
+    starts[cu_seqlens[1:-1].long()] = 1
+    return starts.cumsum(0)
 
 
 def reference_attention(
-    q,
-    k,
-    v,
-    cu_seqlens,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
     shared_prefix: list[int] | None = None,
-):
-    """softmax(q k^T * scale + mask) v with the (T, T) mask written out; q (T, H, D), k and v (T, K, D) -> (T,
-    H, D).
+) -> torch.Tensor:
+    """Returns softmax(q k^T * scale + mask) v, (T, H, D), of q (T, H, D), k and v (T, K, D).
 
-    Token i sees token j where both are in one document, or j is in the opening of i's, where j is not later,
-    and where it is less than `window` tokens back. With a softcap c, scores pass c * tanh(s / c) first. This
-    one says what attention means; it takes T^2 memory and serves the tests and softcapped models.
+    Token i sees token j if j is in i's document or in its shared prefix, is not later, and is less than
+    `window` tokens back. With a softcap c, a score s becomes c * tanh(s / c). The mask is (T, T): this is the
+    definition, which tests and models with a softcap use.
     """
     total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (T, H, D)
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale  # (H, T, T)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    document, before = (
-        document_index(cu_seqlens, total),
-        torch.tensor(shared_prefix or [NONE] * (len(cu_seqlens) - 1), device=q.device),
-    )
-    lengths = cu_seqlens.diff()
-    position = (
-        torch.arange(total, device=q.device)
-        - cu_seqlens[document]
-        + torch.where(before < 0, 0, lengths[before])[document]
-    )
-    own, opened = (
-        document[:, None] == document[None, :],
-        before[document][:, None] == document[None, :],
-    )  # (T, T)
+    document, lengths = document_index(cu_seqlens, total), cu_seqlens.diff()
+    prefix = torch.tensor(shared_prefix or [NO_PREFIX] * len(lengths), device=q.device)
+    start = torch.where(prefix < 0, 0, lengths[prefix])  # position of each document's first token
+    position = torch.arange(total, device=q.device) - cu_seqlens[document] + start[document]
+    own = document[:, None] == document[None, :]  # (T, T)
+    in_prefix = prefix[document][:, None] == document[None, :]  # (T, T)
     distance = position[:, None] - position[None, :]
-    seen = (own | opened) & (distance >= 0)
+    seen = (own | in_prefix) & (distance >= 0)
     if window is not None:
         seen &= distance < window
     scores = scores.masked_fill(~seen, float("-inf"))
-    weights = (
-        scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
-    )  # float32: a row may sum thousands of small weights
-    return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)
+    # The sum of a row may have thousands of small terms, for which bfloat16 has too few digits.
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+    return torch.einsum("hij,jhd->ihd", weights, v).reshape(total, heads, -1)  # (T, H, D)
 
 
-def masked_attention(q, k, v, hidden: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T * scale) v of N independent pieces, where hidden (N or 1, I, J) says which keys a query
-    does not see.
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Returns softmax(q k^T * scale) v of N independent blocks; keeps N H I J scores for the backward pass.
 
-    q (N, I, H, D), k and v (N, J, K, D) -> (N, I, H, D), with N H I J scores kept for the backward pass.
+    Args:
+        q: (N, I, H, D); k and v: (N, J, K, D). The result is (N, I, H, D).
+        hidden: (N or 1, I, J) bool, the keys that a query does not see.
     """
     queries, groups = q.shape[1], q.shape[2] // k.shape[2]
-    q = (
-        q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    )  # (N, K, H/K * I, D): one matrix for all heads that share a key head
+    # (N, K, H/K * I, D): one matrix for all query heads of a key head.
+    q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     k, v = k.transpose(1, 2), v.transpose(1, 2)  # (N, K, J, D)
     scores = ((q * scale) @ k.transpose(-1, -2)).unflatten(2, (groups, queries))  # (N, K, H/K, I, J)
-    scores.detach().masked_fill_(
-        hidden[:, None, None], float("-inf")
-    )  # unseen by the backward pass: where a weight is 0 its score's gradient is 0
+    # The backward pass need not know of the mask: a score with weight 0 has gradient 0.
+    scores.detach().masked_fill_(hidden[:, None, None], float("-inf"))
     weights = scores.softmax(-1)
     y = (weights.flatten(2, 3) @ v).unflatten(2, (groups, queries))  # (N, K, H/K, I, D)
-    return y.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return y.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (N, I, H, D)
 
 
 def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
-    """Whether masked_attention beats PyTorch's fused kernel: in bfloat16 on a CPU, whose fused backward is
-    slow, up to SHORT keys (benchmarks/attention.py measures it)."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= SHORT
+    """Returns whether masked_attention is faster than PyTorch's fused kernel.
+
+    The fused backward pass is slow in bfloat16 on a CPU.
+    """
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= MAX_PLAIN_KEYS
 
 
 def document_attention(
-    q,
-    k,
-    v,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
     lengths: list[int],
     scale: float,
     shared_prefix: list[int] | None = None,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention, one document after the other; a long one through PyTorch's fused kernel, which builds
-    no mask. Shapes as in reference_attention.
+    """Computes causal attention one document at a time; shapes as in reference_attention.
 
-    A `window` is for documents that plain_is_faster takes: the fused kernel has none.
+    A long document goes through PyTorch's fused kernel, which builds no mask and has no window: `window` is
+    for documents that plain_is_faster accepts.
     """
     out, documents = [], list(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
-    for (qd, kd, vd), o in zip(documents, shared_prefix or [NONE] * len(lengths), strict=True):
+    prefixes = shared_prefix or [NO_PREFIX] * len(lengths)
+    for (qd, kd, vd), prefix in zip(documents, prefixes, strict=True):
         before = 0
-        if o != NONE:
-            before, kd, vd = lengths[o], torch.cat((documents[o][1], kd)), torch.cat((documents[o][2], vd))
+        if prefix != NO_PREFIX:
+            q_prefix, k_prefix, v_prefix = documents[prefix]
+            before, kd, vd = lengths[prefix], torch.cat((k_prefix, kd)), torch.cat((v_prefix, vd))
         if plain_is_faster(q, len(kd)):
-            unseen = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(
-                1 + before
-            )  # (1, L, before + L): what comes later
+            hidden = torch.ones(1, len(qd), len(kd), dtype=torch.bool).triu_(1 + before)  # (1, L, before + L)
             if window is not None and len(kd) > window:
-                unseen |= torch.ones_like(unseen).tril_(before - window)
-            out.append(masked_attention(qd[None], kd[None], vd[None], unseen, scale)[0])
+                hidden |= torch.ones_like(hidden).tril_(before - window)
+            out.append(masked_attention(qd[None], kd[None], vd[None], hidden, scale)[0])
             continue
-        if before:
-            qd = torch.cat(
-                (documents[o][0], qd)
-            )  # asked again, for the fused kernel's causal mask is a square
+        if before:  # The fused kernel's causal mask is square, so the prefix needs its queries too.
+            qd = torch.cat((q_prefix, qd))
         qd, kd, vd = (x.transpose(0, 1)[None] for x in (qd, kd, vd))  # (1, H or K, before + L, D)
         y = F.scaled_dot_product_attention(qd, kd, vd, is_causal=True, scale=scale, enable_gqa=True)
         out.append(y[0].transpose(0, 1)[before:])  # (L, H, D)
     return torch.cat(out)
 
 
-def write_out(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], most: int) -> torch.Tensor:
-    """The stream with the last `most` tokens of its opening before every document that has one: x (T, ...) ->
-    (T', ...).
-    """
-    documents = x.split(lengths)
-    ends = {o: documents[o][max(0, lengths[o] - most) :] for o in set(shared_prefix) - {NONE}}
-    return torch.cat(
-        [
-            part
-            for own, o in zip(documents, shared_prefix, strict=True)
-            for part in ([ends[o], own] if o != NONE else [own])
-        ]
-    )
+def repeat_prefixes(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], most: int) -> torch.Tensor:
+    """Returns the stream x (T, ...) with the last `most` tokens of its prefix before each document."""
+    documents, parts = x.split(lengths), []
+    ends = {p: documents[p][max(0, lengths[p] - most) :] for p in set(shared_prefix) - {NO_PREFIX}}
+    for own, prefix in zip(documents, shared_prefix, strict=True):
+        parts += [own] if prefix == NO_PREFIX else [ends[prefix], own]
+    return torch.cat(parts)
 
 
 def varlen_is_possible(v: torch.Tensor) -> bool:
-    """Whether PyTorch's FlashAttention takes numbers like v's: half precision, heads of 8, 16, ... 256, on a
-    GPU of the Ampere generation or later.
-    """
-    return (
-        v.device.type == "cuda"
-        and v.dtype in (torch.bfloat16, torch.float16)
-        and v.shape[-1] <= 256
-        and v.shape[-1] % 8 == 0
-        and torch.cuda.get_device_capability(v.device) >= (8, 0)
-    )
-
-
-def varlen_attention(
-    q,
-    k,
-    v,
-    starts: torch.Tensor,
-    key_starts: torch.Tensor,
-    longest: int,
-    most_keys: int,
-    scale: float,
-    window: int | None = None,
-):
-    """Causal attention of a whole stream in one launch; q (T, H, D), k and v (T', K, D) -> (T, H, D).
-
-    starts and key_starts (documents + 1,) int32 bound each document's queries and its keys. Where it has more
-    keys, its queries are the last tokens: query i sees the keys from n - window + 1 to n, where n = i + keys
-    - queries (FlashAttention's README; its window counts what lies before n).
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    back = -1 if window is None else window - 1
-    return varlen_attn(
-        q.to(v.dtype),
-        k.to(v.dtype),
-        v,
-        starts,
-        key_starts,
-        longest,
-        most_keys,
-        scale=scale,
-        window_size=(back, 0),
-        enable_gqa=True,
-    )
+    """Returns whether FlashAttention supports v: half precision, D = 8, 16, ... 256, Ampere or later."""
+    half = v.device.type == "cuda" and v.dtype in (torch.bfloat16, torch.float16)
+    fits = v.shape[-1] <= 256 and v.shape[-1] % 8 == 0
+    return half and fits and torch.cuda.get_device_capability(v.device) >= (8, 0)
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
-    """(N, 1, W, 2W) who sees whom when the stream is cut into N = ceil(T / W) blocks of queries, each beside
-    the keys of its own block and the one before.
+    """Returns which keys the queries of band_attention see, (N, 1, W, 2W) bool, N = ceil(T / W) blocks.
+
+    A block of W queries has the keys of its own block and of the one before.
     """
     blocks = -(-total // window)
-    document = F.pad(document_index(cu_seqlens, total), (0, blocks * window - total), value=-1).view(
-        blocks, window
-    )
-    before = F.pad(document, (0, 0, 1, 0), value=-2)[:-1]  # (N, W); the first block has nothing before it
+    padding = blocks * window - total
+    document = F.pad(document_index(cu_seqlens, total), (0, padding), value=-1).view(blocks, window)  # (N, W)
+    before = F.pad(document, (0, 0, 1, 0), value=-2)[:-1]  # (N, W); the first block has no block before it
     keys = torch.cat((before, document), dim=1)  # (N, 2W)
-    distance = (
-        torch.arange(window, device=keys.device)[:, None]
-        + window
-        - torch.arange(2 * window, device=keys.device)[None, :]
-    )  # (W, 2W)
+    query_index = torch.arange(window, device=keys.device)[:, None] + window
+    distance = query_index - torch.arange(2 * window, device=keys.device)[None, :]  # (W, 2W)
     return ((document[:, :, None] == keys[:, None, :]) & (distance >= 0) & (distance < window))[:, None]
 
 
-def band_attention(q, k, v, mask: torch.Tensor, window: int, scale: float) -> torch.Tensor:
-    """Sliding-window attention of a whole stream in one call, with memory 2 W per token; `mask` is
-    band_mask's. Shapes as in reference_attention.
+def band_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, window: int, scale: float
+) -> torch.Tensor:
+    """Computes sliding-window attention in one call, with 2 W scores per token; `mask` is band_mask.
 
-    A query at distance < W from a key finds it in its own block of W tokens or in the one before (Beltagy et
-    al. 2020, Longformer).
+    A key less than W tokens back is in the query's own block of W tokens or in the one before (Longformer,
+    Beltagy et al. 2020). Shapes as in reference_attention.
     """
     total, blocks = q.shape[0], mask.shape[0]
-    q, k, v = (
-        F.pad(x, (0, 0, 0, 0, 0, blocks * window - total)).view(blocks, window, *x.shape[1:])
-        for x in (q, k, v)
-    )  # (N, W, H or K, D)
+    padding = (0, 0, 0, 0, 0, blocks * window - total)
+    q, k, v = (F.pad(x, padding).view(blocks, window, *x.shape[1:]) for x in (q, k, v))  # (N, W, H or K, D)
     k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x), dim=1) for x in (k, v))  # (N, 2W, K, D)
     if plain_is_faster(q, 2 * window):
-        return masked_attention(q, k, v, ~mask[:, 0], scale).flatten(0, 1)[:total]
+        return masked_attention(q, k, v, ~mask[:, 0], scale).flatten(0, 1)[:total]  # (T, H, D)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, H or K, W or 2W, D)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     return y.transpose(1, 2).flatten(0, 1)[:total]  # (T, H, D)
 
 
-def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on the device; a GPU is not waited for."""
-    return (
-        x.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda" and x.device.type == "cpu"
-        else x.to(device)
-    )
+def _copy_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns x on the device without waiting for a GPU."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 class PackedAttention:
-    """How the layers of one forward pass attend: chosen once for a stream, called by every layer as
-    attend(layer, q, k, v, sliding).
-    """
+    """Chooses an implementation for one stream; each layer calls it as attend(layer, q, k, v, sliding)."""
 
     def __init__(
         self,
@@ -271,95 +206,87 @@ class PackedAttention:
         shared_prefix: list[int] | None = None,
         device: torch.device | None = None,
     ):
-        """cu_seqlens is best on the CPU, for its numbers are read here, and a GPU would be waited for;
-        `device` is where q, k and v will be.
+        """Reads cu_seqlens, which should be on the CPU: reading it from a GPU would wait for it.
+
+        `device` is the device of q, k and v.
         """
         self.window, self.scale, self.softcap, self.shared_prefix = window, scale, softcap, shared_prefix
         self.reference = reference or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
-        self.cu_seqlens = _there(cu_seqlens.int(), device or cu_seqlens.device)
-        self.before = [
-            self.lengths[o] if o != NONE else 0 for o in shared_prefix or [NONE] * len(self.lengths)
-        ]
+        self.cu_seqlens = _copy_to(cu_seqlens.int(), device or cu_seqlens.device)
+        prefixes = shared_prefix or [NO_PREFIX] * len(self.lengths)
+        self.before = [self.lengths[p] if p != NO_PREFIX else 0 for p in prefixes]  # tokens of each prefix
         self.longest = max(map(sum, zip(self.before, self.lengths, strict=True)))
-        # Of an opening, only what the window still reaches stands before each document's own tokens.
-        self.parts = [
-            n
-            for pair in zip((min(b, window - 1) for b in self.before), self.lengths, strict=True)
-            for n in pair
-        ]
+
+    def _key_lengths(self, sliding: bool) -> list[int]:
+        """Returns the number of keys of each document: a prefix counts as far as the window reaches."""
+        most = self.window - 1 if sliding else self.longest
+        return [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)]
 
     @cached_property
-    def key_starts(self) -> dict[bool, torch.Tensor]:
-        """{sliding: (documents + 1,)} the bounds of the documents with their openings written out, whole or
-        as far as the window reaches.
-        """
+    def key_bounds(self) -> dict[bool, torch.Tensor]:
+        """{sliding: (documents + 1,) int32}, cu_seqlens of the stream that repeat_prefixes returns."""
         if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
-        reach = {False: self.longest, True: self.window - 1}
-        keys = {
-            sliding: [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)]
-            for sliding, most in reach.items()
-        }
-        return {
-            sliding: _there(torch.tensor([0, *accumulate(n)], dtype=torch.int32), self.cu_seqlens.device)
-            for sliding, n in keys.items()
-        }
+        bounds = {sliding: [0, *accumulate(self._key_lengths(sliding))] for sliding in (False, True)}
+        device = self.cu_seqlens.device
+        return {s: _copy_to(torch.tensor(b, dtype=torch.int32), device) for s, b in bounds.items()}
 
     @cached_property
     def band(self) -> torch.Tensor:
-        """band_mask of the stream with its openings written out."""
-        return band_mask(self.key_starts[True], sum(self.parts), self.window)
+        """band_mask of the stream with repeated prefixes."""
+        return band_mask(self.key_bounds[True], sum(self._key_lengths(True)), self.window)
 
-    def __call__(self, layer: int, q, k, v, sliding: bool) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool
+    ) -> torch.Tensor:
+        """Maps q (T, H, D), k and v (T, K, D) to (T, H, D)."""
+        prefix, scale, window = self.shared_prefix, self.scale, self.window if sliding else None
         if self.reference:
-            return reference_attention(
-                q,
-                k,
-                v,
-                self.cu_seqlens,
-                self.scale,
-                self.window if sliding else None,
-                self.softcap,
-                self.shared_prefix,
-            )
+            return reference_attention(q, k, v, self.cu_seqlens, scale, window, self.softcap, prefix)
         if varlen_is_possible(v):
-            if self.shared_prefix is not None:
-                k, v = (
-                    write_out(
-                        x, self.lengths, self.shared_prefix, self.window - 1 if sliding else self.longest
-                    )
-                    for x in (k, v)
-                )
-            return varlen_attention(
-                q,
-                k,
-                v,
-                self.cu_seqlens,
-                self.key_starts[sliding],
-                max(self.lengths),
-                self.longest,
-                self.scale,
-                self.window if sliding else None,
-            )
-        if (
-            not sliding or self.longest <= self.window
-        ):  # a document no longer than the window never feels it: the causal kernel alone is right
-            return document_attention(q, k, v, self.lengths, self.scale, self.shared_prefix)
-        if self.longest <= 2 * self.window and plain_is_faster(
-            q, self.longest
-        ):  # squares, then, are no more than the band
-            return document_attention(q, k, v, self.lengths, self.scale, self.shared_prefix, self.window)
-        if self.shared_prefix is None:
-            return band_attention(q, k, v, self.band, self.window, self.scale)
-        q, k, v = (write_out(x, self.lengths, self.shared_prefix, self.window - 1) for x in (q, k, v))
-        return torch.cat(band_attention(q, k, v, self.band, self.window, self.scale).split(self.parts)[1::2])
+            return self._varlen(q, k, v, sliding)
+        # The window hides nothing in a document that is no longer than it.
+        if not sliding or self.longest <= self.window:
+            return document_attention(q, k, v, self.lengths, scale, prefix)
+        # Up to two windows, a document's own (L, L) scores are no more than the band's.
+        if self.longest <= 2 * self.window and plain_is_faster(q, self.longest):
+            return document_attention(q, k, v, self.lengths, scale, prefix, window)
+        if prefix is None:
+            return band_attention(q, k, v, self.band, self.window, scale)
+        q, k, v = (repeat_prefixes(x, self.lengths, prefix, self.window - 1) for x in (q, k, v))
+        y = band_attention(q, k, v, self.band, self.window, scale)
+        ends = zip(y.split(self._key_lengths(True)), self.lengths, strict=True)
+        return torch.cat([document[len(document) - n :] for document, n in ends])
+
+    def _varlen(self, q, k, v, sliding):
+        """Computes causal attention of the stream in one launch of FlashAttention.
+
+        Where a document has more keys than queries, its queries are the last tokens: query i sees the keys
+        from n - window + 1 to n, with n = i + keys - queries (FlashAttention's README).
+        """
+        from torch.nn.attention.varlen import varlen_attn
+
+        back = self.window - 1 if sliding else -1  # FlashAttention's window counts the keys before n.
+        if self.shared_prefix is not None:
+            most = self.window - 1 if sliding else self.longest
+            k, v = (repeat_prefixes(x, self.lengths, self.shared_prefix, most) for x in (k, v))
+        return varlen_attn(
+            q.to(v.dtype),
+            k.to(v.dtype),
+            v,
+            self.cu_seqlens,
+            self.key_bounds[sliding],
+            max(self.lengths),
+            self.longest,
+            scale=self.scale,
+            window_size=(back, 0),
+            enable_gqa=True,
+        )
 
 
 class Gemma3Attention(nn.Module):
-    """Grouped-query attention with RMS-normed queries and keys; the norm comes before RoPE (Gemma 3 report,
-    section 2).
-    """
+    """Grouped-query attention; queries and keys are RMS-normed before RoPE (Gemma 3 report, section 2)."""
 
     def __init__(
         self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False
@@ -376,12 +303,11 @@ class Gemma3Attention(nn.Module):
     def project(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (T, hidden) -> q (T, H, D), k (T, K, D), v (T, K, D)."""
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        """Maps x (T, hidden) to q (T, H, D), k (T, K, D) and v (T, K, D)."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
     def output(self, y: torch.Tensor) -> torch.Tensor:
-        """y (T, H, D) -> (T, hidden)."""
+        """Maps y (T, H, D) to (T, hidden)."""
         return self.o_proj(y.flatten(-2))
