@@ -1,7 +1,10 @@
-"""Gemma 3's decoder, from token ids to hidden states.
+"""Gemma 3's decoder, from token ids to hidden states, with Hugging Face's module names.
 
-T tokens of a packed stream, D hidden size. Module names are Hugging Face's.
+T tokens of a packed stream, D hidden size, V vocabulary entries; H, K and E: query heads, key/value heads and
+head_dim of the attention.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -13,33 +16,34 @@ from model.mlp import Gemma3MLP
 from model.norm import Gemma3RMSNorm
 from model.rope import rope_angles
 
+# attend(layer, q, k, v, sliding) -> y: PackedAttention, or the KV cache when decoding.
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]
+
 
 class Gemma3DecoderLayer(nn.Module):
-    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x))): a norm before and after each half."""
+    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x)))."""
 
     def __init__(self, cfg: Gemma3Config, index: int):
         super().__init__()
-        self.kind = cfg.layer_types[index]
-        self.index, self.sliding = index, self.kind == SLIDING
-        self.compiled = None
-        self.self_attn = Gemma3Attention(
-            cfg.hidden_size,
-            cfg.num_attention_heads,
-            cfg.num_key_value_heads,
-            cfg.head_dim,
-            cfg.rms_norm_eps,
-            cfg.attention_bias,
-        )
-        self.mlp = Gemma3MLP(cfg.hidden_size, cfg.intermediate_size)
-        self.input_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.post_attention_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.pre_feedforward_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.post_feedforward_layernorm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.index, self.sliding = index, cfg.layer_types[index] == SLIDING
+        self.compiled: tuple[Callable, Callable] | None = None
+        hidden, eps = cfg.hidden_size, cfg.rms_norm_eps
+        heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
+        self.self_attn = Gemma3Attention(hidden, heads, kv_heads, cfg.head_dim, eps, cfg.attention_bias)
+        self.mlp = Gemma3MLP(hidden, cfg.intermediate_size)
+        self.input_layernorm = Gemma3RMSNorm(hidden, eps)
+        self.post_attention_layernorm = Gemma3RMSNorm(hidden, eps)
+        self.pre_feedforward_layernorm = Gemma3RMSNorm(hidden, eps)
+        self.post_feedforward_layernorm = Gemma3RMSNorm(hidden, eps)
 
-    def before_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+    def before_attention(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Maps x (T, D) to q (T, H, E), k (T, K, E) and v (T, K, E)."""
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
     def after_attention(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Maps x (T, D) and the attention's y (T, H, E) to (T, D)."""
         x = x + self.post_attention_layernorm(self.self_attn.output(y))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
@@ -48,31 +52,31 @@ class Gemma3DecoderLayer(nn.Module):
         x: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        attend,
+        attend: Attend,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x (T, D) -> (T, D), or only the named rows of it."""
-        before, after = (
-            self.compiled
-            if self.compiled and self.training
-            else (self.before_attention, self.after_attention)
-        )
+        """Maps x (T, D) to (T, D), or to the rows of it at output_positions."""
+        before, after = self.before_attention, self.after_attention
+        if self.compiled and self.training:
+            before, after = self.compiled
         q, k, v = before(x, cos, sin)
         y = attend(self.index, q, k, v, self.sliding)
         return after(x, y) if output_positions is None else after(x[output_positions], y[output_positions])
 
 
 class Gemma3TextModel(nn.Module):
-    """Embedding, decoder layers, final norm; `gradient_checkpointing` keeps only the layers' inputs for the
-    backward pass, which runs each layer anew (Chen et al. 2016, arXiv 1604.06174)."""
+    """Embedding, decoder layers and final norm.
+
+    gradient_checkpointing keeps only the inputs of the layers and computes each layer again in the backward
+    pass (Chen et al. 2016, arXiv 1604.06174).
+    """
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
         self.config, self.gradient_checkpointing = cfg, False
-        # Not nn.Embedding(V, D), which draws numbers, and on the meta device that imports PyTorch's compiler.
-        self.embed_tokens = nn.Embedding.from_pretrained(
-            torch.empty(cfg.vocab_size, cfg.hidden_size), freeze=False
-        )  # (V, D)
+        # nn.Embedding(V, D) would draw random values, which on the meta device imports PyTorch's compiler.
+        embedding = torch.empty(cfg.vocab_size, cfg.hidden_size)  # (V, D)
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.layers = nn.ModuleList(Gemma3DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = Gemma3RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
@@ -80,35 +84,32 @@ class Gemma3TextModel(nn.Module):
         self,
         tokens: torch.Tensor,
         position_ids: torch.Tensor,
-        attend,
+        attend: Attend,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Maps tokens and position_ids (T,) to hidden states (T, D), or to those at output_positions."""
         cfg, weight = self.config, self.embed_tokens.weight
-        # The scale is rounded to the weights' type first, as in Google's code: sqrt(640) is 25.298 in float32
-        # but 25.25 in bfloat16.
-        x = self.embed_tokens(tokens) * torch.full(
-            (), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device
-        )  # (T, D)
+        # As in Google's code, the scale is rounded to the weights' dtype before it multiplies: sqrt(640) is
+        # 25.298 in float32 and 25.25 in bfloat16.
+        scale = torch.full((), cfg.hidden_size**0.5, dtype=weight.dtype, device=weight.device)
+        x = self.embed_tokens(tokens) * scale  # (T, D)
         angles = {
             FULL: rope_angles(position_ids, cfg.head_dim, cfg.rope_theta, cfg.rope_linear_factor),
             SLIDING: rope_angles(position_ids, cfg.head_dim, cfg.rope_local_base_freq),
         }
         angles = {kind: (cos.to(x.dtype), sin.to(x.dtype)) for kind, (cos, sin) in angles.items()}
-        for layer in self.layers:
-            # Nobody looks at the last layer's other rows.
-            arguments = x, *angles[layer.kind], attend, output_positions if layer is self.layers[-1] else None
-            x = (
-                checkpoint(layer, *arguments, use_reentrant=False)
-                if self.gradient_checkpointing and self.training
-                else layer(*arguments)
-            )
+        for layer, kind in zip(self.layers, cfg.layer_types, strict=True):
+            # Other rows of the last layer's output are not used.
+            rows = output_positions if layer is self.layers[-1] else None
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, *angles[kind], attend, rows, use_reentrant=False)
+            else:
+                x = layer(x, *angles[kind], attend, rows)
         return self.norm(x)
 
 
 class Gemma3ForCausalLM(nn.Module):
-    """The language model: hidden states of a packed stream, and the head's weight for whoever turns them into
-    logits or a loss.
-    """
+    """The language model; its forward pass ends at the hidden states, before the head."""
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
@@ -119,7 +120,7 @@ class Gemma3ForCausalLM(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """(V, D) the language-model head, which is the embedding where the two are tied."""
+        """(V, D) the language-model head; the embedding if the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(
@@ -127,19 +128,22 @@ class Gemma3ForCausalLM(nn.Module):
         tokens: torch.Tensor,
         position_ids: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        attend=None,
+        attend: Attend | None = None,
         reference: bool = False,
         shared_prefix: list[int] | None = None,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """tokens, position_ids (T,) and document bounds cu_seqlens (documents + 1,) -> hidden states (T, D),
-        or (rows, D) of the named rows alone.
+        """Returns the hidden states (T, D) of a packed stream, or those at output_positions.
 
-        `opening`: the documents' shared openings (model/attention.py); `attend` replaces packed attention (KV
-        cache).
+        Args:
+            tokens, position_ids: (T,).
+            cu_seqlens: (documents + 1,) the bounds of the documents.
+            attend: replaces packed attention (the KV cache).
+            reference: use reference_attention.
+            shared_prefix: for each document the index of its prefix (model/attention.py).
         """
-        cfg = self.config
         if attend is None:
+            cfg = self.config
             attend = PackedAttention(
                 cu_seqlens,
                 tokens.shape[0],
@@ -153,28 +157,26 @@ class Gemma3ForCausalLM(nn.Module):
         return self.model(tokens, position_ids, attend, output_positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, D) hidden states -> (n, V) float32 logits: hidden W^T, soft-capped where the config says so.
-        For a few positions only.
-        """
+        """Maps a few hidden states (n, D) to float32 logits hidden W^T (n, V), with the config's softcap."""
         z = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
         cap = self.config.final_logit_softcapping
         return z if cap is None else cap * torch.tanh(z / cap)
 
     def compile_layers(self) -> None:
-        """Compiles the two halves of every layer around its attention, and the loss, once for streams of
-        every length; evaluation runs the plain halves.
+        """Compiles the halves of each layer around its attention, and the loss, for streams of every length.
 
-        The attention stays as it is: its shapes change with each stream's documents.
+        Attention is not compiled: its shapes change with the documents. Evaluation runs the plain code.
         """
         self.compiled = True
         for layer in self.model.layers:
-            layer.compiled = tuple(
-                torch.compile(half, dynamic=True) for half in (layer.before_attention, layer.after_attention)
-            )
+            assert isinstance(layer, Gemma3DecoderLayer)
+            before = torch.compile(layer.before_attention, dynamic=True)
+            layer.compiled = before, torch.compile(layer.after_attention, dynamic=True)
 
     def reset_parameters(self, seed: int, std: float = 0.02) -> None:
-        """Fresh weights for pretraining: normal(0, std) for matrices, out-projections smaller by sqrt(2 *
-        layers) (GPT-2), zero norm weights.
+        """Draws weights for pretraining: matrices normal(0, std), norm weights zero.
+
+        The projections into the residual stream are smaller by sqrt(2 * layers), as in GPT-2.
         """
         generator = torch.Generator().manual_seed(seed)
         shrink = (2 * self.config.num_hidden_layers) ** -0.5
@@ -182,8 +184,5 @@ class Gemma3ForCausalLM(nn.Module):
             if p.ndim < 2:
                 nn.init.zeros_(p)
             else:
-                nn.init.normal_(
-                    p,
-                    std=std * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0),
-                    generator=generator,
-                )
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=std * (shrink if into_residual else 1.0), generator=generator)

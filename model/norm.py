@@ -1,7 +1,7 @@
-"""RMSNorm as Gemma 3 has it. Shapes: x (..., D), weight (D,).
+"""Gemma 3's RMSNorm. x (..., D), weight (D,).
 
-float32 throughout: Gemma's activations reach 8e5, whose square is past float16's range, and bfloat16 keeps 8
-bits of it. The product with the weight is rounded last, as in Google's code: (x * w).to(float16), not
+It computes in float32: Gemma's activations reach 8e5, whose square overflows float16, and bfloat16 has 8
+significant bits. The product with the weight is rounded last, as in Google's code: (x * w).to(float16), not
 x.to(float16) * w.
 """
 
@@ -10,34 +10,27 @@ from torch import nn
 
 
 def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019; the 1 + is
-    Gemma's: decay pulls towards identity).
+    """Returns x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019).
+
+    The 1 is Gemma's: weight decay pulls the norm towards the identity.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (y * (1.0 + weight.to(y.dtype))).type_as(x)
 
 
-def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """y, and s (..., 1) of the formula below."""
+def _normed(x, weight, eps: float):
+    """Returns the norm of x, and s = 1 / sqrt(mean(x^2) + eps) (..., 1)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    s = (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        .square_()
-        .div_(x.shape[-1])
-        .add_(eps)
-        .rsqrt_()
-    )
+    s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    s.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return x.to(wide, copy=True).mul_(s).mul_(1.0 + weight.to(wide)).to(x.dtype), s
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The same in a quarter of the time on a CPU: in place, and keeping x and one number a row instead of
-    five tensors like x.
+    """reference_rms_norm in a quarter of its time on a CPU: in place, and saving x and s, not five tensors.
 
-    With s = 1 / sqrt(mean(x^2) + eps), n = x s and g = dL/dy (1 + weight):
-        dL/dx = s (g - n mean(g n))
-        dL/dweight = sum over rows of dL/dy n
+    With n = x s and g = dL/dy (1 + weight): dL/dx = s (g - n mean(g n)), dL/dweight = sum of dL/dy n.
     """
 
     @staticmethod
@@ -57,7 +50,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class Gemma3RMSNorm(nn.Module):
-    """The norm with its weight (D,), zero at first."""
+    """reference_rms_norm with a trainable weight (D,), which starts at zero."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -67,6 +60,5 @@ class Gemma3RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps)
-        return _normed(x, self.weight, self.eps)[
-            0
-        ]  # the Function's own cost is a third of a decoding step's norm
+        # An autograd Function would cost a third of the norm's time in a decoding step.
+        return _normed(x, self.weight, self.eps)[0]

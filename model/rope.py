@@ -1,6 +1,6 @@
-"""Rotary position embeddings (Su et al.
+"""Rotary position embeddings (Su et al. 2021) in the half-split layout of Hugging Face's checkpoints.
 
-2021), in the half-split layout of Hugging Face's checkpoints. T tokens, H heads, D head_dim.
+T tokens, H heads, D head_dim.
 """
 
 import torch
@@ -9,9 +9,7 @@ import torch
 def rope_angles(
     position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each (T, D) float32, of position * theta^(-2i/D) / linear_factor for i < D/2, written
-    twice side by side.
-    """
+    """Returns cos and sin (T, D) in float32 of position * theta^(-2i/D) / linear_factor, i < D/2, twice."""
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)
     angles = position_ids.float()[:, None] * inverse_frequency[None, :]  # (T, D/2)
@@ -20,8 +18,6 @@ def rope_angles(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns the pairs (x_i, x_{i+D/2}) of x (T, H, D) by their angles: x cos + (-x2, x1) sin."""
+    """Rotates the pairs (x_i, x_{i+D/2}) of x (T, H, D) by their angles: x cos + (-x2, x1) sin."""
     x1, x2 = x.chunk(2, dim=-1)
-    return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(
-        x
-    )  # the angles may be finer than x
+    return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(x)
