@@ -1,21 +1,23 @@
-"""Gemma3Config: the keys of a checkpoint's config.json, old style or new, text-only or inside the multimodal
-wrapper.
-"""
+"""Gemma3Config: config.json of a checkpoint, in the old or new style, text-only or multimodal."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common.files import read_json
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
+TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
 @dataclass
 class Gemma3Config:
-    """A Gemma 3 text model's architecture, named as in Hugging Face's Gemma3TextConfig; defaults are that
-    class's, since published files omit them.
+    """The architecture of a Gemma 3 text model, with the fields of Hugging Face's Gemma3TextConfig.
+
+    The defaults are that class's too, because published files omit them.
     """
 
     hidden_size: int
@@ -44,13 +46,11 @@ class Gemma3Config:
 
     @property
     def attention_scale(self) -> float:
-        """What the scores q.k are multiplied with: query_pre_attn_scalar ** -0.5."""
+        """The factor of the scores q k^T: query_pre_attn_scalar ** -0.5."""
         return self.query_pre_attn_scalar**-0.5
 
     def to_json(self) -> dict:
-        """A config.json of type gemma3_text that Hugging Face's Gemma3TextConfig reads back to the same
-        architecture.
-        """
+        """Returns a config.json of type gemma3_text that Gemma3TextConfig reads as the same architecture."""
         out = asdict(self)
         full = {"rope_type": "default", "rope_theta": out.pop("rope_theta")}
         factor = out.pop("rope_linear_factor")
@@ -66,8 +66,9 @@ class Gemma3Config:
 
 
 def read_config(folder: str | Path) -> Gemma3Config:
-    """Reads config.json in `folder` (a text model's, or the text_config of a multimodal one's); raises
-    ValueError naming every bad key at once.
+    """Reads config.json of a text model, or the text_config of a multimodal one.
+
+    Raises ValueError that names every bad key.
     """
     path = Path(folder) / "config.json"
     raw = read_json(path, "a model folder holds config.json, tokenizer.json and *.safetensors")
@@ -76,35 +77,28 @@ def read_config(folder: str | Path) -> Gemma3Config:
         raise ValueError(
             f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')"
         )
-    return parse_config(_text_part(raw, str(path)), str(path))
-
-
-def _text_part(raw: dict, where: str) -> dict:
-    """The text model's keys; ids that the multimodal wrapper keeps at its top level are brought along."""
-    if raw["model_type"] == "gemma3_text":
-        return raw
+    if kind == "gemma3_text":
+        return parse_config(raw, str(path))
     text = raw.get("text_config") or {}
     if not isinstance(text, dict):
         raise ValueError(
-            f"{where}: text_config is {text!r}; it must be an object of the text model's keys; download the "
-            f"model again"
+            f"{path}: text_config is {text!r}; it must be an object of the text model's keys; "
+            "download the model again"
         )
-    ids = {
-        key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if raw.get(key) is not None
-    }
-    return ids | text
+    # The multimodal wrapper may keep the token ids at its top level.
+    ids = {key: raw[key] for key in TOKEN_IDS if raw.get(key) is not None}
+    return parse_config(ids | text, str(path))
 
 
 def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
-    """Turns config.json's keys into a Gemma3Config; raises ValueError that lists every missing or impossible
-    value.
-    """
+    """Converts the keys of config.json; raises ValueError that lists every missing or impossible value."""
+    # {field: (its place in config.json, value)}
     found = {k: (k, raw[k]) for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
     problems = [f"{k} is missing" for k in REQUIRED if k not in found]
     found |= _read_rope(raw, problems)
     if "layer_types" not in found:
         found |= _read_pattern(raw, problems)
-    good = {}
+    good: dict[str, Any] = {}
     for key, (place, value) in found.items():
         fits, wanted = CHECKS.get(key, (None, ""))
         if fits and not fits(value):
@@ -118,7 +112,7 @@ def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
 
 
 def _is_size(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_id(value) and value >= 1
 
 
 def _is_positive(value) -> bool:
@@ -138,26 +132,15 @@ def _is_id_or_ids(value) -> bool:
 
 
 SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "sliding_window",
-)
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim max_position_embeddings sliding_window"
+).split()
 POSITIVE = (
-    "rms_norm_eps",
-    "query_pre_attn_scalar",
-    "rope_theta",
-    "rope_local_base_freq",
-    "rope_linear_factor",
-    "final_logit_softcapping",
-    "attn_logit_softcapping",
-)
-CHECKS = {  # what a value must be: the test, and its words
+    "rms_norm_eps query_pre_attn_scalar rope_theta rope_local_base_freq rope_linear_factor "
+    "final_logit_softcapping attn_logit_softcapping"
+).split()
+# {field: (whether a value is possible, what it must be)}
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(SIZES, (_is_size, "a whole number of 1 or more")),
     **dict.fromkeys(POSITIVE, (_is_positive, "a number above 0")),
     **dict.fromkeys(("attention_bias", "tie_word_embeddings"), (_is_flag, "true or false")),
@@ -167,33 +150,33 @@ CHECKS = {  # what a value must be: the test, and its words
 
 
 def _read_rope(raw: dict, problems: list[str]) -> dict:
-    """{field: (where it stands, value)} of both styles: a flat rope_scaling (rope_theta and
-    rope_local_base_freq are fields), or rope_parameters by layer type (transformers 5)."""
+    """Returns {field: (place, value)} of both styles.
+
+    The old style is a flat rope_scaling beside the fields rope_theta and rope_local_base_freq. Transformers 5
+    has rope_parameters by layer type.
+    """
     new, found = raw.get("rope_parameters") or {}, {}
     if new and not (isinstance(new, dict) and new.keys() & {FULL, SLIDING}):
-        problems.append(
-            f"rope_parameters is {new!r}; it must be an object with the keys '{FULL}' and '{SLIDING}'"
-        )
+        keys = f"'{FULL}' and '{SLIDING}'"
+        problems.append(f"rope_parameters is {new!r}; it must be an object with the keys {keys}")
         new = {}
-    parts = [("rope_scaling", raw.get("rope_scaling"), "rope_theta")]
-    parts += [
-        (f"{kind} of rope_parameters", new.get(kind), theta)
-        for kind, theta in ((FULL, "rope_theta"), (SLIDING, "rope_local_base_freq"))
+    parts = [
+        ("rope_scaling", raw.get("rope_scaling"), "rope_theta"),
+        (f"{FULL} of rope_parameters", new.get(FULL), "rope_theta"),
+        (f"{SLIDING} of rope_parameters", new.get(SLIDING), "rope_local_base_freq"),
     ]
     for place, part, theta in parts:
         if part is None:
             continue
         if not isinstance(part, dict):
-            problems.append(
-                f'{place} is {part!r}; it must be an object such as {{"rope_type": "linear", "factor": 8}}'
-            )
+            example = '{"rope_type": "linear", "factor": 8}'
+            problems.append(f"{place} is {part!r}; it must be an object such as {example}")
             continue
         if "rope_theta" in part:
             found[theta] = (f"rope_theta of {place}", part["rope_theta"])
         kind = part.get("rope_type", part.get("type", "default"))
-        if (
-            kind == "linear" and theta == "rope_theta"
-        ):  # local layers never look further than the window: Gemma 3 stretches global ones only
+        # Gemma 3 scales the positions of global layers only: local ones never see past the window.
+        if kind == "linear" and theta == "rope_theta":
             found["rope_linear_factor"] = (f"factor of {place}", part.get("factor"))
         elif kind != "default":
             problems.append(f"{place} has the type {kind!r}; Gemma 3 uses 'linear' on {FULL} or none")
@@ -201,45 +184,36 @@ def _read_rope(raw: dict, problems: list[str]) -> dict:
 
 
 def _read_pattern(raw: dict, problems: list[str]) -> dict:
-    """layer_types where only "every n-th layer is global" is given, or nothing, which means every sixth."""
-    key = next(
-        (k for k in ("sliding_window_pattern", "_sliding_window_pattern") if raw.get(k) is not None), None
-    )
+    """Returns layer_types from "every n-th layer is global"; every sixth is, if config.json says nothing."""
+    keys = ("sliding_window_pattern", "_sliding_window_pattern")
+    key = next((k for k in keys if raw.get(k) is not None), None)
     pattern, layers = raw[key] if key else 6, raw.get("num_hidden_layers")
     if not _is_size(pattern):
         problems.append(f"{key} is {pattern!r}; it must be a whole number of 1 or more")
-    elif _is_size(layers):
-        return {
-            "layer_types": (
-                "layer_types",
-                [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)],
-            )
-        }
-    return {}
+        return {}
+    if not isinstance(layers, int):
+        return {}
+    kinds = [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)]
+    return {"layer_types": ("layer_types", kinds)}
 
 
-def _impossible(good: dict, raw: dict) -> list[str]:
-    """What is wrong with lists and names, and between values that are each possible."""
+def _impossible(good: dict[str, Any], raw: dict) -> list[str]:
+    """Returns a line for each bad list or name, and for values that are impossible together."""
     cfg, found = Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good), []
     layers, kinds = good.get("num_hidden_layers"), good.get("layer_types", [])
-    if (
-        not isinstance(kinds, list)
-        or any(kind not in (SLIDING, FULL) for kind in kinds)
-        or ("layer_types" in good and layers not in (None, len(kinds)))
-    ):
+    known = isinstance(kinds, list) and all(kind in (SLIDING, FULL) for kind in kinds)
+    if not known or ("layer_types" in good and layers not in (None, len(kinds))):
         found.append(f"layer_types must list {layers or 'num_hidden_layers'} times '{SLIDING}' or '{FULL}'")
-    if cfg.num_attention_heads % cfg.num_key_value_heads:
-        found.append(
-            f"num_attention_heads {cfg.num_attention_heads} is no multiple of num_key_value_heads "
-            f"{cfg.num_key_value_heads}"
-        )
+    heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
+    if heads % kv_heads:
+        found.append(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     if cfg.head_dim % 2:
-        found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings turn pairs")
+        found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings rotate pairs")
     if cfg.hidden_activation != "gelu_pytorch_tanh":
         found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):
         found.append(
-            "use_bidirectional_attention is set; this is an embedding model (EmbeddingGemma), which does not "
+            "use_bidirectional_attention is set: this is an embedding model (EmbeddingGemma), which cannot "
             "generate"
         )
     return found

@@ -1,6 +1,4 @@
-"""From a model's name to its folder: "tiny", a folder, or a Hugging Face hub id that is downloaded once and
-cached.
-"""
+"""From a model's name to its folder: "tiny", a folder, or a hub id, which is downloaded once and cached."""
 
 import os
 import re
@@ -20,11 +18,15 @@ WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
-    """The folder that `name` means: the embedded model for "tiny", an existing folder itself, else a download
-    of hub model `name` at `revision`, which without `weights` is of the small files alone.
+    """Returns the folder of a model: the embedded "tiny", an existing folder, or a download from the hub.
 
-    Raises ValueError, in one line and with the remedy, where there is no such folder or model, access is
-    refused, or the hub is out of reach.
+    Args:
+        revision: a branch, tag or commit of the hub model.
+        weights: download the weights too, not only the small files.
+
+    Raises:
+        ValueError: one line with the remedy if there is no such folder or model, access is refused, or the
+            hub cannot be reached.
     """
     if name == "tiny":
         return TINY
@@ -34,12 +36,12 @@ def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
     if folder.is_file():
         raise ValueError(
             f"{name} is a file; a model is the folder that holds config.json, tokenizer.json and "
-            f"*.safetensors"
+            "*.safetensors"
         )
     if not HUB_ID.fullmatch(name):
         raise ValueError(
-            f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; check the "
-            f"spelling"
+            f"{name!r} is neither a folder (seen from {Path.cwd()}), nor 'tiny', nor {EXAMPLE}; "
+            "check the spelling"
         )
     return _download(name, revision, weights)
 
@@ -47,39 +49,41 @@ def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
 def _download(name: str, revision: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    patterns = FILES + (WEIGHTS if weights else [])
     try:
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=FILES + (WEIGHTS if weights else []))
-        )
-    except (
-        Exception
-    ) as e:  # the HTTP library's errors come through, and which library that is changes between releases
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    # The errors of the HTTP library come through, and that library differs between releases.
+    except Exception as e:
         if isinstance(e, OSError) and e.errno is not None:
-            raise  # the disk's own error: full, or not ours to write
+            raise  # the disk's own error, for example that it is full
         raise ValueError(_explain(name, revision, e)) from e
     if not (folder / "config.json").is_file() or (weights and not list(folder.glob("*.safetensors"))):
         raise ValueError(
-            f"{name}: no config.json with *.safetensors in {folder}: the model is kept in another format, or "
-            f"a download was cut off and "
-            "the hub is out of reach now; go online and run again, or take another model"
+            f"{name}: no config.json with *.safetensors in {folder}: the model has another format, or a "
+            "download was interrupted and the hub cannot be reached now; go online and run again, or choose "
+            "another model"
         )
     return folder
 
 
 def _explain(name: str, revision: str, error: Exception) -> str:
-    """One line: what the hub's answer means and what to do about it."""
+    """Returns one line: what the hub's answer means and what to do about it."""
     from huggingface_hub import constants, errors
 
     hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name}"
+    licence = f"accept the licence at {page}"
     login = "then run `hf auth login` or set HF_TOKEN to a token of your account"
-    causes = _chain(error)
-    status = next((e.response.status_code for e in causes if getattr(e, "response", None) is not None), None)
+    causes: list[BaseException] = [error]  # outermost first
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    responses = (getattr(e, "response", None) for e in causes)
+    status = next((r.status_code for r in responses if r is not None), None)
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r}; check model.revision against {page}/tree/main"
     if isinstance(error, errors.GatedRepoError) or status == 403:
-        return f"{name} is gated: accept the licence at {page} in your browser, {login}"
+        return f"{name} is gated: {licence} in your browser, {login}"
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        remedy = f"check the id, or if gated accept the licence at {page}, {login}"
+        remedy = f"check the id, or if it is gated {licence}, {login}"
         return f"{name} is neither a folder here nor a model {hub} shows you; {remedy}"
     if any(isinstance(e, errors.OfflineModeIsEnabled) for e in causes):
         where = f"{name} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set"
@@ -89,11 +93,3 @@ def _explain(name: str, revision: str, error: Exception) -> str:
     reason = f"{type(causes[-1]).__name__}: {causes[-1]}".splitlines()[0]
     remedy = "check the connection, HF_ENDPOINT and proxies, or give a folder"
     return f"{name} is not in the cache and {hub} did not serve it ({reason}); {remedy}"
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what caused it, outermost first."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    return chain

@@ -69,9 +69,9 @@ class Tokenizer:
         """Returns the text of ids, without control tokens."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
-    def piece(self, token: int) -> str | None:
-        """Returns the vocabulary entry of an id as tokenizer.json spells it, with "\u2581" for a space."""
-        return self.backend.id_to_token(token)
+    def piece(self, token: int) -> str:
+        """Returns the entry of an id as tokenizer.json spells it ("\u2581" for a space), or ""."""
+        return self.backend.id_to_token(token) or ""
 
     def render_turns(self, messages: Messages) -> list[Piece]:
         """Returns a conversation as pieces (ids, is a response), without <bos>.
@@ -95,7 +95,7 @@ class Tokenizer:
         ]
 
     def _parts(self, messages: Messages) -> list[tuple[list[str | int], bool]]:
-        """Returns the pieces of render_turns as texts and control ids, so that no text becomes a control id."""
+        """Returns the pieces of render_turns as texts and control ids; a text stays a text."""
         pieces: list[tuple[list[str | int], bool]] = []
         start, end, system = self.start_of_turn_id, self.end_of_turn_id, ""
         for role, content in messages:

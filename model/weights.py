@@ -1,16 +1,18 @@
-"""A model folder's safetensors, in and out: every tensor is checked by name and shape before the first is
-read, and none waits for another in memory.
+"""Reads and writes the safetensors of a model folder, one tensor at a time.
 
-A folder holds model.safetensors, or shards with model.safetensors.index.json = {"metadata": {"total_size":
-bytes}, "weight_map": {name: shard}}. A safetensors file: 8 bytes, the header's length (little endian); the
-header, JSON of {name: {"dtype", "shape", "data_offsets"}}; the tensors' bytes.
+The names and shapes of all tensors are checked before the first is read. A folder holds model.safetensors, or
+shards with model.safetensors.index.json = {"metadata": {"total_size": bytes}, "weight_map": {name: shard}}.
+A safetensors file is 8 bytes, the header's length (little endian); the header, JSON of {name: {"dtype",
+"shape", "data_offsets"}}; and the tensors' bytes.
 """
 
 import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,34 +24,42 @@ from model.config import Gemma3Config, read_config
 from model.gemma3 import Gemma3ForCausalLM
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-PREFIXES = (
-    "model.language_model.",
-    "language_model.model.",
-    "model.",
-)  # the multimodal wrapper's, new and old, and the text model's
+VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+# Prefixes of the text model: in the multimodal wrapper (new and old), and on its own.
+PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 ALIGNED = 64  # The alignment of a tensor in memory, in bytes: one cache line.
-HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64  # bytes, bytes, blocks a file
+SHARD_BYTES = 5 * 10**9  # The default size of a shard is transformers'.
+# Model folders above this many bytes are hashed by samples: HASH_BLOCKS blocks of HASH_BLOCK bytes per file.
+HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64
+
+
+class _Stored(NamedTuple):
+    """Where a tensor is stored, and how."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int  # its first byte in the file
 
 
 def load_model(
     folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> Gemma3ForCausalLM:
-    """Builds the model that `folder` holds, cast to `dtype`, with one copy of the weights in memory and,
-    where they are cast or moved, one tensor in passing.
+    """Loads the model of a folder, cast to `dtype`, with one copy of the weights in memory.
 
-    Raises ValueError that lists every missing, unexpected or misshapen tensor (the first 20, then a count),
-    or names the file that is broken.
+    Raises ValueError with the missing, unexpected and misshapen tensors, or with the file that is broken.
     """
     return Checkpoint(folder).load(dtype, torch.device(device))
 
 
-def _places(shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.device):
-    """An empty tensor for each name.
+def _empty_tensors(
+    shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields an empty tensor for each name.
 
-    On a CPU they lie in one block of numpy's, which asks Linux for huge pages: a model loads in half the
-    time.
+    On a CPU they share one block of numpy's, which asks Linux for huge pages and halves the time of a load.
     """
     if device.type != "cpu":
         yield from ((name, torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items())
@@ -63,8 +73,9 @@ def _places(shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.dev
 
 
 class Checkpoint:
-    """A folder's tensors, found to fit its config.json and read one at a time: `config`, `model` (shapes
-    without numbers), `names` as the files order them.
+    """The tensors of a folder, which fit its config.json, read one at a time.
+
+    `model` has shapes and no values; `names` are in the order of the files.
     """
 
     def __init__(self, folder: str | Path):
@@ -81,120 +92,109 @@ class Checkpoint:
         self.names = list(self._found)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Gemma3ForCausalLM:
-        """`model` with its weights, cast to `dtype`."""
+        """Returns `model` with its weights, cast to `dtype`."""
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        for name, place in _places(shapes, dtype, device):
+        for name, tensor in _empty_tensors(shapes, dtype, device):
             module, _, leaf = name.rpartition(".")
-            self.read_into(name, place)
-            setattr(self.model.get_submodule(module), leaf, nn.Parameter(place))
+            self.read_into(name, tensor)
+            setattr(self.model.get_submodule(module), leaf, nn.Parameter(tensor))
         return self.model
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as it is stored, a view of the mapped file."""
-        return _read(*self._found[name][:2])
+        """Returns the tensor as it is stored, a view of the mapped file."""
+        stored = self._found[name]
+        # While a mapping is open, the pages that were read count as this process's memory.
+        with _open(stored.file) as f:
+            return f.get_tensor(stored.name)
 
-    def read_into(self, name: str, place: torch.Tensor) -> None:
-        """Fills `place`, which has the tensor's shape: with the file's own bytes where it has the type, for a
-        mapped file costs the time again in page faults."""
-        file, stored, _, dtype, start = self._found[name]
-        if place.device.type != "cpu" or FLOATS.get(place.dtype) != dtype:
-            # Copied: a view of the mapped file would crash with SIGBUS once somebody truncates it.
-            place.copy_(self.read(name))
+    def read_into(self, name: str, tensor: torch.Tensor) -> None:
+        """Reads a tensor into `tensor`, which has its shape.
+
+        Bytes of the same dtype are read from the file: the page faults of a mapping would double the time.
+        """
+        stored = self._found[name]
+        if tensor.device.type != "cpu" or FLOATS.get(tensor.dtype) != stored.dtype:
+            # A copy, since reading the mapping crashes with SIGBUS if somebody truncates the file later.
+            tensor.copy_(self.read(name))
             return
-        left = memoryview(place.view(-1).view(torch.uint8).numpy())
-        with open(file, "rb", buffering=0) as f:
-            f.seek(start)
+        left = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        with open(stored.file, "rb", buffering=0) as f:
+            f.seek(stored.start)
             while left:
                 count = f.readinto(left)
                 if not count:
-                    raise ValueError(f"{file}: ends in the middle of {stored}; download it again")
+                    raise ValueError(f"{stored.file}: ends in the middle of {stored.name}; download it again")
                 left = left[count:]
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start to stop of a matrix, as they are stored; no other page of the file is touched."""
-        file, stored = self._found[name][:2]
-        with _open(file) as f:
-            return f.get_slice(stored)[start:stop]
+        """Returns rows start to stop of a matrix as they are stored, and reads no others."""
+        stored = self._found[name]
+        with _open(stored.file) as f:
+            return f.get_slice(stored.name)[start:stop]
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, in the index's order; raises ValueError where there are none,
-    or a shard is missing.
-    """
+    """Returns the safetensors files of a folder in the index's order; raises ValueError if one is missing."""
     folder = Path(folder)
-    if (folder / SINGLE).is_file():  # looked for first, as transformers does
+    if (folder / SINGLE).is_file():  # goes before the index, as in transformers
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return _shards(folder)
     pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
     if pickles:
         raise ValueError(
-            f"{folder}: holds {pickles[0]} but no {SINGLE}; a pickle can run any code when it is opened, so "
-            f"Loupe does not. Convert it where you "
-            "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) "
-            "writes safetensors"
+            f"{folder}: has {pickles[0]} and no {SINGLE}. A pickle can run any code when it is opened, so it "
+            "is not opened. If you trust it, convert it to safetensors: "
+            "transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise ValueError(
-        f"{folder}: holds neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and "
-        f"*.safetensors"
+        f"{folder}: has neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and "
+        "*.safetensors"
     )
 
 
 def _shards(folder: Path) -> list[Path]:
-    path = folder / INDEX
+    path, remedy = folder / INDEX, "download the model again"
     try:
         names = list(dict.fromkeys(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(
-            f"{path}: not an index of shards ({type(e).__name__}: {e}); download the model again"
-        ) from None
-    strange = [
-        n for n in names if not isinstance(n, str) or Path(n).name != n or not n.endswith(".safetensors")
-    ]
-    if strange:
-        raise ValueError(
-            f"{path}: {strange[0]!r} is not the name of a safetensors file in this folder; download the "
-            f"model again"
-        )
+        raise ValueError(f"{path}: not an index of shards ({type(e).__name__}: {e}); {remedy}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{path}: {name!r} is not the name of a safetensors file in this folder; {remedy}"
+            )
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
-        raise ValueError(
-            listed(
-                f"{folder}: {len(missing)} of {len(names)} shards are missing:",
-                missing,
-                "download the model again",
-            )
-        )
+        head = f"{folder}: {len(missing)} of {len(names)} shards are missing:"
+        raise ValueError(listed(head, missing, remedy))
     return [folder / n for n in names]
 
 
-def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict, list[str]]:
-    """{our name: (file, name in the file, shape, dtype, first byte)} of the text model's tensors, and what is
-    wrong with the list itself.
-    """
-    found, problems = {}, []
+def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict[str, _Stored], list[str]]:
+    """Returns the text model's tensors by name, and a line for each that is stored twice."""
+    found: dict[str, _Stored] = {}
+    problems = []
     for file in weight_files(folder):
         with _open(file) as f:
             first_bytes = _first_bytes(file)
             for stored in f.offset_keys():
                 name = _text_name(stored)
+                # The vision part, or a second copy of the embedding.
                 if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
-                    continue  # vision, or a second copy of the embedding
-                if name in found:
-                    problems.append(
-                        f"twice: {name}, as {found[name][1]} in {found[name][0].name} and as {stored} in "
-                        f"{file.name}"
-                    )
-                piece = f.get_slice(stored)
-                found[name] = (file, stored, tuple(piece.get_shape()), piece.get_dtype(), first_bytes[stored])
+                    continue
+                if other := found.get(name):
+                    where = f"as {other.name} in {other.file.name} and as {stored} in {file.name}"
+                    problems.append(f"twice: {name}, {where}")
+                part = f.get_slice(stored)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                found[name] = _Stored(file, stored, shape, dtype, first_bytes[stored])
     return found, problems
 
 
 def _text_name(stored: str) -> str | None:
-    """The name in Gemma3ForCausalLM of a tensor that may lie inside the multimodal wrapper; None for a tensor
-    of the vision part.
-    """
-    if NOT_TEXT.match(stored):
+    """Returns Gemma3ForCausalLM's name of a stored tensor, or None for a tensor of the vision part."""
+    if VISION.match(stored):
         return None
     if stored == "language_model.lm_head.weight":
         return "lm_head.weight"
@@ -204,35 +204,27 @@ def _text_name(stored: str) -> str | None:
     return stored
 
 
-def _compare(model: nn.Module, found: dict, cfg: Gemma3Config) -> list[str]:
-    """One line for each tensor that is missing, unexpected, misshapen, or not stored as plain floating-point
-    numbers.
-    """
+def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> list[str]:
+    """Returns a line for each tensor that is missing, unexpected, misshapen, or quantized."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [
-        f"unexpected: {stored} {shape}"
-        for name, (_, stored, shape, *_) in found.items()
-        if name not in wanted
-    ]
+    problems += [f"unexpected: {s.name} {s.shape}" for name, s in found.items() if name not in wanted]
+    floats = ", ".join(FLOATS.values())
     for name in (n for n in wanted if n in found):
         _, stored, shape, dtype, _ = found[name]
         if name == "model.embed_tokens.weight" and shape[0] != cfg.vocab_size:
-            problems.append(
-                f"misshapen: {stored} has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
-            )
+            what = f"has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
+            problems.append(f"misshapen: {stored} {what}")
         elif shape != wanted[name]:
             problems.append(f"misshapen: {stored} is {shape}, but config.json makes it {wanted[name]}")
         elif dtype not in FLOATS.values():
-            problems.append(
-                f"quantised: {stored} is stored as {dtype}; Loupe reads {', '.join(FLOATS.values())}: take "
-                f"the unquantised model"
-            )
+            remedy = f"Loupe reads {floats}: take the unquantized model"
+            problems.append(f"quantized: {stored} is stored as {dtype}; {remedy}")
     return problems
 
 
 def _open(file: Path):
-    """safe_open with the file's name in its errors."""
+    """Returns safe_open(file); its errors name the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -241,115 +233,99 @@ def _open(file: Path):
         raise ValueError(f"{file}: not a whole safetensors file ({e}); download it again") from None
 
 
-def _read(file: Path, stored: str) -> torch.Tensor:
-    # Opened anew for each tensor: while a mapping lives, the pages that were read through it count as this
-    # process's memory.
-    with _open(file) as f:
-        return f.get_tensor(stored)
-
-
 def _first_bytes(file: Path) -> dict[str, int]:
-    """Where a safetensors file has each tensor's first byte."""
+    """Returns the position of each tensor's first byte in a safetensors file."""
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        return {
-            name: 8 + length + entry["data_offsets"][0]
-            for name, entry in json.loads(f.read(length)).items()
-            if name != "__metadata__"
-        }
+        header = json.loads(f.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def save_model(
     model: Gemma3ForCausalLM,
     folder: str | Path,
     dtype: torch.dtype = torch.bfloat16,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights, cast to `dtype`, in shards of at most `shard_bytes` (a larger
-    tensor has its own), over what was there.
+    """Writes config.json and the weights, cast to `dtype`, over the model in the folder.
 
-    No file changes before all of them are on the disk: a save that fails leaves the old model. The tied head
-    is not written.
+    A shard has at most `shard_bytes`, or one tensor. No file changes before all of them are on the disk, so a
+    save that fails leaves the old model. A tied head is not written.
     """
     parameters = dict(model.named_parameters())
     with torch.device("meta"):
-        assert parameters.keys() == dict(Gemma3ForCausalLM(model.config).named_parameters()).keys(), (
-            "merge the adapters first"
-        )
+        names = dict(Gemma3ForCausalLM(model.config).named_parameters()).keys()
+    assert parameters.keys() == names, "merge the adapters first"
     save_tensors(model.config, lambda name: [parameters[name].detach()], folder, dtype, shard_bytes)
 
 
 def save_tensors(
     config: Gemma3Config,
-    read,
+    read: Callable[[str], Iterable[torch.Tensor]],
     folder: str | Path,
     dtype: torch.dtype = torch.bfloat16,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """What save_model does, for tensors that come one at a time: read(name) gives a tensor in pieces, which
-    are its rows in order.
-    """
+    """Writes a model as save_model does, one tensor at a time; read(name) gives its rows in pieces."""
     with torch.device("meta"):
         parameters = dict(Gemma3ForCausalLM(config).named_parameters())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _cut(parameters, dtype, shard_bytes)
-    names = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    files = {
-        name: _tensor_file(shard, read, dtype) for name, shard in zip(names, shards, strict=True)
-    }  # generators: nothing is cast yet
-    if len(shards) > 1:
+    shards = _shard(parameters, dtype, shard_bytes)
+    n = len(shards)
+    names = [SINGLE] if n == 1 else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    # The generators cast nothing before write_together asks for the bytes.
+    files: dict[str, Iterable[bytes]] = {
+        name: _safetensors(shard, read, dtype) for name, shard in zip(names, shards, strict=True)
+    }
+    if n > 1:
         size = sum(p.numel() for p in parameters.values()) * dtype.itemsize
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        files[INDEX] = _json_file({"metadata": {"total_size": size}, "weight_map": weight_map})
-    files["config.json"] = _json_file(config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
+        files[INDEX] = _json({"metadata": {"total_size": size}, "weight_map": weight_map})
+    files["config.json"] = _json(config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
     write_together(folder, files)
-    for old in folder.glob("model*.safetensors*"):  # of a save with other shards: a reader would mix the two
+    # A reader would mix the shards with those of an older save.
+    for old in folder.glob("model*.safetensors*"):
         if old.name not in files:
             old.unlink()
 
 
-def _cut(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
-    """The parameters in order, cut into dicts of at most `limit` bytes, but at least one tensor."""
-    shards, size = [{}], 0
+def _shard(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
+    """Divides the parameters in order into dicts of at most `limit` bytes, or of one tensor."""
+    shards: list[dict] = [{}]
+    size = 0
     for name, p in parameters.items():
-        bytes_ = p.numel() * dtype.itemsize
-        if shards[-1] and size + bytes_ > limit:
+        nbytes = p.numel() * dtype.itemsize
+        if shards[-1] and size + nbytes > limit:
             shards.append({})
             size = 0
         shards[-1][name] = p
-        size += bytes_
+        size += nbytes
     return shards
 
 
-def _tensor_file(shard: dict, read, dtype: torch.dtype):
-    """The bytes of a safetensors file, one tensor cast at a time; the library's save_file wants all of them
-    cast first.
-    """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+def _safetensors(shard: dict, read: Callable, dtype: torch.dtype) -> Iterator[bytes]:
+    """Yields the bytes of a safetensors file, casting one piece at a time; save_file needs all cast first."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, p in shard.items():
         start, end = end, end + p.numel() * dtype.itemsize
         header[name] = {"dtype": FLOATS[dtype], "shape": list(p.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    text += b" " * (-len(text) % 8)  # aligns the first tensor
     yield len(text).to_bytes(8, "little") + text
     for name in shard:
         for piece in read(name):
             yield piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy()
 
 
-def _json_file(content: dict) -> list[bytes]:
+def _json(content: dict) -> list[bytes]:
     return [(json.dumps(content, indent=2) + "\n").encode()]
 
 
 def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
-    """Copies what a model folder holds beside config and weights: tokenizer.json, tokenizer_config.json,
-    generation_config.json, chat_template.*.
-    """
+    """Copies the tokenizer, generation_config.json and chat_template.* from one model folder to another."""
     src, dst = Path(src), Path(dst)
     for pattern in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.*"):
         for file in src.glob(pattern):
@@ -358,11 +334,10 @@ def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
 
 
 def hash_model(folder: str | Path) -> str:
-    """sha256 over the weight files' bytes, one behind the other: what `cat *.safetensors | sha256sum` prints.
+    """Returns the SHA-256 of the weight files' bytes, as `cat *.safetensors | sha256sum` prints it.
 
-    Past 1 GiB it is "sampled-" and the sha256 over each file's size, its header and 64 blocks of 1 MiB spread
-    evenly: that tells models and training steps apart in a second, but says nothing of a bit that fell over
-    between two blocks.
+    Above 1 GiB it is "sampled-" and the SHA-256 of each file's size, header and 64 evenly spread blocks of
+    1 MiB. That distinguishes models and training steps within a second, but misses damage between the blocks.
     """
     files, digest = weight_files(folder), hashlib.sha256()
     sampled = sum(file.stat().st_size for file in files) > HASH_WHOLE
@@ -383,8 +358,6 @@ def _hash_sample(file: Path, digest) -> None:
     with open(file, "rb") as f:
         header = f.read(8)
         digest.update(header + f.read(min(int.from_bytes(header, "little"), size)))
-        for i in range(HASH_BLOCKS):
-            f.seek(
-                i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1)
-            )  # the first block begins the file, the last ends it
+        for i in range(HASH_BLOCKS):  # the first block starts at byte 0, the last ends at the file's end
+            f.seek(i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1))
             digest.update(f.read(HASH_BLOCK))

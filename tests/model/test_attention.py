@@ -454,7 +454,9 @@ LONG, NARROW = 2048, 16
 
 def test_plain_products_are_for_bfloat16_on_a_cpu_and_for_few_keys():
     q = torch.zeros(3, 1, 8)
-    assert plain_is_faster(q.bfloat16(), MAX_PLAIN_KEYS) and not plain_is_faster(q.bfloat16(), MAX_PLAIN_KEYS + 1)
+    assert plain_is_faster(q.bfloat16(), MAX_PLAIN_KEYS) and not plain_is_faster(
+        q.bfloat16(), MAX_PLAIN_KEYS + 1
+    )
     assert not plain_is_faster(q, 1) and not plain_is_faster(q.to("meta", torch.bfloat16), 1)
 
 

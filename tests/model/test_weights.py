@@ -231,11 +231,11 @@ def test_a_tensor_stored_twice_under_two_prefixes_is_refused(tmp_path):
     assert "twice: model.norm.weight" in message and "language_model.model.norm.weight" in message
 
 
-def test_a_quantised_tensor_is_refused_by_its_dtype(tmp_path):
+def test_a_quantized_tensor_is_refused_by_its_dtype(tmp_path):
     folder, tensors = saved(tmp_path)
     tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(48, 32, dtype=torch.uint8)
     save_file(tensors, folder / SINGLE)
-    assert "quantised: model.layers.0.mlp.up_proj.weight is stored as U8" in errors_of(folder)
+    assert "quantized: model.layers.0.mlp.up_proj.weight is stored as U8" in errors_of(folder)
 
 
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "model.pt"])
