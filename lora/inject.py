@@ -69,14 +69,12 @@ def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pa
     ranks = {"r": r} | {f"rank_pattern.{key}": v for key, v in rank_pattern.items()}
     alphas = {"lora_alpha": lora_alpha} | {f"alpha_pattern.{key}": v for key, v in alpha_pattern.items()}
     problems = [] if type in ("lora", "dora") else [f'type: {type!r} is neither "lora" nor "dora"']
-    problems += [
-        f"{field}: {v!r} is not a whole number above 0"
-        for field, v in ranks.items()
-        if not isinstance(v, int) or isinstance(v, bool) or v < 1
-    ]
-    problems += [
-        f"{field}: {v!r} is not a number above 0" for field, v in alphas.items() if not is_number(v) or v <= 0
-    ]
+    for field, v in ranks.items():
+        if not isinstance(v, int) or not is_number(v) or v < 1:
+            problems.append(f"{field}: {v!r} is not a whole number above 0")
+    for field, v in alphas.items():
+        if not is_number(v) or v <= 0:
+            problems.append(f"{field}: {v!r} is not a number above 0")
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
     return problems + [
@@ -231,11 +229,9 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None
     own = adapter_state(model)
     problems = [f"missing: {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected: {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
-    ]
+    for key in own.keys() & state.keys():
+        if state[key].shape != own[key].shape:
+            problems.append(f"{key}: shape {tuple(state[key].shape)}, the model's is {tuple(own[key].shape)}")
     if problems:
         head = "these tensors do not fit the model's adapters; use the base that they were made for:"
         raise ValueError(listed(head, sorted(problems)))

@@ -271,18 +271,9 @@ class PackedAttention:
         if self.shared_prefix is not None:
             most = self.window - 1 if sliding else self.longest
             k, v = (repeat_prefixes(x, self.lengths, self.shared_prefix, most) for x in (k, v))
-        return varlen_attn(
-            q.to(v.dtype),
-            k.to(v.dtype),
-            v,
-            self.cu_seqlens,
-            self.key_bounds[sliding],
-            max(self.lengths),
-            self.longest,
-            scale=self.scale,
-            window_size=(back, 0),
-            enable_gqa=True,
-        )
+        bounds = (self.cu_seqlens, self.key_bounds[sliding], max(self.lengths), self.longest)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        return varlen_attn(q, k, v, *bounds, scale=self.scale, window_size=(back, 0), enable_gqa=True)
 
 
 class Gemma3Attention(nn.Module):

@@ -144,15 +144,9 @@ class Gemma3ForCausalLM(nn.Module):
         """
         if attend is None:
             cfg = self.config
+            window, scale, cap = cfg.sliding_window, cfg.attention_scale, cfg.attn_logit_softcapping
             attend = PackedAttention(
-                cu_seqlens,
-                tokens.shape[0],
-                cfg.sliding_window,
-                cfg.attention_scale,
-                cfg.attn_logit_softcapping,
-                reference,
-                shared_prefix,
-                tokens.device,
+                cu_seqlens, len(tokens), window, scale, cap, reference, shared_prefix, tokens.device
             )
         return self.model(tokens, position_ids, attend, output_positions)
 
