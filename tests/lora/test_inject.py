@@ -9,15 +9,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
 from lora.dora import DoRALinear
-from lora.inject import (
-    adapter_state,
-    adapters,
-    disabled,
-    find_targets,
-    inject,
-    load_adapter_state,
-    unwrap,
-)
+from lora.inject import adapter_state, adapters, disabled, find_targets, inject, load_adapter_state, unwrap
 from lora.layer import LoRALinear
 
 
