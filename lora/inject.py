@@ -51,7 +51,7 @@ def inject(
             f"{field}: {key!r} fits none of the targeted modules, for example {names[0]}"
             for field, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
             for key in pattern
-            if not any(matches_end(key, name) for name in names)
+            if is_regex(key) and not any(matches_end(key, name) for name in names)
         ]
     except ValueError as error:
         problems.append(str(error))

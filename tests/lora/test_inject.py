@@ -102,6 +102,11 @@ def test_every_bad_setting_is_in_one_error_and_the_model_is_untouched():
     assert not adapters(model) and all(p.requires_grad for p in model.parameters())
 
 
+def test_a_pattern_that_is_no_regular_expression_is_refused_by_key():
+    with pytest.raises(ValueError, match=r"alpha_pattern: '\(' is not a regular expression"):
+        inject(Toy(), r=2, lora_alpha=4, target_modules=["q_proj"], seed=1, alpha_pattern={"(": 8})
+
+
 @pytest.mark.parametrize("key", ["v_proj", "layers.2", "proj"])
 def test_a_pattern_that_fits_no_target_is_refused(key):
     with pytest.raises(ValueError, match=f"rank_pattern: '{key}' fits none"):
