@@ -16,6 +16,8 @@ ALL_LINEAR = "all-linear"
 # The head gets no adapter: the chunked loss reads the head's weight and does not call the module.
 OUTPUT_HEAD = "lm_head"
 
+Sizes = dict[str, tuple[int, float]]  # {path: (r, lora_alpha)}
+
 
 def inject(
     model: nn.Module,
@@ -57,9 +59,8 @@ def inject(
         problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
-    sizes = {
-        n: (pattern_value(rank_pattern, n, r), pattern_value(alpha_pattern, n, lora_alpha)) for n in names
-    }
+    ranks = {name: pattern_value(rank_pattern, name, r) for name in names}
+    sizes = {name: (ranks[name], pattern_value(alpha_pattern, name, lora_alpha)) for name in names}
     wrap(model, sizes, type=type, lora_dropout=lora_dropout, use_rslora=use_rslora, seed=seed)
     return names
 
@@ -150,15 +151,9 @@ def pattern_value(pattern: dict, name: str, default):
 
 
 def wrap(
-    model: nn.Module,
-    sizes: dict[str, tuple[int, float]],
-    *,
-    type: str,
-    lora_dropout: float,
-    use_rslora: bool,
-    seed: int,
+    model: nn.Module, sizes: Sizes, *, type: str, lora_dropout: float, use_rslora: bool, seed: int
 ) -> None:
-    """Freezes the model and puts an adapter of (r, lora_alpha) around each linear layer named in `sizes`.
+    """Freezes the model and puts an adapter around each linear layer named in `sizes`.
 
     Raises ValueError if the model has adapters.
     """

@@ -131,14 +131,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict:
         paths[p]: (pattern_value(ranks, p, config["r"]), pattern_value(alphas, p, config["lora_alpha"]))
         for p in chosen
     }
-    wrap(
-        model,
-        sizes,
-        type="dora" if config.get("use_dora") else "lora",
-        lora_dropout=config.get("lora_dropout", 0.0),
-        use_rslora=config.get("use_rslora", False),
-        seed=0,
-    )
+    kind, rslora = "dora" if config.get("use_dora") else "lora", config.get("use_rslora", False)
+    dropout = config.get("lora_dropout", 0.0)
+    wrap(model, sizes, type=kind, lora_dropout=dropout, use_rslora=rslora, seed=0)
     try:
         load_adapter_state(model, {own_key(key, paths): t for key, t in tensors.items()})
     except ValueError as error:

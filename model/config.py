@@ -123,14 +123,11 @@ def _is_id(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_flag(value) -> bool:
-    return isinstance(value, bool)
-
-
 def _is_id_or_ids(value) -> bool:
     return _is_id(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_id, value)))
 
 
+FLAGS = ("attention_bias", "tie_word_embeddings")
 SIZES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "head_dim max_position_embeddings sliding_window"
@@ -143,7 +140,7 @@ POSITIVE = (
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(SIZES, (_is_size, "a whole number of 1 or more")),
     **dict.fromkeys(POSITIVE, (_is_positive, "a number above 0")),
-    **dict.fromkeys(("attention_bias", "tie_word_embeddings"), (_is_flag, "true or false")),
+    **dict.fromkeys(FLAGS, (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), (_is_id, "a token id, a whole number of 0 or more")),
     "eos_token_id": (_is_id_or_ids, "a token id or a list of them"),
 }

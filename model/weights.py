@@ -25,8 +25,8 @@ from model.gemma3 import Gemma3ForCausalLM
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-# Prefixes of the text model: in the multimodal wrapper (new and old), and on its own.
-PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+# The prefix of the text model: in the multimodal wrapper (new and old), and on its own.
+TEXT_MODEL = re.compile(r"^(model\.language_model|language_model\.model|model)\.")
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 ALIGNED = 64  # The alignment of a tensor in memory, in bytes: one cache line.
 SHARD_BYTES = 5 * 10**9  # The default size of a shard is transformers'.
@@ -198,10 +198,7 @@ def _text_name(stored: str) -> str | None:
         return None
     if stored == "language_model.lm_head.weight":
         return "lm_head.weight"
-    for prefix in PREFIXES:
-        if stored.startswith(prefix):
-            return "model." + stored[len(prefix) :]
-    return stored
+    return TEXT_MODEL.sub("model.", stored)
 
 
 def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> list[str]:
@@ -209,17 +206,15 @@ def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> 
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     problems += [f"unexpected: {s.name} {s.shape}" for name, s in found.items() if name not in wanted]
-    floats = ", ".join(FLOATS.values())
-    for name in (n for n in wanted if n in found):
-        _, stored, shape, dtype, _ = found[name]
-        if name == "model.embed_tokens.weight" and shape[0] != cfg.vocab_size:
-            what = f"has {shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
-            problems.append(f"misshapen: {stored} {what}")
-        elif shape != wanted[name]:
-            problems.append(f"misshapen: {stored} is {shape}, but config.json makes it {wanted[name]}")
-        elif dtype not in FLOATS.values():
-            remedy = f"Loupe reads {floats}: take the unquantized model"
-            problems.append(f"quantized: {stored} is stored as {dtype}; {remedy}")
+    for name, s in ((n, found[n]) for n in wanted if n in found):
+        if name == "model.embed_tokens.weight" and s.shape[0] != cfg.vocab_size:
+            what = f"has {s.shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
+            problems.append(f"misshapen: {s.name} {what}")
+        elif s.shape != wanted[name]:
+            problems.append(f"misshapen: {s.name} is {s.shape}, but config.json makes it {wanted[name]}")
+        elif s.dtype not in FLOATS.values():
+            remedy = f"Loupe reads {', '.join(FLOATS.values())}: take the unquantized model"
+            problems.append(f"quantized: {s.name} is stored as {s.dtype}; {remedy}")
     return problems
 
 
