@@ -125,7 +125,7 @@ BROKEN = {
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
         "adapter_model.safetensors does not exist",
     ),
-    "a pickle": (_make_pickle, "is a pickle, which can run any program"),
+    "a pickle": (_make_pickle, "is a pickle, which can run any code"),
     "wrong shapes": (_cut_rank, "shape (2, 32), the model's is (4, 32)"),
     "half a file": (_cut_file, "is not a whole safetensors file"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),

@@ -122,7 +122,7 @@ def test_toml_that_cannot_be_read_names_its_line(place, capsys):
     ("adapter.lora_dropout=1", "adapter.lora_dropout = 1.0 must be below 1"),
     ("train.device=gpu", "device 'gpu' (train.device, --device) cannot be used"),
     ("model.name=nowhere", "'nowhere' is neither a folder"),
-    ("adapter.target_modules=['q_proj', 'q_prj']", "target_modules: no linear layer is called 'q_prj'; there are down_proj, gate_proj, k_proj"),
+    ("adapter.target_modules=['q_proj', 'q_prj']", "target_modules: 'q_prj' selects no linear layer; the model has down_proj, gate_proj, k_proj"),
     ("data.train=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
     ("data.validation=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
     ("data.max_length=20", "samples are longer than data.max_length = 20 tokens"),
@@ -211,7 +211,7 @@ def damage_weights(base: Path) -> str:
 def pickle_only(base: Path) -> str:
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch run-by-the-pickle'\ntR.")
-    return "base: holds pytorch_model.bin but no model.safetensors; a pickle can run any code"
+    return "base: has pytorch_model.bin and no model.safetensors. A pickle can run any code"
 
 
 def other_architecture(base: Path) -> str:
