@@ -190,9 +190,7 @@ MOVED = {"data/samples/": "assets/samples/", "model/tiny": "assets/tiny"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a TOML file and applies `section.key=value` overrides; raises ValueError that lists every
-    problem.
-    """
+    """Reads a TOML file and applies the overrides; raises ValueError that lists every problem."""
     path = Path(path)
     reader = _Reader()
     for section, values in _read_toml(path).items():
@@ -273,8 +271,9 @@ class _Reader:
         if key not in hints:
             self.problems.append(f"{where}: no key {name}{closest(key, hints)}")
             return
-        if self.written.setdefault(f"{where} {name}", given) != given:
-            self.problems.append(f"{where}: {given} is the old name of {name}, which is given too; remove it")
+        if (earlier := self.written.setdefault(f"{where} {name}", given)) != given:
+            old = given if given in RENAMED else earlier
+            self.problems.append(f"{where}: {old} is the old name of {name}, which is given too; remove it")
         try:
             self.values[section][key] = _convert(value, hints[key])
         except ValueError as e:
