@@ -347,7 +347,7 @@ def config_table():
         for declared, doc in itertools.pairwise(body):
             if isinstance(declared, ast.AnnAssign):
                 key, default = declared.target.id, json.dumps(getattr(part, declared.target.id))
-                meaning = doc.value.value.replace("|", "\\|").replace("<", "&lt;")
+                meaning = " ".join(doc.value.value.split()).replace("|", "\\|").replace("<", "&lt;")
                 rows.append(
                     f"| `{section.name}.{key}` | `{default}` | {values_of(declared.annotation)} | {meaning} |"
                 )
