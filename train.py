@@ -17,9 +17,7 @@ MODES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """config -> model -> adapters -> data -> fit -> report; returns 0 done, 1 failed, 2 wrong input, 130
-    stopped.
-    """
+    """config -> model -> adapters -> data -> fit -> report; returns the exit code (common/errors.py)."""
     parser = argparse.ArgumentParser(
         prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained."
     )

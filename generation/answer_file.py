@@ -90,9 +90,7 @@ class AnswerFile:
 
 
 class _LineFile:
-    """A file that grows by whole lines. An interrupted run may have left a part of a line at its end, which
-    open() removes.
-    """
+    """A file that grows by whole lines; open() removes a part of a line that an interrupted run left."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

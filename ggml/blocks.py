@@ -53,9 +53,7 @@ FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are
 
 
 def type_of(ggml_id: int) -> QuantType | None:
-    """Returns the type with this id; those that are not in TYPES come from the gguf package; None if nobody
-    knows it.
-    """
+    """Returns the type with this id, from TYPES or from the gguf package, or None if neither knows it."""
     for known in TYPES.values():
         if known.ggml_id == ggml_id:
             return known
@@ -80,9 +78,7 @@ def type_named(name: str) -> QuantType:
 
 
 def row_bytes(name: str, n_cols: int) -> int:
-    """Returns the bytes of a row of `n_cols` weights; raises ValueError if they are no whole number of
-    blocks.
-    """
+    """Returns the bytes of a row of `n_cols` weights; raises ValueError if its blocks are not whole."""
     quant = type_named(name)
     if n_cols % quant.block_size:
         remedy = f"take {FALLBACK.get(name, 'f16')} for this tensor"

@@ -90,9 +90,7 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
 
 
 def fast_round(v: np.ndarray, low: int, high: int) -> None:
-    """v = nearest(v) in low..high, in place and still float32: nearest() without the way through int32 and
-    back.
-    """
+    """v = nearest(v), limited to low..high; in place and in float32, without a conversion to int32."""
     v += MAGIC
     bits = v.view(np.int32)
     bits &= 0x7FFFFF
@@ -148,9 +146,7 @@ def fast_q6_k(x: np.ndarray) -> np.ndarray:
 
 
 def fast_scale(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """reference_scale for the rows of x (N, 16): the scale, and in the place of the levels the to_level that
-    gives them, each (N,).
-    """
+    """Returns reference_scale of the rows of x (N, 16): scales (N,) and to_level (N,), which gives levels."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     x = np.ascontiguousarray(x.T)  # (16, N)
     x2, x3 = x * x, x * x * x

@@ -1,6 +1,4 @@
-"""The names of Gemma 3's tensors in a GGUF file, for the reader and the writer (llama.cpp,
-gguf-py/gguf/constants.py).
-"""
+"""Names of Gemma 3 tensors in a GGUF file (llama.cpp, gguf-py/gguf/constants.py)."""
 
 import re
 

@@ -1,6 +1,4 @@
-"""From the config to the parts of a run: the base model, its adapters, the objective, the loader and the
-schedule.
-"""
+"""From the config to a run's parts: base model, adapters, objective, loader and schedule."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -56,16 +54,12 @@ def resolve_adapter(cfg: Config) -> Config:
 
 
 def make_objective(cfg: Config) -> SupervisedFineTuning:
-    """Returns the objective that train.objective names; training/config.py refuses the ones that are not
-    built.
-    """
+    """Returns the objective that train.objective names; training/config.py refuses those not built."""
     return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
 
 
 def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingData]:
-    """Loads the base model in the run's dtype, on its device, without trainable parameters, and meanwhile
-    reads the rows.
-    """
+    """Loads the frozen base in the run's dtype on its device, and reads the rows meanwhile."""
     folder = resolve(cfg.model.name, cfg.model.revision, weights=cfg.model.init == "pretrained")
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
     if cfg.model.init == "random":
@@ -76,10 +70,10 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
         origin = f"random weights of seed {cfg.run.seed}"
         return BaseModel(model.to(precision.device), files.tokenizer, folder, origin), data
     with ThreadPoolExecutor(2) as threads:  # reading and hashing a gigabyte hold no Python lock
-        model = threads.submit(Checkpoint(folder).load, dtype, precision.device)
-        digest = threads.submit(hash_model, folder)
+        loading = threads.submit(Checkpoint(folder).load, dtype, precision.device)
+        hashing = threads.submit(hash_model, folder)
         files, data = read(cfg, make_objective(cfg), folder)
-        return BaseModel(model.result(), files.tokenizer, folder, digest.result()), data
+        return BaseModel(loading.result(), files.tokenizer, folder, hashing.result()), data
 
 
 def empty_base(files: BaseFiles) -> BaseModel:
@@ -161,15 +155,4 @@ def build_schedule(cfg: Config, loader: Loader) -> Schedule:
     t = cfg.train
     steps_per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
     steps = math.ceil(round(t.epochs * steps_per_epoch, 6))  # 1.1 * 50 is 55.00000000000001
-    return Schedule(
-        t.max_steps or steps,
-        len(loader),
-        t.gradient_accumulation_steps,
-        t.learning_rate,
-        t.lr_scheduler,
-        t.warmup_steps,
-        t.max_grad_norm,
-        t.eval_every,
-        t.save_every,
-        t.early_stopping_patience,
-    )
+    return Schedule(t.max_steps or steps, len(loader), t)

@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or not there, and continue to the same bits.
+"""Checkpoints from which a run continues to the same bits.
 
     checkpoints/step-00000120/
-        tensors.safetensors    trained weights, optimiser and RNG states
-        state.json             counters, optimiser settings, scaler, fingerprint of config, data and base
-        SHA256SUMS             of these two, for us and for `sha256sum -c`
+        tensors.safetensors    trainable parameters, optimizer and RNG states
+        state.json             counters, optimizer settings, scaler, fingerprint of config, data and base
+        SHA256SUMS             of these two files, also for `sha256sum -c`
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed: after a crash at any moment
-the last whole one is there.
+A checkpoint is written under a temporary name, flushed to the disk, and renamed. So the newest complete one
+survives a crash at any moment.
 """
 
 import json
@@ -24,9 +24,7 @@ TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
 def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[str, torch.Tensor], dict]:
-    """Everything that the next step depends on but the data, as named tensors and JSON: weights, optimisers,
-    scaler, every RNG.
-    """
+    """Returns all that the next step depends on besides the data, as named tensors and as JSON values."""
     tensors = {f"weights/{n}": p.detach() for n, p in weights.items()}
     settings = []
     for i, optimizer in enumerate(optimizers):
@@ -48,7 +46,7 @@ def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[
 def restore(
     tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, torch.Tensor], optimizers, scaler
 ) -> None:
-    """The reverse of capture, in place."""
+    """Sets weights, optimizers, scaler and RNGs to what `capture` returned."""
     with torch.no_grad():
         for n, p in weights.items():
             p.copy_(tensors[f"weights/{n}"])
@@ -61,17 +59,17 @@ def restore(
         optimizer.load_state_dict({"state": entries, "param_groups": state["optimizers"][i]})
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(tensors["rng/cpu"])
-    if torch.cuda.is_available() and "rng/cuda0" in tensors:
-        torch.cuda.set_rng_state_all(
-            [tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors]
-        )
+    for i in range(torch.cuda.device_count()):
+        if f"rng/cuda{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"rng/cuda{i}"], i)
     version, numbers, gauss = state["python_rng"]
     random.setstate((version, tuple(numbers), gauss))
 
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int) -> Path:
-    """Writes folder/step-N whole or not at all, then removes all but the `keep` newest; an OSError (a full
-    disk) leaves the old ones as they are.
+    """Writes folder/step-N and then removes all but the `keep` newest checkpoints.
+
+    Raises OSError, on a full disk for example, and leaves the earlier checkpoints as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
@@ -82,9 +80,8 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
             _write(part, tensors, {**state, "step": step})
     except SafetensorError as e:  # safetensors raises its own exception on a full disk
         raise OSError(str(e)) from e
-    kept = [p for p in checkpoints(folder) if p <= final][
-        -keep:
-    ]  # later ones were damaged: the run went back behind them
+    # Later ones were damaged; the run went back to an earlier one.
+    kept = [p for p in checkpoints(folder) if p <= final][-keep:]
     for old in set(checkpoints(folder)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -93,28 +90,26 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
 def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-    (folder / SUMS).write_text(
-        "".join(f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE)), encoding="utf-8"
-    )
+    sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE))
+    (folder / SUMS).write_text(sums, encoding="utf-8")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in `folder`, oldest first; leftovers of killed saves are no checkpoints."""
+    """Returns the finished checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed saves left, and restores a checkpoint that one of them was about to replace."""
+    """Removes what a killed save left, and restores the checkpoint that it was about to replace."""
     for left in folder.glob(".step-*"):
         recover(folder / left.stem.removeprefix("."))
 
 
 def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | None:
-    """The newest checkpoint that is whole; a damaged one is named through `warn` and the one before it is
-    tried. None if there is none.
+    """Returns tensors and state of the newest undamaged checkpoint, or None if there is no checkpoint.
 
-    Raises ValueError where checkpoints exist and all are damaged: starting anew without a word would hide the
-    loss.
+    `warn` is called for each damaged one. Raises ValueError if all are damaged, because a new start would
+    hide the loss.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -130,17 +125,11 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, the first of them named; None where each has the SHA-256 that
-    was noted.
-    """
+    """Returns what is wrong with the first file whose SHA-256 is not the noted one, or None."""
     file = path / SUMS
     try:
-        wanted = {
-            name: digest
-            for digest, _, name in (
-                line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()
-            )
-        }
+        lines = [line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()]
+        wanted = {name: digest for digest, _, name in lines}
         for name in (TENSORS, STATE):
             file = path / name
             if sha256(file) != wanted.get(name):

@@ -1,4 +1,4 @@
-"""What a run reads besides the weights: the base's config and tokenizer, and the rows."""
+"""What a run reads besides the weights: the config and the tokenizer of the base, and the rows."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,9 +53,7 @@ def read(cfg: Config, objective, folder: Path) -> tuple[BaseFiles, TrainingData]
 
 
 def refuse_missing_files(cfg: Config) -> None:
-    """Raises ValueError that lists every data file that cannot be read, and the folder that they are relative
-    to.
-    """
+    """Raises ValueError that lists every data file that cannot be read."""
     named = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
     missing = []
     for key, file in ((key, file) for key, files in named.items() for file in files):
@@ -68,9 +66,7 @@ def refuse_missing_files(cfg: Config) -> None:
 
 
 def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
-    """Reads, splits, renders and checks the run's files; raises ValueError with everything that is wrong in
-    them.
-    """
+    """Reads, splits, renders and checks the run's files; raises ValueError that lists all their problems."""
     train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
     sets = []
     for file in cfg.data.validation:
@@ -97,10 +93,8 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
     return TrainingData(documents, validation, files, checks, left_out, counts)
 
 
-def _validation_set(
-    cfg: Config, objective, base: BaseFiles, name: str, samples: list[Sample]
-) -> ValidationSet:
-    """Returns the samples that loss and completions are measured on: those within data.max_length."""
+def _validation_set(cfg: Config, objective, base: BaseFiles, name: str, samples) -> ValidationSet:
+    """Returns the samples within data.max_length, on which loss and completions are measured."""
     documents, counts = _documents(cfg, objective, base, samples)
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
@@ -109,8 +103,9 @@ def _validation_set(
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:
-    """Raises ValueError for rows and prompts that exceed the model's positions; a prompt needs one more for
-    its answer.
+    """Raises ValueError for rows and prompts that exceed the model's positions.
+
+    A prompt must leave one position for its completion.
     """
     positions, problems = base.config.max_position_embeddings, []
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
@@ -126,15 +121,10 @@ def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -
         raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
-def _documents(
-    cfg: Config, objective, base: BaseFiles, samples: list[Sample]
-) -> tuple[list[Document], Counts]:
+def _documents(cfg: Config, objective, base: BaseFiles, samples) -> tuple[list[Document], Counts]:
     """Returns the objective's documents; those of many rows are kept on disk for the next run."""
-    limits = {
-        "max_length": cfg.data.max_length,
-        "on_long": cfg.data.on_long,
-        "vocab_size": base.config.vocab_size,
-    }
+    limits = {"max_length": cfg.data.max_length, "on_long": cfg.data.on_long}
+    limits["vocab_size"] = base.config.vocab_size
 
     def depends_on() -> bytes:
         files = [Path(module.__file__ or "") for module in (render, token_cache, tokenizer)]

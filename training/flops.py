@@ -1,4 +1,4 @@
-"""How much a step multiplies, and the share of a GPU's peak that this is: MFU, model FLOPs utilisation
+"""The floating-point operations of a step, and the peak of the GPU, which give MFU, model FLOPs utilization
 (Chowdhery et al. 2022, PaLM, appendix B).
 """
 
@@ -6,8 +6,10 @@ import re
 
 import torch
 
-# Dense bfloat16 products with sums in float32, FLOP/s, by a part of the device's name; the first that fits
-# counts (NVIDIA's data sheets).
+from model.gemma3 import Gemma3ForCausalLM
+
+# FLOP/s of dense bfloat16 products that are summed in float32, from NVIDIA's data sheets. The first pattern
+# that is found in the device's name counts.
 PEAKS = {
     r"H100 PCIe": 756e12,
     r"H[12]00 NVL": 835e12,
@@ -17,34 +19,29 @@ PEAKS = {
     r"RTX 4090": 165e12,
     r"RTX 3090": 71e12,
 }
-OTHERS = r" Laptop| D\b| Ti\b|MIG"  # cards of the same name, and parts of cards, that promise less or more
+# Other cards with such a name, and parts of a card, have another peak.
+OTHERS = r" Laptop| D\b| Ti\b|MIG"
 
 
-def step_flops(model, tokens: int, targets: int) -> int:
-    """FLOPs of the products with weights in a step over streams of so many tokens, of which `targets` are
-    predicted.
+def step_flops(model: Gemma3ForCausalLM, tokens: int, targets: int) -> int:
+    """Returns the FLOPs of the products with weights in a step over so many tokens and supervised positions.
 
-    A weight matrix of n numbers costs a token 2 n forward, 2 n for the gradient of its input, and 2 n for its
-    own where it trains. The head, and the last layer behind its attention, run at the targets only. Left out:
-    attention's products of tokens with tokens (a twelfth where documents are short).
+    A token costs 2 n FLOPs forward for a matrix of n values, 2 n for the gradient of its input, and 2 n for
+    the matrix's own gradient if it is trainable. The head, and all that follows the last layer's attention,
+    run at the supervised positions only. The products inside attention are left out; they are a twelfth of
+    the total for short documents.
     """
     last, head = model.model.layers[-1], model.head_weight
-    few = {id(p) for part in (last.self_attn.o_proj, last.mlp) for p in part.parameters()}
-    layers = [
-        (p, targets if id(p) in few else tokens) for p in model.model.layers.parameters() if p.ndim == 2
-    ]
-    return sum((6 if p.requires_grad else 4) * p.numel() * n for p, n in [*layers, (head, targets)])
+    at_targets = {id(p) for n, p in last.named_parameters() if n.startswith(("self_attn.o_proj", "mlp"))}
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    uses = [(p, targets if id(p) in at_targets else tokens) for p in matrices] + [(head, targets)]
+    return sum((6 if p.requires_grad else 4) * p.numel() * n for p, n in uses)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the GPU promises for products in half precision; None where no data sheet of it is known
-    here, or for other products.
-    """
+    """Returns the FLOP/s that the GPU's data sheet promises for 16-bit products, or None if it is unknown."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     name = torch.cuda.get_device_name(device)
-    return (
-        None
-        if re.search(OTHERS, name)
-        else next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
-    )
+    known = [peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)]
+    return known[0] if known and not re.search(OTHERS, name) else None

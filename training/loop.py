@@ -18,6 +18,7 @@ import torch
 from common.device import Precision
 from data.loader import Loader
 from data.packing import Batch
+from training.config import Train
 from training.optim import lr_factor
 
 MAX_BAD_STEPS = 3  # This many non-finite steps in a row stop the run.
@@ -49,24 +50,25 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the loop runs, how it steps, and how often it evaluates and saves."""
+    """How long the loop runs; the config's [train] section says how it steps, evaluates and saves."""
 
     total_steps: int
     batches_per_epoch: int
-    accumulate: int  # micro-batches of a step
-    learning_rate: float
-    lr_scheduler: str
-    warmup_steps: int
-    max_grad_norm: float
-    eval_every: int
-    save_every: int
-    patience: int
+    train: Train
 
     def lr(self, step: int) -> float:
-        return self.learning_rate * lr_factor(step, self.total_steps, self.warmup_steps, self.lr_scheduler)
+        t = self.train
+        return t.learning_rate * lr_factor(step, self.total_steps, t.warmup_steps, t.lr_scheduler)
 
     def done(self, state: State) -> bool:
-        return state.step >= self.total_steps or 0 < self.patience <= state.stale
+        return state.step >= self.total_steps or 0 < self.train.early_stopping_patience <= state.stale
+
+    def evaluates(self, step: int) -> bool:
+        every = self.train.eval_every
+        return every > 0 and step % every == 0 and step < self.total_steps
+
+    def saves(self, step: int) -> bool:
+        return self.train.save_every > 0 and step % self.train.save_every == 0
 
 
 @dataclass
@@ -97,15 +99,12 @@ def fit(
     with _StopSignal() as stop:
         while not schedule.done(state):
             batches = iter(loader.batches(state.epoch, state.batch))
-            while not schedule.done(state) and (micro_batches := list(islice(batches, schedule.accumulate))):
+            accumulate = schedule.train.gradient_accumulation_steps
+            while not schedule.done(state) and (micro_batches := list(islice(batches, accumulate))):
                 _step(model, objective, micro_batches, optimizers, precision, schedule, state, hooks)
-                if (
-                    schedule.eval_every
-                    and state.step % schedule.eval_every == 0
-                    and state.step < schedule.total_steps
-                ):
+                if schedule.evaluates(state.step):
                     _evaluate(objective, hooks, state)
-                if stop.asked or (schedule.save_every and state.step % schedule.save_every == 0):
+                if stop.asked or schedule.saves(state.step):
                     hooks.save()
                 if stop.asked:
                     raise Stopped
@@ -126,7 +125,9 @@ def _step(
 ) -> None:
     """Does one optimizer step and records it."""
     start, lr = time.perf_counter(), schedule.lr(state.step)
-    record = train_step(model, objective, micro_batches, optimizers, precision, lr, schedule.max_grad_norm)
+    record = train_step(
+        model, objective, micro_batches, optimizers, precision, lr, schedule.train.max_grad_norm
+    )
     state.step, state.batch = state.step + 1, state.batch + len(micro_batches)
     handle_nonfinite(model, objective, micro_batches, record, state, precision, hooks)
     seconds = time.perf_counter() - start
@@ -152,7 +153,8 @@ def train_step(
     and metrics are read at the end.
     """
     model.train()
-    total, sums, weight, tokens, stream_tokens = 0.0, {}, 0, 0, 0
+    sums: dict[str, torch.Tensor] = {}
+    total, weight, tokens, stream_tokens = 0.0, 0, 0, 0
     for batch in micro_batches:
         batch = objective.prepare(model, _move(batch, precision.device))
         with precision.autocast():
@@ -195,9 +197,7 @@ def train_step(
 def handle_nonfinite(
     model, objective, micro_batches, record: dict, state: State, precision, hooks: Hooks
 ) -> None:
-    """Clears the gradients; counts and explains a step that was not applied, and raises Diverged after too
-    many.
-    """
+    """Clears the gradients, counts and explains a step that was not applied, and may raise Diverged."""
     if record.pop("applied"):
         state.bad_steps = 0
         model.zero_grad(set_to_none=True)
@@ -228,9 +228,7 @@ def _first_bad_gradient(model) -> str:
 
 @torch.no_grad()
 def first_bad_layer(model, objective, micro_batches: list[Batch], precision: Precision) -> str | None:
-    """Runs the micro-batches again and returns the first parameter or module output that has a NaN or
-    infinity.
-    """
+    """Runs the micro-batches again; returns the first parameter or module output that is not finite."""
     found: list[str] = []
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():

@@ -1,6 +1,4 @@
-"""train.py --plan: what memory a run will take here, and the largest micro-batch that fits
-(training/memory_probe.py).
-"""
+"""train.py --plan: the memory that a run takes, and the largest micro-batch that fits."""
 
 from common.device import Precision, pick_device
 from common.machine import free, mebibytes

@@ -12,10 +12,11 @@ import signal
 import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,9 +55,7 @@ class Probe:
         return next(name for name, peak in self.phases.items() if peak == self.peak)
 
     def largest(self, room: int) -> int:
-        """Returns the largest micro-batch whose peak is at most `room`, by a line through neighbouring sizes;
-        0 for none.
-        """
+        """Returns the largest micro-batch with a peak up to `room`, interpolated; 0 for none."""
         fitting = [0, *(size for size, peak in self.sizes if peak <= room)]
         for (low, below), (high, above) in zip(self.sizes, self.sizes[1:], strict=False):
             if below <= room < above:
@@ -160,7 +159,10 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
 
     loader = build.build_loader(cfg, data.documents)
     schedule = build.build_schedule(cfg, loader)
-    batches, wanted = schedule.total_steps * schedule.accumulate, sizes(cfg.train, data)
+    batches, wanted = (
+        schedule.total_steps * schedule.train.gradient_accumulation_steps,
+        sizes(cfg.train, data),
+    )
     for size, train in wanted:
         if len(found.sizes) > 1 and _predicted(found.sizes, size) > room:
             found.sizes.append((size, _predicted(found.sizes, size)))
@@ -170,7 +172,7 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
         smaller = build.build_loader(replace(cfg, train=train), data.documents)
         done = smaller.plan(0)[: -(-batches * wanted[-1][0] // size)]  # those that a short run gets to
         heaviest = smaller.batch(max(done, key=lambda group: _tokens([data.documents[i] for i in group])))
-        found.sizes.append((size, step([heaviest] * min(2, schedule.accumulate))))
+        found.sizes.append((size, step([heaviest] * min(2, schedule.train.gradient_accumulation_steps))))
         found.phases["training"] = found.sizes[-1][1]
         yield found
     peaks, start = [found.phases["training"]], time.perf_counter()
@@ -205,12 +207,11 @@ def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
         else ("batch_size", 1)
     )
     wanted = getattr(train, name)
-    found = []
-    for doubling in count():
-        size = min(wanted, smallest << doubling)
-        found.append((size, replace(train, **{name: size})))
-        if size == wanted:
-            return found
+    found, size = [wanted], smallest
+    while size < wanted:
+        found.insert(-1, size)
+        size *= 2
+    return [(size, replace(train, **{name: size})) for size in found]
 
 
 def _predicted(known: list[tuple[int, int]], size: int) -> int:
@@ -237,14 +238,13 @@ class _Enough(Exception):
 
 def _complete(cfg: Config, base: BaseModel, prompts: list[list[int]], precision: Precision) -> None:
     """Decodes the first NEW_TOKENS of the completions, in a cache with room for whole ones."""
-    tokens, g = count(1), cfg.generate
+    tokens = count(1)
 
     def on_token(row: int, token: int) -> None:
         if next(tokens) >= NEW_TOKENS * len(prompts):
             raise _Enough
 
-    sampling = {"temperature": g.temperature, "top_k": g.top_k, "top_p": g.top_p}
+    settings: dict[str, Any] = asdict(cfg.generate)
+    del settings["prompts"]
     with suppress(_Enough), precision.autocast():
-        generate(
-            base.model, prompts, max_new_tokens=g.max_new_tokens, stop_ids=(), on_token=on_token, **sampling
-        )
+        generate(base.model, prompts, stop_ids=(), on_token=on_token, **settings)

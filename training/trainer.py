@@ -80,9 +80,7 @@ def open_run(cfg: Config, resume: bool) -> OpenRun:
 
 
 def load(run: OpenRun) -> LoadedRun:
-    """Loads base and data, adds the adapters, and checks the disk; from here on the folder belongs to this
-    run.
-    """
+    """Loads base and data, adds the adapters, checks the disk, and makes the folder this run's."""
     base, data = build.load_base(run.cfg, run.precision)
     trainable = build.add_adapters(base.model, run.cfg)
     cfg = build.resolve_compile(base.model, run.cfg, data.documents, run.precision.device)
@@ -102,9 +100,7 @@ def load(run: OpenRun) -> LoadedRun:
 
 
 def measure(run: LoadedRun, what: str) -> dict:
-    """Returns the losses, measures and completions of each validation set, and the completions of
-    generate.prompts.
-    """
+    """Returns losses, measures and completions of each validation set and of generate.prompts."""
     cfg, base, measured, texts = run.cfg, run.base, {}, {}
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
@@ -143,9 +139,7 @@ def measure_before(run: LoadedRun) -> dict | None:
 
 
 def measure_after(run: LoadedRun, before: dict | None) -> tuple[dict, dict]:
-    """Returns (before, after): the best weights are measured, and then, if they are new adapters, the base
-    without them.
-    """
+    """Returns (before, after): measures the best weights and, with new adapters, the base without them."""
     after = measure(run, "after training")
     if before is None:
         with disabled(run.base.model):
@@ -203,9 +197,7 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
 
 
 def _fingerprint(run: LoadedRun) -> dict[str, str]:
-    """Returns what a resume must find unchanged: the config, the data, the base and the adapter it starts
-    from.
-    """
+    """Returns what a resume must find unchanged: config, data, base, and the adapter it starts from."""
     base, start = run.base, run.cfg.adapter.init_from
     prints = fingerprint(run.cfg, run.data.files, base.hash)
     prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
@@ -289,9 +281,7 @@ def _evaluate(run: LoadedRun, step: int, progress) -> dict | None:
 
 
 def _save_checkpoint(run: LoadedRun, optimizers: list, prints: dict[str, str], state: loop.State) -> None:
-    """Writes a checkpoint of the state; a failure is a warning, because the earlier checkpoints are still
-    there.
-    """
+    """Writes a checkpoint; a failure is only a warning, because the earlier checkpoints are still there."""
     weights = build.trainable_weights(run.base.model)
     tensors, extra = checkpoint.capture(weights, optimizers, run.precision.scaler)
     extra |= {"loop": loop.state_dict(state), "fingerprint": prints}
@@ -379,9 +369,7 @@ def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
 
 
 def _shown_as(run: LoadedRun) -> ModuleType:
-    """Returns the task by which prompts and examples are shown: the first validation set's that is not plain
-    text.
-    """
+    """Returns the task that shows the examples: the first validation set's that is not plain text."""
     tasks = [choose_task(run.cfg.data.task, v.samples) for v in run.data.validation]
     return next((task for task in tasks if task is not text), text)
 

@@ -17,7 +17,7 @@ from data.packing import Batch, pack
 from tests.folders import ROOT
 from tests.makers import documents, tiny_model
 from training import loop
-from training.config import load_config
+from training.config import Train, load_config
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
@@ -231,7 +231,7 @@ def test_fp16_gives_up_only_once_the_scale_cannot_fall_further():
     model, precision, skips = tiny_model(), Precision("fp16", CPU), []
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**5)
     model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(6e4)
-    schedule = loop.Schedule(20, 4, 1, 1e-2, "linear", 0, 1.0, 0, 0, 0)
+    schedule = loop.Schedule(20, 4, Train(learning_rate=1e-2))
     hooks = loop.Hooks(lambda record: None, lambda step: None, lambda: None, lambda: None, skips.append)
     with pytest.raises(loop.Diverged, match="up_proj"):
         loop.fit(

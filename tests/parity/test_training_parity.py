@@ -15,6 +15,7 @@ from lora.peft_io import save_adapter
 from model.weights import load_model
 from tests.makers import documents, write_model
 from training import loop
+from training.config import Train
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
@@ -74,7 +75,11 @@ def their_loop(base, adapter, docs):
 def our_loop(model, docs):
     """The same figures from our loop."""
     loader, records = Loader(docs, BATCH, seed=0, shuffle=False), []
-    schedule = loop.Schedule(STEPS, len(loader), ACCUMULATE, RATE, "linear", 0, CLIP, 0, 0, 0)
+    schedule = loop.Schedule(
+        STEPS,
+        len(loader),
+        Train(gradient_accumulation_steps=ACCUMULATE, learning_rate=RATE, max_grad_norm=CLIP),
+    )
     hooks = loop.Hooks(records.append, lambda step: None, lambda: None, lambda: None)
     loop.fit(
         model,

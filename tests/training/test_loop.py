@@ -16,6 +16,7 @@ from data.packing import pack
 from model.loss import reference_token_log_probs
 from tests.makers import documents, tiny_model
 from training import loop
+from training.config import Train
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
@@ -24,22 +25,8 @@ SFT = SupervisedFineTuning()
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-batches in a step
 
 
-def schedule(**changes) -> loop.Schedule:
-    return loop.Schedule(
-        **{
-            "total_steps": 4,
-            "batches_per_epoch": 4,
-            "accumulate": 1,
-            "learning_rate": 1e-2,
-            "lr_scheduler": "linear",
-            "warmup_steps": 0,
-            "max_grad_norm": 1.0,
-            "eval_every": 0,
-            "save_every": 0,
-            "patience": 0,
-        }
-        | changes
-    )
+def schedule(total_steps: int = 4, batches_per_epoch: int = 4, **changes) -> loop.Schedule:
+    return loop.Schedule(total_steps, batches_per_epoch, Train(**{"learning_rate": 1e-2} | changes))
 
 
 class Watch:
@@ -123,7 +110,10 @@ def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accu
 def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
     docs = documents(20, seed=4)  # 8, 8 and 4 documents
     runs = [
-        [r["loss"] for r in fit(tiny_model(), docs, batch_size=b, accumulate=a, total_steps=6).steps]
+        [
+            r["loss"]
+            for r in fit(tiny_model(), docs, batch_size=b, gradient_accumulation_steps=a, total_steps=6).steps
+        ]
         for b, a in CUTS
     ]
     for losses in runs[1:]:
@@ -146,7 +136,15 @@ def test_the_short_micro_batches_at_the_end_of_an_epoch_is_stepped_and_weighs_it
         lambda *args: step(*args) | {"gradients": {n: p.grad.clone() for n, p in trained(model).items()}},
     )
     try:
-        fit(model, docs, state=at, on_step=on_step, accumulate=2, total_steps=3, max_grad_norm=0.0)
+        fit(
+            model,
+            docs,
+            state=at,
+            on_step=on_step,
+            gradient_accumulation_steps=2,
+            total_steps=3,
+            max_grad_norm=0.0,
+        )
     finally:
         loop.train_step = step
     assert seen["loss"] == pytest.approx(loss, abs=1e-5)
@@ -158,7 +156,7 @@ def test_the_short_micro_batches_at_the_end_of_an_epoch_is_stepped_and_weighs_it
 
 def test_an_epoch_takes_each_document_once_and_the_next_one_follows():
     docs = documents(5, seed=6)
-    watch = fit(tiny_model(), docs, batch_size=2, accumulate=2, total_steps=4)
+    watch = fit(tiny_model(), docs, batch_size=2, gradient_accumulation_steps=2, total_steps=4)
     tokens = [len(d.input_ids) for d in docs]
     assert [r["tokens"] for r in watch.steps] == [sum(tokens[:4]), tokens[4]] * 2
     assert [r["epoch"] for r in watch.steps] == [round(2 / 3, 4), 1, round(5 / 3, 4), 2]
@@ -209,7 +207,7 @@ def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_sam
     model = tiny_model()
     overflow(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    watch = fit(model, documents(4), batch_size=2, accumulate=2, total_steps=1)
+    watch = fit(model, documents(4), batch_size=2, gradient_accumulation_steps=2, total_steps=1)
     (skip,), (record,) = watch.skips, watch.steps
     assert skip == {
         "step": 1,
@@ -293,7 +291,7 @@ def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
         state,
         total_steps=9,
         eval_every=1,
-        patience=2,
+        early_stopping_patience=2,
     )
     assert watch.evaluations == [1, 2, 3, 4] and watch.best == 2
     assert (state.step, state.best_step, state.best) == (4, 2, {"loss": 2.0})
@@ -304,7 +302,7 @@ def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
         loop.state_from(watch.saves[-1]),
         total_steps=9,
         eval_every=1,
-        patience=2,
+        early_stopping_patience=2,
     )
     assert again.steps == again.evaluations == []  # stopped is stopped, on a resume too
 
