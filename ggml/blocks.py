@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-SLICE = 2**22  # Weights that are dequantized at a time: temporary tensors then take some ten MiB.
+SLICE = 2**22  # This many weights are dequantized at a time, so that temporary tensors take some ten MiB.
 
 
 class QuantType(NamedTuple):
@@ -87,8 +87,7 @@ def row_bytes(name: str, n_cols: int) -> int:
 
 
 def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
-    """(n_rows, row_bytes) uint8 -> (n_rows, n_cols) float32 on the same device: the weights that a reader
-    computes with.
+    """Returns the weights (n_rows, n_cols) float32 of data (n_rows, row_bytes) uint8, on the same device.
 
     Raises ValueError if row_bytes is no whole number of the type's blocks.
     """

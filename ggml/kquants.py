@@ -1,32 +1,30 @@
-"""Quantizers of GGML's Q4_K, Q5_K and Q6_K: 256 weights a block, quantized scales, and a search for the best
-scales.
+"""Quantizers of GGML's Q4_K, Q5_K and Q6_K: 256 weights a block, with a search for the best scales.
 
-They give llama.cpp's bytes without an importance matrix (ggml/src/ggml-quants.c, quantize_row_q4_K_ref and
-its neighbours): each sum runs from the first weight to the last in float32, as it does there. A llama.cpp
-built with fused multiply-add for that file (arm64) may differ in a last bit.
-tests/ggml/reference_quantizers.py explains the search on one block; ggml/blocks.py has the layouts.
+The bytes equal llama.cpp's without an importance matrix (ggml/src/ggml-quants.c, quantize_row_q4_K_ref and
+the functions beside it). As there, each sum adds float32 values from the first weight to the last. A
+llama.cpp that is built with fused multiply-add (arm64) may differ in the last bit.
+tests/ggml/reference_quantizers.py explains the search on one block, ggml/blocks.py the layouts.
 
-Shapes: n blocks of 8 groups of 32 weights (Q6_K: 16 groups of 16), N groups in all. Weights are held as (32,
-N) or (16, N): a sum over the first axis is sequential, as the reference's; along a row NumPy would sum in
-pairs.
+Shapes: n blocks of 8 groups of 32 weights (Q6_K: 16 groups of 16), N groups in all. The arrays are (32, N) or
+(16, N), because NumPy sums over the first axis in sequence, but along a row in pairs.
 """
 
 import numpy as np
 
 f32, u8 = np.float32, np.uint8
-# float32 has steps of 1 at this value: adding it rounds to a whole number, halves to even.
+# Near this value float32 has steps of 1, so adding it rounds to a whole number, halves to even.
 MAGIC = f32(1.5 * 2**23)
-# The highest level, where the search begins, and how many steps of 0.1 it takes.
+# The highest level, the start of the search, and its number of steps of 0.1.
 SEARCH = {"q4_k": (15, -1.0, 20), "q5_k": (31, -0.5, 15)}
-# A group of Q6_K whose largest weight is below this counts as zeros.
+# A group of Q6_K whose weights are all smaller than this is stored as zeros.
 EPS = f32(1e-15)
 
 
 def nearest(v):
-    """Whole numbers nearest to v, halves to even; int32, or int for a scalar.
+    """Returns the nearest whole numbers, halves to even, as int32, or as int for a scalar.
 
-    Read off the low bits of v + MAGIC, as the reference does: past 2**22, for infinities and NaN the two must
-    agree on nonsense as well.
+    They are the low bits of v + MAGIC, as in llama.cpp, so that the results agree above 2**22 and for
+    infinities and NaN too.
     """
     bits = (np.asarray(v, f32) + MAGIC).view(np.int32)
     low = (bits & 0x7FFFFF) - 0x400000
@@ -34,7 +32,7 @@ def nearest(v):
 
 
 def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, 256) float32 -> (n, 144) uint8 as Q4_K, or (n, 176) as Q5_K; reference_q45_k explains it."""
+    """Returns blocks of Q4_K (n, 144) or Q5_K (n, 176) for x (n, 256); reference_q45_k explains it."""
     n, top = len(x), SEARCH[name][0]
     x = np.ascontiguousarray(x.reshape(-1, 32).T)  # (32, N)
     scale, minimum, to_level, low = fast_scale_and_min(x, *SEARCH[name])
@@ -52,11 +50,10 @@ def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tuple[np.ndarray, ...]:
-    """reference_scale_and_min for the columns of x (32, N): scale and min, and in the place of the levels the
-    (to_level, low) that give them, each (N,).
+    """Returns reference_scale_and_min of the columns of x (32, N): scale, min, to_level and low, each (N,).
 
-    A flat column needs no case of its own: to_level is infinite, its inverse, the scale, 0, and infinity
-    times 0 is a NaN, whose nearest is 0.
+    to_level and low give the levels. A constant column needs no special case: to_level is infinite, so the
+    scale is 0, and the levels are nearest(infinity * 0) = nearest(NaN) = 0.
     """
     w = np.sqrt((x * x).sum(axis=0) / f32(32)) + np.abs(x)
     sum_w, sum_x = w.sum(axis=0), (w * x).sum(axis=0)
@@ -81,26 +78,23 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
         error = fast_error(x, w, q, new_scale, new_low)
         better = (determinant > 0) & (error < best)
         found = [np.where(better, new, old) for new, old in zip((to_level, low), found, strict=True)]
-        best, scale, low = (
-            np.where(better, error, best),
-            np.where(better, new_scale, scale),
-            np.where(better, new_low, low),
-        )
+        pairs = ((error, best), (new_scale, scale), (new_low, low))
+        best, scale, low = (np.where(better, new, old) for new, old in pairs)
     return scale, -low, *found
 
 
 def fast_round(v: np.ndarray, low: int, high: int) -> None:
-    """v = nearest(v), limited to low..high; in place and in float32, without a conversion to int32."""
+    """Sets v to nearest(v), limited to low..high, in float32 and without a conversion to int32."""
     v += MAGIC
     bits = v.view(np.int32)
     bits &= 0x7FFFFF
     np.clip(bits, 0x400000 + low, 0x400000 + high, out=bits)
-    bits |= 0x4B000000  # MAGIC's exponent, whatever v's was
+    bits |= 0x4B000000  # the exponent of MAGIC
     v -= MAGIC
 
 
 def fast_error(x, w, q, scale, low):
-    """(N,) weighted square errors; overwrites q."""
+    """Returns the weighted square errors (N,), and overwrites q."""
     q *= scale
     q += low
     q -= x
@@ -110,20 +104,20 @@ def fast_error(x, w, q, scale, low):
 
 
 def fast_six_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 8) scales or mins -> d (n, 1) float16 and uint8 (n, 8) in 0..63."""
-    largest = values.max(axis=1, keepdims=True, initial=0, where=values > 0)  # past the NaN
+    """Returns d (n, 1) float16 and levels (n, 8) uint8 in 0..63 for scales or mins (n, 8)."""
+    largest = values.max(axis=1, keepdims=True, initial=0, where=values > 0)  # without NaN
     inverse = np.where(largest > 0, f32(63) / largest, f32(0))
     return (largest / f32(63)).astype(np.float16), np.minimum(nearest(inverse * values).astype(u8), u8(63))
 
 
 def fast_pack_scales(scales: np.ndarray, mins: np.ndarray) -> np.ndarray:
-    """Two (n, 8) uint8 -> (n, 12); reference_pack_scales draws the bytes."""
+    """Returns both (n, 8) uint8 as (n, 12); reference_pack_scales shows the bits."""
     first = [v[:, :4] | v[:, 4:] >> 4 << 6 for v in (scales, mins)]
     return np.concatenate([*first, scales[:, 4:] & 15 | (mins[:, 4:] & 15) << 4], axis=1)
 
 
 def fast_q6_k(x: np.ndarray) -> np.ndarray:
-    """(n, 256) float32 -> (n, 210) uint8; reference_q6_k explains it."""
+    """Returns blocks of Q6_K (n, 210) for x (n, 256); reference_q6_k explains it."""
     n = len(x)
     x = x.reshape(-1, 16)  # (N, 16)
     scale, to_level = (v.reshape(n, 16) for v in fast_scale(x))

@@ -1,9 +1,9 @@
-"""Float32 weights to the bytes of a GGUF file, and which tensor takes which type.
+"""Quantizers: float32 weights to the blocks of a GGUF file, and the type that each tensor takes.
 
-The bytes equal llama.cpp's (ggml_quantize_chunk without an importance matrix), and the choice of types that
-of its llama_model_quantize (src/llama-quant.cpp), so that a file written here equals one that was quantized
-there. Types of 32 weights a block are here, those of 256 in ggml/kquants.py; ggml/blocks.py has the layouts,
-and tests/ggml/reference_quantizers.py explains each type on one block.
+The bytes equal those of llama.cpp's ggml_quantize_chunk without an importance matrix, and the types equal
+those that its llama_model_quantize chooses (src/llama-quant.cpp). The types with 32 weights a block are here,
+those with 256 in ggml/kquants.py. ggml/blocks.py describes the layouts, and
+tests/ggml/reference_quantizers.py explains each type on one block.
 """
 
 import numpy as np
@@ -12,10 +12,9 @@ from ggml.blocks import FALLBACK, TYPES, row_bytes
 from ggml.kquants import fast_q6_k, fast_q45_k
 
 f32, u8 = np.float32, np.uint8
-SLICE = 2**17  # Weights that are quantized at a time: temporary arrays then take some MiB.
-HALF = {"q4_0": 8, "q5_0": 16}  # the level that stands for 0
-# What a file of each --quant says of itself in general.file_type; llama.cpp calls q4_k and q5_k Q4_K_S and
-# Q5_K_S.
+SLICE = 2**17  # This many weights are quantized at a time, so that temporary arrays take some MiB.
+HALF = {"q4_0": 8, "q5_0": 16}  # The level of the weight 0.
+# general.file_type of a file for each --quant; llama.cpp's names of q4_k and q5_k are Q4_K_S and Q5_K_S.
 FILE_TYPES = {
     "f32": 0,
     "f16": 1,
@@ -33,14 +32,14 @@ FILE_TYPES = {
 
 
 def quantize(rows: np.ndarray, name: str) -> np.ndarray:
-    """(n_rows, n_cols) float32 -> (n_rows, row_bytes) uint8, a slice of rows at a time.
+    """Returns (n_rows, row_bytes) uint8 for (n_rows, n_cols) float32.
 
     Raises ValueError if n_cols is no multiple of the type's block size, or if a weight is not finite.
     """
     n_rows, n_cols = rows.shape
     out = np.empty((n_rows, row_bytes(name, n_cols)), np.uint8)
     height = max(1, SLICE // max(1, n_cols))
-    with np.errstate(all="ignore"):  # 1 / 0 and the like are expected, and replaced where they arise
+    with np.errstate(all="ignore"):  # 1 / 0 and 0 / 0 occur, and their results are replaced.
         for i in range(0, n_rows, height):
             piece = np.ascontiguousarray(rows[i : i + height], np.float32)
             finite_rows = np.isfinite(piece).all(axis=1)
@@ -59,8 +58,8 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
     if name == "f16":
         return x.astype("<f2").view(np.uint8)
     if name == "bf16":
-        # The upper 16 bits of a float32, rounded: adding just below a half carries, or a half where the last
-        # bit kept is odd (halves to even).
+        # The upper 16 bits, rounded to nearest, halves to even: add 0x7FFF, or 0x8000 if the last kept bit is
+        # odd, so that a carry rounds up.
         bits = x.view(np.uint32)
         return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2").view(np.uint8)
     if name == "q8_0":
@@ -77,30 +76,25 @@ def fast_q8_0(x: np.ndarray) -> np.ndarray:
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
     v = x * inverse_of(d)
     whole = np.trunc(v)
-    whole += np.trunc(
-        f32(2) * (v - whole)
-    )  # halves away from 0; trunc(v + 0.5) would take 0.49999997 up, for the sum is rounded
+    # Halves round away from 0. trunc(v + 0.5) would round 0.49999997 up, because the sum is rounded.
+    whole += np.trunc(f32(2) * (v - whole))
     return np.concatenate([half_bytes(d), finite(whole).astype(np.int8).view(u8)], axis=1)
 
 
 def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
     """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0."""
     half = HALF[name]
-    largest = np.take_along_axis(
-        x, np.abs(x).argmax(axis=1)[:, None], axis=1
-    )  # of two that are equal but for the sign, the first
-    d = np.where(largest == 0, f32(0), largest) / f32(
-        -half
-    )  # a block of zeros of either sign: 0 / -half is -0, and stored so
+    # The first of two weights that differ in their sign only.
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    d = np.where(largest == 0, f32(0), largest) / f32(-half)  # -0 for a block of zeros of either sign
     q = np.minimum(finite(x * inverse_of(d) + f32(half + 0.5)).astype(u8), u8(2 * half - 1))
     return np.concatenate([half_bytes(d), fast_pack(q, name)], axis=1)
 
 
 def fast_q5_1(x: np.ndarray) -> np.ndarray:
     """(n, 32) float32 -> (n, 24) uint8."""
-    low = np.take_along_axis(
-        x, x.argmin(axis=1)[:, None], axis=1
-    )  # of 0 and -0 the first, whose sign is stored; x.min() may take either
+    # The first of 0 and -0, because its sign is stored; x.min() may return either.
+    low = np.take_along_axis(x, x.argmin(axis=1)[:, None], axis=1)
     d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
     q = finite((x - low) * inverse_of(d) + f32(0.5)).astype(u8)
     return np.concatenate([half_bytes(d), half_bytes(low), fast_pack(q, "q5_1")], axis=1)
@@ -111,7 +105,7 @@ def inverse_of(d: np.ndarray) -> np.ndarray:
 
 
 def finite(v: np.ndarray) -> np.ndarray:
-    """v with 0 for infinities and NaN; reference_floor says where they come from."""
+    """Returns v with 0 for infinities and NaN; reference_floor explains where they come from."""
     return np.where(np.isfinite(v), v, f32(0))
 
 
@@ -123,27 +117,25 @@ def half_bytes(d: np.ndarray) -> np.ndarray:
 def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
     """(n, 32) uint8 levels -> (n, 16) uint8, or (n, 20) with the fifth bits before."""
     nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
-    return (
-        nibbles
-        if name == "q4_0"
-        else np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
-    )
+    if name == "q4_0":
+        return nibbles
+    return np.concatenate([np.packbits(q >> 4, axis=1, bitorder="little"), nibbles], axis=1)
 
 
 def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bool = True) -> str:
-    """The type that a GGUF tensor with rows of `n_cols` weights takes in a file of --quant `mix`, in a model
-    of `n_layers`.
+    """Returns the type of a GGUF tensor with rows of `n_cols` weights in a file of --quant `mix`.
 
-    As llama_model_quantize chooses (src/llama-quant.cpp, llama_tensor_get_type_impl and
-    tensor_type_fallback), q4_k and q5_k as its Q4_K_S and Q5_K_S:
-    - norms stay f32, and every matrix of an f32, f16 or bf16 file has that type;
-    - the output matrix, where an error costs most, takes q8_0 in q8_0, else q6_k: token_embd.weight in a tied
-    model, output.weight in another;
-    - attn_v and ffn_down take q6_k in q4_k_m and q5_k_m, in the first and the last eighth of the layers and
-    in every third between;
-    - in q4_k the first four attn_v and the first eighth of the ffn_down take q5_k;
-    - the rest takes the type that the mix is named after. Where rows are no multiple of 256, FALLBACK's type
-    is taken instead; where they are no multiple of 32, f16. Raises ValueError for an unknown mix.
+    The choice is llama_model_quantize's (src/llama-quant.cpp, llama_tensor_get_type_impl and
+    tensor_type_fallback), where q4_k and q5_k are Q4_K_S and Q5_K_S:
+    - norms are f32, and in an f32, f16 or bf16 file every matrix has that type;
+    - the output matrix (token_embd.weight if it is tied, else output.weight), in which an error costs most,
+      is q8_0 in a q8_0 file, else q6_k;
+    - in q4_k_m and q5_k_m, attn_v and ffn_down are q6_k in the first and the last eighth of the layers and in
+      every third layer between;
+    - in q4_k, the first four attn_v and the first eighth of the ffn_down are q5_k;
+    - all other matrices have the type that the mix is named after.
+    Rows that are no multiple of 256 take FALLBACK's type instead; rows that are no multiple of 32 take f16.
+    Raises ValueError for an unknown mix.
     """
     if mix not in FILE_TYPES:
         raise ValueError(f"--quant {mix}: no such type; take one of {', '.join(FILE_TYPES)}")
@@ -162,7 +154,7 @@ def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bo
 
 
 def _more_bits(chosen: str, mix: str, tensor_name: str, n_layers: int) -> str:
-    """The type of an attn_v or ffn_down matrix: the ones whose error shows most in what the model says."""
+    """Returns the type of an attn_v or ffn_down matrix, whose errors change the output most."""
     layer, eighth = int(tensor_name.split(".")[1]), n_layers // 8
     if mix.endswith("_m") and (layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2):
         return "q6_k"
