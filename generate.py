@@ -127,11 +127,11 @@ def open_bot(args: argparse.Namespace) -> Bot:
 
 
 def with_instruction(text: str, instruction: str | None) -> str:
-    """Returns the instruction, a blank line and the text; "redact" is that of the redaction samples."""
-    if instruction == "redact":
-        from tasks.redaction import prompt_for
+    """Returns the instruction, a blank line and the text; a name of PROMPTS stands for a task's prompt."""
+    from tasks.choose import PROMPTS
 
-        return prompt_for(text)
+    if instruction in PROMPTS:
+        return PROMPTS[instruction](text)
     return f"{instruction}\n\n{text}" if instruction else text
 
 

@@ -57,6 +57,7 @@ def in_llama_cpp(args, model: str) -> dict:
     from exporting.llama_cpp import llama
     from model.hub import resolve
     from model.tokenizer import Tokenizer
+    from tasks import redaction
     from training.evaluation import Answers, last_exchange, measures
 
     tokenizer = Tokenizer(resolve(model))
@@ -85,7 +86,8 @@ def in_llama_cpp(args, model: str) -> dict:
                 for messages, _ in tqdm(exchanges, "llama.cpp")
             ]
     return measures(
-        Answers([messages[-1][1] for messages, _ in exchanges], [gold for _, gold in exchanges], texts)
+        Answers([messages[-1][1] for messages, _ in exchanges], [gold for _, gold in exchanges], texts),
+        redaction,
     )
 
 

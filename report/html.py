@@ -17,7 +17,6 @@ from report.metrics_log import figure, number, present_metrics, set_title
 from tasks import text
 
 MAX_POINTS, MAX_EXAMPLES, MAX_CHARACTERS = 500, 40, 4000
-NOUNS = {"leak": "leaked"}
 VISIBLE_SPACE = str.maketrans({" ": "\u2423", "\n": "\u21b5\n", "\t": "\u21e5"})
 
 
@@ -307,9 +306,7 @@ def example(n: int, item: dict, task) -> str:
 def verdict(after: str | None, gold: str, answers: dict, legend: dict[str, str]) -> str:
     """The differences of the response after training in words, for those who do not see the colours."""
     kinds = [kind for kind, _ in answers.get("after", [])]
-    told = ", ".join(
-        f"{kinds.count(kind)} {NOUNS.get(kind, kind)}" for kind in legend if kind in kinds and kind != "ok"
-    )
+    told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in legend if kind in kinds and kind != "ok")
     return "after: as expected" if gold and after == gold else told and f"after: {told}"
 
 

@@ -1,5 +1,16 @@
-"""Which task the rows are."""
+"""The tasks, and the task of a set of rows.
 
+A task is a module with
+
+    applies(samples)         whether the samples are of this task
+    score(rows)              {measure: value} of one or more rows; "per_label" holds the scores of each label
+    METRICS                  the measures that the report shows
+    overall(measures)        precision, recall and F1 over all labels, None for a task without labels
+    shown_prompt, pieces     what the report shows of a prompt and of a response
+    LEGEND, TITLES           the words for the kinds of pieces and for the parts of an example
+"""
+
+from collections.abc import Callable
 from types import ModuleType
 
 from data.rows import Sample
@@ -7,6 +18,8 @@ from tasks import classification, redaction, text, translation
 
 TASKS = {"redaction": redaction, "translation": translation, "classification": classification, "text": text}
 ALL_METRICS = tuple(dict.fromkeys(metric for task in TASKS.values() for metric in task.METRICS))
+# Maps a name that `generate.py --instruction` knows to the function that makes a prompt of a text.
+PROMPTS: dict[str, Callable[[str], str]] = {"redact": redaction.prompt_for}
 
 
 def choose_task(name: str, samples: list[Sample]) -> ModuleType:

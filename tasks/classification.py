@@ -1,7 +1,7 @@
 """Classification: each response is one of a few labels.
 
-accuracy    rows whose response is the gold label (case and surrounding white space do not count) / rows
-macro_f1    mean over the gold labels of F1 = 2 right / (answered with the label + rows of the label)
+accuracy    rows whose response is the gold label / rows; case and white space at the ends do not count
+macro_f1    mean over the gold labels of F1 = 2 right / (responses with the label + rows of the label)
 invalid     rows whose response is no gold label / rows
 """
 
@@ -23,23 +23,21 @@ MIN_ROWS, MAX_LABELS, MAX_WORDS, ROWS_A_LABEL = 20, 50, 5, 3
 
 
 def applies(samples: list[Sample]) -> bool:
-    """Single exchanges, at least 20, with at most 50 different responses of at most 5 words, each 3 times on
-    average.
+    """Returns whether 20 samples or more are single exchanges with at most 50 different responses.
+
+    A response has at most 5 words, and occurs 3 times on average or more often.
     """
-    messages = [s.messages or () for s in samples]
-    if len(samples) < MIN_ROWS or any(
-        [role for role, _ in m][-2:] != ["user", "assistant"] or len(m) > 3 for m in messages
-    ):
+    roles = [[role for role, _ in s.messages or ()] for s in samples]
+    single = all(r in (["user", "assistant"], ["system", "user", "assistant"]) for r in roles)
+    if len(samples) < MIN_ROWS or not single:
         return False
-    labels = {_label(m[-1][1]) for m in messages}
+    labels = {_label(s.messages[-1][1]) for s in samples if s.messages}
     short = all(0 < len(label.split()) <= MAX_WORDS for label in labels)
     return short and len(labels) <= min(MAX_LABELS, len(samples) // ROWS_A_LABEL)
 
 
 def score(rows: list[Row]) -> dict:
     """Returns the measures above, exact_match, and per_label {label: precision, recall, f1, support}."""
-    if not rows:
-        return {}
     pairs = [(_label(row.gold), _label(row.text)) for row in rows]
     expected, predicted = Counter(gold for gold, _ in pairs), Counter(text for _, text in pairs)
     right = Counter(gold for gold, text in pairs if gold == text)

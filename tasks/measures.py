@@ -1,19 +1,22 @@
-"""What all tasks share: how a measure is described, what a row is, and how a response is compared with the
-gold one.
-"""
+"""What all tasks share: the description of a measure, and the comparison of a response with the gold one."""
 
 import re
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import NamedTuple
 
-MAX_CHARACTERS = 4000  # Longer texts are not compared piece by piece.
-MIN_RATIO = 0.3  # A diff of texts that are less alike shows accidents only.
-TOKEN = re.compile(r"\+?\w+|\s+|[^\w\s]")  # +49 is one
+# Longer texts are not compared.
+MAX_CHARACTERS = 4000
+# The differences of texts that are less alike are accidents.
+MIN_RATIO = 0.3
+# +49 is one token.
+TOKEN = re.compile(r"\+?\w+|\s+|[^\w\s]")
+KINDS = {"equal": "", "insert": "wrong", "replace": "wrong", "delete": "missing"}
 
 
 class Metric(NamedTuple):
-    """A measure: its key, its label, whether it is a share, and its direction."""
+    """A measure: its key, its label, whether it is a fraction to show in per cent, and its direction."""
 
     key: str
     label: str
@@ -33,38 +36,37 @@ LOSS = Metric("loss", "loss", percent=False, lower_is_better=True)
 EXACT_MATCH = Metric("exact_match", "exact match", percent=True, lower_is_better=False)
 
 
-def exact_match(rows: list[Row]) -> float:
-    """Returns the share of responses that equal the gold one; white space around them does not count."""
-    return sum(row.gold.strip() == row.text.strip() for row in rows) / len(rows)
+def exact_match(rows: Sequence[tuple[str, str, str]]) -> float:
+    """Returns the fraction of responses that equal the gold one, without white space at their ends."""
+    return sum(gold.strip() == text.strip() for _, gold, text in rows) / len(rows)
 
 
 def label_scores(found: int, predicted: int, expected: int) -> dict[str, float]:
-    """Returns precision, recall and F1 of counts; a ratio of nothing to nothing is 1."""
+    """Returns precision, recall and F1 of counts, and the support; 0 / 0 counts as 1."""
     precision = found / predicted if predicted else float(not expected)
     recall = found / expected if expected else float(not predicted)
     f1 = 2 * found / (predicted + expected) if predicted + expected else 1.0
     return {"precision": precision, "recall": recall, "f1": f1, "support": expected}
 
 
-def differences(text: str, gold: str) -> list[tuple[str, str]]:
-    """Returns a response against the gold one: [(kind, piece)], "" for equal text, "wrong", or "missing" (the
-    gold's text).
+def differences(
+    text: str, gold: str, token: re.Pattern = TOKEN, unlike: str = ""
+) -> list[tuple[str, list[str]]]:
+    """Compares a response with the gold one; returns runs of tokens with their kinds: [(kind, tokens)].
+
+    The kind is "" for equal text, "wrong" for text that is not in the gold, and "missing" for text that only
+    the gold has. A response that has little in common with the gold is one run of kind `unlike`.
     """
     if not gold or max(len(text), len(gold)) > MAX_CHARACTERS:
-        return [("", text)]
-    ours, theirs = TOKEN.findall(text), TOKEN.findall(gold)
+        return [("", [text])]
+    ours, theirs = token.findall(text), token.findall(gold)
     matcher = SequenceMatcher(str.isspace, theirs, ours, autojunk=False)
     if matcher.ratio() < MIN_RATIO:
-        return [("", text)]
-    found = []
-    for op, i1, i2, j1, j2 in matcher.get_opcodes():
-        kind, tokens = (
-            ("missing", theirs[i1:i2]) if op == "delete" else ("" if op == "equal" else "wrong", ours[j1:j2])
-        )
-        found += [(kind, token) for token in tokens]
-    return joined(found)
+        return [(unlike, ours)]
+    opcodes = matcher.get_opcodes()
+    return [(KINDS[op], theirs[i:j] if op == "delete" else ours[k:n]) for op, i, j, k, n in opcodes]
 
 
-def joined(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns the pieces with neighbours of one kind put together."""
+def joined(pieces: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns the pieces with neighbours of one kind joined."""
     return [(kind, "".join(t for _, t in run)) for kind, run in groupby(pieces, key=lambda piece: piece[0])]

@@ -1,4 +1,4 @@
-"""Chat and raw text: what is no other task."""
+"""Chats and raw text: the task of rows that belong to no other."""
 
 from data.rows import Sample
 from tasks.measures import EXACT_MATCH, LOSS, Row, differences, exact_match
@@ -9,25 +9,25 @@ TITLES = {"source": "Prompt", "gold": "Expected"}
 
 
 def applies(samples: list[Sample]) -> bool:
-    """Every sample is text."""
+    """Returns True: every sample is text."""
     return True
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns {"exact_match": share of responses that equal the gold one}, {} without rows."""
-    return {"exact_match": exact_match(rows)} if rows else {}
+    """Returns {"exact_match": the fraction of responses that equal the gold one}."""
+    return {"exact_match": exact_match(rows)}
 
 
 def shown_prompt(prompt: str) -> str:
-    """Returns what the report shows of a prompt."""
+    """Returns the whole prompt."""
     return prompt
 
 
 def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
-    """Returns the response in pieces with their kinds, which LEGEND explains."""
-    return differences(text, gold)
+    """Returns the response in pieces with their kinds: "" for equal text, or a kind of LEGEND."""
+    return [(kind, "".join(tokens)) for kind, tokens in differences(text, gold)]
 
 
 def overall(measures: dict) -> dict | None:
-    """Returns precision, recall and F1 over all labels; None for a task without labels."""
+    """Returns None: text has no labels."""
     return None

@@ -1,6 +1,4 @@
-"""Translation: chrF (Popovic 2015) and BLEU (Papineni et al. 2002) of the responses, by sacrebleu where it is
-installed.
-"""
+"""Translation: chrF (Popovic 2015) and BLEU (Papineni et al. 2002), if sacrebleu is installed."""
 
 from common.progress import warn
 from data.rows import Sample
@@ -17,18 +15,13 @@ METRICS = (
 
 
 def applies(samples: list[Sample]) -> bool:
-    """The first turn of every sample, the system's or the user's, begins with "Translate"."""
-    return bool(samples) and all(
-        s.messages and s.messages[0][1].lstrip().startswith("Translate") for s in samples
-    )
+    """Returns whether the first turn of every sample, the system's or the user's, begins with "Translate"."""
+    firsts = [s.messages[0][1] if s.messages else "" for s in samples]
+    return bool(samples) and all(first.lstrip().startswith("Translate") for first in firsts)
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns exact_match and, with sacrebleu, "chrf" and "bleu" of the corpus, from 0 to 100; {} without
-    rows.
-    """
-    if not rows:
-        return {}
+    """Returns exact_match and, with sacrebleu, "chrf" and "bleu" of all rows together, from 0 to 100."""
     measures = {"exact_match": exact_match(rows)}
     try:
         import sacrebleu

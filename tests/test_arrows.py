@@ -212,6 +212,10 @@ def gguf_names(tree):
     return [line for line, text in strings(tree) if "blk." in text]
 
 
+def personal_data(tree):
+    return [line for line, text in strings(tree) if any(word in text for word in ("GIVENNAME", "leak_rate"))]
+
+
 # rule, where it is at home (files, or folders that end with /), a line that breaks it, a line that does not
 HOMES = {
     "cfg.": (run_config, (*SCRIPTS, "training/"), "r = cfg.adapter.r", "n = cfg.hidden_size"),
@@ -255,6 +259,12 @@ HOMES = {
         "# base_model.model. is PEFT's",
     ),
     "blk.": (gguf_names, ("model/gguf_names.py",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
+    "a class of personal data": (
+        personal_data,
+        ("tasks/redaction.py",),
+        "label = '[GIVENNAME_1]'",
+        '"""[GIVENNAME_1] is a label."""',
+    ),
     "optimisers": (
         optimizer_made,
         ("training/optim.py",),

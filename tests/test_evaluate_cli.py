@@ -175,7 +175,7 @@ def test_rows_that_the_model_has_no_positions_for_are_counted_and_left_out(base,
 def test_golds_longer_than_an_answer_may_be_are_told(base, data, capsys):
     evaluate.main(["--model", base, "--data", data, "--device", "cpu", "--max-new-tokens", "4", "--json"])
     longest = max(len(Tokenizer(base).encode(row["response"])) for row in ROWS)
-    assert f"the longest right one has {longest}" in capsys.readouterr().err
+    assert f"--max-new-tokens {longest}" in capsys.readouterr().err
     evaluate.main(
         ["--model", base, "--data", data, "--device", "cpu", "--max-new-tokens", str(longest), "--json"]
     )

@@ -1,20 +1,28 @@
-"""How good a model is: mean loss at the supervised tokens, and its answers against the gold ones."""
+"""Evaluates a model: the mean loss at the supervised tokens, and its responses against the gold ones."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
+from common.device import Precision
 from common.progress import bar
 from data.packing import pack
+from data.render import Document
+from data.rows import Messages, Sample
 from generation.generate import generate
+from model.gemma3 import Gemma3ForCausalLM
 from tasks.measures import Row
+from training.config import Generate
 
-LOSS_TOKENS = 8192  # tokens in one forward pass of an evaluation
+# Tokens in one forward pass.
+LOSS_TOKENS = 8192
 
 
 @dataclass
 class Answers:
-    """What a model said: one text a row, beside the rows' prompts and gold responses."""
+    """The prompts and gold responses of some rows, and the model's responses to them."""
 
     prompts: list[str]
     golds: list[str]
@@ -22,76 +30,72 @@ class Answers:
 
 
 @torch.no_grad()
-def mean_loss(model, objective, documents, precision) -> dict:
-    """{"loss": mean of -log p over all supervised tokens (nats), "tokens": how many}; the model's training
-    mode is put back.
+def mean_loss(
+    model: Gemma3ForCausalLM, objective, documents: Iterable[Document], precision: Precision
+) -> dict:
+    """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": their number}.
+
+    It also holds the means of the objective's own metrics. The model keeps its training mode.
     """
     was_training = model.training
     model.eval()
-    total, sums, weight = 0.0, {}, 0
+    sums, weight = {"loss": 0.0}, 0
     try:
         for group in groups(documents):
             batch = pack(group, share_prefix=True).to(precision.device)
             with precision.autocast():
                 loss, count, metrics = objective.loss(model, batch)
-            total, weight = total + float(loss), weight + count
-            sums = {name: sums.get(name, 0.0) + float(value) for name, value in metrics.items()}
+            weight += count
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
     finally:
         model.train(was_training)
-    means = {name: value / max(1, weight) for name, value in {"loss": total, **sums}.items()}
-    return means | {"tokens": weight}
+    return {name: value / max(1, weight) for name, value in sums.items()} | {"tokens": weight}
 
 
-def groups(documents, limit: int = LOSS_TOKENS):
-    """The documents in groups of about `limit` tokens, in order: each is one forward pass."""
-    group, size = [], 0
-    for d in documents:
-        if group and size + len(d.input_ids) > limit:
+def groups(documents: Iterable[Document], limit: int = LOSS_TOKENS) -> Iterator[list[Document]]:
+    """Yields the documents in order, in groups of at most `limit` tokens; a longer document is alone."""
+    group: list[Document] = []
+    size = 0
+    for document in documents:
+        if group and size + len(document.input_ids) > limit:
             yield group
             group, size = [], 0
-        group.append(d)
-        size += len(d.input_ids)
+        group.append(document)
+        size += len(document.input_ids)
     if group:
         yield group
 
 
-def last_exchange(sample) -> tuple[tuple, str] | None:
-    """The messages that lead to the last response, and that response; None for raw text."""
+def last_exchange(sample: Sample) -> tuple[Messages, str] | None:
+    """Returns the messages before the last response, and that response; None for raw text."""
     if sample.messages is None:
         return None
     return sample.messages[:-1], sample.messages[-1][1].strip()
 
 
 def answer(
-    model, tokenizer, samples, settings, precision, seed: int, what: str = "answers", quiet: bool = False
+    model: Gemma3ForCausalLM,
+    tokenizer,
+    samples: Iterable[Sample],
+    settings: Generate,
+    precision: Precision,
+    seed: int,
+    what: str = "answers",
+    quiet: bool = False,
 ) -> Answers:
-    """Generates the last response of each sample (raw text has none and is left out); `settings` are the
-    config's [generate].
-    """
+    """Generates the last response of each sample that is a conversation."""
     exchanges = [e for e in map(last_exchange, samples) if e]
     prompts = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
-    progress = bar(len(prompts), what, "answer", quiet)
-    with precision.autocast():
-        done = generate(
-            model,
-            prompts,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=tokenizer.stop_ids,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seed=seed,
-            on_done=lambda *_: progress.update(),
-        )
-    progress.close()
-    return Answers(
-        [m[-1][1] for m, _ in exchanges],
-        [gold for _, gold in exchanges],
-        [tokenizer.decode(c.token_ids) for c in done],
-    )
+    options = {name: value for name, value in vars(settings).items() if name != "prompts"}
+    options |= {"stop_ids": tokenizer.stop_ids, "seed": seed}
+    with bar(len(prompts), what, "answer", quiet) as progress, precision.autocast():
+        done = generate(model, prompts, on_done=lambda *_: progress.update(), **options)
+    texts = [tokenizer.decode(completion.token_ids) for completion in done]
+    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts)
 
 
-def measures(answers: Answers, task) -> dict:
-    """Returns the task's measures of the completions (`task` is a module of tasks/); {} without rows."""
+def measures(answers: Answers, task: ModuleType) -> dict:
+    """Returns the task's measures of the responses, {} if there are none."""
     rows = [Row(*row) for row in zip(answers.prompts, answers.golds, answers.texts, strict=True)]
     return task.score(rows) if rows else {}

@@ -144,7 +144,7 @@ def test_pairs_align_with_their_own_entities(sets):
     assert all(aligns(pair) for pair in pairs)
     exact = sum(spans(pair.source, pair.redacted) == pair.entities for pair in pairs)
     assert exact > 0.9 * len(pairs)  # the others are names of two words beside a name
-    result = score((pair.source, pair.redacted, pair.redacted) for pair in pairs)
+    result = score([(pair.source, pair.redacted, pair.redacted) for pair in pairs])
     assert result["entity_f1"] == result["preserved"] == 1 and result["leak_rate"] == 0
 
 

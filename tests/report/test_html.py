@@ -90,9 +90,9 @@ def test_differences_are_marked_by_more_than_colour(tmp_path):
         "after": GOLD.replace(", said to", ""),
     }
     html = report(tmp_path, examples=[example])
-    assert '<mark class="leak">Ignacio Luna</mark>' in html and '<mark class="ok">[SURNAME_1]</mark>' in html
+    assert '<mark class="leaked">Ignacio Luna</mark>' in html and '<mark class="ok">[SURNAME_1]</mark>' in html
     assert '<del class="missing">, said to</del>' in html and "after: 1 missing" in html
-    for rule in (r"mark\.leak.*double", r"mark\.wrong.*wavy", "del .*line-through"):
+    for rule in (r"mark\.leaked.*double", r"mark\.wrong.*wavy", "del .*line-through"):
         assert re.search(rule, html)
 
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import redaction
-from tasks.measures import differences
+from tasks import redaction, text
 from tasks.redaction import CLASSES, INSTRUCTION, Span, is_redaction, score, source_text, spans
 
 SOURCE = "Ann Lee, call 555-01 now."
@@ -247,11 +246,6 @@ def test_text_without_entities_scores_one_when_left_alone():
     )
 
 
-def test_no_rows_is_an_error():
-    with pytest.raises(ValueError, match="no rows"):
-        score([])
-
-
 WORDS = st.text(alphabet="abXY 0.[]_\n<>é-", min_size=0, max_size=12)
 
 
@@ -311,10 +305,10 @@ def test_labels_leaks_and_alterations_are_told_apart():
         ("", "He is "),
         ("ok", "[GIVENNAME_1]"),
         ("", " "),
-        ("leak", "Luna"),
+        ("leaked", "Luna"),
         ("", ", born "),
         ("wrong", "[EMAIL_1]-"),
-        ("leak", "2021"),
+        ("leaked", "2021"),
         ("", ", said to like "),
         ("wrong", "coffee"),
         ("", "."),
@@ -326,13 +320,13 @@ def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
     assert [
         piece
         for piece in redaction.pieces(after, SHOWN_GOLD, SHOWN_SOURCE)
-        if piece[0] in ("leak", "missing")
+        if piece[0] in ("leaked", "missing")
     ] == [
-        ("leak", "21-07-2021"),
+        ("leaked", "21-07-2021"),
         ("missing", "said to "),
     ]
 
 
 def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
-    assert redaction.pieces("no, Luna", SHOWN_GOLD, SHOWN_SOURCE) == [("wrong", "no, "), ("leak", "Luna")]
-    assert differences("no, Luna", "[A] is what they said") == [("", "no, Luna")]
+    assert redaction.pieces("no, Luna", SHOWN_GOLD, SHOWN_SOURCE) == [("wrong", "no, "), ("leaked", "Luna")]
+    assert text.pieces("no, Luna", "[A] is what they said", "") == [("", "no, Luna")]

@@ -1,0 +1,207 @@
+"""Aligns a redaction to its source: what each label stands for, and what is copied.
+
+A redaction is literal text with labels such as [CITY_1] in it. If the source has all literals in order, each
+label stands for the text between two of them. Otherwise the redaction has altered text: equal tokens are
+matched first, then each gap between them as a whole, word by word, or character by character.
+"""
+
+import re
+from collections.abc import Callable
+from difflib import SequenceMatcher
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+# A model may invent a class.
+LABEL = re.compile(r"\[[A-Z]+(?:_[A-Z]+)*(?:_\d+)?\]")
+_TOKEN = re.compile(r" ?\w+|\s|[^\w\s]")
+_WORD = re.compile(r"\s*\S+")
+# Two different words share shorter runs of characters by chance.
+_MIN_RUN = 3
+# With more pairs of places than this in one text, each literal takes its leftmost place.
+_MAX_PAIRS = 4000
+# The cost of a label that ends inside a word.
+_CUT = 3.0
+
+# Maps (class, source text) to a number: how unlike its class the text looks.
+Cost = Callable[[str, str], float]
+
+
+class Span(NamedTuple):
+    """The source characters [start, end) that a label of class `label` stands for."""
+
+    start: int
+    end: int
+    label: str
+
+
+class Alignment:
+    """Where each part of a redaction comes from in its source.
+
+    Attributes:
+        spans: of the labels, in order, without white space at their ends.
+        copied: one flag a source character, 1 if the redaction repeats the character in its place.
+        inserted: source positions before which the redaction has text of its own.
+        literal: the redaction's text with a NUL for each label.
+    """
+
+    def __init__(self, source: str, redacted: str, cost: Cost):
+        """Aligns the texts; `cost` decides how labels side by side divide a text."""
+        self.source, self.cost = source, cost
+        self.spans: list[Span] = []
+        self.copied = bytearray(len(source))
+        self.inserted: list[int] = []
+        literals, labels = _parse(redacted, source)
+        if not self._fit(0, len(source), literals, labels):
+            all_literals, all_labels = _parse(redacted, "")
+            if self._fit(0, len(source), all_literals, all_labels):
+                literals = all_literals
+            else:
+                tokens = _tokens(literals, labels, _TOKEN.findall)
+                self._copy_equal(0, _TOKEN.findall(source), tokens, 1, self._fill_gap)
+        self.literal = "\0".join(literals)
+
+    def _fit(self, start: int, end: int, literals: list[str], labels: list[str]) -> bool:
+        """Records the labels if source[start:end] consists of the literals and text for each label."""
+        bounds = _place(self.source[start:end], literals, labels, self.cost)
+        if bounds is None:
+            return False
+        self._copy(start, end)
+        for label, (a, b) in zip(labels, bounds, strict=True):
+            if self.source[start + a : start + b] != label:  # The source may hold a label of its own.
+                self._add(label, start + a, start + b)
+        return True
+
+    def _copy(self, start: int, end: int) -> None:
+        self.copied[start:end] = b"\1" * (end - start)
+
+    def _add(self, label: str, start: int, end: int) -> None:
+        """Records that the label stands for source[start:end]; a label for nothing is inserted text."""
+        self.copied[start:end] = bytes(end - start)
+        text = self.source[start:end]
+        start += len(text) - len(text.lstrip())
+        end = max(start, end - len(text) + len(text.rstrip()))
+        if start == end:
+            self.inserted.append(start)
+        self.spans.append(Span(start, end, _class_of(label)))
+
+    def _copy_equal(self, start: int, ours, theirs, shortest: int, fill: Callable) -> None:
+        """Flags the equal runs of two token sequences as copied, and passes what lies between them to `fill`.
+
+        `start` is the source position of our first token; runs below `shortest` characters do not count.
+        """
+        starts = list(accumulate(map(len, ours), initial=start))
+        i = j = 0
+        for a, b, size in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+            if size == 0 or starts[a + size] - starts[a] >= shortest:  # The last block has size 0.
+                fill(starts[i], starts[a], theirs[j:b])
+                i, j = a + size, b + size
+                self._copy(starts[a], starts[i])
+
+    def _fill_gap(self, start: int, end: int, tokens: list[str]) -> None:
+        """Aligns source[start:end] with the tokens in its place: as a whole, by words, or by characters."""
+        text = "".join(tokens)
+        if not text or self._fit(start, end, *_parse(text, self.source)):
+            return
+        parts = [(start, end, text)]
+        words, our_words = _WORD.findall(text), list(_WORD.finditer(self.source, start, end))
+        if len(words) == len(our_words) > 1:
+            parts = [(*ours.span(), word) for ours, word in zip(our_words, words, strict=True)]
+        for a, b, part in parts:
+            literals, labels = _parse(part, self.source)
+            if not self._fit(a, b, literals, labels):
+                tokens = _tokens(literals, labels, list)
+                if a < b and self.source[a] == tokens[0] == " ":  # The blank before a word that changed.
+                    self._copy(a, a + 1)
+                    a, tokens = a + 1, tokens[1:]
+                self._copy_equal(a, self.source[a:b], tokens, _MIN_RUN, self._share)
+
+    def _share(self, start: int, end: int, tokens: list[str]) -> None:
+        """Divides source[start:end] among the labels in its place; characters in its place are inserted."""
+        labels = [token for token in tokens if len(token) > 1]
+        if len(labels) < len(tokens) and (labels or start == end):
+            self.inserted.append(end)
+        if labels and not self._fit(start, end, [""] * (len(labels) + 1), labels):
+            for i, label in enumerate(labels):  # The labels outnumber the characters; the first takes all.
+                self._add(label, end if i else start, end)
+
+
+def _class_of(label: str) -> str:
+    return label.strip("[]_0123456789")
+
+
+def _parse(text: str, source: str) -> tuple[list[str], list[str]]:
+    """Splits a redaction into its n labels and the n + 1 literals around them.
+
+    A bracketed word that `source` has too belongs to a literal.
+    """
+    literals, labels, at = [""], [], 0
+    for match in LABEL.finditer(text):
+        literals[-1] += text[at : match.start()]
+        at = match.end()
+        if match[0] in source:
+            literals[-1] += match[0]
+        else:
+            labels.append(match[0])
+            literals.append("")
+    literals[-1] += text[at:]
+    return literals, labels
+
+
+def _tokens(literals: list[str], labels: list[str], split: Callable[[str], list[str]]) -> list[str]:
+    """Returns the tokens of the literals with the labels between them, each label as one token."""
+    tokens = split(literals[0])
+    for label, literal in zip(labels, literals[1:], strict=True):
+        tokens += [label, *split(literal)]
+    return tokens
+
+
+def _place(text: str, literals: list[str], labels: list[str], cost: Cost) -> list[tuple[int, int]] | None:
+    """Returns the bounds of each label in the text, or None if the literals do not fit.
+
+    Each label has a character or more. Each inner literal has a leftmost and a rightmost place; of all places
+    between, those with the least cost are taken.
+    """
+    if not labels:
+        return [] if text == literals[0] else None
+    head, *inner, tail = literals
+    limit = len(text) - len(tail)
+    if not (text.startswith(head) and text.endswith(tail)):
+        return None
+    left, at = [], len(head)
+    for literal in inner:
+        at = text.find(literal, at + 1, limit)
+        if at < 0:
+            return None
+        left.append(at)
+        at += len(literal)
+    if at >= limit:
+        return None
+    places, at = [[limit]], limit
+    for literal, low in zip(inner[::-1], left[::-1], strict=True):
+        at = text.rfind(literal, 0, at - 1)
+        places.insert(0, [p for p in range(low, at + 1) if text.startswith(literal, p)])
+    starts = [*left, limit]
+    if len(places[0]) + sum(len(a) * len(b) for a, b in pairwise(places)) <= _MAX_PAIRS:
+        starts = _cheapest(text, literals, labels, places, cost)
+    bounds = zip(literals[:-1], pairwise([0, *starts]), strict=True)
+    return [(start + len(literal), end) for literal, (start, end) in bounds]
+
+
+def _cheapest(
+    text: str, literals: list[str], labels: list[str], places: list[list[int]], cost: Cost
+) -> list[int]:
+    """Returns the places of all literals but the first with the least sum of costs (dynamic programming)."""
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # {place: (sum, path to it)}
+    for label, literal, ends in zip(labels, literals[:-1], places, strict=True):
+        following = {}
+        for end in ends:
+            cut = _CUT if 0 < end < len(text) and text[end - 1 : end + 1].isalnum() else 0.0
+            ways = [
+                (total + cost(_class_of(label), text[start + len(literal) : end]) + cut, [*path, end])
+                for start, (total, path) in best.items()
+                if start + len(literal) < end
+            ]
+            if ways:
+                following[end] = min(ways, key=lambda way: way[0])
+        best = following
+    return best[places[-1][0]][1]
