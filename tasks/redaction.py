@@ -17,7 +17,6 @@ An empty response leaks nothing, and fails `preserved`, the entity scores and `e
 import re
 from collections import Counter
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from itertools import pairwise
 
 from data.rows import Sample
@@ -205,7 +204,9 @@ def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
     """Returns the response in pieces with their kinds: "" for copied text, "ok" for a right label, or a kind
     of LEGEND. A "missing" piece is the gold's text.
     """
-    secret, found = _entity_tokens(source_text(prompt), gold), []
+    source, found = source_text(prompt)[:MAX_CHARACTERS], []
+    entities = [source[start:end] for start, end, _ in spans(source, gold[:MAX_CHARACTERS])]
+    secret = {token.casefold() for entity in entities for token in _SHOWN_TOKEN.findall(entity)}
     for kind, tokens in differences(text, gold, _SHOWN_TOKEN, unlike="wrong"):
         if kind == "wrong":
             found += _wrong_or_leaked(tokens, secret)
@@ -215,14 +216,6 @@ def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
                 for token in tokens
             ]
     return joined(found)
-
-
-def _entity_tokens(source: str, gold: str) -> set[str]:
-    """Returns the tokens of the source, in lower case, that the gold has a label for."""
-    given, wanted = _SHOWN_TOKEN.findall(source[:MAX_CHARACTERS]), _SHOWN_TOKEN.findall(gold)
-    ops = SequenceMatcher(str.isspace, given, wanted, autojunk=False).get_opcodes()
-    found = [given[i1:i2] for _, i1, i2, j1, j2 in ops if any(map(LABEL.fullmatch, wanted[j1:j2]))]
-    return {token.casefold() for tokens in found for token in tokens}
 
 
 def _wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]]:

@@ -327,6 +327,13 @@ def test_a_leaked_date_is_one_piece_and_lost_words_are_missing():
     ]
 
 
+def test_every_value_of_an_echoed_source_is_a_leak():
+    source = "Login: ann.lee@gous.net, initial password 5Wy401I6GaZ."
+    gold = "Login: [EMAIL_1], initial password [PASSWORD_1]."
+    leaked = [piece for kind, piece in redaction.pieces(source, gold, source) if kind == "leaked"]
+    assert leaked == ["ann.lee@gous.net", "5Wy401I6GaZ"]
+
+
 def test_an_answer_with_nothing_in_common_is_wrong_but_for_its_leaks():
     assert redaction.pieces("no, Luna", SHOWN_GOLD, SHOWN_SOURCE) == [("wrong", "no, "), ("leaked", "Luna")]
     assert text.pieces("no, Luna", "[A] is what they said", "") == [("", "no, Luna")]
