@@ -1,0 +1,194 @@
+"""Line charts in SVG, without scripts: the curves of a run.
+
+Coordinates are per cent of the plot, so that one drawing fits a phone and a desktop with text of the same
+size. The styles of the CSS classes are in report_template.html.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from report.metrics_log import number
+
+# A curve of more points is thinned.
+MAX_POINTS = 500
+
+Point = tuple[int, float]  # step, value
+Points = Sequence[tuple[int, float | None]]  # None: not finite
+
+
+class Frame(NamedTuple):
+    """The steps from left to right and the values from bottom to top that a plot shows."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    log: bool = False
+
+    def x(self, step: float) -> float:
+        return 100 * (step - self.left) / (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        scale = math.log if self.log else float
+        return 100 * (scale(self.top) - scale(value)) / (scale(self.top) - scale(self.bottom))
+
+
+class Line(NamedTuple):
+    """A curve: its CSS class, its name in the legend ("" for none), and its points.
+
+    The CSS class is "raw", "smooth", or "eval0" to "eval2", whose points are drawn as dots too.
+    """
+
+    kind: str
+    name: str
+    points: Points
+
+    def finite(self) -> list[Point]:
+        return [(step, value) for step, value in self.points if value is not None]
+
+
+def curves(steps: list[dict], evals: list[dict]) -> str:
+    """Returns charts of the loss with its evaluations, the learning rate and the gradient norm, as HTML."""
+    loss, lr, norm = (
+        [(r["step"], number(r[key])) for r in steps if r.get(key) is not None]
+        for key in ("loss", "learning_rate", "grad_norm")
+    )
+    lines = [Line("raw", "each step", loss), Line("smooth", "smoothed", smooth(loss))]
+    for n, (name, points) in enumerate(eval_losses(evals).items()):
+        lines.append(Line(f"eval{n % 3}", name, points))
+    norms = [Line("raw", "", norm), Line("smooth", "", smooth(norm))]
+    pair = chart("Learning rate", "per step", [Line("smooth", "", lr)])
+    pair += chart("Gradient norm", "before clipping", norms)
+    return chart("Loss", "nats per token", lines, may_log=True) + (
+        pair and f'<div class="pair">{pair}</div>\n'
+    )
+
+
+def eval_losses(evals: list[dict]) -> dict[str, list[tuple[int, float | None]]]:
+    """Returns {set: [(step, loss)]} of evaluations that hold one set's figures or {set: figures}."""
+    losses: dict[str, list[tuple[int, float | None]]] = {}
+    for record in evals:
+        found = record["eval"]
+        for name, figures in ({"validation": found} if "loss" in found else found).items():
+            if isinstance(figures, dict):
+                losses.setdefault(name, []).append((record["step"], number(figures.get("loss"))))
+    return losses
+
+
+def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> str:
+    """Returns one chart of the lines as HTML, "" if they have no finite value."""
+    points = [point for line in lines for point in line.finite()]
+    if not points:
+        return ""
+    frame, rows = frame_of(points, may_log)
+    shapes = "".join(
+        f'<polyline class="{line.kind}" points="{polyline(line.finite(), frame)}"/>' for line in lines
+    )
+    dots = "".join(
+        dot(line, step, value, frame)
+        for line in lines
+        if line.kind.startswith("eval")
+        for step, value in thin(line.finite())
+    )
+    legend = "".join(
+        f'<li><i class="{line.kind}"></i>{escaped(line.name)}</li>' for line in lines if line.name
+    )
+    first = next(line.finite() for line in lines if line.finite())
+    ends = ", ".join(f"{value:.4g} at step {step:,}" for step, value in (first[0], first[-1]))
+    return (
+        f"<figure><figcaption><b>{title}</b> <span>{unit}{', log scale' if frame.log else ''}</span>"
+        f"{legend and f'<ul>{legend}</ul>'}</figcaption>\n"
+        f'<div class="plot"><svg role="img" aria-label="{title}: {ends}">{axes(frame, rows)}'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
+        f"{shapes}</svg>{dots}</svg></div>\n{not_drawn(lines[0], frame)}</figure>\n"
+    )
+
+
+def frame_of(points: list[Point], may_log: bool) -> tuple[Frame, list[float]]:
+    """Returns the frame of the points and the values of its grid lines.
+
+    The scale is logarithmic if `may_log` is true and the values span a factor of 30.
+    """
+    steps, values = [step for step, _ in points], sorted(value for _, value in points)
+    left, right = min(steps), max(max(steps), min(steps) + 1)
+    low, high, usual = values[0], values[-1], values[int(0.98 * (len(values) - 1))]
+    if may_log and 0 < 30 * low < high:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        rows = [v for k in decades for v in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if low <= v <= high]
+        return Frame(left, right, low, high, log=True), rows
+    if 0 < 4 * usual < high:
+        high = 1.5 * usual  # A lone spike would flatten the curve, so it may leave the frame.
+    if low == high or 0 < low < high / 2:
+        low, high = min(low, 0), max(high, 0) or 1
+    rows = ticks(low, high)
+    return Frame(left, right, rows[0], rows[-1]), rows
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Returns multiples of 1, 2, 2.5 or 5 times a power of ten that enclose low and high."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    apart = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    return [n * apart for n in range(math.floor(low / apart + 1e-9), math.ceil(high / apart - 1e-9) + 1)]
+
+
+def axes(frame: Frame, rows: list[float]) -> str:
+    """Returns the grid lines with their values, and the steps below them."""
+    grid = ""
+    for value in rows:
+        y, label = f"{frame.y(value):.2f}%", re.sub(r"e([-+])0*", r"e\1", f"{value:g}")
+        grid += f'<line x1="0" x2="100%" y1="{y}" y2="{y}"/>'
+        grid += f'<text class="row" x="0" dx="-8" y="{y}" dy=".32em">{label}</text>'
+    for step in ticks(frame.left, frame.right, 5):
+        if frame.left <= step <= frame.right and step == int(step):
+            grid += f'<text class="step" x="{frame.x(step):.2f}%" y="100%" dy="1.7em">{step:,.0f}</text>'
+    return f'<g class="axes">{grid}<text class="row" x="100%" y="100%" dy="3.1em">step</text></g>'
+
+
+def polyline(points: list[Point], frame: Frame) -> str:
+    """Returns SVG points; a single point stands twice, because the round line ends then show as a dot."""
+    points = thin(points) * (2 if len(points) == 1 else 1)
+    return " ".join(f"{frame.x(step):.2f},{frame.y(value):.2f}" for step, value in points)
+
+
+def dot(line: Line, step: int, value: float, frame: Frame) -> str:
+    """Returns a dot with its value as the tooltip, at the edge of the frame if the value is above it."""
+    tip = f"<title>{escaped(line.name)}, step {step:,}: {value:.4g}</title>"
+    x, y = frame.x(step), max(0, frame.y(value))
+    return f'<circle class="{line.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="4">{tip}</circle>'
+
+
+def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
+    """Returns at most `most` points: the means of runs of neighbours, each at the step in its middle."""
+    size = math.ceil(len(points) / most) or 1
+    runs = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(run[len(run) // 2][0], sum(value for _, value in run) / len(run)) for run in runs]
+
+
+def smooth(points: Points, beta: float | None = None) -> list[Point]:
+    """Returns the bias-corrected moving average of the finite values v_t.
+
+    m_t = beta m_(t-1) + (1 - beta) v_t, divided by 1 - beta^t; by default beta grows with the points.
+    """
+    finite, mean, averages = [(step, v) for step, v in points if v is not None], 0.0, []
+    beta = 1 - 1 / max(8, len(finite) / 60) if beta is None else beta
+    for t, (step, value) in enumerate(finite, start=1):
+        mean = beta * mean + (1 - beta) * value
+        averages.append((step, mean / (1 - beta**t)))
+    return averages
+
+
+def not_drawn(line: Line, frame: Frame) -> str:
+    """Returns a note about the steps that are not finite or above the frame."""
+    lost, above = [s for s, v in line.points if v is None], sum(v > frame.top for _, v in line.finite())
+    notes = [f"{len(lost)} without a finite value (the first is step {lost[0]:,})"] if lost else []
+    notes += [f"{above} above the frame"] if above else []
+    return f'<p class="soft">Steps not drawn: {"; ".join(notes)}.</p>' if notes else ""
+
+
+def escaped(value: object) -> str:
+    """Returns the value as HTML text, without the control characters that HTML forbids."""
+    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", str(value)))
