@@ -39,6 +39,7 @@ class Alignment:
 
     Attributes:
         spans: of the labels, in order, without white space at their ends.
+        masked: one flag a source character, 1 if it is in a span.
         copied: one flag a source character, 1 if the redaction repeats the character in its place.
         inserted: source positions before which the redaction has text of its own.
         literal: the redaction's text with a NUL for each label.
@@ -48,7 +49,7 @@ class Alignment:
         """Aligns the texts; `cost` decides how labels side by side divide a text."""
         self.source, self.cost = source, cost
         self.spans: list[Span] = []
-        self.copied = bytearray(len(source))
+        self.masked, self.copied = bytearray(len(source)), bytearray(len(source))
         self.inserted: list[int] = []
         literals, labels = _parse(redacted, source)
         if not self._fit(0, len(source), literals, labels):
@@ -80,6 +81,7 @@ class Alignment:
         text = self.source[start:end]
         start += len(text) - len(text.lstrip())
         end = max(start, end - len(text) + len(text.rstrip()))
+        self.masked[start:end] = b"\1" * (end - start)
         if start == end:
             self.inserted.append(start)
         self.spans.append(Span(start, end, _class_of(label)))

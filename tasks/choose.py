@@ -4,7 +4,7 @@ A task is a module with
 
     applies(samples)         whether the samples are of this task
     score(rows)              {measure: value} of one or more rows; "per_label" holds the scores of each label
-    METRICS                  the measures that the report shows
+    METRICS                  the measures that the report shows besides the loss and exact_match
     overall(measures)        precision, recall and F1 over all labels, None for a task without labels
     shown_prompt, pieces     what the report shows of a prompt and of a response
     LEGEND, TITLES           the words for the kinds of pieces and for the parts of an example
@@ -15,9 +15,10 @@ from types import ModuleType
 
 from data.rows import Sample
 from tasks import classification, redaction, text, translation
+from tasks.measures import EXACT_MATCH, LOSS
 
 TASKS = {"redaction": redaction, "translation": translation, "classification": classification, "text": text}
-ALL_METRICS = tuple(dict.fromkeys(metric for task in TASKS.values() for metric in task.METRICS))
+ALL_METRICS = (LOSS, EXACT_MATCH, *(metric for task in TASKS.values() for metric in task.METRICS))
 # Maps a name that `generate.py --instruction` knows to the function that makes a prompt of a text.
 PROMPTS: dict[str, Callable[[str], str]] = {"redact": redaction.prompt_for}
 

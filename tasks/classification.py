@@ -8,13 +8,11 @@ invalid     rows whose response is no gold label / rows
 from collections import Counter
 
 from data.rows import Sample
-from tasks.measures import EXACT_MATCH, LOSS, Metric, Row, exact_match, label_scores
+from tasks.measures import Metric, Row, exact_match, label_scores
 from tasks.text import LEGEND, TITLES, pieces, shown_prompt
 
 __all__ = ["LEGEND", "METRICS", "TITLES", "applies", "overall", "pieces", "score", "shown_prompt"]
 METRICS = (
-    LOSS,
-    EXACT_MATCH,
     Metric("accuracy", "accuracy", percent=True, lower_is_better=False),
     Metric("macro_f1", "macro F1", percent=True, lower_is_better=False),
     Metric("invalid", "no label", percent=True, lower_is_better=True),

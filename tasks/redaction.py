@@ -21,17 +21,7 @@ from itertools import pairwise
 
 from data.rows import Sample
 from tasks.alignment import LABEL, Alignment, Span
-from tasks.measures import (
-    EXACT_MATCH,
-    LOSS,
-    MAX_CHARACTERS,
-    TOKEN,
-    Metric,
-    differences,
-    exact_match,
-    joined,
-    label_scores,
-)
+from tasks.measures import MAX_CHARACTERS, TOKEN, Metric, differences, exact_match, joined, label_scores
 
 INSTRUCTION = (
     "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
@@ -43,8 +33,6 @@ CLASSES = (
     "PASSWORD SOCIALNUM STREET SURNAME TAXNUM TELEPHONENUM USERNAME ZIPCODE"
 ).split()
 METRICS = (
-    LOSS,
-    EXACT_MATCH,
     Metric("leak_rate", "leak rate", percent=True, lower_is_better=True),
     Metric("entity_f1", "entity F1", percent=True, lower_is_better=False),
     Metric("preserved", "preserved", percent=True, lower_is_better=False),
@@ -157,24 +145,15 @@ def _cost(label: str, text: str) -> float:
 
 def _row_counts(truth: Alignment, guess: Alignment) -> dict[str, int]:
     """Returns what one row adds to the counts of `score`."""
-    entity, masked = _flags(truth), _flags(guess)
     kept = all(ours or not gold for ours, gold in zip(guess.copied, truth.copied, strict=True))
     inside = all(any(start < at < end for start, end, _ in truth.spans) for at in guess.inserted)
     return {
-        "entity": sum(entity),
-        "outside": len(entity) - sum(entity),
+        "entity": sum(truth.masked),
+        "outside": len(truth.source) - sum(truth.masked),
         "leaked": _leaked(truth, guess),
-        "over_masked": sum(m and not e for m, e in zip(masked, entity, strict=True)),
+        "over_masked": sum(ours and not gold for ours, gold in zip(guess.masked, truth.masked, strict=True)),
         "preserved": kept and inside,
     }
-
-
-def _flags(alignment: Alignment) -> bytearray:
-    """Returns one flag a source character, 1 under a label."""
-    flags = bytearray(len(alignment.source))
-    for start, end, _ in alignment.spans:
-        flags[start:end] = b"\1" * (end - start)
-    return flags
 
 
 def _leaked(truth: Alignment, guess: Alignment) -> int:

@@ -1,9 +1,9 @@
 """Chats and raw text: the task of rows that belong to no other."""
 
 from data.rows import Sample
-from tasks.measures import EXACT_MATCH, LOSS, Row, differences, exact_match
+from tasks.measures import Metric, Row, differences, exact_match
 
-METRICS = (LOSS, EXACT_MATCH)
+METRICS: tuple[Metric, ...] = ()
 LEGEND = {"wrong": "not in the expected text", "missing": "missing from the answer"}
 TITLES = {"source": "Prompt", "gold": "Expected"}
 

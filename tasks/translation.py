@@ -2,13 +2,11 @@
 
 from common.progress import warn
 from data.rows import Sample
-from tasks.measures import EXACT_MATCH, LOSS, Metric, Row, exact_match
+from tasks.measures import Metric, Row, exact_match
 from tasks.text import LEGEND, TITLES, overall, pieces, shown_prompt
 
 __all__ = ["LEGEND", "METRICS", "TITLES", "applies", "overall", "pieces", "score", "shown_prompt"]
 METRICS = (
-    LOSS,
-    EXACT_MATCH,
     Metric("chrf", "chrF", percent=False, lower_is_better=False),
     Metric("bleu", "BLEU", percent=False, lower_is_better=False),
 )
