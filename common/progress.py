@@ -1,9 +1,13 @@
 """What people see of a command's progress: bars, lines on stdout, warnings on stderr."""
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # A command without a bar must not wait for the import.
+    from tqdm import tqdm
 
 
-def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0):
+def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0) -> "tqdm":
     """Returns a tqdm bar on stderr; it prints nothing if `quiet` is true or stderr is not a terminal."""
     from tqdm import tqdm
 

@@ -20,15 +20,13 @@ SEARCH = {"q4_k": (15, -1.0, 20), "q5_k": (31, -0.5, 15)}
 EPS = f32(1e-15)
 
 
-def nearest(v):
-    """Returns the nearest whole numbers, halves to even, as int32, or as int for a scalar.
+def nearest(v: np.ndarray) -> np.ndarray:
+    """Returns the nearest whole numbers, halves to even, as int32.
 
     They are the low bits of v + MAGIC, as in llama.cpp, so that the results agree above 2**22 and for
     infinities and NaN too.
     """
-    bits = (np.asarray(v, f32) + MAGIC).view(np.int32)
-    low = (bits & 0x7FFFFF) - 0x400000
-    return int(low) if low.ndim == 0 else low
+    return ((np.asarray(v, f32) + MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
 
 
 def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
@@ -93,7 +91,7 @@ def fast_round(v: np.ndarray, low: int, high: int) -> None:
     v -= MAGIC
 
 
-def fast_error(x, w, q, scale, low):
+def fast_error(x: np.ndarray, w: np.ndarray, q: np.ndarray, scale: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Returns the weighted square errors (N,), and overwrites q."""
     q *= scale
     q += low

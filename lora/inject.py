@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ ALL_LINEAR = "all-linear"
 # The head gets no adapter: the chunked loss reads the head's weight and does not call the module.
 OUTPUT_HEAD = "lm_head"
 
+T = TypeVar("T")
 Sizes = dict[str, tuple[int, float]]  # {path: (r, lora_alpha)}
 
 
@@ -145,7 +147,7 @@ def matches_end(pattern: str, name: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
-def pattern_value(pattern: dict, name: str, default):
+def pattern_value(pattern: dict[str, T], name: str, default: T) -> T:
     """Returns the value of the first key that matches the path, or the default."""
     return next((value for key, value in pattern.items() if matches_end(key, name)), default)
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from common.errors import listed
 from common.files import replacing
@@ -118,7 +119,7 @@ def _records(path: str | Path) -> list[tuple[str, dict]]:
     return found
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Returns a value that JSON has: 0-d tensors as numbers, non-finite floats as "nan", "inf", "-inf"."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
