@@ -1,6 +1,7 @@
-"""Fixed seeds for every test, so that a failure comes back, and the model folder that many tests start from."""
+"""Fixed seeds for every test, and the fixtures that several test files share."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from tests.folders import make_adapter, make_model
+from tests.makers import write_run
 
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
@@ -22,7 +24,7 @@ def fixed_seeds():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    """A model folder with random weights; a test file that needs other sizes has a `base` of its own."""
+    """A model folder with random weights; a test file that needs other sizes defines its own `base`."""
     return make_model(tmp_path_factory.mktemp("base"))
 
 
@@ -30,3 +32,10 @@ def base(tmp_path_factory) -> str:
 def adapter(tmp_path_factory, base) -> str:
     """An adapter folder for `base`."""
     return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """The current folder, with the config, base and rows that `write_run` makes."""
+    monkeypatch.chdir(write_run(tmp_path))
+    return tmp_path

@@ -44,15 +44,7 @@ def newest(folder: Path) -> tuple[int, list[str]]:
 
 
 def one_step(model, optimizers, precision, micro_batches):
-    record = train_step(
-        model,
-        SupervisedFineTuning(),
-        micro_batches,
-        optimizers,
-        precision,
-        1e-2,
-        1.0,
-    )
+    record = train_step(model, SupervisedFineTuning(), micro_batches, optimizers, precision, 1e-2, 1.0)
     model.zero_grad()
     return record
 
