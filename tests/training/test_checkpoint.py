@@ -1,7 +1,6 @@
-"""training/checkpoint.py: a checkpoint is whole or not there, whatever happens while it is written or later
-on the disk.
-"""
+"""training/checkpoint.py: a checkpoint is complete or absent after a kill, a full disk or damage."""
 
+import contextlib
 import errno
 import os
 import random
@@ -24,65 +23,51 @@ from training.optim import make_optimizers
 FILES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
 
 
-def numbers(step: int) -> dict[str, torch.Tensor]:
-    return {"weights/a": torch.full((300,), float(step)), "rng/cpu": torch.get_rng_state()}
-
-
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return checkpoint.save(folder, step, numbers(step), {"loop": {"step": step}}, keep)
+    tensors = {"weights/a": torch.full((300,), float(step)), "rng/cpu": torch.get_rng_state()}
+    return checkpoint.save(folder, step, tensors, {"loop": {"step": step}}, keep)
 
 
 def newest(folder: Path) -> tuple[int, list[str]]:
-    """(step of the checkpoint that a resume takes, its complaints); the step is read from both files."""
+    """Returns the step of the checkpoint that a resume takes, read from both files, and the warnings."""
     said = []
     tensors, state = checkpoint.load_newest(folder, said.append)
     assert tensors["weights/a"][0] == state["step"] == state["loop"]["step"]
     return state["step"], said
 
 
-# --- what is captured comes back
-
-
-def one_step(model, optimizers, precision, micro_batches):
-    record = train_step(model, SupervisedFineTuning(), micro_batches, optimizers, precision, 1e-2, 1.0)
-    model.zero_grad()
-    return record
+# --- what is captured is restored
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
-    """With dropout, so that the state of the random numbers counts; Muon over the layers and AdamW over the
-    embedding.
-    """
+    """Dropout makes the random state count. The embedding trains too: with "muon" it is AdamW's."""
     micro_batches = list(Loader(documents(4), 2, seed=1).batches(0))
     precision = Precision("fp32", torch.device("cpu"))
 
-    def fresh():
+    def fresh(seed):
+        torch.manual_seed(seed)
+        random.seed(seed)
         model = tiny_model(lora_dropout=0.2)
         model.model.embed_tokens.weight.requires_grad_(True)
         weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         return model, weights, make_optimizers(model, name, 1e-2, 0.1)
 
-    torch.manual_seed(1)
-    random.seed(1)
-    model, weights, optimizers = fresh()
-    one_step(model, optimizers, precision, micro_batches)
-    tensors, state = checkpoint.capture(weights, optimizers, precision.scaler)
-    checkpoint.save(tmp_path, 1, tensors, state, keep=1)
-    expected = (
-        one_step(model, optimizers, precision, micro_batches),
-        random.random(),
-        {n: p.detach().clone() for n, p in weights.items()},
-    )
+    def step(model, optimizers) -> tuple:
+        record = train_step(model, SupervisedFineTuning(), micro_batches, optimizers, precision, 1e-2, 1.0)
+        model.zero_grad()
+        return record, random.random()
 
-    torch.manual_seed(2)
-    random.seed(2)
-    model, weights, optimizers = fresh()
-    tensors, state = checkpoint.load_newest(tmp_path, pytest.fail)
-    checkpoint.restore(tensors, state, weights, optimizers, precision.scaler)
-    record, number = one_step(model, optimizers, precision, micro_batches), random.random()
-    assert (record, number) == expected[:2]
-    assert all(torch.equal(p, expected[2][n]) for n, p in weights.items())
+    model, expected, optimizers = fresh(seed=1)
+    step(model, optimizers)
+    checkpoint.save(tmp_path, 1, *checkpoint.capture(expected, optimizers, precision.scaler), keep=1)
+    after = step(model, optimizers)
+
+    model, weights, optimizers = fresh(seed=2)
+    loaded = checkpoint.load_newest(tmp_path, pytest.fail)
+    checkpoint.restore(*loaded, weights, optimizers, precision.scaler)
+    assert step(model, optimizers) == after
+    assert all(torch.equal(p, expected[n]) for n, p in weights.items())
 
 
 def test_the_scaler_of_fp16_comes_back(tmp_path):
@@ -98,55 +83,55 @@ def test_the_scaler_of_fp16_comes_back(tmp_path):
 
 
 class Killed(BaseException):
-    """The process is dead: nothing that it would do afterwards happens."""
+    """Stands for SIGKILL: no code catches it."""
 
 
-def kill_at(monkeypatch, moment: int, half_done: bool):
-    """Everything in checkpoint.py that touches the disk dies at the `moment`-th touch and ever after, as
-    under SIGKILL; returns the touches so far.
+def kill_at(monkeypatch, moment: int, half_done: bool) -> list[str]:
+    """Makes every disk call of checkpoint.py raise Killed from the `moment`-th call on.
+
+    If half_done, the call that is killed first writes half of its file. Returns the list that the names of
+    the calls are appended to.
     """
-    touches = []
+    calls = []
 
-    def dying(name, work, write=False):
-        def touch(*args, **kwargs):
-            touches.append(name)
-            if len(touches) == moment and half_done and write:
+    def patch(owner, name):
+        work = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == moment and half_done and name in ("save_file", "write_text"):
                 work(*args, **kwargs)
                 path = Path(args[1] if name == "save_file" else args[0])
                 os.truncate(path, path.stat().st_size // 2)
-            if len(touches) >= moment:
+            if len(calls) >= moment:
                 raise Killed
             return work(*args, **kwargs)
 
-        return touch
+        monkeypatch.setattr(owner, name, call)
 
-    monkeypatch.setattr(checkpoint, "save_file", dying("save_file", checkpoint.save_file, write=True))
-    monkeypatch.setattr(Path, "write_text", dying("write_text", Path.write_text, write=True))
-    monkeypatch.setattr(Path, "mkdir", dying("mkdir", Path.mkdir))
-    monkeypatch.setattr(os, "fsync", dying("fsync", os.fsync))
-    monkeypatch.setattr(os, "replace", dying("replace", os.replace))
-    monkeypatch.setattr(shutil, "rmtree", dying("rmtree", shutil.rmtree))
-    return touches
+    files = [(checkpoint, "save_file"), (Path, "write_text"), (Path, "mkdir")]
+    for owner, name in [*files, (os, "fsync"), (os, "replace"), (shutil, "rmtree")]:
+        patch(owner, name)
+    return calls
 
 
-def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check):
-    """Saves `step` over and over beside checkpoints 1 and 2, dies a touch later each time, and calls
-    check(folder, saved whole); the touches.
+def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check) -> list[str]:
+    """Saves `step` beside checkpoints 1 and 2, killed at each disk call in turn, and calls check(folder).
+
+    Returns the disk calls of a complete save.
     """
     for half_done in (False, True):
         for moment in range(1, 100):
             folder = tmp_path / f"{half_done}-{moment}"
             save(folder, 1), save(folder, 2)
             with monkeypatch.context() as patch:
-                touches = kill_at(patch, moment, half_done)
-                try:
+                calls = kill_at(patch, moment, half_done)
+                with contextlib.suppress(Killed):
                     save(folder, step, keep)
-                except Killed:
-                    pass
-                if len(touches) < moment:
-                    return touches
+                if len(calls) < moment:
+                    return calls
             check(folder)
-    raise AssertionError("a save has more touches than that")
+    raise AssertionError("a save makes more disk calls than that")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -154,27 +139,26 @@ def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothin
     monkeypatch, tmp_path, keep
 ):
     def check(folder):
-        assert newest(folder)[1] == []  # leftovers are no checkpoints
-        checkpoint.clean(folder)  # what a resume does first
+        assert newest(folder)[1] == []  # Leftovers do not count as checkpoints.
+        checkpoint.clean(folder)  # A resume does this first.
         step, said = newest(folder)
         assert step in (2, 3) and said == []
         assert all(p.name.startswith("step-") for p in folder.iterdir())
         save(folder, 3)
         assert newest(folder) == (3, [])
 
-    touches = kill_everywhere(monkeypatch, tmp_path, 3, keep, check)
-    assert touches.count("replace") == 1 and touches.count("fsync") == 5 and "rmtree" in touches
+    calls = kill_everywhere(monkeypatch, tmp_path, 3, keep, check)
+    assert calls.count("replace") == 1 and calls.count("fsync") == 5 and "rmtree" in calls
 
 
 def test_a_kill_while_a_step_is_saved_a_second_time_keeps_the_first_or_has_the_second(monkeypatch, tmp_path):
-    """With one checkpoint kept, the one that is being replaced is all there is."""
+    """With keep=1 no other checkpoint exists while the save replaces this one."""
 
     def check(folder):
         checkpoint.clean(folder)
         assert newest(folder) == (2, [])
 
-    touches = kill_everywhere(monkeypatch, tmp_path, 2, 1, check)
-    assert touches.count("replace") == 2
+    assert kill_everywhere(monkeypatch, tmp_path, 2, 1, check).count("replace") == 2
 
 
 # --- damage on the disk
@@ -194,16 +178,12 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, name, damag
         content[len(content) // 3] ^= 1
         file.write_bytes(content)
     step, (said,) = newest(tmp_path)
-    assert (
-        step == 1
-        and "step-00000002" in said
-        and (name in said or name == "SHA256SUMS")
-        and "before it" in said
-    )
+    assert step == 1 and "step-00000002" in said and "before it" in said
+    assert name in said or name == "SHA256SUMS"
 
 
 def test_every_single_bit_of_the_state_counts(tmp_path):
-    """A digit may become another digit, and the file is JSON all the same."""
+    """A flipped bit can turn one digit into another and leave valid JSON."""
     file = save(tmp_path, 7) / "state.json"
     content = file.read_bytes()
     for at in range(len(content)):
@@ -215,7 +195,7 @@ def test_every_single_bit_of_the_state_counts(tmp_path):
 def test_where_all_checkpoints_are_damaged_the_run_stops_and_does_not_start_anew(tmp_path):
     for path in (save(tmp_path, 1), save(tmp_path, 2)):
         (path / "tensors.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="all 2 checkpoints are damaged; remove the folder to start anew"):
+    with pytest.raises(ValueError, match="all 2 checkpoints are damaged.*remove the folder"):
         checkpoint.load_newest(tmp_path, lambda text: None)
 
 
@@ -224,7 +204,7 @@ def test_a_run_without_checkpoints_has_none(tmp_path):
 
 
 def test_behind_a_damaged_checkpoint_new_ones_are_kept_and_the_damaged_one_goes(tmp_path):
-    """Pruned by name alone, the damaged one would outlive what the run saves after it went back."""
+    """Pruning by name alone would keep the damaged one and delete what the run saves after it went back."""
     for step in (2, 4, 9):
         save(tmp_path, step)
     (tmp_path / "step-00000009" / "state.json").write_bytes(b"{}")
@@ -265,7 +245,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(monkeypatch, tmp_pa
 
 
 def test_a_write_that_the_system_refuses_is_an_oserror_from_safetensors_too(tmp_path):
-    """The library has an exception of its own; a limit on file sizes stands in for the full disk."""
+    """safetensors raises an exception class of its own; a limit on file sizes stands in for the full disk."""
     save(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
