@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.folders import ROOT
-from training.config import SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
+from training.config import MOVED, SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
 
 
 def config_file(folder: Path, text: str, start: str = '[data]\ntrain = "rows.jsonl"\n') -> Path:
@@ -212,6 +212,8 @@ def test_an_old_name_beside_the_new_one_is_an_error(tmp_path):
 # --- the resolved config that a run writes
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# Hypothesis also draws the constants of the code under test; a path that has moved is not written as it is.
+texts = texts.filter(lambda text: not text.startswith(tuple(MOVED)))
 words = texts.filter(bool)
 lists = st.lists(texts, max_size=3)
 flags = st.booleans()
