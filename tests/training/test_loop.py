@@ -1,7 +1,6 @@
-"""training/loop.py: what a step adds up, when it is not applied, and when the loop evaluates, saves and
-stops.
-"""
+"""training/loop.py: what a step adds up, which steps are skipped, when the loop evaluates, saves, stops."""
 
+import json
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from training.optim import make_optimizers
 
 CPU = Precision("fp32", torch.device("cpu"))
 SFT = SupervisedFineTuning()
-CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # documents in a micro-batch, micro-batches in a step
+CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]  # (documents in a micro-batch, micro-batches in a step)
 
 
 def schedule(total_steps: int = 4, batches_per_epoch: int = 4, **changes) -> loop.Schedule:
@@ -30,17 +29,11 @@ def schedule(total_steps: int = 4, batches_per_epoch: int = 4, **changes) -> loo
 
 
 class Watch:
-    """Hooks that write down what the loop asks for; `losses` are what its evaluations return."""
+    """Hooks that record their calls; `losses` are what the evaluations return in turn."""
 
     def __init__(self, losses=()):
-        self.losses, self.steps, self.evaluations, self.best, self.saves, self.skips = (
-            list(losses),
-            [],
-            [],
-            0,
-            [],
-            [],
-        )
+        self.losses, self.best = list(losses), 0
+        self.steps, self.evaluations, self.saves, self.skips = [], [], [], []
 
     def hooks(self, state, on_step=None) -> loop.Hooks:
         return loop.Hooks(
@@ -63,6 +56,10 @@ def trained(model):
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
 def fit(model, docs, watch=None, state=None, batch_size=1, objective=SFT, on_step=None, **changes):
     """Runs the loop over `docs` in their order and returns its hooks' records."""
     watch, state = watch or Watch(), state or loop.State()
@@ -77,20 +74,17 @@ def fit(model, docs, watch=None, state=None, batch_size=1, objective=SFT, on_ste
 
 
 def full_batch_gradients(model, docs):
-    """The mean loss over all supervised tokens of `docs` in one pass, with all logits at once, and its
-    gradients.
-    """
+    """Returns the mean loss over all supervised tokens of `docs`, from one pass, and its gradients."""
     batch = pack(docs)
     hidden = model(batch.tokens, batch.position_ids, batch.cu_seqlens)
     log_probs = reference_token_log_probs(hidden[batch.target_positions], model.head_weight, batch.targets)
     loss = -log_probs.sum() / batch.num_targets
-    return loss.item(), dict(
-        zip(trained(model), torch.autograd.grad(loss, list(trained(model).values())), strict=True)
-    )
+    gradients = torch.autograd.grad(loss, list(trained(model).values()))
+    return loss.item(), dict(zip(trained(model), gradients, strict=True))
 
 
 def worst(gradients, expected) -> float:
-    """The largest relative error of a tensor's gradient, relative to the tensor's largest entry."""
+    """Returns the largest error of any tensor's gradient, relative to the tensor's largest entry."""
     return max(((gradients[n] - e).abs().max() / e.abs().max()).item() for n, e in expected.items())
 
 
@@ -108,50 +102,35 @@ def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accu
 
 
 def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
-    docs = documents(20, seed=4)  # 8, 8 and 4 documents
-    runs = [
-        [
-            r["loss"]
-            for r in fit(tiny_model(), docs, batch_size=b, gradient_accumulation_steps=a, total_steps=6).steps
-        ]
-        for b, a in CUTS
-    ]
+    docs = documents(20, seed=4)  # steps of 8, 8 and 4 documents
+    runs = []
+    for b, a in CUTS:
+        steps = fit(tiny_model(), docs, batch_size=b, gradient_accumulation_steps=a, total_steps=6).steps
+        runs.append([r["loss"] for r in steps])
     for losses in runs[1:]:
         assert losses == pytest.approx(runs[0], abs=1e-5)
     assert runs[0][3] < runs[0][0]
 
 
-def test_the_short_micro_batches_at_the_end_of_an_epoch_is_stepped_and_weighs_its_own_tokens():
+def test_a_short_step_at_the_end_of_an_epoch_is_taken_and_weighs_its_own_tokens(monkeypatch):
     docs = documents(5, seed=5)
     model = tiny_model(dtype=torch.float64)
     loss, expected = full_batch_gradients(model, docs[4:])
-    at = loop.State(step=2, batch=4)  # as after two micro_batchess of two, with nothing learnt
-    seen = {}
+    step, gradients = loop.train_step, {}
 
-    def on_step(record):
-        seen.update(record)
+    def train_step(*args):
+        record = step(*args)
+        gradients.update({n: p.grad.clone() for n, p in trained(model).items()})
+        return record
 
-    step, loop.train_step = (
-        loop.train_step,
-        lambda *args: step(*args) | {"gradients": {n: p.grad.clone() for n, p in trained(model).items()}},
-    )
-    try:
-        fit(
-            model,
-            docs,
-            state=at,
-            on_step=on_step,
-            gradient_accumulation_steps=2,
-            total_steps=3,
-            max_grad_norm=0.0,
-        )
-    finally:
-        loop.train_step = step
-    assert seen["loss"] == pytest.approx(loss, abs=1e-5)
-    assert seen["supervised_tokens"] == pack(docs[4:]).num_targets and seen["tokens"] == len(
-        docs[4].input_ids
-    )
-    assert worst(seen["gradients"], expected) < 1e-10
+    monkeypatch.setattr(loop, "train_step", train_step)
+    at = loop.State(step=2, batch=4)  # two steps of two micro-batches are done
+    (record,) = fit(
+        model, docs, state=at, gradient_accumulation_steps=2, total_steps=3, max_grad_norm=0.0
+    ).steps
+    assert record["loss"] == pytest.approx(loss, abs=1e-5) and record["tokens"] == len(docs[4].input_ids)
+    assert record["supervised_tokens"] == pack(docs[4:]).num_targets
+    assert worst(gradients, expected) < 1e-10
 
 
 def test_an_epoch_takes_each_document_once_and_the_next_one_follows():
@@ -167,22 +146,21 @@ def test_the_norm_is_recorded_before_clipping_and_the_step_is_taken_after():
     micro_batches, models = [pack(documents(3))], [tiny_model(), tiny_model()]
     for model, limit in zip(models, (0.0, 1e-3), strict=True):
         record = loop.train_step(model, SFT, micro_batches, [], CPU, 1e-2, limit)
-        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained(model).values()]))
-        assert record["grad_norm"] > 1e-2 and norm.item() == pytest.approx(
-            limit or record["grad_norm"], rel=1e-2
-        )
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained(model).values()])).item()
+        assert record["grad_norm"] > 1e-2
+        assert norm == pytest.approx(limit or record["grad_norm"], rel=1e-2)
 
 
 # --- a step that is not finite
 
 
 def overflow(model):
-    """Weights that are finite, and a product with them that is not."""
+    """Fills a weight with finite values whose products overflow."""
     model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(3e38)
 
 
 def poisoned(bad):
-    """sft, whose loss is NaN for the documents whose names end in one of `bad`."""
+    """Returns sft with a loss of NaN for batches with a document whose line number is in `bad`."""
 
     def loss(model, batch):
         total, count, more = SFT.loss(model, batch)
@@ -192,7 +170,7 @@ def poisoned(bad):
 
 
 class BadGradient(torch.autograd.Function):
-    """Forward nothing, backward NaN."""
+    """The identity, with gradients of NaN."""
 
     @staticmethod
     def forward(ctx, x):
@@ -206,7 +184,7 @@ class BadGradient(torch.autograd.Function):
 def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_samples():
     model = tiny_model()
     overflow(model)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before = weights(model)
     watch = fit(model, documents(4), batch_size=2, gradient_accumulation_steps=2, total_steps=1)
     (skip,), (record,) = watch.skips, watch.steps
     assert skip == {
@@ -220,7 +198,7 @@ def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_sam
 
 
 def test_a_step_that_was_not_applied_leaves_no_trace_in_what_follows():
-    """Neither in the weights nor in the optimiser's moments: step 1 with its rate would not, so the rate is
+    """Neither in the weights nor in the optimizer's moments. The learning rate depends on the step, so it is
     constant here.
     """
     docs = documents(3, seed=7)
@@ -228,12 +206,12 @@ def test_a_step_that_was_not_applied_leaves_no_trace_in_what_follows():
     watch = fit(with_it, docs, objective=poisoned({"1"}), total_steps=3, lr_scheduler="constant")
     fit(without, docs[1:], total_steps=2, lr_scheduler="constant")
     assert [s["step"] for s in watch.skips] == [1] and watch.skips[0]["samples"] == ["rows.jsonl:1"]
-    assert all(torch.equal(p, dict(without.named_parameters())[n]) for n, p in with_it.named_parameters())
+    assert all(torch.equal(p, q) for p, q in zip(with_it.parameters(), without.parameters(), strict=True))
 
 
 def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_named():
     model = tiny_model()
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before = weights(model)
     model.model.layers[2].mlp.register_forward_hook(lambda module, args, output: BadGradient.apply(output))
     watch = fit(model, documents(2), batch_size=2, total_steps=1)
     assert math.isfinite(watch.steps[0]["loss"]) and math.isnan(watch.steps[0]["grad_norm"])
@@ -244,25 +222,19 @@ def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_nam
 def test_a_weight_that_is_not_finite_is_named():
     model = tiny_model()
     model.model.layers[1].self_attn.k_norm.weight.data[3] = math.inf
-    assert (
-        fit(model, documents(1), total_steps=1).skips[0]["layer"]
-        == "the weight model.layers.1.self_attn.k_norm.weight"
-    )
+    (skip,) = fit(model, documents(1), total_steps=1).skips
+    assert skip["layer"] == "the weight model.layers.1.self_attn.k_norm.weight"
 
 
-def test_three_bad_steps_in_a_row_stop_the_run():
+def test_three_bad_steps_in_a_row_stop_the_run_with_a_checkpoint():
     model, watch = tiny_model(), Watch()
     overflow(model)
-    with pytest.raises(
-        loop.Diverged, match=r"3 steps in a row.*up_proj.*rows.jsonl:3.*Lower train.learning_rate"
-    ):
+    with pytest.raises(loop.Diverged, match=r"3 steps in a row.*up_proj.*rows.jsonl:3.*train.learning_rate"):
         fit(model, documents(8), watch, total_steps=8)
-    assert len(watch.skips) == 3 and [s["step"] for s in watch.saves] == [
-        3
-    ]  # hours of good steps before are not lost
+    assert len(watch.skips) == 3 and [s["step"] for s in watch.saves] == [3]
 
 
-def test_two_bad_steps_and_a_good_one_do_not():
+def test_two_bad_steps_and_a_good_one_do_not_stop_the_run():
     watch = fit(tiny_model(), documents(6), objective=poisoned({"1", "2", "4", "5"}), total_steps=6)
     assert [s["step"] for s in watch.skips] == [1, 2, 4, 5] and len(watch.steps) == 6
 
@@ -270,57 +242,38 @@ def test_two_bad_steps_and_a_good_one_do_not():
 # --- evaluations
 
 
-def test_evaluations_are_told_their_step_and_the_last_step_has_one_too():
-    watch = fit(tiny_model(), documents(4), Watch([3.0, 2.0, 1.0]), total_steps=5, eval_every=2)
+def evaluated(losses, state=None, **changes) -> Watch:
+    """Runs the loop over four documents, with evaluations that return `losses`."""
+    return fit(tiny_model(), documents(4), Watch(losses), state, **changes)
+
+
+def test_evaluations_get_their_step_and_the_last_step_has_one_too():
+    watch = evaluated([3.0, 2.0, 1.0], total_steps=5, eval_every=2)
     assert watch.evaluations == [2, 4, 5] and watch.best == 3
 
 
 def test_the_last_step_is_evaluated_once():
-    assert fit(tiny_model(), documents(4), Watch([3.0, 2.0]), total_steps=4, eval_every=2).evaluations == [
-        2,
-        4,
-    ]
+    assert evaluated([3.0, 2.0], total_steps=4, eval_every=2).evaluations == [2, 4]
 
 
-def test_training_stops_once_it_is_no_better_for_as_long_as_its_patience():
-    state = loop.State()
-    watch = fit(
-        tiny_model(),
-        documents(4),
-        Watch([3.0, 2.0, 2.5, 2.0, 1.0]),
-        state,
-        total_steps=9,
-        eval_every=1,
-        early_stopping_patience=2,
-    )
+def test_training_stops_after_as_many_evaluations_without_improvement_as_its_patience():
+    state, settings = loop.State(), {"total_steps": 9, "eval_every": 1, "early_stopping_patience": 2}
+    watch = evaluated([3.0, 2.0, 2.5, 2.0, 1.0], state, **settings)
     assert watch.evaluations == [1, 2, 3, 4] and watch.best == 2
     assert (state.step, state.best_step, state.best) == (4, 2, {"loss": 2.0})
-    again = fit(
-        tiny_model(),
-        documents(4),
-        Watch([1.0]),
-        loop.state_from(watch.saves[-1]),
-        total_steps=9,
-        eval_every=1,
-        early_stopping_patience=2,
-    )
-    assert again.steps == again.evaluations == []  # stopped is stopped, on a resume too
+    resumed = evaluated([1.0], loop.state_from(watch.saves[-1]), **settings)
+    assert resumed.steps == resumed.evaluations == []
 
 
 def test_a_first_evaluation_without_a_finite_loss_is_kept_until_there_is_a_better_one():
     state = loop.State()
-    watch = fit(
-        tiny_model(), documents(4), Watch([math.nan, math.nan, 5.0]), state, total_steps=3, eval_every=1
-    )
+    watch = evaluated([math.nan, math.nan, 5.0], state, total_steps=3, eval_every=1)
     assert watch.best == 2 and state.best_step == 3
 
 
 def test_without_validation_the_latest_weights_are_the_best():
     state = loop.State()
-    assert (
-        fit(tiny_model(), documents(4), Watch(), state, total_steps=4, eval_every=2).best == 2
-        and state.best_step == 4
-    )
+    assert evaluated([], state, total_steps=4, eval_every=2).best == 2 and state.best_step == 4
 
 
 # --- saving and stopping
@@ -328,12 +281,8 @@ def test_without_validation_the_latest_weights_are_the_best():
 
 def test_checkpoints_are_saved_when_due_and_at_the_end():
     saves = fit(tiny_model(), documents(4), batch_size=2, total_steps=5, save_every=2).saves
-    assert [(s["step"], s["epoch"], s["batch"]) for s in saves] == [
-        (2, 0, 2),
-        (4, 1, 2),
-        (5, 2, 1),
-        (5, 2, 1),
-    ]  # before the last evaluation and after
+    at_the_end = [(5, 2, 1)] * 2  # one before the last evaluation and one after
+    assert [(s["step"], s["epoch"], s["batch"]) for s in saves] == [(2, 0, 2), (4, 1, 2), *at_the_end]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -357,14 +306,12 @@ def test_a_second_ctrl_c_acts_at_once():
 
     def on_step(record):
         watch.steps.append(record)
-        signal.raise_signal(
-            signal.SIGINT
-        )  # handled before it returns: two that are sent from outside may arrive as one
+        # raise_signal returns after the handler; two signals sent from outside may arrive as one.
+        signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell has its background jobs ignore it
+    # A shell makes its background jobs ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             fit(tiny_model(), documents(4), watch, on_step=on_step)
@@ -382,7 +329,5 @@ def test_a_signal_during_the_last_evaluation_is_not_lost():
 
 
 def test_the_state_survives_json():
-    import json
-
     for state in (loop.State(), loop.State(3, 1, 2, 1, {"loss": 2.5}, 3, 1, 3, 99, 1.25)):
         assert loop.state_from(json.loads(json.dumps(loop.state_dict(state), allow_nan=False))) == state

@@ -1,4 +1,4 @@
-"""training/memory.py and memory_probe.py: train.py --plan, against what the run then takes."""
+"""training/memory.py and memory_probe.py: train.py --plan against the memory that the run then takes."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ import torch
 import train
 from common import machine
 from tests.folders import ROOT
-from tests.makers import write_run
 from training import memory, memory_probe
 from training.config import Train, load_config
 from training.memory_probe import Probe, extended, sizes
@@ -24,15 +23,12 @@ TINY = (
 )
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(write_run(tmp_path / "place"))
-    return tmp_path / "place"
+def sets(*settings: str) -> list[str]:
+    return [word for s in settings for word in ("--set", s)]
 
 
 def plan(capsys, *settings: str) -> str:
-    words = [word for s in settings for word in ("--set", s)]
-    assert train.main(["--config", "tiny.toml", "--plan", *words]) == 0
+    assert train.main(["--config", "tiny.toml", "--plan", *sets(*settings)]) == 0
     return capsys.readouterr().out
 
 
@@ -54,8 +50,8 @@ def found(sizes: dict[int, int], evaluation: int = 0) -> Probe:
     ],
 )
 def test_a_plan_is_within_a_tenth_of_what_the_run_takes(tmp_path, settings):
-    """The embedded model, in two processes as a user starts them."""
-    words = [*TINY.split(), *(w for s in (f"run.dir={tmp_path / 'run'}", *settings) for w in ("--set", s))]
+    """Both run on the embedded model in processes of their own, as a user starts them."""
+    words = [*TINY.split(), *sets(f"run.dir={tmp_path / 'run'}", *settings)]
     command = [sys.executable, "train.py", *words]
     said = subprocess.run([*command, "--plan"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not (tmp_path / "run").exists()
@@ -74,10 +70,10 @@ def test_a_plan_needs_no_weights_writes_nothing_and_its_parts_add_up(place, caps
     assert "it fits" in out and sorted(place.rglob("*")) == before
 
 
-def test_what_does_not_fit_is_told_with_the_largest_batch_that_does(place, capsys, monkeypatch):
-    # Peaks of 100, 200, 300 for 2, 4, 8 rows: the line between 4 and 8 reaches 250 at 6 rows.
+def test_a_run_that_does_not_fit_is_told_the_largest_batch_that_does(place, capsys, monkeypatch):
+    # The peaks are 100, 200, 300 for 2, 4, 8 rows: the line between 4 and 8 reaches 250 at 6 rows.
     monkeypatch.setattr(memory, "probe", lambda cfg, room: found({2: 100, 4: 200, 8: 300}))
-    monkeypatch.setattr(memory, "free", lambda device: 275.1)  # 250 and the margin
+    monkeypatch.setattr(memory, "free", lambda device: 275.1)  # 250 times the margin of 1.1
     out = plan(capsys, "train.batch_size=8", "train.gradient_accumulation_steps=3")
     assert "train.batch_size = 6 (now 8)" in out and "gradient_accumulation_steps = 4 (now 3)" in out
     monkeypatch.setattr(memory, "free", lambda device: 1)
@@ -97,32 +93,30 @@ def test_a_probe_that_ran_out_of_memory_does_not_fit(place, capsys, monkeypatch)
     assert "it does not fit" in plan(capsys)
 
 
-@pytest.mark.parametrize(
-    "room, largest", [(99, 0), (100, 1), (149, 1), (150, 2), (175, 3), (200, 4), (999, 4)]
-)
-def test_the_largest_size_is_read_off_the_line_between_the_known_ones(room, largest):
+CASES = [(99, 0), (100, 1), (149, 1), (150, 2), (175, 3), (200, 4), (999, 4)]
+
+
+@pytest.mark.parametrize("room, largest", CASES)
+def test_the_largest_size_is_interpolated_between_the_measured_ones(room, largest):
     assert found({1: 100, 2: 150, 4: 200}).largest(room) == largest
 
 
-def test_growth_is_extended_by_the_last_doubling_and_no_further_than_eight_times():
-    peaks = [100, 100, 110, 115, 120]  # four steps: two to four added 10
+def test_growth_is_extrapolated_by_the_last_doubling_for_at_most_eight_times_the_steps():
+    peaks = [100, 100, 110, 115, 120]  # from the second step to the fourth the peak grows by 10
     assert extended(peaks, 4) == 120 and extended(peaks, 8) == 130 and extended(peaks, 10**6) == 150
 
 
-def test_sizes_double_up_to_the_runs_own(place):
-    cfg = load_config("tiny.toml")
-    lengths = {"documents": [type("D", (), {"input_ids": [0] * n}) for n in (3, 5)]}
-    data = type("Data", (), lengths)
+def test_sizes_double_up_to_the_runs_own():
+    data = SimpleNamespace(documents=[SimpleNamespace(input_ids=[0] * n) for n in (3, 5)])
     assert [size for size, _ in sizes(Train(batch_size=6), data)] == [1, 2, 4, 6]
     assert [t.max_tokens for _, t in sizes(Train(max_tokens=12), data)] == [5, 10, 12]
-    assert cfg.train.batch_size
 
 
 # the process
 
 
 def test_a_size_that_would_exceed_the_room_is_not_tried(place):
-    """With no room at all the first two sizes are measured, and the third is read off their line."""
+    """Without any room the first two sizes are measured, and the third is predicted from them."""
     cfg = load_config("tiny.toml", ["train.batch_size=8"])
     probe = memory_probe.probe(cfg, room=0)
     assert [size for size, _ in probe.sizes] == [1, 2, 4] and probe.failed == "training"
@@ -140,44 +134,42 @@ def refused(*_):
     raise ValueError("this is no good")
 
 
+def in_a_child(monkeypatch, phases) -> Probe:
+    """Runs the probe with other phases in its child, which is forked so that it has the replacement."""
+    context = memory_probe.multiprocessing.get_context("fork")
+    monkeypatch.setattr(memory_probe.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(memory_probe, "_phases", phases)
+    return memory_probe.probe(load_config("tiny.toml"), room=2**40)
+
+
 @pytest.mark.parametrize("phases", [killed, exhausted])
 def test_a_process_that_runs_out_of_memory_is_a_failed_probe(place, monkeypatch, phases):
-    assert in_a_child(place, phases).failed == "loading"
+    assert in_a_child(monkeypatch, phases).failed == "loading"
 
 
-def test_another_failure_of_the_process_is_raised_with_its_place(place):
+def test_another_failure_of_the_process_is_raised_with_its_place(place, monkeypatch):
     with pytest.raises(ValueError, match="this is no good") as caught:
-        in_a_child(place, refused)
+        in_a_child(monkeypatch, refused)
     assert "in refused" in caught.value.__notes__[0]
-
-
-def in_a_child(place, phases) -> Probe:
-    """Runs the probe with other phases in its child: a fork, so that the child has the replacement."""
-    patched = pytest.MonkeyPatch()
-    context = memory_probe.multiprocessing.get_context("fork")
-    patched.setattr(memory_probe.multiprocessing, "get_context", lambda kind: context)
-    patched.setattr(memory_probe, "_phases", phases)
-    try:
-        return memory_probe.probe(load_config("tiny.toml"), room=2**40)
-    finally:
-        patched.undo()
 
 
 # bad input
 
 
+def refusal(capsys, *settings: str) -> str:
+    assert train.main(["--config", "tiny.toml", "--plan", *sets(*settings)]) == 2
+    return capsys.readouterr().err
+
+
 def test_a_compiled_run_without_a_compiler_is_refused(place, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    sets = ["--set", "train.compile=true", "--set", "train.device=cpu"]
-    assert train.main(["--config", "tiny.toml", "--plan", *sets]) == 2
-    assert "no-such-compiler" in capsys.readouterr().err
+    assert "no-such-compiler" in refusal(capsys, "train.compile=true", "train.device=cpu")
 
 
 def test_a_plan_of_a_bad_config_is_refused(place, capsys):
-    assert train.main(["--config", "tiny.toml", "--plan", "--set", "train.batch_size=0"]) == 2
-    assert "train.batch_size = 0 must be at least 1" in capsys.readouterr().err
+    assert "train.batch_size = 0 must be at least 1" in refusal(capsys, "train.batch_size=0")
     shutil.rmtree(place / "base")
-    assert train.main(["--config", "tiny.toml", "--plan"]) == 2
+    refusal(capsys)
 
 
 def test_the_free_memory_is_the_machines_or_the_containers():

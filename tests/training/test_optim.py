@@ -1,6 +1,4 @@
-"""training/optim.py: AdamW and the rate's way by hand, and which weights go to which optimiser with which
-decay.
-"""
+"""training/optim.py: AdamW, the learning rate schedule, and the optimizer and decay of each parameter."""
 
 import subprocess
 import sys
@@ -17,20 +15,20 @@ def factors(kind, warmup=2, total=6):
     return [lr_factor(step, total, warmup, kind) for step in range(total)]
 
 
-def test_the_linear_rate_rises_in_thirds_and_falls_in_quarters():
-    assert factors("linear") == pytest.approx([1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4])
+HALF = 2**0.5 / 2  # the cosine of 45 degrees
+AFTER_WARMUP = {
+    "linear": [3 / 4, 1 / 2, 1 / 4],
+    "cosine": [(1 + HALF) / 2, 1 / 2, (1 - HALF) / 2],
+    "constant": [1, 1, 1],
+}
 
 
-def test_the_cosine_rate_falls_in_half_a_cosine():
-    half = 2**0.5 / 2
-    assert factors("cosine") == pytest.approx([1 / 3, 2 / 3, 1, (1 + half) / 2, 1 / 2, (1 - half) / 2])
+@pytest.mark.parametrize("kind", AFTER_WARMUP)
+def test_the_lr_rises_linearly_in_the_warm_up_and_then_follows_its_schedule(kind):
+    assert factors(kind) == pytest.approx([1 / 3, 2 / 3, 1, *AFTER_WARMUP[kind]])
 
 
-def test_the_constant_rate_stays_after_the_warm_up():
-    assert factors("constant") == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
-
-
-def test_without_warm_up_the_first_step_has_the_full_rate_and_the_last_one_some():
+def test_without_warm_up_the_first_step_has_the_full_lr_and_the_last_one_some():
     assert factors("linear", warmup=0, total=4) == [1, 0.75, 0.5, 0.25]
     assert factors("cosine", warmup=0, total=1) == factors("linear", warmup=0, total=1) == [1]
 
@@ -58,29 +56,24 @@ def test_the_magnitudes_of_dora_are_vectors_and_do_not_decay():
     assert decay == {2: 0.1, 1: 0.0}
 
 
+def held_by(optimizer, model) -> set[str]:
+    """Returns the names of the parameters in the optimizer's groups."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+
+
 def test_muon_takes_the_matrices_of_the_layers_and_nothing_else():
     model = tiny_model(adapted=False)
-    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.1)
-    names = {id(p): n for n, p in model.named_parameters()}
-    held = [
-        {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
-        for optimizer in (adamw, muon)
-    ]
-    assert held[1] == {
-        n for n in names.values() if n.startswith("model.layers.") and n.endswith("_proj.weight")
-    }
-    assert held[0] == set(names.values()) - held[1] and "model.embed_tokens.weight" in held[0]
+    adamw, muon = (held_by(optimizer, model) for optimizer in make_optimizers(model, "muon", 1e-3, 0.1))
+    names = {n for n, _ in model.named_parameters()}
+    assert muon == {n for n in names if n.startswith("model.layers.") and n.endswith("_proj.weight")}
+    assert adamw == names - muon and "model.embed_tokens.weight" in adamw
 
 
-def test_frozen_weights_are_in_no_optimiser():
+def test_frozen_weights_are_in_no_optimizer():
     model = tiny_model()
-    held = {
-        id(p)
-        for optimizer in make_optimizers(model, "muon", 1e-3, 0.0)
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
-    assert held == {id(p) for n, p in model.named_parameters() if "lora_" in n}
+    held = set.union(*(held_by(optimizer, model) for optimizer in make_optimizers(model, "muon", 1e-3, 0.0)))
+    assert held == {n for n, _ in model.named_parameters() if "lora_" in n}
 
 
 def steps_of(optimizer, params, count: int, seed: int = 0) -> None:
@@ -95,8 +88,8 @@ def fresh_params() -> list[torch.Tensor]:
     return [torch.nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)), torch.nn.Parameter(torch.ones(4))]
 
 
-def test_the_first_adamw_step_is_the_sign_of_the_gradient_times_the_rate():
-    """m / sqrt(v) = g / |g| after one step, and the decay takes 0.1 * 0.5 of the weight."""
+def test_the_first_adamw_step_is_the_sign_of_the_gradient_times_the_lr():
+    """m / sqrt(v) = g / |g| after one step, and the decay subtracts 0.1 * 0.5 of the weight."""
     (p,) = params = [torch.nn.Parameter(torch.tensor([1.0, 1.0]))]
     p.grad = torch.tensor([3.0, -0.2])
     AdamW([{"params": params, "weight_decay": 0.5}], lr=0.1).step()
@@ -112,10 +105,8 @@ def test_adamw_is_pytorchs_to_the_last_bit():
 
 def test_adamw_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
     def build(params):
-        return AdamW(
-            [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "weight_decay": 0.0}],
-            lr=0.01,
-        )
+        pairs = ((params[:1], 0.1), (params[1:], 0.0))
+        return AdamW([{"params": some, "weight_decay": decay} for some, decay in pairs], lr=0.01)
 
     straight, stopped = fresh_params(), fresh_params()
     first, second = build(straight), build(stopped)
@@ -126,9 +117,7 @@ def test_adamw_goes_on_from_a_saved_state_as_if_it_had_never_stopped():
     steps_of(first, straight, 3, seed=1)
     steps_of(third, stopped, 3, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(straight, stopped, strict=True))
-    assert second.state[stopped[0]]["step"] == 3, (
-        "the saved state is not what the new optimiser goes on writing into"
-    )
+    assert second.state[stopped[0]]["step"] == 3, "the new optimizer wrote into the saved state"
 
 
 def test_a_parameter_without_a_gradient_stays_as_it_is():
@@ -140,9 +129,7 @@ def test_a_parameter_without_a_gradient_stays_as_it_is():
 
 
 def test_no_compiler_is_imported_for_a_first_step():
-    """torch._dynamo takes over a second to import, and neither building, loading nor training a model asks
-    for it.
-    """
+    """Importing torch._dynamo takes over a second; loading and training a model must not need it."""
     program = """if True:
         import sys, torch
         from data.packing import pack
