@@ -1,7 +1,9 @@
-"""Time forward and backward of the ways to attend on a CPU: python benchmarks/attention.py
+"""Times attention on a CPU, forward and backward: PyTorch's fused kernel against masked_attention.
 
-Prints, for documents of several lengths in one stream, milliseconds of PyTorch's fused kernel and of the
-plain products of model.attention.masked_attention, interleaved, the best of `--rounds`.
+    python benchmarks/attention.py [--tokens 2560] [--rounds 10]
+
+Prints milliseconds for one stream of documents, for several document lengths. The two implementations take
+turns; each figure is the best of `--rounds`. model.attention.MAX_PLAIN_KEYS comes from these figures.
 """
 
 import argparse
@@ -30,7 +32,7 @@ def main() -> None:
 
 
 def measure(torch, attention, dtype, length: int, args) -> dict[bool, float]:
-    """{plain: the best time in milliseconds}."""
+    """Returns {whether masked_attention computed it: the best time in milliseconds}."""
     q = torch.randn(args.tokens, 4, 64, dtype=dtype, requires_grad=True)
     k, v = (torch.randn(args.tokens, 1, 64, dtype=dtype, requires_grad=True) for _ in range(2))
     best = {}

@@ -1,5 +1,7 @@
-"""Arguments, a clock and one line of JSON for each program that frameworks.py runs. This file does not load
-torch."""
+"""Arguments, a clock and one line of JSON for each program that frameworks.py runs.
+
+Importing this file does not load torch.
+"""
 
 import argparse
 import json
@@ -12,29 +14,21 @@ from pathlib import Path
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="One contestant of benchmarks/frameworks.py, which starts it."
-    )
+    parser = argparse.ArgumentParser(description="One program of benchmarks/frameworks.py, which starts it.")
     parser.add_argument("name")
-    parser.add_argument("folder", type=Path, help="what lab_like.py wrote")
-    parser.add_argument(
-        "--round",
-        type=int,
-        required=True,
-        help="number of the batch that the timed steps run on; the first step runs on batch 0",
-    )
-    parser.add_argument("--steps", type=int, required=True, help="timed steps")
-    parser.add_argument("--batch", type=int, required=True, help="rows of a step")
+    parser.add_argument("folder", type=Path, help="the folder that lab_like.py wrote")
+    number = "index of the batch of the timed steps; the first step uses batch 0"
+    parser.add_argument("--round", type=int, required=True, help=number)
+    parser.add_argument("--steps", type=int, required=True, help="number of timed steps")
+    parser.add_argument("--batch", type=int, required=True, help="rows per step")
     parser.add_argument("--device", required=True)
-    parser.add_argument(
-        "--started", type=float, required=True, help="time.time() when the process was started"
-    )
+    parser.add_argument("--started", type=float, required=True, help="time.time() at the process's start")
     parser.add_argument("--set", action="append", default=[])
     return parser.parse_args()
 
 
 class Clock:
-    """Call lap() after each step: the first call gives the start-up time, later ones the step seconds."""
+    """Measures the seconds of each step; lap() is called after each one, and first after the warm-up step."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.losses, self.seconds, self.others, self.first = args, [], [], [], None
@@ -55,29 +49,23 @@ class Clock:
         self._begin()
 
     def result(self) -> dict:
-        """Returns what the process measured.
+        """Returns the measurements of this process.
 
-        The seconds of the timed steps; the cores that other processes kept busy up to the first step and in
-        each timed one; the seconds from the start to the end of the first step; and the peak memory in bytes
-        (on CUDA that of the allocator).
+        seconds: of each timed step. others: the number of cores that other processes kept busy, before the
+        end of the first step and in each timed step. first_step: seconds from the process's start to the end
+        of the first step. peak: bytes, of the allocator on CUDA, else of resident memory.
         """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.args.device == "cuda":
             import torch
 
             peak = torch.cuda.max_memory_allocated()
-        return {
-            "seconds": self.seconds[1:],
-            "others": self.others,
-            "first_step": self.first,
-            "peak": peak,
-            "losses": self.losses,
-            "versions": versions(self.args.device),
-        }
+        times = {"seconds": self.seconds[1:], "others": self.others, "first_step": self.first}
+        return times | {"peak": peak, "losses": self.losses, "versions": versions(self.args.device)}
 
 
 def cpu_of_others() -> float:
-    """Seconds that the machine's cores have worked for other processes; 0 where there is no /proc/stat."""
+    """Returns the CPU seconds of all other processes since the boot, or 0 where there is no /proc/stat."""
     try:
         user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     except OSError:
@@ -86,18 +74,12 @@ def cpu_of_others() -> float:
 
 
 def versions(device: str) -> list[str]:
-    """The device, and the packages that did the work."""
+    """Returns the device's name and the loaded packages with their versions."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return [
-        name,
-        *(
-            f"{package} {metadata.version(package)}"
-            for package in ("torch", "transformers", "peft", "trl")
-            if package in sys.modules
-        ),
-    ]
+    loaded = [package for package in ("torch", "transformers", "peft", "trl") if package in sys.modules]
+    return [name, *(f"{package} {metadata.version(package)}" for package in loaded)]
 
 
 def finish(result: dict) -> None:

@@ -1,9 +1,9 @@
-"""Measures what an export costs: seconds and peak memory of export.py --to gguf, in a process of its own.
+"""Measures the seconds and the peak memory of export.py --to gguf.
 
     python benchmarks/exporting.py [--quant q4_k_m] [--no-verify] [--shape NAME]
 
-One model has the 270M shape with random bfloat16 weights; the other has 4 GB of weights that are a hole in
-the file (all zeros) and shows the memory only.
+One model has the 270M shape with random bfloat16 weights. The other has 4 GB of zeros in a sparse file, and
+shows the memory only.
 """
 
 import argparse
@@ -27,46 +27,36 @@ from model.gemma3 import Gemma3ForCausalLM  # noqa: E402
 from model.hub import TINY  # noqa: E402
 from model.weights import copy_tokenizer, save_model  # noqa: E402
 
-SHAPES = {
-    "270M": {
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-    },
-    "4 GB": {
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "num_hidden_layers": 14,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-    },
-}
+# hidden_size, intermediate_size, layers, query heads, key/value heads
+SHAPES = {"270M": (640, 2048, 18, 4, 1), "4 GB": (2560, 10_240, 14, 8, 4)}
 
 
-def config(shape: dict) -> Gemma3Config:
-    kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(shape["num_hidden_layers"])]
+def config(name: str) -> Gemma3Config:
+    hidden, intermediate, layers, heads, kv_heads = SHAPES[name]
     return Gemma3Config(
-        **shape,
         vocab_size=262_144,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         head_dim=256,
         query_pre_attn_scalar=256,
         sliding_window=512,
-        layer_types=kinds,
+        layer_types=[FULL if (i + 1) % 6 == 0 else SLIDING for i in range(layers)],
     )
 
 
-def make_random(folder: Path, shape: dict) -> None:
-    model = Gemma3ForCausalLM(config(shape))
+def make_random(folder: Path, config: Gemma3Config) -> None:
+    model = Gemma3ForCausalLM(config)
     model.reset_parameters(seed=0)
     save_model(model, folder, torch.bfloat16)
 
 
-def make_sparse(folder: Path, shape: dict) -> None:
-    """The safetensors header, and behind it nothing that takes room on the disk."""
+def make_sparse(folder: Path, config: Gemma3Config) -> None:
+    """Writes the safetensors header, followed by zeros that take no room on the disk."""
     with torch.device("meta"):
-        model = Gemma3ForCausalLM(config(shape))
+        model = Gemma3ForCausalLM(config)
     header, end = {}, 0
     for name, p in model.named_parameters():
         start, end = end, end + 2 * math.prod(p.shape)
@@ -77,11 +67,11 @@ def make_sparse(folder: Path, shape: dict) -> None:
     with open(folder / "model.safetensors", "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         f.truncate(8 + len(text) + end)
-    (folder / "config.json").write_text(json.dumps(config(shape).to_json() | {"dtype": "bfloat16"}))
+    (folder / "config.json").write_text(json.dumps(config.to_json() | {"dtype": "bfloat16"}))
 
 
 def make_tokenizer(folder: Path) -> None:
-    """The embedded model's tokenizer with as many more pieces as Gemma's has, which no text contains."""
+    """Writes tiny's tokenizer, filled up to 262,144 vocabulary entries with pieces that no text contains."""
     copy_tokenizer(TINY, folder)
     raw = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = raw["model"]["vocab"]
@@ -90,12 +80,25 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make(name: str, folder: Path) -> None:
-    (make_random if name == "270M" else make_sparse)(folder, SHAPES[name])
+    (make_random if name == "270M" else make_sparse)(folder, config(name))
     make_tokenizer(folder)
 
 
+def in_a_process(function, *arguments) -> None:
+    """Calls the function in a process of its own: a child's peak counts its parent's memory at the start."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+
+
+def export_command(model: Path, quant: str, out: Path) -> list[str]:
+    """Returns the command line that exports the folder `model` to the GGUF file `out`."""
+    to_gguf = ["--to", "gguf", "--quant", quant, "--out", str(out)]
+    return [sys.executable, "export.py", "--model", str(model), *to_gguf]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds and peak memory of an export to GGUF.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quant", default="q4_k_m")
     parser.add_argument("--no-verify", action="store_true")
     parser.add_argument("--shape", choices=list(SHAPES), action="append")
@@ -103,32 +106,17 @@ def main() -> None:
     for name in args.shape or SHAPES:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "model")
-            # in a process of its own: a child's peak counts what its parent held when it was started
-            maker = multiprocessing.get_context("spawn").Process(target=make, args=(name, folder))
-            maker.start()
-            maker.join()
+            in_a_process(make, name, folder)
             size = (folder / "model.safetensors").stat().st_size
-            words = [
-                sys.executable,
-                "export.py",
-                "--model",
-                str(folder),
-                "--to",
-                "gguf",
-                "--quant",
-                args.quant,
-                "--out",
-                str(Path(scratch, "x.gguf")),
-            ]
+            command = export_command(folder, args.quant, Path(scratch, "x.gguf"))
             start = time.perf_counter()
-            process = subprocess.Popen(words + ["--no-verify"] * args.no_verify, cwd=ROOT)
+            process = subprocess.Popen(command + ["--no-verify"] * args.no_verify, cwd=ROOT)
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 sys.exit(f"the export of {name} failed")
             seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
-        print(
-            f"{name}: {size / 1e9:.2f} GB to {args.quant} in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB"
-        )
+        done = f"{name}: {size / 1e9:.2f} GB to {args.quant} in {seconds:.1f} s"
+        print(f"{done}, peak memory {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

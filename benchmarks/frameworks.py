@@ -5,22 +5,20 @@
 The job: Gemma 3's 270M shape with random bf16 weights, LoRA of rank 128 on all seven projections, 8 lab-like
 rows a step (lab_like.py makes both, once), AdamW. Programs take turns, `--rounds` times. Each turn is a
 process of its own: a first step on one batch, then the timed steps on the batch of the round, which is the
-same for all. The peers (peers.py) run in an environment of their own, which this script makes in
-runs/benchmark/peers; or make one and name its Python with --peers-python:
+same for all programs. The peers (peers.py) run in an environment of their own. This script makes it in
+runs/benchmark/peers; to use another one, name its Python with --peers-python:
 
     python -m venv peers
     peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
 
-tokens/s      tokens of the rows (prompt, response and turns; no padding) over the seconds of the median step
-              of each round; then the median of the rounds
+tokens/s      tokens of the rows (no padding) over the seconds of the median step; the median of the rounds
 x Loupe's, x compiled's    seconds of a step over those of Loupe's plain and compiled step in the same round;
-                           the median
+                           the median of the rounds
 peak memory   the largest resident size of the process, or of the allocator on a GPU
 first step    seconds from the start of the process to the end of its first optimizer step; the peers' rows
               are tokenized before
-of ceiling    tokens/s as a share of what Loupe's step would reach with its matrix products alone, timed in
-              its process in turn with further steps; the share of a peer is also of Loupe's products (float32
-              ones for a float32 peer)
+of ceiling    tokens/s as a share of those of the matrix products of Loupe's step alone, which take turns with
+              further steps in Loupe's process; a peer is also compared with Loupe's products
 """
 
 import argparse
@@ -57,52 +55,25 @@ LABELS = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Tokens/s, memory and start-up of Loupe and its peers on one fine-tuning job."
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=OURS + PEERS,
-        metavar="NAME",
-        help=f"may be repeated: {', '.join(OURS + PEERS)}",
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=BATCH, help="rows of a step (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="Loupe's timed steps in a round")
-    parser.add_argument("--peer-steps", type=int, default=1, help="a peer's timed steps in a round")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        choices=["cpu", "cuda"],
-        help="cuda is the first that CUDA_VISIBLE_DEVICES leaves",
-    )
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        default=989,
-        help="the GPU's dense bf16 peak, for MFU (NVIDIA's data sheet: H100 SXM and H200 989)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="a key of Loupe's config; may be repeated",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=ROOT / "runs" / "benchmark",
-        help="where the model, the rows and results.jsonl are",
-    )
-    parser.add_argument("--peers-python", type=Path, help="interpreter of an environment with the peers")
-    parser.add_argument(
-        "--append", action="store_true", help="keep the results that are in the folder and add to them"
-    )
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the table as docs/benchmarks.md has it"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, names = parser.add_argument, OURS + PEERS
+    only = f"may be repeated: {', '.join(names)}"
+    add("--only", action="append", choices=names, metavar="NAME", help=only)
+    add("--rounds", type=int, default=5)
+    add("--batch", type=int, default=BATCH, help="rows per step (default %(default)s)")
+    add("--steps", type=int, default=3, help="Loupe's timed steps per round")
+    add("--peer-steps", type=int, default=1, help="a peer's timed steps per round")
+    device = "cuda is the first device of CUDA_VISIBLE_DEVICES"
+    add("--device", default="cpu", choices=["cpu", "cuda"], help=device)
+    peak = "the GPU's dense bf16 peak, for MFU (NVIDIA's data sheet: H100 SXM and H200 989)"
+    add("--peak-tflops", type=float, default=989, help=peak)
+    key = "a key of Loupe's config; may be repeated"
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=key)
+    folder = "folder of the model, the rows and results.jsonl"
+    add("--folder", type=Path, default=ROOT / "runs" / "benchmark", help=folder)
+    add("--peers-python", type=Path, help="interpreter of an environment with the peers")
+    add("--append", action="store_true", help="add to the results that are in the folder")
+    add("--markdown", action="store_true", help="print a Markdown table, as in docs/benchmarks.md")
     return parser.parse_args()
 
 
@@ -110,69 +81,41 @@ def prepare(args: argparse.Namespace) -> None:
     """Makes the model, the rows and the peers' environment where they are missing."""
     args.folder = args.folder.resolve()
     if not (args.folder / "tokens.json").is_file():
-        # All that loads torch runs in a process of its own: the peak of a child counts what its parent held
-        # at the start.
+        # This process does not load torch: the peak of a child counts the memory of its parent at the start.
         subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)
     if not args.peers_python and set(args.only or PEERS) & set(PEERS):
         args.peers_python = args.folder / "peers" / "bin" / "python"
         if not args.peers_python.exists():
-            constraints = ["-c", str(ROOT / "constraints.txt")]
             subprocess.run([sys.executable, "-m", "venv", args.folder / "peers"], check=True)
-            subprocess.run(
-                [args.peers_python, "-m", "pip", "install", "-q", *constraints, *PACKAGES], check=True
-            )
+            install = ["-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *PACKAGES]
+            subprocess.run([args.peers_python, *install], check=True)
 
 
 def take_turn(name: str, number: int, args: argparse.Namespace) -> dict | None:
     """Runs one program for one round; returns its figures, or None (and prints its error) if it fails."""
-    python, script, steps = (
-        (sys.executable, "ours.py", args.steps)
-        if name in OURS
-        else (args.peers_python, "peers.py", args.peer_steps)
-    )
-    command = [
-        str(python),
-        str(HERE / script),
-        name,
-        str(args.folder),
-        "--round",
-        str(number),
-        "--steps",
-        str(steps),
-        "--device",
-        args.device,
-    ]
-    command += ["--batch", str(args.batch)]
-    command += [word for override in (args.set if name in OURS else []) for word in ("--set", override)]
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # one, or TRL would spread over all
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": gpu,
-    }
+    command: list = [args.peers_python, HERE / "peers.py", name, args.folder, "--steps", args.peer_steps]
+    if name in OURS:
+        command = [sys.executable, HERE / "ours.py", name, args.folder, "--steps", args.steps]
+        command += [word for override in args.set for word in ("--set", override)]
+    command += ["--round", number, "--device", args.device, "--batch", args.batch, "--started", time.time()]
+    # With several devices, TRL would train on all of them.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": gpu}
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | settings, "cwd": ROOT}
     with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            [*command, "--started", repr(time.time())],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
+        done = subprocess.run([str(word) for word in command], stderr=errors, **pipes)
         if done.returncode:
             errors.seek(0)
-            print(
-                f"{name} failed with exit code {done.returncode}:\n{errors.read()[-3000:]}", file=sys.stderr
-            )
+            print(f"{name} failed with exit code {done.returncode}:", errors.read()[-3000:], file=sys.stderr)
             return None
     return {"name": name, "round": number} | json.loads(done.stdout.splitlines()[-1])
 
 
 def warn(results: list[dict]) -> None:
-    """Prints on stderr which figures not to trust.
+    """Prints on stderr the figures that are not to be trusted.
 
-    Either other processes used the machine, or the first loss is not Loupe's (a fresh adapter changes
-    nothing).
+    Other processes used the machine, or the first loss differs from Loupe's, although a fresh adapter changes
+    nothing.
     """
     for r in results:
         if max(r["others"]) > 0.1:
@@ -181,97 +124,55 @@ def warn(results: list[dict]) -> None:
     losses = {r["name"]: r["losses"][0] for r in results}
     for name, loss in losses.items():
         if "loupe" in losses and abs(loss - losses["loupe"]) > 0.001 * losses["loupe"]:
-            print(
-                f"{name}: the first loss is {loss:.4f} and Loupe's {losses['loupe']:.4f}: not the same job",
-                file=sys.stderr,
-            )
+            both = f"the first loss is {loss:.4f}, and Loupe's is {losses['loupe']:.4f}"
+            print(f"{name}: {both}: not the same job", file=sys.stderr)
 
 
 def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
-    """A row of the table for each contestant, in the contestants' order."""
+    """Returns the table's row of each program, in the order of OURS + PEERS."""
     rows = json.loads((args.folder / "tokens.json").read_text())
-    speeds, ceilings, work = (
-        {},
-        {},
-        {},
-    )  # all by (name, round): tokens/s, tokens/s of the products alone, FLOPs of a token
+    # By (name, round): tokens/s, tokens/s of the products alone, FLOPs of a token.
+    speeds, ceilings, work = {}, {}, {}
     for r in results:
-        tokens = sum(
-            len(row["input_ids"]) for row in rows[r["round"] * args.batch : (r["round"] + 1) * args.batch]
-        )
+        batch = rows[r["round"] * args.batch : (r["round"] + 1) * args.batch]
+        tokens = sum(len(row["input_ids"]) for row in batch)
         key = r["name"], r["round"]
         speeds[key] = tokens / statistics.median(r["seconds"])
         if r["name"] in OURS:
             ceilings[key], work[key] = tokens / r["ceiling"], r["flops"] / tokens
 
-    def middle(values):
+    def median(values):
         values = list(values)
         return statistics.median(values) if values else None
 
     def pairs(name, reference, values):
-        """(name's tokens/s, the reference's value) in each of the rounds that both have."""
-        return [
-            (speeds[name, n], values[reference, n])
-            for other, n in speeds
-            if other == name and (reference, n) in values
-        ]
+        """Returns (name's tokens/s, the reference's value) of each round that both have."""
+        rounds = [n for other, n in speeds if other == name and (reference, n) in values]
+        return [(speeds[name, n], values[reference, n]) for n in rounds]
 
     table = []
     for name in OURS + PEERS:
         mine = [r for r in results if r["name"] == name]
-        if mine:
-            reference = name if name in OURS else "loupe-fp32" if name == "hf-fp32" else "loupe"
-            used = middle(
-                speeds[key] * work["loupe", key[1]]
-                for key in speeds
-                if key[0] == name and ("loupe", key[1]) in work
-            )
-            table.append(
-                {
-                    "name": name,
-                    "rounds": len(mine),
-                    "speed": middle(speeds[name, r["round"]] for r in mine),
-                    "times": [
-                        middle(theirs / own for own, theirs in pairs(name, other, speeds))
-                        for other in ("loupe", "loupe-compiled")
-                    ],
-                    "peak": middle(r["peak"] for r in mine),
-                    "first": middle(r["first_step"] for r in mine),
-                    "share": middle(own / ceiling for own, ceiling in pairs(name, reference, ceilings)),
-                    "mfu": used and used / args.peak_tflops / 1e12,
-                }
-            )
+        if not mine:
+            continue
+        reference = name if name in OURS else "loupe-fp32" if name == "hf-fp32" else "loupe"
+        used = median(own * flops for own, flops in pairs(name, "loupe", work))
+        row = {"name": name, "rounds": len(mine), "speed": median(speeds[name, r["round"]] for r in mine)}
+        plain_and_compiled = [pairs(name, other, speeds) for other in ("loupe", "loupe-compiled")]
+        row["times"] = [median(theirs / own for own, theirs in both) for both in plain_and_compiled]
+        row["peak"], row["first"] = (median(r[key] for r in mine) for key in ("peak", "first_step"))
+        row["share"] = median(own / ceiling for own, ceiling in pairs(name, reference, ceilings))
+        table.append(row | {"mfu": used and used / args.peak_tflops / 1e12})
     return table
 
 
 def show(table: list[dict], args: argparse.Namespace) -> None:
-    """Prints the table, as text or as Markdown, without the columns that nobody has a figure for."""
-    lines = [
-        [
-            "",
-            "tokens/s",
-            "x Loupe's",
-            "x compiled's",
-            "peak memory",
-            "first step",
-            "of ceiling",
-            "MFU",
-            "rounds",
-        ]
-    ]
+    """Prints the table, as text or as Markdown, without its empty columns."""
+    lines = [["", *"tokens/s,x Loupe's,x compiled's,peak memory,first step,of ceiling,MFU,rounds".split(",")]]
     for row in table:
-        lines.append(
-            [
-                LABELS[row["name"]],
-                f"{row['speed']:,.0f}",
-                *(_cell(times, ".2f") for times in row["times"]),
-                f"{row['peak'] / 1e9:.1f} GB",
-                f"{row['first']:.1f} s",
-                _cell(row["share"], ".0%"),
-                _cell(row["mfu"] if args.device != "cpu" else None, ".1%"),
-                str(row["rounds"]),
-            ]
-        )
+        line = [LABELS[row["name"]], f"{row['speed']:,.0f}", *(_cell(x, ".2f") for x in row["times"])]
+        line += [f"{row['peak'] / 1e9:.1f} GB", f"{row['first']:.1f} s", _cell(row["share"], ".0%")]
+        lines.append([*line, _cell(row["mfu"] if args.device != "cpu" else None, ".1%"), str(row["rounds"])])
     filled = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     lines = [[line[i] for i in filled] for line in lines]
     if args.markdown:
@@ -280,10 +181,8 @@ def show(table: list[dict], args: argparse.Namespace) -> None:
         return
     widths = [max(len(line[i]) for line in lines) for i in range(len(filled))]
     for line in lines:
-        print(
-            line[0].ljust(widths[0])
-            + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], widths[1:], strict=True))
-        )
+        cells = [cell.rjust(width + 2) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        print(line[0].ljust(widths[0]) + "".join(cells))
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -291,32 +190,29 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def versions(results: list[dict]) -> str:
-    """What the figures are of: the machine and the packages, as the processes found them."""
+    """Returns the devices and the packages of all processes."""
     return ", ".join(dict.fromkeys(fact for r in results for fact in r["versions"]))
 
 
 def main() -> None:
     args = parse()
     prepare(args)
-    file = args.folder / "results.jsonl"
-    results = (
-        [json.loads(line) for line in file.read_text().splitlines()] if args.append and file.exists() else []
-    )
-    first = 1 + max((r["round"] for r in results if r["name"] in (args.only or OURS + PEERS)), default=0)
+    file, names = args.folder / "results.jsonl", args.only or OURS + PEERS
+    lines = file.read_text().splitlines() if args.append and file.exists() else []
+    results = [json.loads(line) for line in lines]
+    first = 1 + max((r["round"] for r in results if r["name"] in names), default=0)
     failed = False
     with open(file, "a" if args.append else "w") as log:
         for number in range(first, first + args.rounds):
-            for name in args.only or OURS + PEERS:
+            for name in names:
                 turn = take_turn(name, number, args)
                 failed |= turn is None
                 if turn:
                     results.append(turn)
                     log.write(json.dumps(turn) + "\n")
                     log.flush()
-                    print(
-                        f"round {number}: {name}: {' '.join(f'{s:.2f}' for s in turn['seconds'])} s a step",
-                        file=sys.stderr,
-                    )
+                    seconds = " ".join(f"{s:.2f}" for s in turn["seconds"])
+                    print(f"round {number}: {name}: {seconds} s a step", file=sys.stderr)
     warn(results)
     show(summarise(results, args), args)
     print("\n" + versions(results))

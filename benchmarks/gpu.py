@@ -4,11 +4,10 @@
 
 tests       the tests marked cuda: results equal the CPU's, bf16 and fp16 train, attention never waits for the
             GPU
-recipe      configs/lab-pii-270m.toml through train.py on the 270M shape with random bf16 weights and lab-like
-            pairs: seconds of all steps, tokens/s, MFU, the peak of the GPU's allocator, and the loss of the
-            first and the last steps. There are fewer different pairs than rows, so pairs repeat and the loss
-            falls
-frameworks  frameworks.py: Loupe, plain and compiled, transformers + PEFT and TRL in turn, with 1,000 rows
+recipe      train.py with configs/lab-pii-270m.toml on the 270M shape with random bf16 weights and lab-like
+            rows: seconds of all steps, tokens/s, MFU, the peak of the GPU's allocator, and the loss of the
+            first and of the last steps; rows repeat, so the loss falls
+frameworks  frameworks.py with 1,000 rows: Loupe, plain and compiled, transformers + PEFT and TRL in turn
 """
 
 import argparse
@@ -24,37 +23,26 @@ import torch  # noqa: E402
 
 from report.metrics_log import read_metrics  # noqa: E402
 
-FEW = 20  # steps whose mean loss is shown
+# The printed losses are means over this many steps.
+LOSS_STEPS = 20
 RECIPE = {
     "bf16": ["train.precision=bf16", "train.compile=false"],
     "bf16, compiled": ["train.precision=bf16", "train.compile=true"],
     "bf16, 64 rows a step": ["train.precision=bf16", "train.compile=false", "train.batch_size=64"],
     "fp16": ["train.precision=fp16", "train.force_fp16=true", "train.compile=false"],
 }
-CONTESTANTS = ("loupe", "loupe-compiled", "hf-bf16", "hf-autocast", "trl", "trl-padding-free")
+PROGRAMS = ("loupe", "loupe-compiled", "hf-bf16", "hf-autocast", "trl", "trl-padding-free")
 
 
 def train(name: str, args: argparse.Namespace) -> str:
-    """Trains by one variant of the recipe and says in a line what its metrics.jsonl tells."""
+    """Trains one variant of the recipe and summarises its metrics.jsonl in one line."""
     run = args.folder / name.replace(", ", "-").replace(" ", "-")
-    keys = [
-        f"model.name={args.folder / 'model'}",
-        f"data.train={args.folder / 'rows.jsonl'}",
-        "data.validation_fraction=0",
-        "train.eval_every=0",
-        "train.save_every=0",
-        "generate.prompts=[]",
-        f"run.dir={run}",
-        f"train.device={args.device}",
-        f"train.max_steps={args.steps}",
-        *RECIPE[name],
-    ]
-    words = [word for key in keys for word in ("--set", key)]
-    done = subprocess.run(
-        [sys.executable, "train.py", "--config", "configs/lab-pii-270m.toml", *words],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
+    keys = [f"model.name={args.folder / 'model'}", f"data.train={args.folder / 'rows.jsonl'}"]
+    keys += ["data.validation_fraction=0", "train.eval_every=0", "train.save_every=0", "generate.prompts=[]"]
+    keys += [f"run.dir={run}", f"train.device={args.device}", f"train.max_steps={args.steps}", *RECIPE[name]]
+    command = [sys.executable, "train.py", "--config", "configs/lab-pii-270m.toml"]
+    command += [word for key in keys for word in ("--set", key)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:
         return f"{name:22}  failed with exit code {done.returncode}"
     steps = [r for r in read_metrics(run / "metrics.jsonl")[0] if "loss" in r]
@@ -63,68 +51,48 @@ def train(name: str, args: argparse.Namespace) -> str:
     speed, peak = sum(r["tokens"] for r in steps) / seconds, max(r["peak_memory"] for r in steps) / 1e9
     return (
         f"{name:22}  {len(steps):,} steps in {seconds:.1f} s  {speed:,.0f} tokens/s  MFU {mfu}  "
-        f"peak {peak:.2f} GB  loss {statistics.mean(losses[:FEW]):.3f} -> "
-        f"{statistics.mean(losses[-FEW:]):.3f}"
+        f"peak {peak:.2f} GB  loss {statistics.mean(losses[:LOSS_STEPS]):.3f} -> "
+        f"{statistics.mean(losses[-LOSS_STEPS:]):.3f}"
     )
+
+
+def python(*command) -> int:
+    """Runs a Python program in the repository's folder and returns its exit code."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The tests, the lab's recipe and the frameworks on a GPU.")
-    parser.add_argument(
-        "--only", action="append", choices=("tests", "recipe", "frameworks"), help="may be repeated"
+    parser = argparse.ArgumentParser(
+        description="Runs the tests, the lab's recipe and frameworks.py on a GPU."
     )
-    parser.add_argument("--pairs", type=int, default=35_000)
-    parser.add_argument("--steps", type=int, default=0, help="of the recipe; 0: one epoch")
-    parser.add_argument("--rounds", type=int, default=3, help="of the frameworks")
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--peers-python", help="interpreter of an environment with the peers (frameworks.py makes one)"
-    )
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "gpu")
+    add, parts = parser.add_argument, ("tests", "recipe", "frameworks")
+    add("--only", action="append", choices=parts, help="may be repeated")
+    add("--pairs", type=int, default=35_000, help="rows of the recipe")
+    add("--steps", type=int, default=0, help="steps of the recipe; 0: one epoch")
+    add("--rounds", type=int, default=3, help="rounds of frameworks.py")
+    add("--device", default="cuda", choices=["cpu", "cuda"])
+    add("--peers-python", help="interpreter of an environment with the peers (frameworks.py makes one)")
+    add("--folder", type=Path, default=ROOT / "runs" / "gpu")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
-    parts, failed, frameworks = (
-        args.only or ("tests", "recipe", "frameworks"),
-        False,
-        args.folder.resolve() / "frameworks",
-    )
+    parts, failed, frameworks = args.only or parts, False, args.folder.resolve() / "frameworks"
     args.folder = args.folder.resolve() / f"{args.pairs}-pairs"
     if "tests" in parts:
-        failed |= (
-            subprocess.run([sys.executable, "-m", "pytest", "-m", "cuda", "-rs"], cwd=ROOT).returncode != 0
-        )
+        failed |= python("-m", "pytest", "-m", "cuda", "-rs") != 0
     if "recipe" in parts:
         if not (args.folder / "tokens.json").is_file():
-            subprocess.run(
-                [sys.executable, "benchmarks/lab_like.py", args.folder, "--rows", str(args.pairs)],
-                cwd=ROOT,
-                check=True,
-            )
+            if python("benchmarks/lab_like.py", args.folder, "--rows", str(args.pairs)):
+                sys.exit("lab_like.py failed")
         for name in RECIPE:
-            said = train(name, args)
-            failed |= "failed" in said
-            print(said, flush=True)
+            summary = train(name, args)
+            failed |= "failed" in summary
+            print(summary, flush=True)
     if "frameworks" in parts:
-        peers = ["--peers-python", args.peers_python] if args.peers_python else []
-        only = [word for name in CONTESTANTS for word in ("--only", name)]
-        command = [
-            "benchmarks/frameworks.py",
-            "--device",
-            args.device,
-            "--steps",
-            "30",
-            "--peer-steps",
-            "10",
-            "--rounds",
-            str(args.rounds),
-        ]
-        failed |= (
-            subprocess.run(
-                [sys.executable, *command, "--folder", frameworks, *peers, *only], cwd=ROOT
-            ).returncode
-            != 0
-        )
+        command = ["--device", args.device, *"--steps 30 --peer-steps 10 --rounds".split(), str(args.rounds)]
+        command += ["--peers-python", args.peers_python] if args.peers_python else []
+        command += [word for name in PROGRAMS for word in ("--only", name)]
+        failed |= python("benchmarks/frameworks.py", "--folder", frameworks, *command) != 0
     sys.exit(failed)
 
 

@@ -1,10 +1,10 @@
-"""Makes a checkpoint of the 270M shape and rows like the lab's, for the other benchmarks.
+"""Makes a checkpoint of the 270M shape and lab-like rows for the other benchmarks.
 
-    python benchmarks/lab_like.py FOLDER
+    python benchmarks/lab_like.py FOLDER [--rows 1000]
 
-Writes FOLDER/model (random bfloat16 weights, 262,144 vocabulary entries), rows.jsonl, loupe.toml (the
-recipe), and tokens.json: the same rows as Loupe tokenizes them, with labels in Hugging Face's form. A row is
-one instruction of 75 tokens, a text of 20 to 200 tokens, and a response about as long.
+Writes FOLDER/model (random bfloat16 weights, 262,144 vocabulary entries), rows.jsonl, loupe.toml (the run's
+config), and tokens.json: the same rows, tokenized by Loupe, with labels as Hugging Face's models take them.
+Each row has the same instruction of 75 tokens, a text of 20 to 200 tokens, and a response about as long.
 """
 
 import argparse
@@ -21,7 +21,8 @@ INSTRUCTION = (
     "brackets (e.g., [PERSON], [EMAIL], [PHONE]). "
     "Preserve all non-PII text, whitespace, and punctuation exactly. Return ONLY the redacted text."
 )
-SHORTEST, LONGEST = 20, 200  # tokens of a text
+# Shortest and longest text of a row, in tokens.
+SHORTEST, LONGEST = 20, 200
 RANK, BATCH = 128, 8
 RECIPE = f"""[model]
 name = {{model}}
@@ -44,9 +45,9 @@ precision = "bf16"
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:
-    """Returns `count` pairs under one short instruction, in a fixed random order.
+    """Returns `count` pairs with one short instruction, in a fixed random order.
 
-    They are the pairs of assets/samples whose text is as long as the lab's; they repeat if there are too few.
+    They are the pairs of assets/samples with SHORTEST to LONGEST tokens of text, repeated if too few.
     """
     rows = []
     for line in (ROOT / "assets" / "samples" / "train.jsonl").read_text(encoding="utf-8").splitlines():
@@ -59,7 +60,7 @@ def make_rows(tokenizer, count: int) -> list[dict]:
 
 
 def make_tokens(folder: Path, tokenizer) -> list[dict]:
-    """{"input_ids", "labels"} of each row; labels not shifted, -100 where nothing is to be predicted."""
+    """Returns {"input_ids", "labels"} of each row; labels are not shifted, IGNORE_INDEX if unsupervised."""
     from data.render import IGNORE_INDEX, render_all
     from data.rows import read_samples
 
@@ -68,7 +69,7 @@ def make_tokens(folder: Path, tokenizer) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A checkpoint of the 270M shape and rows like the lab's.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1000)
     args = parser.parse_args()
@@ -78,17 +79,12 @@ def main() -> None:
     folder = args.folder.resolve()
     make("270M", folder / "model")
     tokenizer = Tokenizer(folder / "model")
-    rows = make_rows(tokenizer, args.rows)
-    (folder / "rows.jsonl").write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    (folder / "loupe.toml").write_text(
-        RECIPE.format(model=json.dumps(str(folder / "model")), rows=json.dumps(str(folder / "rows.jsonl"))),
-        encoding="utf-8",
-    )
-    (folder / "tokens.json").write_text(
-        json.dumps(make_tokens(folder, tokenizer)), encoding="utf-8"
-    )  # last: who finds it finds the rest
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(tokenizer, args.rows)]
+    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    model, rows = (json.dumps(str(folder / name)) for name in ("model", "rows.jsonl"))
+    (folder / "loupe.toml").write_text(RECIPE.format(model=model, rows=rows), encoding="utf-8")
+    # tokens.json is written last: the other benchmarks take its presence for a complete folder.
+    (folder / "tokens.json").write_text(json.dumps(make_tokens(folder, tokenizer)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""One peer of frameworks.py, in an environment without Loupe. Each is written as its users write it.
+"""Runs one peer of frameworks.py, in an environment without Loupe, as the peer's documentation uses it.
 
 hf-fp32, hf-autocast, hf-bf16   transformers + PEFT in a plain loop: a padded batch, logits at all positions,
-                                labels of -100 at prompt and padding; in float32, with float32 weights under
-                                bf16 autocast, and with bf16 weights under bf16 autocast (where PEFT keeps its
-                                adapters in float32)
-hf-patched                      hf-bf16 with the forward pass patched by hand: the head runs at supervised
-                                positions only
-trl, trl-padding-free           TRL's SFTTrainer with its defaults, and with padding_free = True and
-                                max_length = None
+                                labels of -100 at prompt and padding. float32; float32 weights under bf16
+                                autocast; bf16 weights under bf16 autocast (PEFT keeps adapters in float32)
+hf-patched                      hf-bf16 with its forward pass patched: the head runs at supervised positions
+trl, trl-padding-free           TRL's SFTTrainer with its defaults; with padding_free and no max_length
 """
 
 import json
@@ -26,21 +23,19 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def lora():
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM"
-    )
+    rank = {"r": RANK, "lora_alpha": RANK}
+    return LoraConfig(**rank, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM")
 
 
 def rows_of(args) -> list[dict]:
-    """The rows of the first step and of the timed ones, in order."""
+    """Returns the rows of the first step and of the timed ones, in order."""
     rows = json.loads((args.folder / "tokens.json").read_text())
-    return [
-        row for i in [0] + [args.round] * args.steps for row in rows[i * args.batch : (i + 1) * args.batch]
-    ]
+    batches = [0] + [args.round] * args.steps
+    return [row for i in batches for row in rows[i * args.batch : (i + 1) * args.batch]]
 
 
 def padded(rows: list[dict], device: str) -> dict:
-    """A rectangle: ids and mask filled with 0, labels with -100."""
+    """Returns a padded batch: the rows' ids and mask padded with 0, the labels with -100."""
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
@@ -61,41 +56,39 @@ def plain_loop(args, clock: Clock) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    wide = args.name in ("hf-fp32", "hf-autocast")
-    model = AutoModelForCausalLM.from_pretrained(
-        args.folder / "model", dtype=torch.float32 if wide else torch.bfloat16
-    ).to(args.device)
+    dtype = torch.float32 if args.name in ("hf-fp32", "hf-autocast") else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(args.folder / "model", dtype=dtype).to(args.device)
     model = get_peft_model(model, lora()).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-5, fused=True)
-    loss_of = (
-        supervised_loss
-        if args.name == "hf-patched"
-        else lambda model, batch: model(**batch, use_cache=False).loss
-    )
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=5e-5, fused=True)
+    loss_of = supervised_loss if args.name == "hf-patched" else mean_loss
     rows = rows_of(args)
     for i in range(0, len(rows), args.batch):
         batch = padded(rows[i : i + args.batch], args.device)
         with torch.autocast(args.device.partition(":")[0], torch.bfloat16, enabled=args.name != "hf-fp32"):
             loss = loss_of(model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clock.lap(loss.item())
 
 
+def mean_loss(model, batch: dict):
+    """Returns the model's own loss, with logits at all positions."""
+    return model(**batch, use_cache=False).loss
+
+
 def supervised_loss(model, batch: dict):
-    """The mean cross-entropy at the supervised positions, with logits of those only."""
+    """Returns the mean cross-entropy at the supervised positions, with logits at those only."""
     import torch
 
     causal = model.get_base_model()
-    hidden = causal.model(
-        batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state[:, :-1]
+    out = causal.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     targets = batch["labels"][:, 1:]
-    chosen = targets != -100
-    return torch.nn.functional.cross_entropy(causal.lm_head(hidden[chosen]).float(), targets[chosen])
+    supervised = targets != -100
+    logits = causal.lm_head(out.last_hidden_state[:, :-1][supervised]).float()
+    return torch.nn.functional.cross_entropy(logits, targets[supervised])
 
 
 def trl(args, clock: Clock) -> None:
@@ -108,7 +101,7 @@ def trl(args, clock: Clock) -> None:
             clock.lap()
 
     free = {"padding_free": True, "max_length": None} if args.name == "trl-padding-free" else {}
-    # Not a default: the recipe's settings, the rows in their order, the loss of each step, and no files.
+    # These differ from TRL's defaults: batch size, lr, steps, rows in order, a log entry a step, no files.
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
             scratch,
@@ -122,13 +115,8 @@ def trl(args, clock: Clock) -> None:
             use_cpu=args.device == "cpu",
             **free,
         )
-        trainer = SFTTrainer(
-            str(args.folder / "model"),
-            args=config,
-            train_dataset=Dataset.from_list(rows_of(args)),
-            peft_config=lora(),
-            callbacks=[Laps()],
-        )
+        data = {"args": config, "train_dataset": Dataset.from_list(rows_of(args))}
+        trainer = SFTTrainer(str(args.folder / "model"), **data, peft_config=lora(), callbacks=[Laps()])
         trainer.train()
         clock.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

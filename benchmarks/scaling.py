@@ -1,11 +1,11 @@
 """Times Loupe's step as supervised tokens, the instruction and the rank grow.
 
-    python benchmarks/scaling.py [--only supervised|instruction|sharing|rank] [--rounds 4]
+    python benchmarks/scaling.py [--only supervised|instruction|sharing|rank] [--rounds 3]
 
-One process, the job of frameworks.py, documents of random ids with the lengths in question. The points take
-turns, `--rounds` times (the ranks one after the other, because each is a model). The medians are printed with
-the line that fits best, seconds = a + b x, and its R2. "sharing" times the lab-like rows with and without
-train.share_prefix.
+Runs the job of frameworks.py in one process, with documents of random ids of the lengths in question. The
+points take turns, `--rounds` times; the ranks run one after the other, because each needs its own model.
+Prints the medians, the least-squares line seconds = a + b x, and its R2. "sharing" times the lab-like rows
+with and without train.share_prefix.
 """
 
 import argparse
@@ -22,11 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.lab_like import BATCH  # noqa: E402
 
-PROMPT, TEXT = 80, 110  # tokens: an instruction, and the mean of texts and of responses
+# Tokens of the instruction, and mean tokens of a text and of a response.
+PROMPT, TEXT = 80, 110
 
 
 def documents(instruction: int, text: int, response: int) -> list:
-    """A batch of rows that begin with the same instruction; the response is supervised."""
+    """Returns BATCH documents that begin with the same instruction; the response is supervised."""
     from data.render import IGNORE_INDEX, Document
 
     draw = random.Random(0)
@@ -40,7 +41,7 @@ def documents(instruction: int, text: int, response: int) -> list:
 
 
 def clocked(trainer, batch) -> float:
-    """Seconds of a step."""
+    """Returns the seconds of a step."""
     import torch
 
     start = time.perf_counter()
@@ -51,7 +52,7 @@ def clocked(trainer, batch) -> float:
 
 
 def timed(trainer, points: dict, rounds: int) -> dict[int, float]:
-    """{x: the median seconds of a step} of {x: micro-batch}; a first step of each is not counted."""
+    """Maps {x: micro-batch} to {x: median seconds of a step}, without a warm-up step of each."""
     times = {x: [] for x in points}
     for _ in range(1 + rounds):
         for x, batch in points.items():
@@ -60,7 +61,7 @@ def timed(trainer, points: dict, rounds: int) -> dict[int, float]:
 
 
 def fit(times: dict[int, float]) -> tuple[float, float, float]:
-    """a, b and R2 of the least-squares line a + b x."""
+    """Returns a, b and R2 of the least-squares line a + b x."""
     x, y = list(times), list(times.values())
     b, a = statistics.linear_regression(x, y)
     return a, b, statistics.correlation(x, y) ** 2
@@ -69,20 +70,19 @@ def fit(times: dict[int, float]) -> tuple[float, float, float]:
 def show(title: str, times: dict[int, float]) -> None:
     (a, b, r2), (first, *_, last) = fit(times), times.values()
     print(f"{title:44}" + "".join(f"{x:>6}: {seconds:.3f} s" for x, seconds in times.items()))
-    print(
-        f"{'':44}    {a:.3f} s + {1e3 * b:.3f} ms x, R2 {r2:.4f}; last / first {last / first:.3f}", flush=True
-    )
+    line = f"{a:.3f} s + {1e3 * b:.3f} ms x, R2 {r2:.4f}; last / first {last / first:.3f}"
+    print(" " * 48 + line, flush=True)
 
 
 def by_supervised(make, args) -> None:
-    """The responses grow, all else stays."""
+    """Times growing responses; all else is equal."""
     trainer = make([])
     points = {BATCH * n: trainer.batches(documents(PROMPT, TEXT, n), 1)[0] for n in (25, 50, 100, 200, 400)}
     show("supervised tokens", timed(trainer, points, args.rounds))
 
 
 def by_instruction(make, args) -> None:
-    """The instruction grows, computed once for the batch or in every row."""
+    """Times a growing instruction, computed once for the batch or once a row."""
     for share in ("true", "false"):
         trainer = make([f"train.share_prefix={share}"])
         points = {n: trainer.batches(documents(n, TEXT, TEXT), 1)[0] for n in (20, 65, 110, 155, 200)}
@@ -90,25 +90,21 @@ def by_instruction(make, args) -> None:
 
 
 def by_sharing(make, args) -> None:
-    """Times the lab-like rows with two models in turn, each first in every other round. No batch repeats."""
+    """Times the lab-like rows with two models in turn; the order changes each round, no batch repeats."""
     both = [make([f"train.share_prefix={share}"]) for share in ("true", "false")]
     batches = [trainer.batches(trainer.data.documents, 1 + args.rounds) for trainer in both]
     times = []
     for n in range(1 + args.rounds):
         order = (0, 1) if n % 2 else (1, 0)
         times.append({i: clocked(both[i], batches[i][n]) for i in order})
-    on, off, ratio = (
-        statistics.median(values)
-        for values in zip(*((t[0], t[1], t[1] / t[0]) for t in times[1:]), strict=True)
-    )
-    print(
-        f"lab-like rows: share_prefix true {on:.3f} s, false {off:.3f} s, false / true {ratio:.3f}",
-        flush=True,
-    )
+    columns = zip(*((t[0], t[1], t[1] / t[0]) for t in times[1:]), strict=True)
+    on, off, ratio = (statistics.median(values) for values in columns)
+    seconds = f"share_prefix true {on:.3f} s, false {off:.3f} s, false / true {ratio:.3f}"
+    print(f"lab-like rows: {seconds}", flush=True)
 
 
 def by_rank(make, args) -> None:
-    """The rank grows; one model after the other."""
+    """Times growing ranks, one model after the other."""
     times = {}
     for r in (8, 32, 64, 128, 256):
         trainer = make([f"adapter.r={r}"])
@@ -117,34 +113,24 @@ def by_rank(make, args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="The time of Loupe's step by supervised tokens, instruction and rank."
-    )
-    kinds = {
-        "supervised": by_supervised,
-        "instruction": by_instruction,
-        "sharing": by_sharing,
-        "rank": by_rank,
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = {"supervised": by_supervised, "instruction": by_instruction}
+    kinds |= {"sharing": by_sharing, "rank": by_rank}
     parser.add_argument("--only", choices=list(kinds), action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=ROOT / "runs" / "benchmark",
-        help="where the model of frameworks.py is, or will be",
-    )
+    folder = "folder of frameworks.py's model; it is made if it is missing"
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmark", help=folder)
     args = parser.parse_args()
     if not (args.folder / "tokens.json").is_file():
         subprocess.run([sys.executable, HERE / "lab_like.py", args.folder], check=True)
     from benchmarks.ours import Trainer
 
+    def make(overrides: list[str]) -> Trainer:
+        return Trainer(args.folder.resolve(), [f"train.device={args.device}", *overrides])
+
     for kind in args.only or kinds:
-        kinds[kind](
-            lambda overrides: Trainer(args.folder.resolve(), [f"train.device={args.device}", *overrides]),
-            args,
-        )
+        kinds[kind](make, args)
 
 
 if __name__ == "__main__":

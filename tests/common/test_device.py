@@ -213,13 +213,7 @@ def test_the_scaler_of_fp16_halves_after_an_overflow_and_leaves_the_weights():
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = [p.detach().clone() for p in model.parameters()]
     record = loop.train_step(
-        model,
-        SFT,
-        [pack(documents(2))],
-        make_optimizers(model, "adamw", 1e-2, 0.0),
-        precision,
-        1e-2,
-        1.0,
+        model, SFT, [pack(documents(2))], make_optimizers(model, "adamw", 1e-2, 0.0), precision, 1e-2, 1.0
     )
     assert math.isfinite(record["loss"]) and not math.isfinite(record["grad_norm"]) and not record["applied"]
     assert precision.scaler.get_scale() == 2.0**59
