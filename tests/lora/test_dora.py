@@ -1,6 +1,4 @@
-"""lora/dora.py: one layer by hand, parity with PEFT with and without dropout, and the invariants of the
-magnitude.
-"""
+"""lora/dora.py: an example by hand, parity with PEFT, and the invariants of the magnitude."""
 
 import copy
 
@@ -10,34 +8,30 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lora.dora import DoRALinear
+from tests.lora.test_layer import copy_to_peft
 
 
 def trained(layer: DoRALinear) -> DoRALinear:
-    """The layer with a lora_B that is not zero and magnitudes that are not those of the base."""
+    """Fills lora_B with random values and scales the magnitudes by random factors."""
     generator = torch.Generator().manual_seed(1)
     nn.init.normal_(layer.lora_B, generator=generator)
-    with torch.no_grad():
-        layer.lora_magnitude_vector.mul_(
-            1 + torch.rand(layer.lora_magnitude_vector.shape, generator=generator)
-        )
+    magnitude = layer.lora_magnitude_vector.data
+    magnitude *= 1 + torch.rand(magnitude.shape, generator=generator)
     return layer
 
 
 def pair_with_peft(bias=True, dtype=torch.float32, lora_dropout=0.0):
-    """(ours, PEFT's) DoRA over the same nn.Linear(6, 5), with the same trained weights."""
+    """Returns our DoRA layer and PEFT's over the same nn.Linear(6, 5), with the same parameters."""
     torch.manual_seed(0)
     base = nn.Linear(6, 5, bias=bias).to(dtype)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_dora=True, lora_dropout=lora_dropout)
     theirs = get_peft_model(nn.Sequential(copy.deepcopy(base)), config).base_model.model[0]
     ours = trained(DoRALinear(base, 4, 8, lora_dropout))
-    with torch.no_grad():
-        theirs.lora_A["default"].weight.copy_(ours.lora_A)
-        theirs.lora_B["default"].weight.copy_(ours.lora_B)
-        theirs.lora_magnitude_vector["default"].weight.copy_(ours.lora_magnitude_vector)
+    copy_to_peft(ours, theirs)
     return ours, theirs
 
 
-def test_the_layer_written_here_by_hand():
+def test_the_layer_of_an_example_by_hand():
     base = nn.Linear(2, 2)
     layer = DoRALinear(base, r=1, lora_alpha=1)
     with torch.no_grad():
@@ -46,7 +40,7 @@ def test_the_layer_written_here_by_hand():
         layer.lora_A.copy_(torch.tensor([[1.0, 0]]))
         layer.lora_B.copy_(torch.tensor([[2.0], [0]]))
         layer.lora_magnitude_vector.copy_(torch.tensor([10.0, 1]))
-    # W + B A = [[3, 4], [0, 2]], its rows are 5 and 2 long, so the gains are 10 / 5 and 1 / 2
+    # W + B A = [[3, 4], [0, 2]]; the norms of its rows are 5 and 2, so the gains are 10 / 5 and 1 / 2.
     torch.testing.assert_close(layer.row_norms(), torch.tensor([5.0, 2]))
     torch.testing.assert_close(layer.merged_weight(), torch.tensor([[6.0, 8], [0, 1]]))
     torch.testing.assert_close(layer(torch.tensor([1.0, 1])), torch.tensor([24.0, 21]))
@@ -65,11 +59,8 @@ def test_output_and_gradients_equal_pefts(bias, lora_dropout, training):
     torch.testing.assert_close(y, expected)
     y.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(ours.lora_A.grad, theirs.lora_A["default"].weight.grad)
-    torch.testing.assert_close(ours.lora_B.grad, theirs.lora_B["default"].weight.grad)
-    torch.testing.assert_close(
-        ours.lora_magnitude_vector.grad, theirs.lora_magnitude_vector["default"].weight.grad
-    )
+    for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
+        torch.testing.assert_close(getattr(ours, name).grad, getattr(theirs, name)["default"].weight.grad)
 
 
 def test_output_over_a_bfloat16_base_equals_pefts():
@@ -87,7 +78,7 @@ def test_a_fresh_adapter_changes_nothing(dtype):
     assert torch.equal(DoRALinear(base, 4, 8)(x), base(x))
 
 
-def test_rows_of_the_merged_weight_are_as_long_as_the_magnitudes():
+def test_norms_of_the_merged_weights_rows_are_the_magnitudes():
     layer = trained(DoRALinear(nn.Linear(6, 5), 4, 8))
     torch.testing.assert_close(layer.merged_weight().norm(dim=1), layer.lora_magnitude_vector.detach())
 
@@ -110,7 +101,7 @@ def test_under_autocast_the_norm_is_still_float32():
         assert layer(torch.randn(3, 6)).dtype == torch.bfloat16
 
 
-def test_a_switched_off_adapter_is_its_base():
+def test_a_disabled_adapter_equals_its_base():
     layer = trained(DoRALinear(nn.Linear(6, 5), 4, 8))
     x = torch.randn(3, 6)
     layer.enabled = False

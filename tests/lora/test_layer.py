@@ -1,6 +1,4 @@
-"""lora/layer.py: one product by hand, parity with PEFT in each precision, and what a fresh or switched-off
-adapter must leave alone.
-"""
+"""lora/layer.py: an example by hand, parity with PEFT in each dtype, and a fresh or disabled adapter."""
 
 import copy
 
@@ -13,27 +11,29 @@ from lora.layer import LoRALinear
 
 
 def trained(layer: LoRALinear) -> LoRALinear:
-    """The layer with a lora_B that is not zero."""
+    """Fills lora_B with random values."""
     nn.init.normal_(layer.lora_B, generator=torch.Generator().manual_seed(1))
     return layer
 
 
+def copy_to_peft(ours: LoRALinear, theirs: nn.Module) -> None:
+    """Copies the adapter's parameters to PEFT's layer."""
+    for name, p in ours.named_parameters(recurse=False):
+        getattr(theirs, name)["default"].weight.data.copy_(p.data)
+
+
 def pair_with_peft(dtype=torch.float32, use_rslora=False, lora_dropout=0.0):
-    """(ours, PEFT's) LoRA over the same nn.Linear(6, 5), with the same trained A and B."""
+    """Returns our LoRA layer and PEFT's over the same nn.Linear(6, 5), with the same A and B."""
     torch.manual_seed(0)
-    base = nn.Linear(6, 5).to(dtype)
-    theirs = get_peft_model(
-        nn.Sequential(copy.deepcopy(base)),
-        LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_rslora=use_rslora, lora_dropout=lora_dropout),
-    ).base_model.model[0]
+    base, settings = nn.Linear(6, 5).to(dtype), {"use_rslora": use_rslora, "lora_dropout": lora_dropout}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["0"], **settings)
+    theirs = get_peft_model(nn.Sequential(copy.deepcopy(base)), config).base_model.model[0]
     ours = trained(LoRALinear(base, 4, 8, lora_dropout, use_rslora))
-    with torch.no_grad():
-        theirs.lora_A["default"].weight.copy_(ours.lora_A)
-        theirs.lora_B["default"].weight.copy_(ours.lora_B)
+    copy_to_peft(ours, theirs)
     return ours, theirs
 
 
-def test_the_product_written_here_by_hand():
+def test_the_product_of_an_example_by_hand():
     base = nn.Linear(2, 3)
     layer = LoRALinear(base, r=1, lora_alpha=4)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_the_product_written_here_by_hand():
         base.bias.copy_(torch.tensor([0.0, 0, 5]))
         layer.lora_A.copy_(torch.tensor([[1.0, 2]]))
         layer.lora_B.copy_(torch.tensor([[1.0], [0], [-1]]))
-    # W x + b = [3, 5, 13]; A x = 13; scaling = 4 / 1; scaling B A x = [52, 0, -52]
+    # W x + b = [3, 5, 13]; A x = 13; scaling = 4 / 1; scaling B A x = [52, 0, -52].
     torch.testing.assert_close(layer(torch.tensor([3.0, 5])), torch.tensor([55.0, 5, -39]))
     torch.testing.assert_close(layer.delta_weight(), torch.tensor([[4.0, 8], [0, 0], [-4, -8]]))
 
@@ -66,15 +66,13 @@ def test_output_and_gradients_equal_pefts(dtype, shape, use_rslora):
     torch.testing.assert_close(ours.lora_B.grad, theirs.lora_B["default"].weight.grad)
 
 
-def test_under_autocast_the_product_runs_in_autocasts_type_as_pefts_does():
+def test_under_autocast_the_product_runs_in_autocasts_dtype_as_pefts_does():
     ours, theirs = pair_with_peft()
     x = torch.randn(7, 6)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         y, expected = ours(x), theirs(x)
         assert ours.adapter_product(ours.adapter_input(x)).dtype == torch.bfloat16
-        assert ours.adapter_input(x.bfloat16()).dtype == torch.bfloat16, (
-            "a cast to float32 that autocast would only undo"
-        )
+        assert ours.adapter_input(x.bfloat16()).dtype == torch.bfloat16, "autocast would undo a cast"
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
@@ -92,7 +90,7 @@ def test_a_fresh_adapter_changes_nothing(dtype):
     assert torch.equal(LoRALinear(base, 4, 8)(x), base(x))
 
 
-def test_a_switched_off_adapter_is_its_base():
+def test_a_disabled_adapter_equals_its_base():
     layer = trained(LoRALinear(nn.Linear(6, 5), 4, 8))
     x = torch.randn(3, 6)
     assert not torch.equal(layer(x), layer.base_layer(x))
@@ -100,7 +98,7 @@ def test_a_switched_off_adapter_is_its_base():
     assert torch.equal(layer(x), layer.base_layer(x))
 
 
-def test_dropout_falls_on_the_adapters_input_only_and_only_in_training():
+def test_dropout_applies_to_the_adapters_input_only_and_only_in_training():
     ours, theirs = pair_with_peft(lora_dropout=0.5)
     x = torch.randn(7, 6)
     torch.manual_seed(3)
@@ -125,9 +123,8 @@ def test_first_weights_depend_on_the_seed_and_not_on_the_global_generator():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_merged_weight_does_what_base_and_adapter_do():
+def test_merged_weight_equals_base_and_adapter():
     layer = trained(LoRALinear(nn.Linear(6, 5), 4, 8))
     x = torch.randn(3, 6)
-    torch.testing.assert_close(
-        nn.functional.linear(x, layer.merged_weight(), layer.base_layer.bias), layer(x), rtol=0, atol=1e-5
-    )
+    y = nn.functional.linear(x, layer.merged_weight(), layer.base_layer.bias)
+    torch.testing.assert_close(y, layer(x), rtol=0, atol=1e-5)

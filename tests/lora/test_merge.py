@@ -1,6 +1,4 @@
-"""lora/merge.py: one weight by hand, parity with PEFT's merge_and_unload, and a merged model that does what
-the adapted one did.
-"""
+"""lora/merge.py: an example by hand, parity with merge_and_unload of PEFT, and with the unmerged model."""
 
 import copy
 import math
@@ -12,6 +10,7 @@ from torch import nn
 
 from lora.inject import adapters, inject, load_adapter_state
 from lora.merge import merge
+from tests.lora.test_layer import copy_to_peft
 
 
 def make_model(dtype=torch.float32) -> nn.Sequential:
@@ -20,7 +19,7 @@ def make_model(dtype=torch.float32) -> nn.Sequential:
 
 
 def adapted(model: nn.Module, type="lora", scale=1.0, **settings) -> nn.Module:
-    """The model with adapters that have been trained, as it were."""
+    """Injects adapters with a random lora_B into the model."""
     inject(model, type=type, target_modules="all-linear", seed=1, **{"r": 3, "lora_alpha": 6} | settings)
     for layer in adapters(model).values():
         nn.init.normal_(layer.lora_B, std=scale)
@@ -32,19 +31,20 @@ def adapted(model: nn.Module, type="lora", scale=1.0, **settings) -> nn.Module:
 X = torch.linspace(-1, 1, 18).view(3, 6)
 
 
-def test_the_weight_and_the_norm_written_here_by_hand():
+def test_the_weight_and_the_norm_of_an_example_by_hand():
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     model[0].weight.data = torch.tensor([[1.0, 0], [0, 1]])
     inject(model, r=1, lora_alpha=2, target_modules=["0"], seed=1)
     load_adapter_state(model, {"0.lora_A": torch.tensor([[3.0, 4]]), "0.lora_B": torch.tensor([[1.0], [0]])})
-    # scaling B A = 2 * [[3, 4], [0, 0]], whose Frobenius norm is sqrt(36 + 64)
+    # scaling B A = 2 * [[3, 4], [0, 0]]; its Frobenius norm is sqrt(36 + 64).
     assert merge(model) == {"0": 10.0}
     assert model[0].weight.tolist() == [[7, 8], [0, 1]]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"2": 1}, "alpha_pattern": {"0": 1}}]
-)
+PATTERNS = {"rank_pattern": {"2": 1}, "alpha_pattern": {"0": 1}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, PATTERNS])
 @pytest.mark.parametrize("type", ["lora", "dora"])
 def test_merged_model_equals_adapter_model(type, settings):
     model = adapted(make_model(), type, **settings)
@@ -58,17 +58,10 @@ def test_merged_model_equals_adapter_model(type, settings):
 @pytest.mark.parametrize("type", ["lora", "dora"])
 def test_merged_weights_equal_pefts(type):
     model = make_model()
-    theirs = get_peft_model(
-        copy.deepcopy(model),
-        LoraConfig(r=3, lora_alpha=6, target_modules=["0", "2"], use_dora=type == "dora"),
-    )
-    adapted(model, type)
-    for name, layer in adapters(model).items():
-        peft = theirs.base_model.model.get_submodule(name)
-        peft.lora_A["default"].weight.data = layer.lora_A.data.clone()
-        peft.lora_B["default"].weight.data = layer.lora_B.data.clone()
-        if type == "dora":
-            peft.lora_magnitude_vector["default"].weight.data = layer.lora_magnitude_vector.data.clone()
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0", "2"], use_dora=type == "dora")
+    theirs = get_peft_model(copy.deepcopy(model), config)
+    for name, layer in adapters(adapted(model, type)).items():
+        copy_to_peft(layer, theirs.base_model.model.get_submodule(name))
     merge(model)
     expected = theirs.merge_and_unload()
     for name in ("0.weight", "0.bias", "2.weight"):
@@ -94,13 +87,13 @@ def test_an_untrained_adapter_is_not_merged_unless_allowed():
     assert not adapters(model)
 
 
-def test_a_delta_that_rounding_swallows_is_reported():
+def test_a_delta_that_is_lost_in_rounding_is_reported():
     model = adapted(make_model(torch.bfloat16), scale=1e-9)
     with pytest.raises(ValueError, match="load the base in float32"):
         merge(model)
 
 
-def test_a_broken_adapter_is_not_merged_and_the_weights_stay():
+def test_an_adapter_with_nan_is_not_merged_and_the_weights_stay():
     model = adapted(make_model())
     before = model[0].base_layer.weight.clone()
     model[2].lora_A.data[0, 0] = math.nan

@@ -1,4 +1,4 @@
-"""lora/peft_io.py: the files by hand, both ways to PEFT and back, and what a file that does not fit is told."""
+"""lora/peft_io.py: the contents of the files, exchange with PEFT both ways, and errors of bad files."""
 
 import copy
 import json
@@ -31,10 +31,9 @@ X = torch.linspace(-1, 1, 18).view(3, 6)
 class Toy(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(6, 6), "v_proj": nn.Linear(6, 6, bias=False)})
-            for _ in range(3)
-        )
+        names = {"q_proj": True, "v_proj": False}  # {name: bias}
+        layers = [{n: nn.Linear(6, 6, bias=bias) for n, bias in names.items()} for _ in range(3)]
+        self.layers = nn.ModuleList(nn.ModuleDict(layer) for layer in layers)
 
     def forward(self, x):
         for layer in self.layers:
@@ -48,7 +47,7 @@ def toy() -> Toy:
 
 
 def train(model: nn.Module) -> nn.Module:
-    """Gives every adapter's parameter some other value, whoever's adapter it is."""
+    """Changes every adapter parameter, Loupe's or PEFT's, by a random value."""
     generator = torch.Generator().manual_seed(2)
     for name, p in model.named_parameters():
         if "lora_" in name:
@@ -56,19 +55,18 @@ def train(model: nn.Module) -> nn.Module:
     return model
 
 
+SETTINGS = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
 def ours(**settings) -> Toy:
     model = toy()
     settings["type"] = "dora" if settings.pop("use_dora", False) else "lora"
-    inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "seed": 1} | settings)
+    inject(model, **SETTINGS | {"seed": 1} | settings)
     return train(model).eval()
 
 
 def theirs(model: nn.Module | None = None, **settings) -> nn.Module:
-    model = get_peft_model(
-        model or toy(),
-        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | settings),
-    )
-    return train(model).eval()
+    return train(get_peft_model(model or toy(), LoraConfig(**SETTINGS | settings))).eval()
 
 
 def edit_config(folder, **changes):
@@ -84,16 +82,15 @@ def edit_tensors(folder, edit):
 
 @pytest.fixture
 def folder(tmp_path):
-    """An adapter that save_adapter wrote for a Toy."""
+    """The adapter folder of a Toy, written by save_adapter."""
     save_adapter(ours(), tmp_path, base_model_name="toy", config={"r": 4, "lora_alpha": 8})
     return tmp_path
 
 
-def test_the_keys_and_settings_are_those_written_here(tmp_path):
+def test_the_files_hold_the_keys_and_settings_of_an_example_by_hand(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2))
-    inject(
-        model, type="dora", r=1, lora_alpha=2, lora_dropout=0.1, use_rslora=True, target_modules=["0"], seed=1
-    )
+    settings = {"r": 1, "lora_alpha": 2, "lora_dropout": 0.1, "use_rslora": True, "target_modules": ["0"]}
+    inject(model, type="dora", seed=1, **settings)
     save_adapter(model, tmp_path, base_model_name="google/gemma-3-270m-it", config={"revision": "abc"})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {key: tuple(t.shape) for key, t in tensors.items()} == {
@@ -101,19 +98,13 @@ def test_the_keys_and_settings_are_those_written_here(tmp_path):
         "base_model.model.0.lora_B.weight": (2, 1),
         "base_model.model.0.lora_magnitude_vector": (2,),
     }
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config == {
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == settings | {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": "google/gemma-3-270m-it",
         "revision": "abc",
         "inference_mode": True,
-        "r": 1,
-        "lora_alpha": 2,
-        "lora_dropout": 0.1,
-        "use_rslora": True,
         "use_dora": True,
-        "target_modules": ["0"],
         "bias": "none",
         "modules_to_save": None,
         "rank_pattern": {},
@@ -125,19 +116,18 @@ def test_the_keys_and_settings_are_those_written_here(tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_we_write_peft_loads_to_the_same_outputs(tmp_path, variant):
+def test_peft_loads_our_adapter_with_the_same_outputs(tmp_path, variant):
     model = ours(**VARIANTS[variant])
     save_adapter(model, tmp_path, base_model_name="toy", config={"r": 4, "lora_alpha": 8})
-    edit_config(
-        tmp_path, task_type=None
-    )  # with CAUSAL_LM, PEFT wants a transformers model; the Gemma tests below have one
+    # With CAUSAL_LM, PEFT requires a transformers model; the Gemma tests below have one.
+    edit_config(tmp_path, task_type=None)
     loaded = PeftModel.from_pretrained(toy(), tmp_path).eval()
     torch.testing.assert_close(loaded(X), model(X))
     assert (model(X) - toy()(X)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_peft_writes_we_load_to_the_same_outputs(tmp_path, variant):
+def test_we_load_pefts_adapter_with_the_same_outputs(tmp_path, variant):
     peft = theirs(**VARIANTS[variant])
     peft.save_pretrained(tmp_path)
     model = toy().eval()
@@ -151,17 +141,18 @@ def test_saved_and_loaded_adapters_are_equal_to_the_last_bit(tmp_path, variant):
     model, again = ours(**VARIANTS[variant]), toy()
     save_adapter(model, tmp_path, base_model_name="toy")
     load_adapter(again, tmp_path)
-    assert {k: t.tolist() for k, t in adapter_state(again).items()} == {
-        k: t.tolist() for k, t in adapter_state(model).items()
-    }
-    assert [layer.scaling for layer in adapters(again).values()] == [
-        layer.scaling for layer in adapters(model).values()
-    ]
+    tensors, expected = adapter_state(again), adapter_state(model)
+    assert list(tensors) == list(expected) and all(
+        torch.equal(tensors[key], expected[key]) for key in tensors
+    )
+    scalings = [[layer.scaling for layer in adapters(m).values()] for m in (again, model)]
+    assert scalings[0] == scalings[1]
 
 
-@pytest.mark.parametrize(
-    "target_modules", ["all-linear", r"layers\.[02]\.q_proj", ["1.q_proj", "layers.2.v_proj"]]
-)
+TARGETS = ["all-linear", r"layers\.[02]\.q_proj", ["1.q_proj", "layers.2.v_proj"]]
+
+
+@pytest.mark.parametrize("target_modules", TARGETS)
 def test_target_modules_select_the_layers_that_peft_selected(tmp_path, target_modules):
     peft = theirs(target_modules=target_modules)
     peft.save_pretrained(tmp_path)
@@ -171,7 +162,7 @@ def test_target_modules_select_the_layers_that_peft_selected(tmp_path, target_mo
     torch.testing.assert_close(model(X), peft(X))
 
 
-def test_whole_paths_are_written_where_the_ends_would_select_too_much(tmp_path):
+def test_full_names_are_written_where_suffixes_would_select_other_layers_too(tmp_path):
     save_adapter(ours(target_modules=["1.q_proj"]), tmp_path, base_model_name="toy")
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == ["layers.1.q_proj"]
 
@@ -192,25 +183,14 @@ def test_bfloat16_files_load_into_float32_adapters(folder):
     assert {t.dtype for t in adapter_state(model).values()} == {torch.float32}
 
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "sliding_window": 4,
-    "query_pre_attn_scalar": 8,
-    "max_position_embeddings": 64,
-}
-TOKENS = torch.arange(2, 13)
+LAYER = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+SIZES = LAYER | {"vocab_size": 64, "num_hidden_layers": 6, "head_dim": 8, "query_pre_attn_scalar": 8}
+SIZES |= {"sliding_window": 4, "max_position_embeddings": 64}
+TOKENS = torch.arange(2, 13)  # More tokens than the window.
 
 
 def gemma_pair():
-    """(a small random transformers Gemma 3, our model with its weights); 11 tokens pass its window of 4, its
-    last layer is global.
-    """
+    """Returns a small random Gemma 3 of transformers (its last layer is global) and ours with its weights."""
     torch.manual_seed(0)
     hf = HFGemma3(Gemma3TextConfig(**SIZES, attn_implementation="eager")).eval()
     return hf, our_gemma(hf.config, hf.state_dict())
@@ -218,9 +198,8 @@ def gemma_pair():
 
 def our_gemma(config, weights) -> Gemma3ForCausalLM:
     model = Gemma3ForCausalLM(parse_config(config.to_dict())).eval()
-    missing, unexpected = model.load_state_dict(
-        {key: t for key, t in weights.items() if not key.startswith("lm_head")}, strict=False
-    )
+    weights = {key: t for key, t in weights.items() if not key.startswith("lm_head")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not missing and not unexpected
     return model
 
@@ -237,7 +216,7 @@ def hf_logits(model):
 
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"use_dora": True}])
-def test_a_peft_adapter_of_transformers_gemma_changes_our_logits_by_as_much(tmp_path, settings):
+def test_pefts_adapter_of_transformers_gemma_changes_our_logits_equally(tmp_path, settings):
     hf, model = gemma_pair()
     base = hf_logits(hf)
     peft = theirs(copy.deepcopy(hf), target_modules="all-linear", **settings)
@@ -249,48 +228,28 @@ def test_a_peft_adapter_of_transformers_gemma_changes_our_logits_by_as_much(tmp_
     torch.testing.assert_close(our_logits(model) - base, delta, rtol=1e-4, atol=1e-4)
 
 
-def test_our_adapter_changes_transformers_gemmas_logits_by_as_much(tmp_path):
+def test_our_adapter_changes_transformers_gemmas_logits_equally(tmp_path):
     hf, model = gemma_pair()
-    inject(
-        model,
-        r=3,
-        lora_alpha=6,
-        target_modules=["q_proj", "o_proj", "down_proj"],
-        seed=1,
-        rank_pattern={"layers.1.self_attn.q_proj": 2},
-    )
+    settings = {"target_modules": ["q_proj", "o_proj", "down_proj"]}
+    inject(model, r=3, lora_alpha=6, seed=1, rank_pattern={"layers.1.self_attn.q_proj": 2}, **settings)
     train(model)
     save_adapter(model, tmp_path, base_model_name="random")
-    expected = our_logits(model)
-    torch.testing.assert_close(
-        hf_logits(PeftModel.from_pretrained(hf, tmp_path)), expected, rtol=1e-4, atol=1e-4
-    )
+    expected, loaded = our_logits(model), PeftModel.from_pretrained(hf, tmp_path)
+    torch.testing.assert_close(hf_logits(loaded), expected, rtol=1e-4, atol=1e-4)
 
 
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
-}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+WRAPPER = {"vision_config": VISION | {"image_size": 16, "patch_size": 8}, "mm_tokens_per_image": 1}
+WRAPPER_TARGETS = [["q_proj", "down_proj"], "all-linear", r".*language_model.*\.(q_proj|down_proj)"]
 
 
-@pytest.mark.parametrize(
-    "target_modules", [["q_proj", "down_proj"], "all-linear", r".*language_model.*\.(q_proj|down_proj)"]
-)
+@pytest.mark.parametrize("target_modules", WRAPPER_TARGETS)
 def test_an_adapter_of_the_multimodal_wrapper_loads_into_the_text_model(tmp_path, target_modules):
     torch.manual_seed(0)
-    config = HFWrapperConfig(
-        text_config=SIZES, vision_config=VISION, mm_tokens_per_image=1, attn_implementation="eager"
-    )
+    config = HFWrapperConfig(text_config=SIZES, attn_implementation="eager", **WRAPPER)
     hf = Gemma3ForConditionalGeneration(config).eval()
-    weights = {
-        key.replace("model.language_model.", "model."): t
-        for key, t in hf.state_dict().items()
-        if "language_model" in key
-    }
+    weights = {key: t for key, t in hf.state_dict().items() if "language_model" in key}
+    weights = {key.replace("model.language_model.", "model."): t for key, t in weights.items()}
     peft = theirs(hf, target_modules=target_modules)
     peft.save_pretrained(tmp_path)
     model = our_gemma(config.text_config, weights)
@@ -298,7 +257,7 @@ def test_an_adapter_of_the_multimodal_wrapper_loads_into_the_text_model(tmp_path
     torch.testing.assert_close(our_logits(model), hf_logits(peft), rtol=1e-4, atol=1e-4)
 
 
-def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_stays_plain(folder):
+def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_has_no_adapters(folder):
     def edit(tensors):
         del tensors["base_model.model.layers.0.q_proj.lora_A.weight"]
         tensors["base_model.model.layers.1.q_proj.lora_B.weight"] = torch.zeros(6, 9)
@@ -318,43 +277,43 @@ def test_every_tensor_that_does_not_fit_is_in_one_error_and_the_model_stays_plai
     assert not adapters(model)
 
 
-def test_a_file_in_the_place_of_a_folder_is_no_adapter(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "small.toml").write_text("")
     with pytest.raises(ValueError, match=r"adapter_config.json: no such file; an adapter folder holds"):
         load_adapter(toy(), tmp_path / "small.toml")
 
 
-def test_a_rank_that_is_not_the_files_is_refused(folder):
+def test_a_rank_that_differs_from_the_tensors_is_refused(folder):
     edit_config(folder, r=8)
     with pytest.raises(ValueError, match="shape"):
         load_adapter(toy(), folder)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"bias": "all"},
-        {"modules_to_save": ["lm_head"]},
-        {"fan_in_fan_out": True},
-        {"peft_type": "LOHA"},
-        {"init_lora_weights": "pissa"},
-        {"layers_to_transform": [1]},
-        {"trainable_token_indices": [3]},
-        {"some_new_method": {"on": True}},
-        {"r": 0},
-        {"r": None},
-        {"lora_alpha": "16"},
-        {"target_modules": 3},
-        {"target_modules": "("},
-        {"exclude_modules": "("},
-        {"rank_pattern": ["q_proj"]},
-        {"target_modules": ["conv"]},
-        {"lora_dropout": None},
-    ],
-)
-def test_a_setting_that_is_not_supported_is_refused_by_name(folder, changes):
-    edit_config(folder, **changes)
-    with pytest.raises(ValueError, match=f"adapter_config.json:(.|\n)*{next(iter(changes))}"):
+UNSUPPORTED = [
+    ("bias", "all"),
+    ("modules_to_save", ["lm_head"]),
+    ("fan_in_fan_out", True),
+    ("peft_type", "LOHA"),
+    ("init_lora_weights", "pissa"),
+    ("layers_to_transform", [1]),
+    ("trainable_token_indices", [3]),
+    ("some_new_method", {"on": True}),
+    ("r", 0),
+    ("r", None),
+    ("lora_alpha", "16"),
+    ("lora_dropout", None),
+    ("target_modules", 3),
+    ("target_modules", "("),
+    ("target_modules", ["conv"]),
+    ("exclude_modules", "("),
+    ("rank_pattern", ["q_proj"]),
+]
+
+
+@pytest.mark.parametrize("key, value", UNSUPPORTED)
+def test_a_setting_that_is_not_supported_is_refused_by_name(folder, key, value):
+    edit_config(folder, **{key: value})
+    with pytest.raises(ValueError, match=f"adapter_config.json:(.|\n)*{key}"):
         load_adapter(toy(), folder)
 
 
@@ -374,7 +333,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_is_refused_and_never_opened(folder):
+def test_a_pickle_is_refused_unopened(folder):
     (folder / "adapter_model.safetensors").unlink()
     torch.save(Bomb(folder / "exploded"), folder / "adapter_model.bin")
     with pytest.raises(ValueError, match="pickle.*not opened.*convert"):
@@ -386,7 +345,7 @@ def test_a_pickle_is_refused_and_never_opened(folder):
 def test_a_truncated_file_is_refused_by_name(folder, size):
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="adapter_model.safetensors is not a whole safetensors file"):
         load_adapter(toy(), folder)
 
 
@@ -404,7 +363,7 @@ def test_a_missing_file_is_named(folder, name):
         load_adapter(toy(), folder)
 
 
-def test_a_crash_while_saving_leaves_the_old_adapter_whole(folder, monkeypatch):
+def test_a_crash_while_saving_keeps_the_old_adapter(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def crash(tensors, path, metadata):
