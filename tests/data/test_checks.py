@@ -1,4 +1,4 @@
-"""data/checks.py: a small set with each fault once, and a clean set without a finding."""
+"""data/checks.py: a small set with each finding once, and a clean set without findings."""
 
 import pytest
 from hypothesis import given
@@ -17,11 +17,11 @@ def chat(id, prompt, response):
 
 FAULTY = [
     chat("a:1", "p", "r"),
-    chat("a:2", "p", "r"),  # a copy
+    chat("a:2", "p", "r"),  # duplicate of a:1
     chat("a:3", "q", "yes"),
-    chat("a:4", "q", "no"),  # and a contradiction
-    chat("a:5", " ", "r"),  # no prompt
-    chat("a:6", "caf\u00c3\u00a9", "r"),  # cafe with an accent, decoded as Latin-1
+    chat("a:4", "q", "no"),  # contradicts a:3
+    chat("a:5", " ", "r"),  # empty prompt
+    chat("a:6", "caf\u00c3\u00a9", "r"),  # UTF-8, decoded as Latin-1
     Sample("a:7", text="raw"),
 ]
 HELD_OUT = [chat("v:1", "p ", "r"), chat("v:2", "unseen", "r")]
@@ -47,7 +47,7 @@ def test_examine_finds_every_fault_of_a_small_set_once():
     assert (report["dropped"], report["truncated"]) == (3, 4)
 
 
-def test_brief_names_each_finding_and_nothing_for_clean_data():
+def test_brief_has_each_finding_and_none_for_clean_data():
     report = examine(FAULTY, DOCUMENTS, HELD_OUT)
     for key, words in FINDINGS.items():
         assert f"{len(report[key])} {words}: {report[key][0]}" in brief(report)
@@ -55,7 +55,7 @@ def test_brief_names_each_finding_and_nothing_for_clean_data():
     assert brief(clean) == "data: 1 samples, 0 held out, 4 tokens (50% supervised), longest 4"
 
 
-def test_brief_shortens_a_long_list_of_ids_and_the_report_has_it_whole():
+def test_brief_shortens_a_long_list_of_ids_and_the_report_does_not():
     report = examine([chat(f"a:{i}", "p", "r") for i in range(6)])
     assert len(report["duplicates"]) == 5
     assert "5 exact copies of an earlier sample: a:1, a:2, a:3, ..." in brief(report)
@@ -74,18 +74,10 @@ def test_findings_name_only_samples_of_the_set_and_distinct_rows_are_no_duplicat
     assert all(int(id[2:]) < len(pairs) for key in FINDINGS for id in report[key])
 
 
-WORDS = [
-    "\u00e9t\u00e9",
-    "stra\u00dfe",
-    "\u00ab pi\u00f1a \u00bb",
-    "\u00c2ge",
-    "\u20ac 5",
-    "\u2019s",
-    "\U0001f600",
-]
+WORDS = ["\u00e9t\u00e9", "stra\u00dfe", "\u00ab pi\u00f1a \u00bb", "\u00c2ge", "\u20ac 5"]
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [*WORDS, "\u2019s", "\U0001f600"])
 def test_text_is_mojibake_only_after_a_wrong_decoding(word):
     assert not MOJIBAKE.search(word)
     assert MOJIBAKE.search(word.encode().decode("latin-1"))

@@ -1,6 +1,4 @@
-"""data/loader.py: the order is a function of (seed, epoch), a resume continues it, and a split holds prompts
-together.
-"""
+"""data/loader.py: the order depends on (seed, epoch) only, a resume continues it, splits separate prompts."""
 
 import pytest
 from hypothesis import given
@@ -25,9 +23,8 @@ def ids(batches):
     return [batch.ids for batch in batches]
 
 
-def test_order_is_the_one_written_here_on_every_machine():
-    # checkpoints hold a seed and an epoch and count on this order; if it changes, their runs no longer resume
-    # exactly
+def test_the_order_is_the_same_on_every_machine():
+    # A checkpoint stores the seed and the epoch; its run resumes exactly only while this order holds.
     assert epoch_order(8, seed=3407, epoch=0) == [0, 5, 6, 2, 4, 1, 3, 7]
     assert epoch_order(8, seed=3407, epoch=1) == [4, 7, 0, 2, 5, 3, 6, 1]
     assert epoch_order(8, seed=3407, epoch=1, shuffle=False) == list(range(8))
@@ -38,7 +35,7 @@ def test_seed_and_epoch_are_not_summed():
     assert epoch_order(50, seed=1, epoch=0) != epoch_order(50, seed=1, epoch=1)
 
 
-def test_unshuffled_micro_batches_are_the_ones_written_here():
+def test_unshuffled_micro_batches_have_the_order_of_the_documents():
     loader = Loader(documents_of([3, 4, 5, 6, 7]), batch_size=2, seed=0, shuffle=False)
     assert ids(loader.batches(0)) == [["d0", "d1"], ["d2", "d3"], ["d4"]]
     assert ids(loader.batches(1)) == ids(loader.batches(0))
@@ -63,11 +60,9 @@ loaders = st.builds(
 
 @given(loaders, st.integers(0, 3))
 def test_an_epoch_has_every_document_once_in_len_micro_batches(loader, epoch):
-    batches = list(loader.batches(epoch))
+    batches = ids(loader.batches(epoch))
     assert len(batches) == len(loader)
-    assert sorted(id for batch in batches for id in batch.ids) == sorted(
-        document.id for document in loader.documents
-    )
+    assert sorted(id for batch in batches for id in batch) == sorted(d.id for d in loader.documents)
 
 
 @given(loaders, st.integers(0, 3), st.data())
@@ -89,10 +84,10 @@ def test_no_micro_batch_exceeds_max_tokens(lengths, max_tokens, shuffle):
     assert all(batch.num_tokens <= max_tokens for epoch in (0, 1) for batch in loader.batches(epoch))
 
 
-def test_shuffling_differs_between_epochs_and_also_when_cut_by_tokens():
-    for max_tokens in (None, 8):
-        loader = Loader(documents_of([4] * 40), batch_size=2, seed=0, max_tokens=max_tokens)
-        assert ids(loader.batches(0)) != ids(loader.batches(1))
+@pytest.mark.parametrize("max_tokens", [None, 8])
+def test_shuffling_differs_between_epochs(max_tokens):
+    loader = Loader(documents_of([4] * 40), batch_size=2, seed=0, max_tokens=max_tokens)
+    assert ids(loader.batches(0)) != ids(loader.batches(1))
 
 
 def test_fewer_documents_than_a_batch_make_one_short_batch():
@@ -110,7 +105,7 @@ def test_no_documents_a_batch_size_of_0_and_a_too_long_document_are_refused():
         Loader(documents_of([3, 9]), batch_size=1, seed=0, max_tokens=8)
 
 
-def test_split_keeps_the_order_and_holds_out_the_share_asked_for():
+def test_split_keeps_the_order_and_holds_out_the_fraction():
     samples = [chat(f"p{i}", "r", f"s{i:02}") for i in range(20)]
     train, validation = split_validation(samples, 0.2, seed=0)
     assert (len(train), len(validation)) == (16, 4)
@@ -121,29 +116,27 @@ def test_split_keeps_the_order_and_holds_out_the_share_asked_for():
     assert split_validation(samples, 0, seed=0) == (samples, [])
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy")), min_size=2, max_size=30),
-    st.floats(0.01, 0.99),
-    st.integers(0, 9),
-)
-def test_no_side_is_empty_and_no_prompt_is_on_both(pairs, fraction, seed):
+prompts_and_responses = st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy"))
+
+
+@given(st.lists(prompts_and_responses, min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_no_set_is_empty_and_no_prompt_is_in_both(pairs, fraction, seed):
     samples = [chat(prompt, response, f"s{i}") for i, (prompt, response) in enumerate(pairs)]
     if len({prompt for prompt, _ in pairs}) == 1:
         with pytest.raises(ValueError, match="cannot be split"):
             split_validation(samples, fraction, seed)
         return
     train, validation = split_validation(samples, fraction, seed)
-    assert train
-    assert validation
+    assert train and validation
     assert {s.id for s in train} | {s.id for s in validation} == {s.id for s in samples}
     assert not {prompt_of(s) for s in train} & {prompt_of(s) for s in validation}
 
 
-@pytest.mark.parametrize(
-    "samples",
-    [[chat("p", "r")], [chat("p", "r")] * 5, [chat("p", "r"), chat(" p\n", "other")]],
-    ids=["one", "copies", "one prompt"],
-)
+UNSPLITTABLE = {"one": [chat("p", "r")], "copies": [chat("p", "r")] * 5}
+UNSPLITTABLE["one prompt"] = [chat("p", "r"), chat(" p\n", "other")]
+
+
+@pytest.mark.parametrize("samples", UNSPLITTABLE.values(), ids=UNSPLITTABLE.keys())
 def test_a_set_that_cannot_be_split_is_an_error_with_the_remedy(samples):
     with pytest.raises(ValueError, match=r"1 distinct prompt.*data.validation, or set the fraction to 0"):
         split_validation(samples, 0.1, seed=0)
@@ -156,7 +149,7 @@ def test_a_fraction_outside_zero_and_one_is_refused():
             split_validation([chat("a", "r"), chat("b", "r")], fraction, seed=0)
 
 
-def test_adding_rows_moves_few_others_to_the_other_side():
+def test_adding_rows_moves_few_others_to_the_other_set():
     samples = [chat(f"p{i}", "r", f"s{i}") for i in range(200)]
     before = {s.id for s in split_validation(samples, 0.2, seed=0)[1]}
     after = {s.id for s in split_validation([chat("new", "r", "n"), *samples], 0.2, seed=0)[1]}

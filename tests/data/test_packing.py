@@ -1,4 +1,4 @@
-"""data/packing.py: one packed stream by hand, unpacking, and parity with transformers' collator."""
+"""data/packing.py: a packed stream by hand, unpacking, and parity with transformers' collator."""
 
 from itertools import pairwise
 
@@ -14,21 +14,17 @@ __ = IGNORE_INDEX
 
 
 def make_document(tokens, supervised, id="d"):
-    """A document whose token i is supervised where supervised[i]."""
+    """Returns a document whose token i is supervised if supervised[i]."""
     labels = [tokens[i + 1] if i + 1 < len(tokens) and supervised[i + 1] else __ for i in range(len(tokens))]
     return Document(tokens, labels, id)
 
 
-documents = st.lists(
-    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=9).map(
-        lambda pairs: make_document(*map(list, zip(*pairs, strict=True)))
-    ),
-    min_size=1,
-    max_size=6,
-)
+tokens_and_supervised = st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=9)
+document = tokens_and_supervised.map(lambda pairs: make_document(*map(list, zip(*pairs, strict=True))))
+documents = st.lists(document, min_size=1, max_size=6)
 
 
-def test_two_documents_make_the_stream_written_here():
+def test_two_documents_make_the_stream_of_an_example_by_hand():
     batch = pack([Document([2, 5, 6, 7], [__, 6, 7, __], "a:1"), Document([2, 8, 9], [8, 9, __], "a:2")])
     assert batch.tokens.tolist() == [2, 5, 6, 7, 2, 8, 9]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
@@ -37,14 +33,13 @@ def test_two_documents_make_the_stream_written_here():
     assert batch.targets.tolist() == [6, 7, 8, 9]
     assert batch.ids == ["a:1", "a:2"]
     assert (batch.num_tokens, batch.num_targets) == (7, 4)
-    assert [t.dtype for t in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets)] == [
-        torch.int64
-    ] * 4
+    for tensor in (batch.tokens, batch.position_ids, batch.target_positions, batch.targets):
+        assert tensor.dtype == torch.int64
     assert batch.cu_seqlens.dtype == torch.int32
 
 
 @given(documents)
-def test_cutting_the_stream_at_cu_seqlens_gives_the_documents_back(documents):
+def test_splitting_the_stream_at_cu_seqlens_gives_the_documents(documents):
     batch = pack(documents)
     labels = torch.full_like(batch.tokens, IGNORE_INDEX).scatter(0, batch.target_positions, batch.targets)
     bounds = batch.cu_seqlens.tolist()
@@ -55,7 +50,7 @@ def test_cutting_the_stream_at_cu_seqlens_gives_the_documents_back(documents):
 
 
 @given(documents)
-def test_no_target_crosses_into_the_next_document(documents):
+def test_no_target_is_a_token_of_the_next_document(documents):
     batch = pack(documents)
     last = batch.cu_seqlens[1:].long() - 1
     assert not torch.isin(batch.target_positions, last).any()
@@ -66,17 +61,14 @@ def test_stream_equals_that_of_transformers_flattening_collator():
     import transformers
 
     collate = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)
-    tokens, supervised = [[2, 5, 6, 7], [2, 8], [2, 4, 4, 4, 1]], [[0, 0, 1, 1], [0, 1], [0, 1, 1, 1, 1]]
-    ours = pack([make_document(t, s) for t, s in zip(tokens, supervised, strict=True)])
-    labels = [
-        [token if on else __ for token, on in zip(t, s, strict=True)]
-        for t, s in zip(tokens, supervised, strict=True)
-    ]
-    theirs = collate([{"input_ids": t, "labels": row} for t, row in zip(tokens, labels, strict=True)])
+    rows = [([2, 5, 6, 7], [0, 0, 1, 1]), ([2, 8], [0, 1]), ([2, 4, 4, 4, 1], [0, 1, 1, 1, 1])]
+    ours = pack([make_document(tokens, supervised) for tokens, supervised in rows])
+    labels = [[t if on else __ for t, on in zip(*row, strict=True)] for row in rows]
+    theirs = collate([{"input_ids": t, "labels": row} for (t, _), row in zip(rows, labels, strict=True)])
     assert torch.equal(ours.tokens, theirs["input_ids"][0])
     assert torch.equal(ours.position_ids, theirs["position_ids"][0])
     assert torch.equal(ours.cu_seqlens, theirs["cu_seq_lens_q"])
-    shifted = theirs["labels"][0, 1:]  # transformers shifts in its loss, data/render.py when it makes labels
+    shifted = theirs["labels"][0, 1:]  # transformers shifts labels in its loss, data/render.py shifts them.
     assert torch.equal(ours.target_positions, (shifted != __).nonzero().squeeze(1))
     assert torch.equal(ours.targets, shifted[shifted != __])
 
@@ -93,22 +85,21 @@ def test_to_moves_every_tensor_except_cu_seqlens():
     for name in ("tokens", "position_ids", "target_positions", "targets"):
         assert getattr(moved, name).device.type == "meta"
         assert getattr(batch, name).device.type == "cpu"
-    assert moved.cu_seqlens is batch.cu_seqlens  # reading it on a GPU would make the CPU wait
+    assert moved.cu_seqlens is batch.cu_seqlens, "reading it from a GPU would wait for it"
     assert (moved.ids, moved.num_tokens) == (["d"], 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU's driver")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU's driver")
 def test_pinned_batch_is_pinned_and_equal():
     batch = pack([Document([2, 5], [5, __], "d")])
     assert batch.pin_memory().tokens.is_pinned()
     assert torch.equal(batch.pin_memory().tokens, batch.tokens)
 
 
-def test_packing_nothing_or_an_empty_document_fails():
+@pytest.mark.parametrize("documents", [[], [Document([], [], "d")]])
+def test_packing_nothing_or_an_empty_document_fails(documents):
     with pytest.raises(AssertionError):
-        pack([])
-    with pytest.raises(AssertionError):
-        pack([Document([], [], "d")])
+        pack(documents)
 
 
 def test_a_prefix_that_two_documents_share_is_packed_once():
@@ -125,39 +116,33 @@ def test_a_prefix_that_two_documents_share_is_packed_once():
     assert (batch.num_tokens, batch.ids) == (2 * MIN_PREFIX_TOKENS + 5, ["a", "c", "b"])
 
 
-prefixes = st.lists(
-    st.tuples(
-        st.integers(0, 2), st.integers(0, MIN_PREFIX_TOKENS + 4), st.integers(1, 5), st.integers(0, 30)
-    ),
-    min_size=1,
-    max_size=6,
-)
+# Which prefix, its tokens, the document's own tokens, the first supervised token.
+lengths = (st.integers(0, n) for n in (2, MIN_PREFIX_TOKENS + 4, 4, 30))
 
 
-@given(prefixes)
+@given(st.lists(st.tuples(*lengths), min_size=1, max_size=6))
 def test_documents_joined_with_their_shared_prefixes_are_the_documents(parts):
     rows = []
     for number, (kind, shared, own, first) in enumerate(parts):
-        tokens = [50 * kind + i for i in range(shared)] + [200 + number] * own
+        tokens = [50 * kind + i for i in range(shared)] + [200 + number] * (1 + own)
         rows.append(make_document(tokens, [i >= first for i in range(len(tokens))], str(number)))
     batch = pack(rows, share_prefix=True)
     bounds = batch.cu_seqlens.tolist()
     shared_prefix = batch.shared_prefix or [-1] * (len(bounds) - 1)
     labels = torch.full_like(batch.tokens, __).scatter(0, batch.target_positions, batch.targets)
-    pieces = [
-        list(zip(*(x[a:b].tolist() for x in (batch.tokens, labels, batch.position_ids)), strict=True))
-        for a, b in pairwise(bounds)
-    ]
-    whole = [(pieces[o] if o >= 0 else []) + piece for piece, o in zip(pieces, shared_prefix, strict=True)]
-    documents = [w for d, w in enumerate(whole) if d not in shared_prefix]
+    columns = (x.tolist() for x in (batch.tokens, labels, batch.position_ids))
+    stream = list(zip(*columns, strict=True))
+    pieces = [stream[a:b] for a, b in pairwise(bounds)]
+    joined = [(pieces[p] if p >= 0 else []) + piece for piece, p in zip(pieces, shared_prefix, strict=True)]
+    documents = [document for d, document in enumerate(joined) if d not in shared_prefix]
     expected = [list(zip(row.input_ids, row.labels, range(len(row.input_ids)), strict=True)) for row in rows]
     assert sorted(documents) == sorted(expected)
     assert batch.num_tokens == sum(map(len, expected))
 
 
 @given(documents)
-def test_documents_with_nothing_in_common_make_the_plain_stream(documents):
-    shared, plain = pack(documents, share_prefix=True), pack(documents)  # all are under MIN_PREFIX_TOKENS
+def test_documents_shorter_than_min_prefix_tokens_make_the_plain_stream(documents):
+    shared, plain = pack(documents, share_prefix=True), pack(documents)
     assert shared.shared_prefix is None
     for name in ("tokens", "position_ids", "cu_seqlens", "target_positions", "targets"):
         assert torch.equal(getattr(shared, name), getattr(plain, name))

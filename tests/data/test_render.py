@@ -15,7 +15,7 @@ BOS, EOS, START_USER, START_MODEL, END, NEWLINE, VOCAB_SIZE = 2, 1, 10, 11, 12, 
 
 
 class CharacterTokenizer:
-    """One id a character, from 20 up; control ids below 20, which no text reaches."""
+    """Maps each character to an id of at least 20; the ids of control tokens are below 20."""
 
     bos_id, eos_id, vocab_size = BOS, EOS, VOCAB_SIZE
 
@@ -28,14 +28,11 @@ class CharacterTokenizer:
     def turns(self, messages):
         pieces = []
         for role, content in messages:
+            (ids,) = self.encode_batch([content])
             if role == "assistant":
-                pieces += [
-                    ([START_MODEL], False),
-                    ([*self.encode_batch([content])[0], END], True),
-                    ([NEWLINE], False),
-                ]
+                pieces += [([START_MODEL], False), ([*ids, END], True), ([NEWLINE], False)]
             else:
-                pieces += [([START_USER, *self.encode_batch([content])[0], END, NEWLINE], False)]
+                pieces += [([START_USER, *ids, END, NEWLINE], False)]
         return pieces
 
 
@@ -67,48 +64,41 @@ def test_loss_on_all_supervises_every_token_except_the_first():
 
 
 @pytest.mark.parametrize("loss_on", ["response", "all"])
-def test_raw_text_is_bos_text_eos_and_all_supervised(loss_on):
+def test_raw_text_is_bos_text_eos_and_supervised_throughout(loss_on):
     document = render(TEXT, TOKENIZER, loss_on)
     assert document.input_ids == [BOS, A, B, C, EOS]
     assert document.labels == [A, B, C, EOS, __]
 
 
-conversations = st.lists(
-    st.tuples(st.text("abc<>"), st.text("abc<>", min_size=1)), min_size=1, max_size=4
-).map(
-    lambda pairs: Sample(
-        "h", tuple(turn for user, model in pairs for turn in (("user", user), ("assistant", model)))
-    )
-)
-texts = st.text("abc<>", min_size=1).map(lambda text: Sample("h", text=text))
+text = st.text("abc<>", min_size=1)
+turns = st.tuples(st.tuples(st.just("user"), st.text("abc<>")), st.tuples(st.just("assistant"), text))
+conversations = st.lists(turns, min_size=1, max_size=4).map(lambda pairs: Sample("h", sum(pairs, ())))
+samples = st.one_of(conversations, text.map(lambda text: Sample("h", text=text)))
+loss_on = st.sampled_from(["response", "all"])
 
 
-@given(st.one_of(conversations, texts), st.sampled_from(["response", "all"]), st.integers(1, 40))
+@given(samples, loss_on, st.integers(1, 40))
 def test_a_label_is_the_next_token_or_ignored_and_bos_comes_once_and_first(sample, loss_on, max_length):
     whole = render(sample, TOKENIZER, loss_on)
     try:
         (cut,), _ = render_all([sample], TOKENIZER, loss_on, max_length, on_long="truncate")
-    except ValueError:  # nothing of the response is left
+    except ValueError:  # No token of the response is left.
         cut = whole
     for document in (whole, cut):
-        assert document.input_ids.count(BOS) == 1
-        assert document.input_ids[0] == BOS
+        assert document.input_ids.count(BOS) == 1 and document.input_ids[0] == BOS
         assert len(document.input_ids) == len(document.labels)
         for i, label in enumerate(document.labels):
             assert label == IGNORE_INDEX or label == document.input_ids[i + 1]
     assert cut is whole or len(cut.input_ids) <= max_length
 
 
-@given(
-    st.lists(st.one_of(conversations, texts), min_size=1, max_size=8), st.sampled_from(["response", "all"])
-)
+@given(st.lists(samples, min_size=1, max_size=8), loss_on)
 def test_samples_rendered_together_equal_samples_rendered_alone(samples, loss_on):
     documents, counts = render_all(samples, TOKENIZER, loss_on)
     assert documents == [render(sample, TOKENIZER, loss_on) for sample in samples]
     assert counts.tokens == sum(len(document.input_ids) for document in documents)
-    assert counts.supervised_tokens == sum(
-        label != IGNORE_INDEX for document in documents for label in document.labels
-    )
+    supervised = [label for document in documents for label in document.labels if label != IGNORE_INDEX]
+    assert counts.supervised_tokens == len(supervised)
 
 
 def test_control_token_text_in_user_data_never_becomes_a_control_id():
@@ -121,13 +111,10 @@ def test_control_token_text_in_user_data_never_becomes_a_control_id():
 def test_too_long_is_an_error_with_every_id_and_its_length():
     with pytest.raises(ValueError) as error:
         render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=10)
-    message = str(error.value)
-    assert "2 samples are longer than data.max_length = 10 tokens" in message
-    assert "t:1 (11 tokens)" in message
-    assert "t:2 (17 tokens)" in message
-    assert "t:3" not in message
-    assert "data.max_length = 17" in message
-    assert 'data.on_long = "drop"' in message
+    facts = ("2 samples are longer than data.max_length = 10 tokens", "t:1 (11 tokens)", "t:2 (17 tokens)")
+    for fact in (*facts, "data.max_length = 17", 'data.on_long = "drop"'):
+        assert fact in str(error.value)
+    assert "t:3" not in str(error.value)
 
 
 def test_a_long_list_of_too_long_samples_is_shortened_and_counted():
@@ -143,20 +130,17 @@ def test_drop_leaves_out_long_samples_and_counts_them():
 
 
 def test_truncate_cuts_the_end_and_drops_a_sample_without_a_response_left():
-    # At 8 tokens TWO_TURNS keeps its first response, CHAT one token of it, and the long prompt none.
-    no_response = Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))
-    documents, counts = render_all(
-        [CHAT, TWO_TURNS, no_response], TOKENIZER, max_length=8, on_long="truncate"
-    )
+    # At 8 tokens, TWO_TURNS keeps its first response, CHAT one token of its response, the third sample none.
+    rows = [CHAT, TWO_TURNS, Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))]
+    documents, counts = render_all(rows, TOKENIZER, max_length=8, on_long="truncate")
     assert documents[0].input_ids == [BOS, START_USER, A, B, END, NEWLINE, START_MODEL, C]
     assert documents[0].labels == [__, __, __, __, __, __, C, __]
     assert documents[1].labels == [__, __, __, __, __, B, END, __]
-    assert counts == Counts(
-        kept=2, truncated=2, unsupervised=1, tokens=16, supervised_tokens=3, longest=15 + 2
-    )
+    tokens = {"tokens": 16, "supervised_tokens": 3, "longest": 17}
+    assert counts == Counts(kept=2, truncated=2, unsupervised=1, **tokens)
 
 
-def test_a_sample_of_exactly_max_length_is_whole():
+def test_a_sample_of_exactly_max_length_is_not_truncated():
     _, counts = render_all([CHAT], TOKENIZER, max_length=11)
     assert (counts.kept, counts.longest, counts.truncated) == (1, 11, 0)
 
@@ -168,18 +152,18 @@ def test_no_document_left_is_an_error(on_long):
         render_all([CHAT, TWO_TURNS], TOKENIZER, max_length=5, on_long=on_long)
 
 
-def test_an_id_past_the_vocabulary_is_an_error_before_training():
-    # The id of this character is 300, the first one outside the vocabulary.
-    sample = Sample("t:9", (("user", chr(VOCAB_SIZE - 20)), ("assistant", "a")))
+def test_an_id_outside_the_vocabulary_is_an_error_before_training():
+    sample = Sample("t:9", (("user", chr(VOCAB_SIZE - 20)), ("assistant", "a")))  # The character's id is 300.
     with pytest.raises(ValueError, match=r"t:9: token id 300 is outside the model's vocabulary of 300"):
         render_all([sample], TOKENIZER)
+    # The model's embedding may have fewer entries than its tokenizer.
     with pytest.raises(ValueError, match="vocabulary of 100"):
-        render_all([CHAT], TOKENIZER, vocab_size=100)  # the model's embedding is smaller than its tokenizer
+        render_all([CHAT], TOKENIZER, vocab_size=100)
     assert len(render_all([sample], TOKENIZER, vocab_size=301)[0]) == 1
 
 
 def test_equal_ids_share_one_int_object():
-    # Python itself shares the int objects below 257 only.
+    # Python itself shares only the int objects below 257.
     (document,), _ = render_all([Sample("t:6", text=chr(400 - 20) * 2)], TOKENIZER, vocab_size=500)
     assert document.input_ids[1] is document.input_ids[2] is document.labels[0]
 
@@ -187,10 +171,10 @@ def test_equal_ids_share_one_int_object():
 def test_the_progress_bar_reaches_the_number_of_samples(monkeypatch):
     bars = []
 
-    def shown(*args, **kwargs):
-        bars.append(tqdm(total=args[0], file=io.StringIO()))
+    def bar(total, *_, **__):
+        bars.append(tqdm(total=total, file=io.StringIO()))
         return bars[-1]
 
-    monkeypatch.setattr("data.render.bar", shown)
+    monkeypatch.setattr("data.render.bar", bar)
     render_all([TEXT] * 2500, TOKENIZER)
     assert [(b.n, b.total) for b in bars] == [(2500, 2500)]

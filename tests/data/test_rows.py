@@ -1,4 +1,4 @@
-"""data/rows.py: every row shape by hand, and each fault of a file reported with its place."""
+"""data/rows.py: each kind of row by hand, and the error of each bad row, with its file and line."""
 
 import json
 
@@ -29,7 +29,7 @@ def problem_of(path, **options):
     return str(error.value)
 
 
-def test_each_row_shape_becomes_the_sample_written_here(write):
+def test_each_kind_of_row_becomes_the_sample_of_an_example_by_hand(write):
     path = write(
         '{"prompt": "Mask this", "response": "[CITY_1]"}\n'
         '{"instruction": "Translate", "input": "chat", "output": "cat", "source": "a key of their own"}\n'
@@ -62,45 +62,31 @@ def test_an_array_is_recognized_by_its_content_and_numbered_by_element(write):
     assert [sample.id for sample in read_samples(path)[0]] == ["lab.jsonl:[0]", "lab.jsonl:[1]"]
 
 
-@given(
-    st.lists(
-        st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"), min_size=1)),
-        min_size=1,
-    ),
-    st.booleans(),
-)
+text = st.text(st.characters(codec="utf-8"))
+
+
+@given(st.lists(st.tuples(text, text), min_size=1), st.booleans())
 def test_array_and_jsonl_of_the_same_rows_give_the_same_samples(tmp_path_factory, pairs, ascii_only):
     rows = [{"prompt": prompt, "response": "r" + response} for prompt, response in pairs]
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "a.json").write_text(
-        json.dumps(rows, ensure_ascii=ascii_only, indent=1), encoding="utf-8", newline=""
-    )
-    (folder / "b.jsonl").write_text(
-        "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows), encoding="utf-8", newline=""
-    )
-    array, lines = read_samples(folder / "a.json")[0], read_samples(folder / "b.jsonl")[0]
-    assert (
-        [s.messages for s in array]
-        == [s.messages for s in lines]
-        == [(("user", r["prompt"]), ("assistant", r["response"])) for r in rows]
-    )
+    array = json.dumps(rows, ensure_ascii=ascii_only, indent=1)
+    lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
+    for name, content in (("a.json", array), ("b.jsonl", lines)):
+        (folder / name).write_bytes(content.encode())
+        messages = [sample.messages for sample in read_samples(folder / name)[0]]
+        assert messages == [(("user", row["prompt"]), ("assistant", row["response"])) for row in rows]
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 def test_bom_and_crlf_change_nothing(write, start, end):
-    rows = [
-        b'{"prompt": "\xc3\xa9 \xe2\x80\xa8", "response": "r"}',
-        b'{"prompt": "q", "response": "s"}',
-    ]  # U+2028 ends no line
-    expected = [("\u00e9 \u2028", "r"), ("q", "s")]
-    for content, name in (
-        (start + end.join(rows) + end, "a.jsonl"),
-        (start + b"[" + (b"," + end).join(rows) + b"]" + end, "a.json"),
-    ):
-        assert [
-            tuple(content for _, content in s.messages) for s in read_samples(write(content, name))[0]
-        ] == expected
+    # U+2028 does not end a line.
+    rows = ['{"prompt": "\u00e9 \u2028", "response": "r"}'.encode(), b'{"prompt": "q", "response": "s"}']
+    lines, array = end.join(rows) + end, b"[" + (b"," + end).join(rows) + b"]" + end
+    for name, content in (("a.jsonl", lines), ("a.json", array)):
+        samples, _ = read_samples(write(start + content, name))
+        texts = [tuple(content for _, content in sample.messages) for sample in samples]
+        assert texts == [("\u00e9 \u2028", "r"), ("q", "s")]
 
 
 def test_a_bom_between_joined_files_is_ignored(write):
@@ -167,12 +153,10 @@ BAD_ROWS = {
 def test_a_bad_row_is_an_error_with_file_and_line_or_a_counted_skip(write, row, message):
     path = write(GOOD.encode() + b"\r\n" + row + b"\r\n" + GOOD.encode())
     error = problem_of(path)
-    assert f"train.jsonl:2: {message}" in error or ("train.jsonl:2:" in error and message in error)
-    assert 'data.on_bad = "skip"' in error
-    samples, problems = read_samples(path, on_bad="skip")
+    assert "train.jsonl:2: " in error and message in error and 'data.on_bad = "skip"' in error
+    samples, (problem,) = read_samples(path, on_bad="skip")
     assert [sample.id for sample in samples] == ["train.jsonl:1", "train.jsonl:3"]
-    assert len(problems) == 1
-    assert problems[0].startswith("train.jsonl:2: ")
+    assert problem.startswith("train.jsonl:2: ")
 
 
 def test_a_bad_array_element_is_reported_with_line_and_element(write):
@@ -185,7 +169,7 @@ def test_a_bad_array_element_is_reported_with_line_and_element(write):
     ]
 
 
-def test_all_problems_of_all_files_come_in_one_error_of_bounded_length(write):
+def test_the_problems_of_all_files_are_in_one_error_of_bounded_length(write):
     first, second = write("{}\n" * 15, "a.jsonl"), write("[]\n" + "{}\n" * 14, "b.jsonl")
     error = problem_of([first, second], format="jsonl")
     assert error.startswith("30 problems in the data:\n  a.jsonl:1: ")
@@ -204,13 +188,11 @@ def test_an_empty_file_is_a_problem_and_never_an_empty_set(write, content):
     assert "no sample in empty.jsonl" in problem_of(empty, on_bad="skip")
 
 
-def test_a_repeated_key_spoils_its_own_element_only(write):
-    samples, problems = read_samples(
-        write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json"), on_bad="skip"
-    )
-    assert [s.text for s in samples] == ["c"] and problems == [
-        'twice.json:1: element [0]: the same key twice in one object: "text"'
-    ]
+def test_a_repeated_key_is_a_problem_of_its_own_element_only(write):
+    path = write('[{"text": "a", "text": "b"},\n{"text": "c"}]', "twice.json")
+    samples, (problem,) = read_samples(path, on_bad="skip")
+    assert [sample.text for sample in samples] == ["c"]
+    assert problem == 'twice.json:1: element [0]: the same key twice in one object: "text"'
 
 
 def test_an_endless_number_in_an_array_is_reported_with_its_line_and_the_other_problems(write):
@@ -219,16 +201,13 @@ def test_an_endless_number_in_an_array_is_reported_with_its_line_and_the_other_p
     assert 'long.json:1: element [0]: empty text ("text")' in error
 
 
-@pytest.mark.parametrize(
-    "content", ['[{"text": "a"}, {"te', '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] more']
-)
-def test_a_broken_array_is_an_error_even_under_skip(write, content):
-    error = problem_of(write(content, "cut.json"), on_bad="skip")
-    assert "cut.json:1: not JSON" in error
-    assert "after 1 whole" in error
+@pytest.mark.parametrize("end", [', {"te', "", ",]", "] more"])
+def test_a_broken_array_is_an_error_even_under_skip(write, end):
+    error = problem_of(write('[{"text": "a"}' + end, "cut.json"), on_bad="skip")
+    assert "cut.json:1: not JSON" in error and "after 1 whole" in error
 
 
-def test_a_file_that_is_no_whole_array_is_an_error(write):
+def test_a_file_that_is_not_a_complete_array_is_an_error(write):
     assert "Expecting [" in problem_of(write(GOOD), format="json")
     assert "Expecting , or ]" in problem_of(write('[{"text": "a"}', "open.json"))
     assert "not JSON" in problem_of(write("[", "bare.json"))
@@ -236,10 +215,8 @@ def test_a_file_that_is_no_whole_array_is_an_error(write):
 
 
 def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
-    error = problem_of(
-        [tmp_path / "missing.jsonl", tmp_path, write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")],
-        on_bad="skip",
-    )
+    utf16 = write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")
+    error = problem_of([tmp_path / "missing.jsonl", tmp_path, utf16], on_bad="skip")
     assert "missing.jsonl: cannot be read: No such file" in error
     assert "cannot be read: Is a directory" in error
     assert "wide.jsonl:1: the file is UTF-16" in error

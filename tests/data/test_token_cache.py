@@ -1,6 +1,4 @@
-"""data/token_cache.py: the same samples and settings give the stored documents, and a broken file costs only
-time.
-"""
+"""data/token_cache.py: equal samples and settings give the stored documents; a damaged file is made again."""
 
 import os
 import shutil
@@ -19,7 +17,7 @@ from model.tokenizer import Tokenizer
 from tests.makers import write_tokenizer
 
 __ = IGNORE_INDEX
-ANSWER = [Document([2, 5], [5, __], "a")], Counts(kept=1)
+RENDERED = [Document([2, 5], [5, __], "a")], Counts(kept=1)
 
 
 @pytest.fixture(autouse=True)
@@ -33,38 +31,32 @@ def tokenizer(tmp_path):
     return Tokenizer(tmp_path)
 
 
-def sample(name: str, said: str = "yes") -> Sample:
-    return Sample(name, (("user", "is it so?"), ("assistant", said)))
+def sample(name: str, response: str = "yes") -> Sample:
+    return Sample(name, (("user", "is it so?"), ("assistant", response)))
 
 
 def refuse():
     raise AssertionError("rendered again")
 
 
-def test_stored_documents_come_back_without_rendering(tmp_path, tokenizer):
-    samples = [
-        sample("a.jsonl:1"),
-        sample("a.jsonl:2", "no, it is quite another thing"),
-        Sample("b.json:[0]", text="raw text"),
-    ]
+def test_stored_documents_are_read_without_rendering(tmp_path, tokenizer):
+    samples = [sample("a.jsonl:1"), sample("a.jsonl:2", "no, it is quite another thing")]
+    samples.append(Sample("b.json:[0]", text="raw text"))
     expected = render_all(samples, tokenizer, max_length=40, on_long="truncate")
     first = load_or_render(tmp_path / "new", samples, bytes, lambda: expected)
     assert first[1].truncated and first == expected
     assert load_or_render(tmp_path / "new", samples, bytes, refuse) == first
 
 
-# Lone surrogates are among them, as in the name of a file that is not UTF-8.
+# They include lone surrogates, as in the name of a file that is not UTF-8.
 names = st.text(st.characters(exclude_characters="\0"))
-documents = st.lists(
-    st.tuples(st.lists(st.tuples(st.integers(257, 300_000), st.booleans()), min_size=1, max_size=9), names),
-    min_size=1,
-    max_size=5,
-)
+ids_and_supervised = st.lists(st.tuples(st.integers(257, 300_000), st.booleans()), min_size=1, max_size=9)
+documents = st.lists(st.tuples(ids_and_supervised, names), min_size=1, max_size=5)
 
 
 @settings(deadline=None)
 @given(documents, st.lists(st.integers(0, 2**40), min_size=7, max_size=7))
-def test_any_documents_come_back_with_one_object_for_each_id(tmp_path_factory, parts, numbers):
+def test_stored_documents_have_one_object_for_each_id(tmp_path_factory, parts, numbers):
     made = []
     for pairs, name in parts:
         ids = [i for i, _ in pairs]
@@ -79,19 +71,14 @@ def test_any_documents_come_back_with_one_object_for_each_id(tmp_path_factory, p
     assert all(objects.setdefault(i, i) is i for d in found for i in d.input_ids)
 
 
-def test_another_sample_or_setting_or_order_gets_another_file(tmp_path):
-    one, two = ([Document([2, 5], [5, __], name)] for name in "ab"), [sample("a"), sample("b")]
-    answers = [(next(one), Counts()), (next(one), Counts())]
-    assert load_or_render(tmp_path, two, lambda: b"x", lambda: answers[0]) == answers[0]
-    for samples, others in (
-        (two[::-1], b"x"),
-        (two, b"y"),
-        (two[:1], b"x"),
-        ([sample("a"), sample("b", "no")], b"x"),
-        ([sample("a"), sample("c")], b"x"),
-    ):
-        assert load_or_render(tmp_path, samples, lambda key=others: key, lambda: answers[1]) == answers[1]
-    assert load_or_render(tmp_path, two, lambda: b"x", refuse) == answers[0]
+def test_another_sample_or_setting_or_order_has_another_file(tmp_path):
+    two = [sample("a"), sample("b")]
+    first, second = (([Document([2, 5], [5, __], name)], Counts()) for name in "ab")
+    assert load_or_render(tmp_path, two, lambda: b"x", lambda: first) == first
+    assert load_or_render(tmp_path, two, lambda: b"y", lambda: second) == second
+    for samples in (two[::-1], two[:1], [two[0], sample("b", "no")], [two[0], sample("c")]):
+        assert load_or_render(tmp_path, samples, lambda: b"x", lambda: second) == second
+    assert load_or_render(tmp_path, two, lambda: b"x", refuse) == first
 
 
 def test_few_samples_are_not_stored(tmp_path, monkeypatch):
@@ -100,45 +87,46 @@ def test_few_samples_are_not_stored(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("harm", ["cut", "emptied", "not one"])
-def test_a_broken_file_is_written_again(tmp_path, harm):
-    load_or_render(tmp_path, [sample("a")], bytes, lambda: ANSWER)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no archive"])
+def test_a_damaged_file_is_written_again(tmp_path, damage):
+    load_or_render(tmp_path, [sample("a")], bytes, lambda: RENDERED)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    file.write_bytes({"cut": whole[: len(whole) // 2], "emptied": b"", "not one": b"PK nonsense"}[harm])
-    assert load_or_render(tmp_path, [sample("a")], bytes, lambda: ANSWER) == ANSWER
-    assert load_or_render(tmp_path, [sample("a")], bytes, refuse) == ANSWER
+    contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "no archive": b"PK nonsense"}
+    file.write_bytes(contents[damage])
+    assert load_or_render(tmp_path, [sample("a")], bytes, lambda: RENDERED) == RENDERED
+    assert load_or_render(tmp_path, [sample("a")], bytes, refuse) == RENDERED
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_folder_that_cannot_be_written_stores_nothing(tmp_path):
     (tmp_path / "file").touch()
     for _ in range(2):
-        assert load_or_render(tmp_path / "file", [sample("a")], bytes, lambda: ANSWER) == ANSWER
+        assert load_or_render(tmp_path / "file", [sample("a")], bytes, lambda: RENDERED) == RENDERED
 
 
 def test_the_least_recently_used_file_is_removed(tmp_path, monkeypatch):
     for second, key in enumerate((b"1", b"2", b"1", b"3"), 1):
-        load_or_render(tmp_path, [sample("a")], lambda key=key: key, lambda: ANSWER)
+        load_or_render(tmp_path, [sample("a")], lambda key=key: key, lambda: RENDERED)
         for file in tmp_path.iterdir():
-            if file.stat().st_mtime > 1000:  # the file of this call
+            if file.stat().st_mtime > 1000:  # This call wrote or used the file.
                 os.utime(file, (second, second))
         monkeypatch.setattr(token_cache, "MAX_BYTES", 2 * file.stat().st_size)
     assert len(list(tmp_path.iterdir())) == 2
     for key in (b"1", b"3"):
-        assert load_or_render(tmp_path, [sample("a")], lambda key=key: key, refuse) == ANSWER
+        assert load_or_render(tmp_path, [sample("a")], lambda key=key: key, refuse) == RENDERED
 
 
 def test_a_file_too_large_for_the_limit_or_the_disk_is_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
-    load_or_render(tmp_path, [sample("a")], bytes, lambda: ANSWER)
+    load_or_render(tmp_path, [sample("a")], bytes, lambda: RENDERED)
     monkeypatch.undo()
     monkeypatch.setattr(token_cache, "MIN_SAMPLES", 1)
     monkeypatch.setattr(token_cache, "MAX_BYTES", 10)
-    load_or_render(tmp_path, [sample("a")], bytes, lambda: ANSWER)
+    load_or_render(tmp_path, [sample("a")], bytes, lambda: RENDERED)
     assert not list(tmp_path.iterdir())
 
 
 def test_only_the_owner_can_read_the_folder(tmp_path):
-    load_or_render(tmp_path / "new", [sample("a")], bytes, lambda: ANSWER)
+    load_or_render(tmp_path / "new", [sample("a")], bytes, lambda: RENDERED)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
