@@ -1,4 +1,4 @@
-"""A model of seven layers with a window of 8 tokens, and texts for it: what tests of decoding start from."""
+"""A model of seven layers with a window of 8 tokens, and random token ids, for the tests of decoding."""
 
 import torch
 
@@ -9,9 +9,7 @@ WINDOW = 8
 
 
 def small_model(**changes) -> Gemma3ForCausalLM:
-    """Random weights; the head is its own, since with a tied one every random model answers a token with
-    itself.
-    """
+    """Returns a random model with an untied head: with a tied one it would repeat its input token."""
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 48,

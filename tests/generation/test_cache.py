@@ -1,6 +1,4 @@
-"""The KV cache against the model without one, with seven layers and texts of three windows: local and global
-layers and the ring's wrap are met.
-"""
+"""generation/cache.py: cached logits equal uncached ones in local and global layers, past three windows."""
 
 import pytest
 import torch
@@ -9,23 +7,28 @@ from generation.cache import KVCache, SharedPrefix
 from tests.generation.small import WINDOW, small_model, texts
 
 
-def whole(model, text: list[int]) -> torch.Tensor:
-    """(n, V) logits of a text that is run through the model at once, without a cache."""
+def uncached(model, text: list[int]) -> torch.Tensor:
+    """Returns the logits (n, V) of a text in one forward pass without a cache."""
     n = len(text)
     return model.logits(model(torch.tensor(text), torch.arange(n), torch.tensor([0, n]), reference=True))
+
+
+def assert_close(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def cached(
     model, rows: list[list[int]], prompts: list[int], new: int, keep_at: dict | None = None
 ) -> tuple[KVCache, list]:
-    """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens one a step; `keep_at` says before which
-    step which rows stay.
+    """Prefills rows[i][:prompts[i]], then feeds the next `new` tokens, one a step.
+
+    `keep_at` maps a step to the rows that stay from this step on. Returns the cache and each row's logits.
     """
     cache = KVCache(model.config, len(prompts), max(prompts) + new)
-    attend = cache.prefill(list(range(len(prompts))), prompts)
-    tokens = torch.tensor([t for row, n in zip(rows, prompts, strict=True) for t in row[:n]])
-    hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)
+    hidden = read(
+        model, cache, list(range(len(prompts))), [r[:n] for r, n in zip(rows, prompts, strict=True)]
+    )
     out, live = [[model.logits(part)] for part in hidden.split(prompts)], list(range(len(rows)))
     for step in range(new):
         if keep_at and step in keep_at:
@@ -33,19 +36,32 @@ def cached(
             live = [live[i] for i in keep_at[step]]
         position_ids = cache.advance()
         assert position_ids.tolist() == [prompts[i] + step for i in live]
-        logits = model.logits(
-            model(torch.tensor([rows[i][prompts[i] + step] for i in live]), position_ids, None, attend=cache)
-        )
+        tokens = torch.tensor([rows[i][prompts[i] + step] for i in live])
+        logits = model.logits(model(tokens, position_ids, None, attend=cache))
         for i, z in zip(live, logits, strict=True):
             out[i].append(z[None])
     return cache, [torch.cat(parts) for parts in out]
+
+
+@torch.no_grad()
+def read(model, cache: KVCache, rows: list[int], prompts: list[list[int]]) -> torch.Tensor:
+    """Prefills the rows of the cache with the prompts; returns the hidden states (T, hidden)."""
+    attend = cache.prefill(rows, [len(p) for p in prompts])
+    tokens = torch.tensor([t for p in prompts for t in p])
+    return model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)
+
+
+@torch.no_grad()
+def step(model, cache: KVCache, tokens: list[int]) -> torch.Tensor:
+    """Feeds one token to each row; returns the logits (rows, V)."""
+    return model.logits(model(torch.tensor(tokens), cache.advance(), None, attend=cache))
 
 
 def test_cached_logits_equal_uncached_ones_for_three_windows():
     model = small_model()
     (text,) = texts([3 * WINDOW + 5])
     _, (got,) = cached(model, [text], [5], 3 * WINDOW)
-    torch.testing.assert_close(got, whole(model, text), atol=1e-4, rtol=1e-4)
+    assert_close(got, uncached(model, text))
 
 
 @pytest.mark.parametrize("prompts", [[1, 5, 12], [12, 20, 9], [6, 6, 6]])
@@ -56,7 +72,7 @@ def test_rows_of_unequal_length_equal_each_row_alone(monkeypatch, prompts, block
     rows = texts([n + 3 * WINDOW for n in prompts])
     _, got = cached(model, rows, prompts, 3 * WINDOW)
     for logits, text in zip(got, rows, strict=True):
-        torch.testing.assert_close(logits, whole(model, text), atol=1e-4, rtol=1e-4)
+        assert_close(logits, uncached(model, text))
 
 
 def test_softcapped_scores_equal_uncached_ones():
@@ -64,31 +80,18 @@ def test_softcapped_scores_equal_uncached_ones():
     rows = texts([20, 24])
     _, got = cached(model, rows, [8, 12], 12)
     for logits, text in zip(got, rows, strict=True):
-        torch.testing.assert_close(logits, whole(model, text), atol=1e-4, rtol=1e-4)
+        assert_close(logits, uncached(model, text))
 
 
-def test_rows_that_stay_go_on_unchanged_when_others_leave():
+def test_rows_that_stay_are_not_changed_when_others_leave():
     model = small_model()
     prompts = [3, 11, 14, 14]
     rows = texts([n + 20 for n in prompts])
     cache, got = cached(model, rows, prompts, 20, keep_at={4: [0, 2, 3], 11: [2, 0]})
     for i, fed in ((0, 20), (1, 4), (2, 11), (3, 20)):
         assert got[i].shape[0] == prompts[i] + fed
-        torch.testing.assert_close(got[i], whole(model, rows[i])[: prompts[i] + fed], atol=1e-4, rtol=1e-4)
+        assert_close(got[i], uncached(model, rows[i])[: prompts[i] + fed])
     assert cache.keys[0].shape[0] == 2
-
-
-@torch.no_grad()
-def read(model, cache: KVCache, rows: list[int], prompts: list[list[int]]) -> None:
-    attend = cache.prefill(rows, [len(p) for p in prompts])
-    model(
-        torch.tensor([t for p in prompts for t in p]), attend.position_ids, attend.cu_seqlens, attend=attend
-    )
-
-
-@torch.no_grad()
-def step(model, cache: KVCache, tokens: list[int]) -> torch.Tensor:
-    return model.logits(model(torch.tensor(tokens), cache.advance(), None, attend=cache))
 
 
 def test_a_row_may_be_copied():
@@ -99,14 +102,12 @@ def test_a_row_may_be_copied():
     cache.copy([1, 0, 1], [1, 0, 2])
     first, second = step(model, cache, [3, 5, 7]), step(model, cache, [6, 6, 6])
     for row, fed in enumerate((other + [3, 6], text + [5, 6], text + [7, 6])):
-        torch.testing.assert_close(
-            torch.stack((first[row], second[row])), whole(model, fed)[-2:], atol=1e-4, rtol=1e-4
-        )
+        assert_close(torch.stack((first[row], second[row])), uncached(model, fed)[-2:])
 
 
 @pytest.mark.parametrize("lengths", [(30, 3), (3, 30), (30, WINDOW)])
-def test_a_prompt_that_takes_the_place_of_a_row_sees_nothing_of_it(lengths):
-    """The row before filled its ring or the new one does; its neighbour goes on as if nothing had happened."""
+def test_a_prompt_in_the_slot_of_a_finished_row_sees_nothing_of_it(lengths):
+    """The finished row or the new one is longer than the window; the row in the other slot is not changed."""
     model = small_model()
     before, prompt, neighbour = texts([*lengths, 5])
     cache = KVCache(model.config, 2, 50)
@@ -116,54 +117,36 @@ def test_a_prompt_that_takes_the_place_of_a_row_sees_nothing_of_it(lengths):
     for i in range(2 * WINDOW):
         got = step(model, cache, [3 + i, 4 + i])
     fed = [*range(3, 3 + 2 * WINDOW)]
-    torch.testing.assert_close(got[0], whole(model, prompt + fed)[-1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        got[1], whole(model, neighbour + [2] + [t + 1 for t in fed])[-1], atol=1e-4, rtol=1e-4
-    )
+    assert_close(got[0], uncached(model, prompt + fed)[-1])
+    assert_close(got[1], uncached(model, neighbour + [2] + [t + 1 for t in fed])[-1])
 
 
-def test_a_finished_row_may_be_fed_past_its_room_and_harms_nobody():
+def test_a_finished_row_that_is_fed_past_its_capacity_does_not_change_others():
     model = small_model()
     full, text = texts([10, 4])
     cache = KVCache(model.config, 2, 10)
     read(model, cache, [0, 1], [full, text])
     for i in range(3):
         got = step(model, cache, [i, i])
-    torch.testing.assert_close(got[1], whole(model, text + [0, 1, 2])[-1], atol=1e-4, rtol=1e-4)
+    assert_close(got[1], uncached(model, text + [0, 1, 2])[-1])
 
 
 @pytest.mark.parametrize("shared", [1, 5, 13])
 def test_prompts_after_a_shared_prefix_equal_whole_prompts(shared):
-    """13 is past the window of 8; one prompt has a single token of its own, and two streams use the same
-    opening.
-    """
-    model = small_model()
+    """13 tokens exceed the window, one prompt has one token of its own, and two streams use the prefix."""
+    model, got = small_model(), []
     rows = [texts([shared])[0] + own for own in texts([4, 1, 17, 2])]
-    lengths = [len(row) for row in rows]
-    cache, shared_prefix, got = (
-        KVCache(model.config, 4, max(lengths) + 1),
-        SharedPrefix(model.config, shared),
-        [],
-    )
+    cache, prefix = KVCache(model.config, 4, max(map(len, rows)) + 1), SharedPrefix(model.config, shared)
     with torch.no_grad():
-        model(
-            torch.tensor(rows[0][:shared]),
-            shared_prefix.position_ids,
-            shared_prefix.cu_seqlens,
-            attend=shared_prefix,
-        )
-        for first, part in ((0, rows[:3]), (3, rows[3:])):
-            attend = cache.prefill(
-                [first + i for i in range(len(part))], [len(row) for row in part], shared_prefix
-            )
-            tokens = torch.tensor([t for row in part for t in row[shared:]])
+        model(torch.tensor(rows[0][:shared]), prefix.position_ids, prefix.cu_seqlens, attend=prefix)
+        for slots in ([0, 1, 2], [3]):
+            attend = cache.prefill(slots, [len(rows[i]) for i in slots], prefix)
+            tokens = torch.tensor([t for i in slots for t in rows[i][shared:]])
             assert tokens.shape == attend.position_ids.shape
             hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)
             got += model.logits(hidden).split(attend.cu_seqlens.diff().tolist())
-        after = model.logits(model(torch.tensor([7] * 4), cache.advance(), None, attend=cache))
-    for row, logits, last in zip(rows, got, after, strict=True):
-        expected = whole(model, [*row, 7])
-        torch.testing.assert_close(torch.cat((logits, last[None])), expected[shared:], atol=1e-4, rtol=1e-4)
+    for row, logits, last in zip(rows, got, step(model, cache, [7] * 4), strict=True):
+        assert_close(torch.cat((logits, last[None])), uncached(model, [*row, 7])[shared:])
 
 
 def test_sliding_layers_hold_one_window_and_full_layers_everything():
@@ -174,13 +157,11 @@ def test_sliding_layers_hold_one_window_and_full_layers_everything():
 
 
 def test_slots_of_a_ring_worked_by_hand():
-    """Window 3, prompts of 2 and 4: after prefill the ring of row 1 holds positions 3, 1, 2; then each row's
-    next token goes to its own slot.
-    """
+    """With window 3 and prompts of 2 and 4 tokens, the ring of row 1 holds positions 3, 1, 2 after prefill."""
     cfg = small_model(sliding_window=3).config
     cache = KVCache(cfg, 2, 6)
     attend = cache.prefill([0, 1], [2, 4])
-    k = torch.tensor([10.0, 11.0, 20.0, 21.0, 22.0, 23.0])[:, None, None]  # row and position in one number
+    k = torch.tensor([10.0, 11.0, 20.0, 21.0, 22.0, 23.0])[:, None, None]  # 10 (row + 1) + position
     for layer in (0, 3):
         attend(layer, k.expand(6, 2, 1), k, k, layer == 0)
     assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 0.0], [23.0, 21.0, 22.0]]
@@ -189,20 +170,16 @@ def test_slots_of_a_ring_worked_by_hand():
     for layer in (0, 3):
         cache(layer, k.expand(2, 2, 1), k, k, layer == 0)
     assert cache.keys[0][:, 0, :, 0].tolist() == [[10.0, 11.0, 12.0], [23.0, 24.0, 22.0]]
-    assert cache.keys[3][:, 0, :, 0].tolist() == [
-        [10.0, 11.0, 12.0, 0.0, 0.0, 0.0],
-        [20.0, 21.0, 22.0, 23.0, 24.0, 0.0],
-    ]
-    hidden = float("-inf")
+    assert cache.keys[3][0, 0, :, 0].tolist() == [10.0, 11.0, 12.0, 0.0, 0.0, 0.0]
+    assert cache.keys[3][1, 0, :, 0].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0, 0.0]
+    masked = float("-inf")
     ((rows, found),) = cache.blocks
-    assert rows == slice(0, 16) and found[True] == (3, None)  # all three are in the window of both
-    assert found[False][0] == 5 and found[False][1][:, 0, 0].tolist() == [
-        [0, 0, 0, hidden, hidden],
-        [0, 0, 0, 0, 0],
-    ]
+    assert rows == slice(0, 16) and found[True] == (3, None), "all three slots are in the window of both rows"
+    keys, mask = found[False]
+    assert keys == 5 and mask[:, 0, 0].tolist() == [[0, 0, 0, masked, masked], [0] * 5]
 
 
-def test_the_cache_has_the_type_that_attention_computes_in():
+def test_the_cache_has_the_dtype_in_which_attention_computes():
     model = small_model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cache, _ = cached(model, texts([12]), [6], 6)
