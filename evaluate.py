@@ -108,7 +108,7 @@ def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, ta
     from training.config import Generate
 
     settings = Generate(max_new_tokens=max_new_tokens)
-    answers = evaluation.answer(loaded.model, loaded.tokenizer, samples, settings, loaded.precision, seed=0)
+    answers = evaluation.answer(loaded, samples, settings, seed=0)
     longest = max(map(len, loaded.tokenizer.encode_batch(answers.golds)), default=0)
     if longest > max_new_tokens:
         warn(

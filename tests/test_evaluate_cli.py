@@ -57,7 +57,7 @@ def evaluated(capsys, *words: str) -> dict:
 def answer_with(monkeypatch, texts: list[str]) -> None:
     """Lets the model say these texts, a row after the other."""
 
-    def say(model, tokenizer, samples, *_, **__):
+    def say(loaded, samples, *_, **__):
         prompts = [s.messages[-2][1] for s in samples]
         return evaluation.Answers(prompts, [s.messages[-1][1] for s in samples], texts[: len(samples)])
 

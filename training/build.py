@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from common.device import Precision, missing_to_compile
+from common.device import Precision, missing_to_compile, pick_device
 from data.loader import Loader
 from data.render import IGNORE_INDEX, Document
+from generation.load import LoadedModel
 from lora.inject import inject
 from lora.peft_io import load_adapter, read_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
-from model.tokenizer import Tokenizer
 from model.weights import Checkpoint, hash_model
 from training.config import Config
-from training.dataset import BaseFiles, TrainingData, read
+from training.dataset import BaseFiles, TrainingData, read, refuse_missing_files
 from training.flops import step_flops
 from training.loop import Schedule
 from training.objectives.sft import SupervisedFineTuning
@@ -28,13 +28,22 @@ WORTH_COMPILING = 3e14
 
 
 @dataclass
-class BaseModel:
-    """The base model, its tokenizer, and where the two came from."""
+class BaseModel(LoadedModel):
+    """The base model of a run, and the hash of its weights."""
 
-    model: Gemma3ForCausalLM
-    tokenizer: Tokenizer
-    folder: Path
     hash: str
+
+
+def prepare(cfg: Config) -> tuple[Config, Precision]:
+    """Returns the config with its adapter resolved, and the precision on the run's device.
+
+    Raises ValueError if a data file, the device or a compiler is missing, before a model is downloaded.
+    """
+    refuse_missing_files(cfg)
+    cfg, device = resolve_adapter(cfg), pick_device(cfg.train.device)
+    if cfg.train.compile is True and (missing := missing_to_compile(device)):
+        raise ValueError(f"train.compile = true: {missing}; or set it to false")
+    return cfg, Precision(cfg.train.precision, device)
 
 
 def resolve_adapter(cfg: Config) -> Config:
@@ -65,21 +74,21 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
     if cfg.model.init == "random":
         files, data = read(cfg, make_objective(cfg), folder)
         # A Linear that is made outside the meta device would draw float32 values.
-        model = empty_base(files).model.to(dtype).to_empty(device="cpu")
+        model = empty_model(files).to(dtype).to_empty(device="cpu")
         model.reset_parameters(cfg.run.seed)
         origin = f"random weights of seed {cfg.run.seed}"
-        return BaseModel(model.to(precision.device), files.tokenizer, folder, origin), data
+        return BaseModel(model.to(precision.device), files.tokenizer, folder, precision, origin), data
     with ThreadPoolExecutor(2) as threads:  # reading and hashing a gigabyte hold no Python lock
         loading = threads.submit(Checkpoint(folder).load, dtype, precision.device)
         hashing = threads.submit(hash_model, folder)
         files, data = read(cfg, make_objective(cfg), folder)
-        return BaseModel(loading.result(), files.tokenizer, folder, hashing.result()), data
+        return BaseModel(loading.result(), files.tokenizer, folder, precision, hashing.result()), data
 
 
-def empty_base(files: BaseFiles) -> BaseModel:
+def empty_model(files: BaseFiles) -> Gemma3ForCausalLM:
     """Returns the base model with shapes on the meta device and no values."""
     with torch.device("meta"):
-        return BaseModel(Gemma3ForCausalLM(files.config), files.tokenizer, files.folder, hash="")
+        return Gemma3ForCausalLM(files.config)
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
@@ -91,28 +100,14 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
     elif a.init_from:
         load_adapter(model, a.init_from)
     else:
-        inject(
-            model,
-            type=a.type,
-            r=a.r,
-            lora_alpha=a.lora_alpha,
-            lora_dropout=a.lora_dropout,
-            use_rslora=a.use_rslora,
-            target_modules=a.target_modules,
-            seed=cfg.run.seed,
-        )
+        settings = {name: value for name, value in vars(a).items() if name != "init_from"}
+        inject(model, seed=cfg.run.seed, **settings)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Returns the trainable parameters by name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def refuse_without_compiler(cfg: Config, device: torch.device) -> None:
-    """Raises ValueError at the start if the config asks for compiling and something for it is missing."""
-    if cfg.train.compile is True and (missing := missing_to_compile(device)):
-        raise ValueError(f"train.compile = true: {missing}; or set it to false")
 
 
 def resolve_compile(

@@ -12,6 +12,7 @@ from data.packing import pack
 from data.render import Document
 from data.rows import Messages, Sample
 from generation.generate import generate
+from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
 from tasks.measures import Row
 from training.config import Generate
@@ -75,22 +76,20 @@ def last_exchange(sample: Sample) -> tuple[Messages, str] | None:
 
 
 def answer(
-    model: Gemma3ForCausalLM,
-    tokenizer,
+    loaded: LoadedModel,
     samples: Iterable[Sample],
     settings: Generate,
-    precision: Precision,
     seed: int,
     what: str = "answers",
     quiet: bool = False,
 ) -> Answers:
     """Generates the last response of each sample that is a conversation."""
-    exchanges = [e for e in map(last_exchange, samples) if e]
+    tokenizer, exchanges = loaded.tokenizer, [e for e in map(last_exchange, samples) if e]
     prompts = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
     options = {name: value for name, value in vars(settings).items() if name != "prompts"}
     options |= {"stop_ids": tokenizer.stop_ids, "seed": seed}
-    with bar(len(prompts), what, "answer", quiet) as progress, precision.autocast():
-        done = generate(model, prompts, on_done=lambda *_: progress.update(), **options)
+    with bar(len(prompts), what, "answer", quiet) as progress, loaded.precision.autocast():
+        done = generate(loaded.model, prompts, on_done=lambda *_: progress.update(), **options)
     texts = [tokenizer.decode(completion.token_ids) for completion in done]
     return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts)
 

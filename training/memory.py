@@ -1,12 +1,11 @@
 """train.py --plan: the memory that a run takes, and the largest micro-batch that fits."""
 
-from common.device import Precision, pick_device
 from common.machine import free, mebibytes
 from common.progress import say
 from model.hub import resolve
 from training import build
 from training.config import Config
-from training.dataset import read, refuse_missing_files
+from training.dataset import read
 from training.memory_probe import Probe, probe
 
 MARGIN = 1.1  # This many times the estimate has to be free: a long run grows a little.
@@ -17,11 +16,8 @@ def plan(cfg: Config) -> None:
 
     It needs the rows and the base's config.json and tokenizer.json, and writes no run.
     """
-    refuse_missing_files(cfg)
-    cfg = build.resolve_adapter(cfg)
-    device = pick_device(cfg.train.device)
-    build.refuse_without_compiler(cfg, device)
-    precision = Precision(cfg.train.precision, device)
+    cfg, precision = build.prepare(cfg)
+    device = precision.device
     folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
     # Tells what is wrong with the rows before anything is measured.
     read(cfg, build.make_objective(cfg), folder)

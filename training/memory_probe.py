@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common.device import Precision, pick_device
+from common.device import Precision
 from common.machine import peak_memory
 from generation.generate import generate
 from training import build, evaluation, loop
@@ -112,8 +112,8 @@ def _work(cfg: Config, room: int, sender) -> None:
 def _phases(cfg: Config, room: int):
     """Yields the Probe as it grows: loading, training, evaluation, completions."""
     found = Probe()
-    device = pick_device(cfg.train.device)
-    precision = Precision(cfg.train.precision, device)
+    cfg, precision = build.prepare(cfg)
+    device = precision.device
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         base, data = build.load_base(cfg, precision)
     found.parts["base weights"] = sum(p.nbytes for p in base.model.parameters())

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from common import machine
-from common.device import Precision, device_name, pick_device
+from common.device import Precision, device_name
 from common.errors import DONE, FAILED, STOPPED
 from common.files import need_space, sha256
 from common.progress import bar, say, warn
@@ -27,7 +27,7 @@ from tasks import text
 from tasks.choose import choose_task
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
-from training.dataset import TrainingData, refuse_missing_files
+from training.dataset import TrainingData
 from training.flops import peak_flops, step_flops
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
@@ -59,15 +59,8 @@ class LoadedRun(OpenRun):
 
 
 def open_run(cfg: Config, resume: bool) -> OpenRun:
-    """Takes the run's folder and picks device and dtype.
-
-    Missing data files are an error before a model is downloaded.
-    """
-    refuse_missing_files(cfg)
-    cfg = build.resolve_adapter(cfg)
-    device = pick_device(cfg.train.device)
-    build.refuse_without_compiler(cfg, device)
-    precision = Precision(cfg.train.precision, device)
+    """Takes the run's folder and picks device and dtype."""
+    cfg, precision = build.prepare(cfg)
     torch.manual_seed(cfg.run.seed)
     folder = RunFolder(cfg, resume)
     # Resolved as it was then: this machine may have more threads now.
@@ -104,24 +97,14 @@ def measure(run: LoadedRun, what: str) -> dict:
     cfg, base, measured, texts = run.cfg, run.base, {}, {}
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
-        answers = evaluation.answer(
-            base.model,
-            base.tokenizer,
-            v.samples,
-            cfg.generate,
-            run.precision,
-            cfg.run.seed,
-            f"{what}: {v.name}",
-        )
+        answers = evaluation.answer(base, v.samples, cfg.generate, cfg.run.seed, f"{what}: {v.name}")
         task = choose_task(cfg.data.task, v.samples)
         measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, task)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
     ]
-    shown = evaluation.answer(
-        base.model, base.tokenizer, prompts, cfg.generate, run.precision, cfg.run.seed, what, quiet=True
-    )
+    shown = evaluation.answer(base, prompts, cfg.generate, cfg.run.seed, what, quiet=True)
     return {"measures": measured, "answers": texts, "prompts": shown.texts}
 
 

@@ -18,7 +18,7 @@ from training.flops import step_flops
 
 def model_and_documents(cfg) -> tuple:
     files, data = read(cfg, build.make_objective(cfg), Path("base"))
-    model = build.empty_base(files).model
+    model = build.empty_model(files)
     build.add_adapters(model, cfg)
     return model, data.documents
 
@@ -72,5 +72,5 @@ def test_auto_compiles_a_run_on_a_cpu_that_is_long_enough(place, monkeypatch):
 def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="train.compile = true.*no-such-compiler.*install it.*false"):
-        build.refuse_without_compiler(load_config("tiny.toml", ["train.compile=true"]), torch.device("cpu"))
-    build.refuse_without_compiler(load_config("tiny.toml"), torch.device("cpu"))
+        build.prepare(load_config("tiny.toml", ["train.compile=true"]))
+    build.prepare(load_config("tiny.toml"))
