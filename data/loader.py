@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 
-from data.packing import Batch, pack
+from data.packing import Batch, grouped, pack
 from data.render import Document
 from data.rows import Sample
 
@@ -83,21 +83,17 @@ class Loader:
         return pack([self.documents[i] for i in group], self.share_prefix)
 
     def _group_by_tokens(self, max_tokens: int) -> list[list[int]]:
-        groups: list[list[int]] = [[]]
-        tokens = 0
-        for i in epoch_order(len(self.documents), self.seed, 0, self.shuffle):
-            length = len(self.documents[i].input_ids)
-            if length > max_tokens:
-                raise ValueError(
-                    f"{self.documents[i].id} has {length} tokens, more than train.max_tokens = {max_tokens} "
-                    "allows a micro-batch; raise it, or lower data.max_length"
-                )
-            if tokens + length > max_tokens:
-                groups.append([])
-                tokens = 0
-            groups[-1].append(i)
-            tokens += length
-        return groups
+        def tokens(i: int) -> int:
+            return len(self.documents[i].input_ids)
+
+        order = epoch_order(len(self.documents), self.seed, 0, self.shuffle)
+        longest = max(order, key=tokens)
+        if tokens(longest) > max_tokens:
+            raise ValueError(
+                f"{self.documents[longest].id} has {tokens(longest)} tokens, more than train.max_tokens = "
+                f"{max_tokens} allows a micro-batch; raise it, or lower data.max_length"
+            )
+        return list(grouped(order, tokens, max_tokens))
 
 
 def split_validation(

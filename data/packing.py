@@ -19,14 +19,16 @@ prefix is then a document of its own, and the documents that share it follow wit
     shared_prefix     -1         0       0      (D,)  the document with the prefix, -1 for none
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import TypeVar
 
 import torch
 
 from data.render import IGNORE_INDEX, Document
 
+T = TypeVar("T")
 # Batch.shared_prefix of a document without a shared prefix.
 NO_PREFIX = -1
 # Shorter prefixes do not pay for the extra document.
@@ -118,6 +120,20 @@ def _split_shared_prefixes(documents):
         out += [Document(d.input_ids[shared:], d.labels[shared:], d.id) for d, _ in group]
         shared_prefix += [prefix] * len(group)
     return out, shared_prefix
+
+
+def grouped(items: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yields the items in order, in groups of at most `limit` tokens; a longer item is alone in its group."""
+    group: list[T] = []
+    size = 0
+    for item in items:
+        if group and size + tokens(item) > limit:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += tokens(item)
+    if group:
+        yield group
 
 
 def common_prefix_length(rows: Sequence[list[int]] | Sequence[tuple[int, ...]], most: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data.packing import MIN_PREFIX_TOKENS, common_prefix_length
+from data.packing import MIN_PREFIX_TOKENS, common_prefix_length, grouped
 from generation.cache import KVCache, SharedPrefix
 from generation.sampling import Sampling, greedy, sample
 from model.config import Gemma3Config
@@ -269,7 +269,7 @@ def _read_prompts(
     source = [index[prompt] for prompt in prompts]
     first_rows = [rows[source.index(i)] for i in range(len(index))]
     shared, last = shared_prefix.length if shared_prefix else 0, []
-    for stream in _streams(list(zip(first_rows, index, strict=True))):
+    for stream in grouped(zip(first_rows, index, strict=True), lambda item: len(item[1]), PREFILL_TOKENS):
         attend = cache.prefill([row for row, _ in stream], [len(p) for _, p in stream], shared_prefix)
         tokens = torch.tensor([token for _, p in stream for token in p[shared:]], device=cache.device)
         hidden = model(tokens, attend.position_ids, attend.cu_seqlens, attend=attend)  # (T, D)
@@ -277,19 +277,6 @@ def _read_prompts(
     if len(index) < len(rows):
         cache.copy([first_rows[i] for i in source], rows)
     return torch.cat(last)[source]
-
-
-def _streams(prompts: list[tuple[int, tuple]]) -> list[list[tuple[int, tuple]]]:
-    """Cuts (row, prompt) pairs into streams of at most PREFILL_TOKENS tokens, or of one prompt."""
-    streams: list[list] = []
-    room = 0
-    for row, prompt in prompts:
-        room -= len(prompt)
-        if room < 0:
-            streams.append([])
-            room = PREFILL_TOKENS - len(prompt)
-        streams[-1].append((row, prompt))
-    return streams
 
 
 def _read_shared_prefix(model, prompts: list[tuple], device: torch.device) -> SharedPrefix | None:

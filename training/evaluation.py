@@ -8,7 +8,7 @@ import torch
 
 from common.device import Precision
 from common.progress import bar
-from data.packing import pack
+from data.packing import grouped, pack
 from data.render import Document
 from data.rows import Messages, Sample
 from generation.generate import generate
@@ -17,7 +17,7 @@ from model.gemma3 import Gemma3ForCausalLM
 from tasks.measures import Row
 from training.config import Generate
 
-# Tokens in one forward pass.
+# A forward pass has at most this many tokens, or one document.
 LOSS_TOKENS = 8192
 
 
@@ -54,18 +54,9 @@ def mean_loss(
     return {name: value / max(1, weight) for name, value in sums.items()} | {"tokens": weight}
 
 
-def groups(documents: Iterable[Document], limit: int = LOSS_TOKENS) -> Iterator[list[Document]]:
-    """Yields the documents in order, in groups of at most `limit` tokens; a longer document is alone."""
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        if group and size + len(document.input_ids) > limit:
-            yield group
-            group, size = [], 0
-        group.append(document)
-        size += len(document.input_ids)
-    if group:
-        yield group
+def groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yields the documents in groups that go through the model together."""
+    return grouped(documents, lambda document: len(document.input_ids), LOSS_TOKENS)
 
 
 def last_exchange(sample: Sample) -> tuple[Messages, str] | None:
