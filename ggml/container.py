@@ -1,15 +1,14 @@
-"""GGUF version 3, llama.cpp's file of one model: a writer that streams, and a reader that trusts nothing it
-reads.
+"""llama.cpp's file format of one model, GGUF version 3: a writer, and a reader that checks the file.
 
-    "GGUF" | version u32 | tensors u64 | pairs u64      24 bytes, little endian like all that follows
-    pairs    key string | type u32 | value              string: length u64, UTF-8
-                                                        array: type u32, length u64, items
-    tensors  name string | dimensions u32 | sizes u64 each | type u32 | offset u64
-    zeros to the next multiple of 32, the start of the data; then each tensor's bytes, zeros to the next
-    multiple of 32 behind it
+    "GGUF" | version u32 | number of tensors u64 | number of pairs u64     24 bytes; all is little endian
+    pairs      key string | type u32 | value        string: length u64, UTF-8
+                                                    array: type of an item u32, length u64, items
+    tensors    name string | number of dimensions u32 | dimensions u64 each | type u32 | offset u64
+    zeros up to a multiple of 32: the data starts there
+    data       the bytes of each tensor, and zeros up to the next multiple of 32
 
-A tensor's sizes stand in the reverse of numpy's order, fastest first: a matrix of shape (rows, columns) is
-written as columns, rows. An offset counts from the start of the data. Source: ggml's docs/gguf.md.
+The dimensions are in the reverse of numpy's order: a matrix of shape (rows, columns) has columns, rows. An
+offset counts bytes from the start of the data. Source: ggml's docs/gguf.md.
 """
 
 import hashlib
@@ -26,45 +25,19 @@ import numpy as np
 from ggml.blocks import TYPES, row_bytes, type_of
 
 MAGIC, VERSION, ALIGNMENT, MAX_DIMS = b"GGUF", 3, 32, 4
-HEADER = "the header"
-SLICE = 2**24  # bytes hashed at a time
-# The types of values by our names: struct's letters, and GGUF's ids.
-SCALARS = {
-    "u8": "B",
-    "i8": "b",
-    "u16": "H",
-    "i16": "h",
-    "u32": "I",
-    "i32": "i",
-    "f32": "f",
-    "bool": "?",
-    "u64": "Q",
-    "i64": "q",
-    "f64": "d",
-}
-VALUE_IDS = {
-    "u8": 0,
-    "i8": 1,
-    "u16": 2,
-    "i16": 3,
-    "u32": 4,
-    "i32": 5,
-    "f32": 6,
-    "bool": 7,
-    "str": 8,
-    "array": 9,
-    "u64": 10,
-    "i64": 11,
-    "f64": 12,
-}
-VALUE_NAMES = {number: name for name, number in VALUE_IDS.items()}
+HEADER = "the header"  # The key of the header's digest, beside the names of the tensors.
+SLICE = 2**24  # Bytes that are hashed at a time.
+# The types of values; the index of a type is its id in the file.
+VALUE_TYPES = "u8 i8 u16 i16 u32 i32 f32 bool str array u64 i64 f64".split()
+# The struct module's format character of each scalar type.
+SCALARS = dict(zip("u8 i8 u16 i16 u32 i32 f32 bool u64 i64 f64".split(), "BbHhIif?Qqd", strict=True))
+
+Metadata = dict[str, tuple[str, Any]]  # {key: (type, value)}; the type of an array is "[str]", "[f32]", ...
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's name, shape in numpy's order (rows, columns), type by name ("q8_0"), and where its bytes
-    begin, counted from the start of the data.
-    """
+    """A tensor's name, shape in numpy's order, type such as "q8_0", and offset of its bytes in the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -82,22 +55,17 @@ class TensorInfo:
 
 def write_gguf(
     path: str | Path,
-    metadata: dict[str, tuple[str, object]],
+    metadata: Metadata,
     tensors: list[TensorInfo],
     read: Callable[[str], Iterable[np.ndarray]],
 ) -> dict[str, str]:
-    """Writes the file, one tensor after the other; `read(name)` gives a tensor's bytes, in one array or
-    several.
+    """Writes a file, one tensor at a time, and returns the SHA-256 of the bytes: {HEADER or tensor: digest}.
 
-    Returns {HEADER or a tensor's name: sha256 of its bytes}, so that who reads the file again can tell
-    whether it is what was written.
-
-    metadata: {key: (type, value)} in the order of the file; a type is "u32", "f32", "bool", "str", ... or
-    "[str]" for an array of them. Raises ValueError where the bytes that `read` gives are not as many as the
-    tensor's shape and type want.
+    `read(name)` yields the bytes of a tensor in one or more arrays. Raises ValueError if their number is not
+    the one that the tensor's shape and type need.
     """
-    start, digests = header(metadata, tensors), {}
-    digests[HEADER] = hashlib.sha256(start).hexdigest()
+    start = header(metadata, tensors)
+    digests = {HEADER: hashlib.sha256(start).hexdigest()}
     with open(path, "wb") as file:
         file.write(start)
         for tensor in tensors:
@@ -116,57 +84,51 @@ def write_gguf(
     return digests
 
 
-def header(metadata: dict[str, tuple[str, object]], tensors: list[TensorInfo]) -> bytes:
-    """All that stands before the data; the offsets are counted here, those of `tensors` are not looked at."""
+def header(metadata: Metadata, tensors: list[TensorInfo]) -> bytes:
+    """Returns all bytes before the data; it computes the offsets itself and ignores those in `tensors`."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, (kind, value) in metadata.items():
-        parts += [packed_string(key), packed_value(kind, value)]
+        parts += [_packed_string(key), _packed_value(kind, value)]
     offset = 0
     for tensor in tensors:
-        sizes = tensor.shape[::-1]
-        parts += [
-            packed_string(tensor.name),
-            struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TYPES[tensor.type].ggml_id, offset),
-        ]
+        n, sizes = len(tensor.shape), tensor.shape[::-1]
+        numbers = struct.pack(f"<I{n}QIQ", n, *sizes, TYPES[tensor.type].ggml_id, offset)
+        parts += [_packed_string(tensor.name), numbers]
         offset += tensor.nbytes + padding(tensor.nbytes)
-    text = b"".join(parts)
-    return text + bytes(padding(len(text)))
+    packed = b"".join(parts)
+    return packed + bytes(padding(len(packed)))
 
 
 def padding(size: int) -> int:
-    """How many zeros lead from `size` bytes to the next multiple of 32."""
+    """Returns the number of zeros after `size` bytes, up to a multiple of 32."""
     return -size % ALIGNMENT
 
 
-def packed_string(text: str) -> bytes:
+def _packed_string(text: str) -> bytes:
     raw = text.encode("utf-8")
     return struct.pack("<Q", len(raw)) + raw
 
 
-def packed_value(kind: str, value) -> bytes:
-    """A value with its type before it; kind "[f32]" is an array of f32."""
-    if not kind.startswith("["):
-        return struct.pack("<I", VALUE_IDS[kind]) + (
-            packed_string(value) if kind == "str" else struct.pack(f"<{SCALARS[kind]}", value)
-        )
-    item = kind[1:-1]
-    items = (
-        b"".join(map(packed_string, value))
-        if item == "str"
-        else struct.pack(f"<{len(value)}{SCALARS[item]}", *value)
-    )
-    return struct.pack("<IIQ", VALUE_IDS["array"], VALUE_IDS[item], len(value)) + items
+def _packed_value(kind: str, value) -> bytes:
+    """Returns the id of the type, then the value."""
+    if kind.startswith("["):
+        item = kind[1:-1]
+        head = struct.pack("<IIQ", VALUE_TYPES.index("array"), VALUE_TYPES.index(item), len(value))
+        if item == "str":
+            return head + b"".join(map(_packed_string, value))
+        return head + struct.pack(f"<{len(value)}{SCALARS[item]}", *value)
+    packed = _packed_string(value) if kind == "str" else struct.pack("<" + SCALARS[kind], value)
+    return struct.pack("<I", VALUE_TYPES.index(kind)) + packed
 
 
 class GGUFFile:
-    """A file that was found well-formed: `metadata` {key: value}, `kinds` {key: type}, `tensors` {name:
-    TensorInfo}; the data stays on the disk.
+    """A well-formed file: `metadata` {key: value}, `kinds` {key: type}, `tensors` {name: TensorInfo}.
+
+    The data stays on the disk.
     """
 
     def __init__(self, path: str | Path):
-        """Reads the header and checks all of it; raises ValueError with the file, the place and what is wrong
-        there.
-        """
+        """Reads and checks the header; raises ValueError with the file, the place and the fault."""
         self.path = Path(path)
         self.kinds: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
@@ -174,117 +136,98 @@ class GGUFFile:
         with open(self.path, "rb") as file:
             self.size = file.seek(0, 2)
             if self.size < 24 or file.seek(0) or file.read(4) != MAGIC:
-                raise ValueError(
-                    f"{self.path}: is no GGUF file, it does not begin with 'GGUF' and two counts"
-                )
+                raise ValueError(f"{self.path}: not a GGUF file; it does not start with 'GGUF' and counts")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-                self._read_header(Cursor(self.path, raw, at=4))
-        self._check_places()
+                self._read_header(_Cursor(self.path, raw, at=4))
+        self._check_offsets()
 
-    def _read_header(self, cursor) -> None:
+    def _read_header(self, cursor: "_Cursor") -> None:
         version, n_tensors, n_pairs = cursor.unpack("IQQ", "the counts")
         if version != VERSION:
-            raise cursor.wrong(
-                f"this is version {version} of GGUF (or a big-endian file), and only version {VERSION} is "
-                f"read here"
-            )
+            found = f"GGUF version {version} (or a big-endian file)"
+            raise cursor.error(f"{found} is not supported, only version {VERSION}")
+        # The smallest pair and the smallest tensor take 13 and 32 bytes.
         for _ in range(cursor.count(n_pairs, 13, "pairs")):
             self._read_pair(cursor)
         for _ in range(cursor.count(n_tensors, 32, "tensors")):
             self._read_tensor(cursor)
         self.data_start = cursor.at + padding(cursor.at)
 
-    def _read_pair(self, cursor) -> None:
+    def _read_pair(self, cursor: "_Cursor") -> None:
         key = cursor.string("a key")
         if key in self.metadata:
-            raise cursor.wrong(f"the key {key!r} occurs twice")
+            raise cursor.error(f"the key {key!r} occurs twice")
         self.kinds[key], self.metadata[key] = cursor.value(key)
         if key == "general.alignment" and self.metadata[key] != ALIGNMENT:
-            raise cursor.wrong(
-                f"general.alignment is {self.metadata[key]!r}, and only {ALIGNMENT} is read here"
-            )
+            raise cursor.error(f"{key} {self.metadata[key]!r} is not supported, only {ALIGNMENT}")
 
-    def _read_tensor(self, cursor) -> None:
+    def _read_tensor(self, cursor: "_Cursor") -> None:
         name = cursor.string("a tensor's name")
         if name in self.tensors:
-            raise cursor.wrong(f"the tensor {name!r} occurs twice")
-        (dims,) = cursor.unpack("I", name)
-        if not 1 <= dims <= MAX_DIMS:
-            raise cursor.wrong(f"{name} has {dims} dimensions, and 1 to {MAX_DIMS} are possible")
-        *sizes, kind, offset = cursor.unpack(f"{dims}QIQ", name)
+            raise cursor.error(f"the tensor {name!r} occurs twice")
+        (n,) = cursor.unpack("I", name)
+        if not 1 <= n <= MAX_DIMS:
+            raise cursor.error(f"{name} has {n} dimensions; 1 to {MAX_DIMS} are allowed")
+        *sizes, kind, offset = cursor.unpack(f"{n}QIQ", name)
         quant = type_of(kind)
         if quant is None:
-            raise cursor.wrong(f"{name} has the type {kind}, which is none of {', '.join(TYPES)}")
+            raise cursor.error(f"{name} has the type {kind}, which is none of {', '.join(TYPES)}")
         if not all(sizes) or sizes[0] % quant.block_size:
-            raise cursor.wrong(f"{name} has the sizes {sizes}, which {quant.name} cannot have")
+            raise cursor.error(f"{name} has the dimensions {sizes}, which {quant.name} cannot have")
         self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), quant.name, offset)
 
-    def _check_places(self) -> None:
-        """Tensors lie one behind the other without a gap, as every writer puts them, and the last ends with
-        the file or within its padding.
-        """
+    def _check_offsets(self) -> None:
+        """Raises ValueError for a gap between tensors, and for bytes that are missing or left over at the end."""
         expected = 0
         for tensor in self.tensors.values():
             if tensor.offset != expected:
                 raise ValueError(
-                    f"{self.path}: {tensor.name} begins at {tensor.offset:,} of the data, but what stands "
-                    f"before it ends at {expected:,}"
+                    f"{self.path}: {tensor.name} has the offset {tensor.offset:,}, but the tensor before it "
+                    f"ends at {expected:,}"
                 )
             end = self.data_start + tensor.offset + tensor.nbytes
             if end > self.size:
                 raise ValueError(
-                    f"{self.path}: is cut off: {tensor.name} would end at byte {end:,}, the file has "
+                    f"{self.path}: is cut off: {tensor.name} ends at byte {end:,}, but the file has "
                     f"{self.size:,}; write or download it again"
                 )
             expected += tensor.nbytes + padding(tensor.nbytes)
-        if self.size > self.data_start + expected:
-            raise ValueError(
-                f"{self.path}: {self.size - self.data_start - expected:,} bytes stand behind the last tensor "
-                f"and belong to nothing"
-            )
+        left = self.size - self.data_start - expected
+        if left > 0:
+            raise ValueError(f"{self.path}: {left:,} bytes after the last tensor belong to no tensor")
 
     def data(self, name: str) -> np.ndarray:
-        """A tensor's bytes, (rows, bytes of a row) of uint8, mapped and not copied."""
+        """Returns a tensor's bytes as (rows, bytes of a row) uint8, mapped and not copied."""
         tensor = self.tensors[name]
-        return np.memmap(
-            self.path,
-            np.uint8,
-            "r",
-            self.data_start + tensor.offset,
-            (tensor.rows, row_bytes(tensor.type, tensor.shape[-1])),
-        )
+        shape = (tensor.rows, row_bytes(tensor.type, tensor.shape[-1]))
+        return np.memmap(self.path, np.uint8, "r", self.data_start + tensor.offset, shape)
 
     def digest(self, name: str) -> str:
-        """sha256 of a tensor's bytes, or of the HEADER's, a slice in memory at a time."""
-        start, size = (
-            (0, self.data_start)
-            if name == HEADER
-            else (self.data_start + self.tensors[name].offset, self.tensors[name].nbytes)
-        )
-        found = hashlib.sha256()
+        """Returns the SHA-256 of a tensor's bytes, or of the bytes before the data for HEADER."""
+        start, size = 0, self.data_start
+        if name != HEADER:
+            start, size = self.data_start + self.tensors[name].offset, self.tensors[name].nbytes
+        digest = hashlib.sha256()
         with open(self.path, "rb") as file:
             file.seek(start)
             for at in range(0, size, SLICE):
-                found.update(file.read(min(SLICE, size - at)))
-        return found.hexdigest()
+                digest.update(file.read(min(SLICE, size - at)))
+        return digest.hexdigest()
 
 
-class Cursor:
-    """A place in the header, with errors that say what was to be read there."""
+class _Cursor:
+    """A position in the header; `what` names in an error what was being read there."""
 
     def __init__(self, path: Path, raw: mmap.mmap, at: int):
-        self.path, self.raw, self.size, self.at = path, raw, len(raw), at
+        self.path, self.raw, self.at = path, raw, at
 
-    def wrong(self, problem: str) -> ValueError:
-        return ValueError(
-            f"{self.path}: {problem} (before byte {self.at:,}); write or download the file again"
-        )
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"{self.path}: {problem} (before byte {self.at:,}); write or download it again")
 
     def take(self, size: int, what: str) -> bytes:
-        if size > self.size - self.at:
-            raise self.wrong(
-                f"the file ends within {what}: {size:,} bytes are wanted, {self.size - self.at:,} are left"
-            )
+        left = len(self.raw) - self.at
+        if size > left:
+            raise self.error(f"the file ends within {what}: it needs {size:,} bytes, but {left:,} are left")
         self.at += size
         return self.raw[self.at - size : self.at]
 
@@ -292,11 +235,12 @@ class Cursor:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form), what))
 
     def count(self, number: int, smallest: int, what: str) -> int:
-        """`number`, unless so many things of at least `smallest` bytes cannot be in the file: a broken count
-        must not fill the memory.
+        """Returns `number`; raises ValueError if the file has no room for that many of `smallest` bytes each.
+
+        Without this check, a damaged count could fill the memory.
         """
-        if number * smallest > self.size - self.at:
-            raise self.wrong(f"{number:,} {what} are announced, more than the file has room for")
+        if number * smallest > len(self.raw) - self.at:
+            raise self.error(f"the header announces {number:,} {what}, more than the file has room for")
         return number
 
     def string(self, what: str) -> str:
@@ -304,10 +248,17 @@ class Cursor:
         try:
             return self.take(size, what).decode("utf-8")
         except UnicodeDecodeError:
-            raise self.wrong(f"{what} is not UTF-8") from None
+            raise self.error(f"{what} is not UTF-8") from None
 
-    def value(self, key: str) -> tuple[str, object]:
-        """(type, value) of the pair with this key."""
+    def kind(self, key: str) -> str:
+        (number,) = self.unpack("I", key)
+        if number >= len(VALUE_TYPES):
+            last = len(VALUE_TYPES) - 1
+            raise self.error(f"{key} has a value of type {number}; 0 to {last} are allowed")
+        return VALUE_TYPES[number]
+
+    def value(self, key: str) -> tuple[str, Any]:
+        """Returns (type, value) of the pair with this key."""
         kind = self.kind(key)
         if kind == "str":
             return kind, self.string(key)
@@ -316,14 +267,8 @@ class Cursor:
         item = self.kind(key)
         (length,) = self.unpack("Q", key)
         if item == "array":
-            raise self.wrong(f"{key} is an array of arrays, which no model has")
+            raise self.error(f"{key} is an array of arrays, which no model has")
         if item == "str":
             return "[str]", [self.string(key) for _ in range(self.count(length, 8, f"items of {key}"))]
         self.count(length, struct.calcsize(SCALARS[item]), f"items of {key}")
         return f"[{item}]", list(self.unpack(f"{length}{SCALARS[item]}", key))
-
-    def kind(self, key: str) -> str:
-        (number,) = self.unpack("I", key)
-        if number not in VALUE_NAMES:
-            raise self.wrong(f"{key} has a value of type {number}, and 0 to {max(VALUE_NAMES)} are possible")
-        return VALUE_NAMES[number]

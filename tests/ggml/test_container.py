@@ -110,10 +110,10 @@ def test_every_cut_is_refused(file):
 
 
 BREAKS = {
-    "the magic": (lambda raw: b"GGML" + raw[4:], "is no GGUF file"),
-    "the version": (lambda raw: raw[:4] + b"\x02\0\0\0" + raw[8:], "version 2 of GGUF"),
-    "a huge count of tensors": (lambda raw: raw[:8] + b"\xff" * 8 + raw[16:], "tensors are announced, more than the file has room for"),
-    "a huge count of pairs": (lambda raw: raw[:16] + b"\xff" * 8 + raw[24:], "pairs are announced"),
+    "the magic": (lambda raw: b"GGML" + raw[4:], "not a GGUF file"),
+    "the version": (lambda raw: raw[:4] + b"\x02\0\0\0" + raw[8:], "GGUF version 2"),
+    "a huge count of tensors": (lambda raw: raw[:8] + b"\xff" * 8 + raw[16:], "announces 18,446,744,073,709,551,615 tensors, more than the file has room for"),
+    "a huge count of pairs": (lambda raw: raw[:16] + b"\xff" * 8 + raw[24:], "announces 18,446,744,073,709,551,615 pairs"),
     "a huge string": (lambda raw: raw[:24] + b"\xff" * 8 + raw[32:], "the file ends within a key"),
     "a value of no type": (lambda raw: raw.replace(b"a.u32\x04", b"a.u32\x4e"), "a.u32 has a value of type 78"),
     "a key twice": (lambda raw: raw.replace(b"a.i32", b"a.u32"), "the key 'a.u32' occurs twice"),
@@ -122,8 +122,8 @@ BREAKS = {
     "a tensor of no type": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 32, 3, 99, 0)), "m.weight has the type 99"),
     "a row of half a block": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 33, 3, 8, 0)), "which q8_0 cannot have"),
     "a tensor without a row": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 32, 0, 8, 0)), "which q8_0 cannot have"),
-    "an offset elsewhere": (lambda raw: raw.replace(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight begins at 96 of the data"),
-    "something behind the end": (lambda raw: raw + b"\0" * 32, "32 bytes stand behind the last tensor"),
+    "an offset elsewhere": (lambda raw: raw.replace(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight has the offset 96"),
+    "something behind the end": (lambda raw: raw + b"\0" * 32, "32 bytes after the last tensor"),
 }  # fmt: skip
 
 
@@ -153,5 +153,5 @@ def test_any_changed_byte_of_the_header_is_read_or_refused_and_never_crashes(tmp
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"")
-    with pytest.raises(ValueError, match="is no GGUF file"):
+    with pytest.raises(ValueError, match="not a GGUF file"):
         GGUFFile(tmp_path / "x.gguf")
