@@ -82,7 +82,7 @@ def in_llama_cpp(args, model: str) -> dict:
         )
         with llama(file, tokenizer.vocab_size, context=2048) as server:
             texts = [
-                server.answer(tokenizer.render_prompt(messages), 512)
+                server.complete(tokenizer.render_prompt(messages), 512)["content"]
                 for messages, _ in tqdm(exchanges, "llama.cpp")
             ]
     return measures(

@@ -1,10 +1,9 @@
-"""A Gemma 3 text model as GGUF: llama.cpp's keys, tensor names and transforms, made from config.json and
-tokenizer.json alone.
+"""Writes a Gemma 3 text model as GGUF with llama.cpp's keys, tensor names and transforms.
 
-Source: llama.cpp's conversion/gemma.py and src/models/gemma3.cpp. Two things that no key says:
-1. Gemma's norms multiply with 1 + weight, llama.cpp's with the weight, so the 1 is added here.
-2. llama.cpp scales the attention's scores by 1 / sqrt(head_dim), or for 62 layers (27B) by 1 / sqrt(hidden /
-heads); other models are refused.
+Source: llama.cpp, conversion/gemma.py and src/models/gemma3.cpp. Two facts have no key in the file:
+1. Gemma's norms multiply with 1 + weight and llama.cpp's with the weight, so the file holds 1 + weight.
+2. llama.cpp scales attention scores by head_dim ** -0.5 or, for 62 layers (27B), by (hidden_size / heads)
+   ** -0.5. Models with another scale are refused.
 """
 
 import json
@@ -13,14 +12,44 @@ from pathlib import Path
 
 import numpy as np
 
+from common.progress import bar, say
 from exporting.gguf_vocab import tokenizer_metadata
 from exporting.merged import MergedCheckpoint
-from ggml.container import TensorInfo, write_gguf
+from exporting.source import Source
+from exporting.target import need_space
+from exporting.verify import comparison_sample, verify
+from ggml.container import Metadata, TensorInfo, write_gguf
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
 from model.config import SLIDING, Gemma3Config
 from model.gguf_names import gguf_name
 from model.gguf_weights import LAYERS_27B, USUAL_PATTERN
 from model.hub import TINY
+from model.tokenizer import Tokenizer
+
+
+def export_gguf(source: Source, path: Path, name: str, quant: str, verified_by: str | None) -> str:
+    """Writes the merged model to `path`, verifies it, and returns a summary.
+
+    Args:
+        name: general.name in the file.
+        quant: the type of the weights, such as "q4_k_m".
+        verified_by: "loupe" compares the file with the model, "llama.cpp" also in llama.cpp, None does not.
+    """
+    model = MergedCheckpoint(source.folder, source.adapter)
+    tokenizer = Tokenizer(source.folder)
+    if model.adapter:
+        model.norms()  # Refuses an adapter that changes nothing before minutes of writing.
+    size = sum(tensor.nbytes for tensor in plan(model, quant))
+    need_space(path, size)
+    origin = source.origin | {"verified": "yes" if verified_by else "no"}
+    with bar(size, f"writing {quant}", "B") as progress:
+        digests = write_model(path, model, quant, name=name, origin=origin, progress=progress.update)
+    if verified_by:
+        samples = source.held_out.read() if source.held_out else []
+        sample = comparison_sample(samples, tokenizer, model.config.max_position_embeddings)
+        for found in verify(path, model, quant, sample, tokenizer, digests, verified_by == "llama.cpp"):
+            say(str(found))
+    return f"{quant}, {path.stat().st_size / 2**20:,.1f} MiB{'' if verified_by else ', not verified'}"
 
 
 def write_model(
@@ -30,13 +59,17 @@ def write_model(
     *,
     name: str,
     origin: dict[str, str],
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> dict[str, str]:
-    """Writes the merged model in the types of `quant` and returns write_gguf's digests; `origin` becomes
-    loupe.* keys.
+    """Writes the merged model in the types of `quant` and returns write_gguf's digests.
 
-    progress(bytes) is called after each piece.
-    Raises ValueError for an architecture or a tokenizer that llama.cpp's Gemma 3 cannot express.
+    Args:
+        origin: {key: text}, written as loupe.* keys.
+        progress: called with the number of bytes after each piece.
+
+    Raises:
+        ValueError: llama.cpp's Gemma 3 cannot express the architecture or the tokenizer, or a weight is not
+            finite.
     """
     tensors = plan(model, quant)
     sources = {gguf_name(ours): ours for ours in model.names}
@@ -44,121 +77,97 @@ def write_model(
 
     def read(tensor: str) -> Iterator[np.ndarray]:
         for rows in transformed(model, sources[tensor]):
-            if not np.isfinite(rows).all():
-                raise ValueError(
-                    f"{model.folder}: {sources[tensor]} holds an infinity or NaN; look at the training run, "
-                    f"and export an earlier step"
-                )
-            piece = quantize(rows, types[tensor])
+            try:
+                piece = quantize(rows, types[tensor])
+            except ValueError as e:
+                raise ValueError(f"{model.folder}: {sources[tensor]}: {e}") from None
             yield piece
             progress(piece.nbytes)
 
-    metadata = architecture_metadata(model.config, quant, name) | tokenizer_metadata(
-        model.folder, model.config.vocab_size
-    )
-    metadata |= {
-        "tokenizer.chat_template": ("str", chat_template(model.folder)),
-        "tokenizer.ggml.add_space_prefix": ("bool", False),
-    }
-    return write_gguf(
-        path, metadata | {f"loupe.{key}": ("str", value) for key, value in origin.items()}, tensors, read
-    )
+    metadata = architecture_metadata(model.config, quant, name)
+    metadata |= tokenizer_metadata(model.folder, model.config.vocab_size)
+    metadata["tokenizer.chat_template"] = ("str", chat_template(model.folder))
+    metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
+    metadata |= {f"loupe.{key}": ("str", text) for key, text in origin.items()}
+    return write_gguf(path, metadata, tensors, read)
 
 
 def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
-    """The tensors of the file in the order of the checkpoint's, each with the type that `quant` gives it."""
-    layers, tied, names = (
-        model.config.num_hidden_layers,
-        model.config.tie_word_embeddings,
-        {gguf_name(n): model.shapes[n] for n in model.names},
-    )
+    """Returns the tensors in the order of the checkpoint, each with the type that it has in `quant`."""
+    layers, tied = model.config.num_hidden_layers, model.config.tie_word_embeddings
+    shapes = {gguf_name(name): model.shapes[name] for name in model.names}
     return [
         TensorInfo(name, shape, tensor_type(quant, name, layers, shape[-1], tied))
-        for name, shape in names.items()
+        for name, shape in shapes.items()
     ]
 
 
 def transformed(model: MergedCheckpoint, name: str) -> Iterator[np.ndarray]:
-    """A tensor as the file wants it, float32, in slices of whole rows (n, columns): a norm's weight plus 1,
-    all else as it is.
-    """
+    """Yields a tensor in float32 as (rows, columns) pieces; a norm's weight is one row and has 1 added."""
     for rows in model.pieces(name):
         yield rows.contiguous().numpy() if rows.ndim > 1 else (rows + 1.0).numpy()[None]
 
 
-def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> dict[str, tuple[str, object]]:
-    """The keys of general.* and gemma3.* in the order in which llama.cpp's converter writes them; raises
-    ValueError with all that it cannot express.
+def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> Metadata:
+    """Returns the general.* and gemma3.* keys in the order of llama.cpp's converter.
+
+    Raises ValueError with everything that the keys cannot express.
     """
     refuse_inexpressible(cfg)
-    own = {
+    own: Metadata = {
         "block_count": ("u32", cfg.num_hidden_layers),
         "context_length": ("u32", cfg.max_position_embeddings),
         "embedding_length": ("u32", cfg.hidden_size),
         "feed_forward_length": ("u32", cfg.intermediate_size),
         "attention.head_count": ("u32", cfg.num_attention_heads),
         "attention.head_count_kv": ("u32", cfg.num_key_value_heads),
-    }  # fmt: skip
-    if cfg.rope_linear_factor != 1.0:
-        own |= {
-            "rope.scaling.type": ("str", "linear"),
-            "rope.scaling.factor": ("f32", cfg.rope_linear_factor),
-        }
-    own |= {
-        "rope.freq_base": ("f32", cfg.rope_theta), "rope.freq_base_swa": ("f32", cfg.rope_local_base_freq),
-        "attention.layer_norm_rms_epsilon": ("f32", cfg.rms_norm_eps),
-        "attention.key_length": ("u32", cfg.head_dim), "attention.value_length": ("u32", cfg.head_dim),
-    }  # fmt: skip
-    general = {
-        "general.architecture": ("str", "gemma3"),
-        "general.type": ("str", "model"),
-        "general.name": ("str", name),
     }
-    keys = (
-        general
-        | {f"gemma3.{key}": value for key, value in own.items()}
-        | {"general.file_type": ("u32", FILE_TYPES[quant])}
-    )
+    if cfg.rope_linear_factor != 1.0:
+        own["rope.scaling.type"] = ("str", "linear")
+        own["rope.scaling.factor"] = ("f32", cfg.rope_linear_factor)
+    own |= {
+        "rope.freq_base": ("f32", cfg.rope_theta),
+        "rope.freq_base_swa": ("f32", cfg.rope_local_base_freq),
+        "attention.layer_norm_rms_epsilon": ("f32", cfg.rms_norm_eps),
+        "attention.key_length": ("u32", cfg.head_dim),
+        "attention.value_length": ("u32", cfg.head_dim),
+    }
+    keys: Metadata = {"general.architecture": ("str", "gemma3"), "general.type": ("str", "model")}
+    keys |= {"general.name": ("str", name)} | {f"gemma3.{key}": value for key, value in own.items()}
+    keys["general.file_type"] = ("u32", FILE_TYPES[quant])
     if cfg.final_logit_softcapping is not None:
         keys["gemma3.final_logit_softcapping"] = ("f32", cfg.final_logit_softcapping)
     keys["gemma3.attention.sliding_window"] = ("u32", cfg.sliding_window)
     sliding = [kind == SLIDING for kind in cfg.layer_types]
     if sliding != [(i + 1) % USUAL_PATTERN != 0 for i in range(cfg.num_hidden_layers)]:
         keys["gemma3.attention.sliding_window_pattern"] = ("[bool]", sliding)
-    return keys | {"general.quantization_version": ("u32", 2)}
+    keys["general.quantization_version"] = ("u32", 2)
+    return keys
 
 
 def refuse_inexpressible(cfg: Gemma3Config) -> None:
-    """ValueError with everything in the config that the file has no place for."""
+    """Raises ValueError with everything in the config that has no key in the file."""
     width = cfg.hidden_size / cfg.num_attention_heads if cfg.num_hidden_layers == LAYERS_27B else cfg.head_dim
     problems = []
     if cfg.query_pre_attn_scalar != width:
-        problems.append(
-            f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}, but llama.cpp scales the scores of "
-            f"such a model by {width:g} ** -0.5"
-        )
+        scalar = f"query_pre_attn_scalar is {cfg.query_pre_attn_scalar:g}"
+        problems.append(f"{scalar}, but llama.cpp scales the scores of this model by {width:g} ** -0.5")
     if cfg.attn_logit_softcapping is not None:
-        problems.append(
-            f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}, but llama.cpp's Gemma 3 has no such "
-            f"cap"
-        )
+        cap = f"attn_logit_softcapping is {cfg.attn_logit_softcapping:g}"
+        problems.append(f"{cap}, but llama.cpp's Gemma 3 has no such cap")
     if cfg.attention_bias:
         problems.append("attention_bias is true, but llama.cpp's Gemma 3 has no biases")
     if problems:
-        raise ValueError(
-            "this model cannot be a GGUF: " + "; ".join(problems) + "; --to safetensors can hold it"
-        )
+        raise ValueError(f"this model cannot be a GGUF: {'; '.join(problems)}; use --to safetensors")
 
 
 def chat_template(folder: Path) -> str:
-    """Returns the folder's Jinja template, or the embedded model's, which renders Loupe's turns."""
+    """Returns the Jinja template of the folder or, if it has none, of the embedded model."""
     for source in (folder, TINY):
         if (source / "chat_template.jinja").is_file():
             return (source / "chat_template.jinja").read_text(encoding="utf-8")
         config = source / "tokenizer_config.json"
-        template = (
-            json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-        )
-        if isinstance(template, str):
-            return template
-    raise AssertionError("the embedded model has a template")
+        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if isinstance(values.get("chat_template"), str):
+            return values["chat_template"]
+    raise AssertionError("the embedded model has no chat template")

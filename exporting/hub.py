@@ -1,22 +1,30 @@
-"""Uploads an exported folder to the Hugging Face hub, as one commit."""
+"""Uploads the merged model's folder to the Hugging Face hub, as one commit."""
 
 from pathlib import Path
 
+from exporting.hf_folder import export_safetensors
+from exporting.source import Source
 from model.hub import EXAMPLE, HUB_ID
 
 
+def export_to_hub(source: Source, scratch: Path, repo: str) -> str:
+    """Writes the merged model into `scratch`, uploads it, and returns a summary with the address."""
+    check_repo(repo)
+    summary = export_safetensors(source, scratch, repo)
+    return f"{summary}; {upload(scratch, repo, 'Exported by Loupe')}"
+
+
 def check_repo(repo: str) -> None:
-    """ValueError for what is no hub id."""
+    """Raises ValueError unless `repo` is a hub id."""
     if not HUB_ID.fullmatch(repo):
-        raise ValueError(f"--out {repo}: is no hub id to upload to; give user/name, {EXAMPLE}")
+        raise ValueError(f"--out {repo}: not a hub id to upload to; give user/name, {EXAMPLE}")
 
 
 def upload(folder: Path, repo: str, message: str) -> str:
-    """Creates the model repository `repo` where there is none and uploads every file of the folder; returns
-    its address.
+    """Uploads every file of the folder and returns the address; it creates the repository if necessary.
 
-    Raises ValueError, in one line and with the remedy, where nobody is logged in, access is refused, or the
-    hub is out of reach.
+    Raises ValueError, one line with the remedy, if nobody is logged in, access is refused, or the hub cannot
+    be reached.
     """
     from huggingface_hub import HfApi, constants
 
@@ -24,22 +32,19 @@ def upload(folder: Path, repo: str, message: str) -> str:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, commit_message=message)
-    except (
-        Exception
-    ) as e:  # the HTTP library's errors come through, and which library that is changes between releases
+    # The errors of the HTTP library come through, and that library differs between releases.
+    except Exception as e:
         if isinstance(e, OSError) and e.errno is not None:
             raise
-        raise ValueError(explain(repo, e)) from e
+        raise ValueError(_explain(repo, e, constants.ENDPOINT)) from e
     return f"{constants.ENDPOINT}/{repo}"
 
 
-def explain(repo: str, error: Exception) -> str:
-    """One line: what the hub's answer means and what to do about it."""
-    from huggingface_hub import constants
-
+def _explain(repo: str, error: Exception, hub: str) -> str:
+    """Returns one line: what the hub's response means and what to do about it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
         remedy = "log in with `hf auth login` or set HF_TOKEN to a token that may write there"
-        return f"{constants.ENDPOINT} does not let you write to {repo}: {remedy}"
+        return f"{hub} does not let you write to {repo}: {remedy}"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{repo} was not uploaded to {constants.ENDPOINT} ({reason}); run the export again"
+    return f"{repo} was not uploaded to {hub} ({reason}); run the export again"

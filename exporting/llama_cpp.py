@@ -1,103 +1,69 @@
-"""A llama.cpp server of one GGUF in this process, asked over its HTTP interface: the last word on what a file
-says.
+"""llama.cpp as a server in this process, to compare a GGUF file in the program that it is made for.
 
-It comes with xllamacpp, which nothing else here needs; who has it can have every export checked in the
-program that it is made for.
+It comes with the package xllamacpp, which nothing else needs.
 """
 
 import importlib.util
 import json
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
 
 def require() -> None:
-    """ValueError with the remedy where xllamacpp is not installed."""
+    """Raises ValueError if xllamacpp is not installed."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ValueError("--verify llama.cpp needs llama.cpp: pip install xllamacpp, or leave the option out")
 
 
 class Llama:
-    """The answers of a running server; all arithmetic in float32 where the file has it, one thread, no cache
-    between requests.
-    """
+    """A running server, asked over HTTP."""
 
-    def __init__(self, server, vocab_size: int):
+    def __init__(self, server: Any, vocab_size: int):
         self.server, self.vocab_size = server, vocab_size
 
-    def post(self, path: str, body: dict):
-        request = urllib.request.Request(
-            self.server.listening_address + path,
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+    def post(self, path: str, body: dict | list) -> Any:
+        """Returns the server's JSON response; raises RuntimeError if there is none within 600 seconds."""
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.server.listening_address + path, content, headers)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to this process
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                request, timeout=600
-            ) as answer:  # no proxy to this very process
-                return json.load(answer)
+            with direct.open(request, timeout=600) as response:
+                return json.load(response)
         except OSError as e:
             raise RuntimeError(f"llama.cpp did not answer {path}: {e}") from e
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.post("/tokenize", {"content": text, "add_special": False, "parse_special": False})[
-            "tokens"
-        ]
+    def complete(self, prompt: list[int], n_predict: int, **options) -> dict:
+        """Returns the greedy completion of token ids, computed without a cache of earlier requests."""
+        body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, "cache_prompt": False}
+        return self.post("/completion", body | options)
 
-    def log_probs(self, ids: list[int], ascii_id: int) -> torch.Tensor:
-        """(V,) log-probabilities of the next token; the bias makes the server sample an ASCII token, or it
-        would leave the field out, and is not in it.
+    def next_log_probs(self, prompts: list[list[int]], ascii_id: int) -> torch.Tensor:
+        """Returns the log-probabilities of the token after each prompt, (prompts, V).
+
+        The server leaves them out if the token that it samples is no text. A bias, which they do not
+        include, makes it sample the ASCII token `ascii_id`.
         """
-        body = {
-            "prompt": ids,
-            "n_predict": 1,
-            "temperature": 0,
-            "n_probs": self.vocab_size,
-            "cache_prompt": False,
-            "logit_bias": [[ascii_id, 1000]],
-        }
-        found = torch.full((self.vocab_size,), float("nan"))
-        for entry in self.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]:
-            found[entry["id"]] = entry["logprob"]
+        found = torch.full((len(prompts), self.vocab_size), float("nan"))
+        for row, prompt in zip(found, prompts, strict=True):
+            said = self.complete(prompt, 1, n_probs=self.vocab_size, logit_bias=[[ascii_id, 1000]])
+            for entry in said["completion_probabilities"][0]["top_logprobs"]:
+                row[entry["id"]] = entry["logprob"]
         return found
-
-    def next_log_probs(self, sample, ascii_id: int, positions: list[int]) -> torch.Tensor:
-        """(positions, V) for a sample of one or more documents, one request each."""
-        starts = sample.cu_seqlens.tolist()
-        document = [max(s for s in starts if s <= at) for at in positions]
-        return torch.stack(
-            [
-                self.log_probs(sample.tokens[start : at + 1].tolist(), ascii_id)
-                for start, at in zip(document, positions, strict=True)
-            ]
-        )
-
-    def greedy(self, ids: list[int], count: int) -> list[int]:
-        body = {
-            "prompt": ids,
-            "n_predict": count,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_tokens": True,
-            "cache_prompt": False,
-        }
-        return self.post("/completion", body)["tokens"]
-
-    def answer(self, ids: list[int], count: int) -> str:
-        return self.post(
-            "/completion", {"prompt": ids, "n_predict": count, "temperature": 0, "cache_prompt": False}
-        )["content"]
-
-    def scale_lora(self, scale: float) -> None:
-        self.post("/lora-adapters", [{"id": 0, "scale": scale}])
 
 
 @contextmanager
-def llama(path, vocab_size: int, lora=None, context: int = 1024):
-    """A server of the file at `path`, with an adapter's file beside it where one is given; raises ValueError
-    where xllamacpp is not installed.
+def llama(
+    path: str | Path, vocab_size: int, lora: str | Path | None = None, context: int = 1024
+) -> Iterator[Llama]:
+    """Yields a server of a GGUF file, with the adapter of a LoRA GGUF file, for up to `context` tokens.
+
+    It computes with one thread, with a cache of keys and values in float32, and without flash attention.
+    Raises ValueError if xllamacpp is not installed.
     """
     require()
     import xllamacpp as x
@@ -114,4 +80,4 @@ def llama(path, vocab_size: int, lora=None, context: int = 1024):
     try:
         yield running
     finally:
-        running.server = None  # the last reference: it stops
+        running.server = None  # Dropping the last reference stops the server.

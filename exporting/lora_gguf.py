@@ -1,8 +1,8 @@
-"""An adapter alone as GGUF, for llama.cpp's --lora and Ollama's ADAPTER.
+"""Writes an adapter alone as GGUF, for llama.cpp's --lora and Ollama's ADAPTER.
 
-llama.cpp (src/llama-adapter.cpp) adds scale * B A x with scale = adapter.lora.alpha / rank, the rank read off
-each tensor. One alpha for the whole file is all there is, so what makes a layer's scaling another (its own
-alpha or rank, rsLoRA) is put into its B.
+llama.cpp (src/llama-adapter.cpp) adds scale * B A x with scale = adapter.lora.alpha / rank, and reads the
+rank from each tensor. A file has one alpha, so the writer multiplies B by what remains of a layer's scaling:
+its own rank or alpha, or rsLoRA.
 """
 
 from pathlib import Path
@@ -10,63 +10,55 @@ from pathlib import Path
 import torch
 
 from exporting.merged import MergedCheckpoint
+from exporting.source import Source
 from exporting.target import need_space
-from ggml.container import TensorInfo, write_gguf
+from exporting.verify import compare_bytes
+from ggml.container import Metadata, TensorInfo, write_gguf
 from lora.dora import DoRALinear
 from model.gguf_names import gguf_name
 
 
-def write_lora(
-    path: str | Path, model: MergedCheckpoint, *, name: str, origin: dict[str, str]
-) -> dict[str, str]:
-    """Writes the adapter in float32 and returns write_gguf's digests.
+def export_lora(source: Source, path: Path, name: str) -> str:
+    """Writes the adapter in float32, reads it back, and returns a summary.
 
-    Raises ValueError for DoRA, whose row lengths no tensor of the file can say, and for an adapter that is
-    untrained or not finite.
+    Raises ValueError for no adapter, DoRA, an untrained adapter, and values that are not finite.
     """
-    if model.adapter is None:
+    model = MergedCheckpoint(source.folder, source.adapter)
+    if not model.adapter:
         raise ValueError("there is no adapter to export; give --adapter, or --to gguf for the model")
     if any(isinstance(layer, DoRALinear) for layer in model.layers.values()):
         raise ValueError(
-            "a DoRA adapter cannot be a LoRA GGUF: llama.cpp adds B A x and knows no row lengths; merge it "
-            "into the model with --to gguf"
+            "a DoRA adapter cannot be a LoRA GGUF: llama.cpp adds B A x and has no place for DoRA's row "
+            "norms; merge it into the model with --to gguf"
         )
     alpha = float(model.adapter["lora_alpha"])
     tensors = {}
     for layer_path, layer in model.layers.items():
-        a, b = (model.tensors[f"{layer_path}.{half}"].float() for half in ("lora_A", "lora_B"))
-        stem = gguf_name(layer_path + ".weight")
-        tensors[f"{stem}.lora_a"], tensors[f"{stem}.lora_b"] = a, b * (layer.scaling / (alpha / layer.r))
+        stem, share = gguf_name(layer_path + ".weight"), layer.scaling / (alpha / layer.r)
+        tensors[f"{stem}.lora_a"] = model.tensors[f"{layer_path}.lora_A"].float()
+        tensors[f"{stem}.lora_b"] = model.tensors[f"{layer_path}.lora_B"].float() * share
     refuse_useless(tensors)
-    metadata = {
+    metadata: Metadata = {
         "general.architecture": ("str", "gemma3"),
         "general.type": ("str", "adapter"),
         "general.name": ("str", name),
         "adapter.type": ("str", "lora"),
         "adapter.lora.alpha": ("f32", alpha),
     }
+    metadata |= {f"loupe.{key}": ("str", text) for key, text in source.origin.items()}
     infos = [TensorInfo(key, tuple(t.shape), "f32") for key, t in tensors.items()]
-    need_space(path, sum(info.nbytes for info in infos) + 2**24)
-    return write_gguf(
-        path,
-        metadata | {f"loupe.{key}": ("str", value) for key, value in origin.items()},
-        infos,
-        lambda key: [tensors[key].contiguous().numpy()],
-    )
+    need_space(path, sum(info.nbytes for info in infos))
+    compare_bytes(path, write_gguf(path, metadata, infos, lambda key: [tensors[key].contiguous().numpy()]))
+    size = f"{path.stat().st_size / 2**20:,.1f} MiB"
+    return f"LoRA of {len(model.layers)} layers in float32, {size}, for a GGUF of {source.name}"
 
 
 def refuse_useless(tensors: dict[str, torch.Tensor]) -> None:
-    """ValueError for numbers that are not finite, and where every B is zero, so that the file would change no
-    weight.
-    """
+    """Raises ValueError for values that are not finite, and if every B is zero."""
     broken = [key for key, t in tensors.items() if not t.isfinite().all()]
     if broken:
-        raise ValueError(
-            f"the adapter holds an infinity or NaN in {', '.join(broken)}; look at the training run, and "
-            f"export an earlier step"
-        )
+        where = f"the adapter holds an infinity or NaN in {', '.join(broken)}"
+        raise ValueError(f"{where}; look at the training run, and export an earlier step")
     if not any(t.any() for key, t in tensors.items() if key.endswith(".lora_b")):
-        raise ValueError(
-            f"none of {len(tensors) // 2} weights would change: the adapter is untrained (lora_B is zero); "
-            f"export a trained one"
-        )
+        unchanged = f"none of {len(tensors) // 2} weights would change"
+        raise ValueError(f"{unchanged}: the adapter is untrained (lora_B is zero); export a trained one")

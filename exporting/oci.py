@@ -1,25 +1,31 @@
-"""A GGUF file as an OCI artifact, the way `docker model package` writes one: docker model pull, run and push
-take it from a registry.
+"""A GGUF file as an OCI artifact, as `docker model package` writes it: Docker Model Runner pulls and runs it.
 
-An image layout is a folder: oci-layout, index.json, and blobs/sha256/ with the GGUF, perhaps a licence, a
-config and the manifest that names them. Layout and manifest are opencontainers/image-spec's; media types,
-config and annotations are docker/model-runner's (pkg/distribution: types/config.go, format/gguf.go,
-builder/builder.go, internal/partial), its names for sizes gpustack/gguf-parser-go's (scalar.go).
+An image layout is a folder: oci-layout, index.json, and blobs/sha256/ with the GGUF file, perhaps a licence,
+a config and the manifest that names them. The layout and the manifest are those of opencontainers/image-spec.
+The media types, the config and the annotations are docker/model-runner's (pkg/distribution: types/config.go,
+format/gguf.go, builder/builder.go, internal/partial), its texts for sizes gpustack/gguf-parser-go's
+(scalar.go).
 
 Deviations:
-1. Times are written in UTC, where model-runner writes the zone of the machine.
-2. Where the header happens to end on a multiple of 32, the "size" of gguf-parser-go is 32 bytes short, as if
-   another 32 followed; ours is not.
+1. Times are in UTC; model-runner writes the machine's time zone.
+2. If the header ends at a multiple of 32, gguf-parser-go's "size" is 32 bytes too small; ours is not.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from common.files import sha256
+from common.progress import bar
+from exporting.gguf_model import export_gguf
+from exporting.registry import parse_reference, push
+from exporting.source import Source
+from ggml.container import GGUFFile
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -27,58 +33,76 @@ CONFIG = "application/vnd.docker.ai.model.config.v0.1+json"
 GGUF = "application/vnd.docker.ai.gguf.v3"
 LICENSE = "application/vnd.docker.ai.license"
 
-LONGEST_ARRAY = 50  # elements; longer ones, the vocabulary above all, stay out of the config
-# general.file_type; F32 is MOSTLY here and ALL in llama.cpp
-FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    32: "BF16",
-}
+LONGEST_ARRAY = 50  # The config leaves out longer arrays, above all the vocabulary.
+# The names of general.file_type. llama.cpp calls its F32 "all", and model-runner "mostly", as the others.
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K"}
+FILE_TYPES |= {11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S"}
+FILE_TYPES |= {17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
+# Units from large to small; of each size, the binary unit comes before the decimal one.
 BYTE_UNITS = [
-    (base, unit)
-    for power in (5, 4, 3, 2, 1)
-    for base, unit in ((1024**power, "KMGTP"[power - 1] + "iB"), (1000**power, "KMGTP"[power - 1] + "B"))
+    unit
+    for power, prefix in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "K"))
+    for unit in ((1024**power, f"{prefix}iB"), (1000**power, f"{prefix}B"))
 ]
-COUNT_UNITS = [(1e15, "Q"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")]
+COUNT_UNITS = [(10**15, "Q"), (10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")]
+
+
+def export_layout(source: Source, out: Path, name: str, quant: str, verified_by: str | None) -> str:
+    """Writes the image layout of the merged model into the folder `out`; the arguments are export_gguf's.
+
+    Returns a summary with the digest of the manifest.
+    """
+    out.mkdir()
+    gguf = out / "model.gguf"
+    summary = export_gguf(source, gguf, name, quant, verified_by)
+    file = GGUFFile(gguf)
+    parameters, size = sum(math.prod(t.shape) for t in file.tensors.values()), file.size - file.data_start
+    digest = write_layout(gguf, out, metadata=file.metadata, parameters=parameters, tensor_bytes=size)
+    gguf.unlink()  # The layout has it under its digest.
+    return f"{summary}, digest {digest}"
+
+
+def export_to_registry(
+    source: Source, scratch: Path, reference: str, quant: str, verified_by: str | None
+) -> str:
+    """Writes the image layout into `scratch`, pushes it to "registry/name:tag", and returns a summary."""
+    _, repository, _ = parse_reference(reference)
+    layout = scratch / "layout"
+    summary = export_layout(source, layout, Path(repository).name, quant, verified_by)
+    size = sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir())
+    with bar(size, "pushing", "B") as progress:
+        push(layout, reference, progress=lambda sent: progress.update(sent - progress.n))
+    return summary
 
 
 def write_layout(
     gguf: Path,
     out: Path,
     *,
-    metadata: dict,
+    metadata: dict[str, Any],
     parameters: int,
     tensor_bytes: int,
     license: Path | None = None,
     created: datetime | None = None,
 ) -> str:
-    """Writes the image layout of one GGUF file into the folder `out` and returns the manifest's digest,
-    "sha256:...".
+    """Writes the image layout of a GGUF file into the folder `out`, and returns the manifest's digest.
 
-    metadata: {key: str, int, float, bool or list} of the file's header; parameters: its weights, counted;
-    tensor_bytes: its length behind the header;
-    license: a text file; created: the artifact's time (now). The GGUF becomes a hard link where the disk
-    allows it, so it must not be written to in place afterwards, and is never held in memory. Raises
-    ValueError for an adapter, or a file type that has no name.
+    The GGUF file becomes a hard link if the disk allows it, so it must not be written to afterwards.
+
+    Args:
+        metadata: the pairs of the file's header.
+        parameters: the number of the model's parameters.
+        tensor_bytes: the size of the file without its header.
+        license: a text file.
+        created: the time of the artifact; None is now.
+
+    Raises:
+        ValueError: the file is an adapter, or its general.file_type has no name.
     """
     if metadata.get("general.type") == "adapter":
         raise ValueError(
-            f"{gguf} is an adapter, which an OCI model artifact has no layer for; merge it into its base and "
-            f"export that"
+            f"{gguf} is an adapter, for which an OCI model artifact has no layer; merge it into its base and "
+            "export that"
         )
     described = describe(metadata, parameters, tensor_bytes)
     (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -89,102 +113,73 @@ def write_layout(
         "descriptor": {"created": _go_time(int(instant.timestamp()) * 10**9 + instant.microsecond * 1000)},
         "rootfs": {"type": "rootfs", "diff_ids": [layer["digest"] for layer in layers]},
     }
-    manifest = _blob(
-        _go_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": _blob(_go_json(config), CONFIG, out),
-                "layers": layers,
-            }
-        ),
-        MANIFEST,
-        out,
-    )
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": _blob(_go_json(config), CONFIG, out)}
+    described_manifest = _blob(_go_json(manifest | {"layers": layers}), MANIFEST, out)
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described_manifest]}
     (out / "oci-layout").write_bytes(_go_json({"imageLayoutVersion": "1.0.0"}))
-    (out / "index.json").write_bytes(
-        _go_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest]})
-    )
-    return manifest["digest"]
+    (out / "index.json").write_bytes(_go_json(index))
+    return described_manifest["digest"]
 
 
-def describe(metadata: dict, parameters: int, tensor_bytes: int) -> dict:
-    """The "config" of the config JSON: format, quantization, parameters, architecture, size, gguf {key:
-    text}, context_size, in model-runner's order.
-    """
+def describe(metadata: dict[str, Any], parameters: int, tensor_bytes: int) -> dict[str, Any]:
+    """Returns the "config" of the config JSON, with its keys in model-runner's order."""
     kind, architecture = metadata.get("general.file_type"), metadata["general.architecture"]
     if kind not in FILE_TYPES:
-        raise ValueError(
-            f"general.file_type of the GGUF is {kind}; an OCI model artifact takes "
-            f"{', '.join(FILE_TYPES.values())}: export one of these"
-        )
-    texts = {
-        key: _go_text(value)
-        for key, value in sorted(metadata.items())
-        if not (isinstance(value, list) and len(value) > LONGEST_ARRAY)
-    }
+        names = ", ".join(FILE_TYPES.values())
+        raise ValueError(f"general.file_type of the GGUF is {kind}, which has no name; export one of {names}")
+    short = {k: v for k, v in metadata.items() if not (isinstance(v, list) and len(v) > LONGEST_ARRAY)}
     described = {
         "format": "gguf",
         "quantization": f"MOSTLY_{FILE_TYPES[kind]}",
         "parameters": _scaled(parameters, COUNT_UNITS, ""),
         "architecture": architecture,
         "size": _scaled(tensor_bytes, BYTE_UNITS, "B"),
-        "gguf": texts,
+        "gguf": {key: _go_text(value) for key, value in sorted(short.items())},
     }
     context = metadata.get(f"{architecture}.context_length")
     return described | ({"context_size": context} if context else {})
 
 
-def _file_layer(file: Path, media_type: str, out: Path) -> dict:
-    """The descriptor of a file that it puts among the blobs."""
+def _file_layer(file: Path, media_type: str, out: Path) -> dict[str, Any]:
+    """Puts a file among the blobs and returns its descriptor."""
     digest = sha256(file)
-    blob, facts = out / "blobs" / "sha256" / digest, file.stat()
+    blob, stat = out / "blobs" / "sha256" / digest, file.stat()
     if not blob.exists():
         try:
             os.link(file, blob)
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(file, blob)
-    about = {
-        "name": file.name,
-        "mode": facts.st_mode & 0o777,
-        "uid": 0,
-        "gid": 0,
-        "size": facts.st_size,
-        "mtime": _go_time(facts.st_mtime_ns),
-        "typeflag": 0,
+    tar_header = {"name": file.name, "mode": stat.st_mode & 0o777, "uid": 0, "gid": 0, "size": stat.st_size}
+    tar_header |= {"mtime": _go_time(stat.st_mtime_ns), "typeflag": 0}
+    annotations = {
+        "org.cncf.model.file.mediatype.untested": "false",
+        "org.cncf.model.file.metadata+json": _go_json(tar_header).decode(),
+        "org.cncf.model.filepath": file.name,
     }
-    return {
-        "mediaType": media_type,
-        "size": facts.st_size,
-        "digest": f"sha256:{digest}",
-        "annotations": {
-            "org.cncf.model.file.mediatype.untested": "false",
-            "org.cncf.model.file.metadata+json": _go_json(about).decode(),
-            "org.cncf.model.filepath": file.name,
-        },
-    }
+    return _descriptor(media_type, stat.st_size, digest) | {"annotations": annotations}
 
 
-def _blob(content: bytes, media_type: str, out: Path) -> dict:
+def _blob(content: bytes, media_type: str, out: Path) -> dict[str, Any]:
+    """Writes a blob and returns its descriptor."""
     digest = hashlib.sha256(content).hexdigest()
     (out / "blobs" / "sha256" / digest).write_bytes(content)
-    return {"mediaType": media_type, "size": len(content), "digest": f"sha256:{digest}"}
+    return _descriptor(media_type, len(content), digest)
 
 
-def _go_json(value) -> bytes:
-    """JSON as Go's encoding/json writes it: no spaces, and what HTML or JavaScript would trip over as \\u
-    escapes.
-    """
+def _descriptor(media_type: str, size: int, digest: str) -> dict[str, Any]:
+    return {"mediaType": media_type, "size": size, "digest": f"sha256:{digest}"}
+
+
+def _go_json(value: Any) -> bytes:
+    r"""Returns JSON as Go's encoding/json writes it: no spaces, and < > & U+2028 U+2029 as \u escapes."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":  # these stand inside strings only
+    for character in "<>&\u2028\u2029":  # These occur inside strings only.
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode()
 
 
-def _go_text(value) -> str:
-    """%d, %t, %f or %s of Go's fmt by the value's type; the elements of a list behind one another, with
-    commas.
-    """
+def _go_text(value: Any) -> str:
+    """Returns a value as Go's fmt prints it, with six decimals for a float and commas in a list."""
     if isinstance(value, list):
         return ", ".join(map(_go_text, value))
     if isinstance(value, bool):
@@ -193,15 +188,13 @@ def _go_text(value) -> str:
 
 
 def _go_time(nanoseconds: int) -> str:
-    """Unix time -> RFC 3339 in UTC with as many decimals as it needs: 2026-01-02T03:04:05.5Z."""
+    """Returns a Unix time as RFC 3339 in UTC with the decimals that it needs: 2026-01-02T03:04:05.5Z."""
     seconds, rest = divmod(nanoseconds, 10**9)
     decimals = f".{rest:09d}".rstrip("0").rstrip(".")
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}{decimals}Z"
 
 
-def _scaled(value: int, units: list, smallest: str) -> str:
-    """4_201_000 -> "4.20M": two decimals, none where both are zero; the largest unit that fits, binary before
-    decimal.
-    """
+def _scaled(value: int, units: list[tuple[int, str]], smallest: str) -> str:
+    """Returns a value in the first unit that is not larger, as 4_201_000 -> "4.20M"; 4.00 becomes 4."""
     base, unit = next(((base, unit) for base, unit in units if value >= base), (1, smallest))
     return f"{value / base:.2f}".removesuffix(".00") + unit

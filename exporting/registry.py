@@ -1,8 +1,8 @@
 """Pushes an OCI image layout to a registry through oras-py, an optional extra: pip install -e ".[oci]".
 
-oras-py has the session, docker's stored logins, and the answer to a registry's challenge (Basic, or a Bearer
-token). The upload is
-here: oras-py would write the manifest's JSON anew, which changes its digest, and shows no progress.
+oras-py has the session, docker's stored logins, and the responses to a registry's challenge (Basic, or a
+Bearer token). The upload is ours: oras-py would write the manifest's JSON anew, which changes its digest, and
+it reports no progress.
 
 Source: opencontainers/distribution-spec, spec.md ("Pushing a blob in chunks"): HEAD blob, POST uploads, PATCH
 Location, PUT Location?digest=, PUT manifests/tag.
@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
-CHUNK = 8 * 2**20  # bytes of one PATCH; no more of a blob is in memory
-TRIES = 5  # of a request whose connection breaks, and of a blob whose upload session is lost
-BACK_OFF = 0.5  # seconds after the first failure, doubled after each
-TIMEOUT = 120  # seconds without an answer
+CHUNK = 8 * 2**20  # Bytes of one PATCH; no more of a blob is in memory.
+TRIES = 5  # For a request whose connection breaks, and for a blob whose upload session is lost.
+BACK_OFF = 0.5  # Seconds after the first failure; each further failure doubles them.
+TIMEOUT = 120  # Seconds without a response.
 USER, PASSWORD = "LOUPE_REGISTRY_USER", "LOUPE_REGISTRY_PASSWORD"
 DOCKER_HUB, DOCKER_HUB_LOGIN = "registry-1.docker.io", "https://index.docker.io/v1/"
 
@@ -31,38 +32,19 @@ TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 REFERENCE = re.compile(rf"(?:(?P<host>{HOST})/)?(?P<repository>{NAME}(?:/{NAME})*)(?::(?P<tag>{TAG}))?")
 
 
-def push(layout: Path, reference: str, progress: Callable[[int], None] = lambda sent: None) -> str:
-    """Pushes the layout that write_layout wrote to "registry/name:tag" and returns the digest of its
-    manifest.
+def is_reference(out: str) -> bool:
+    """Returns whether --out names a registry or a tag and not a folder.
 
-    A blob that the registry has is not sent again. `progress` receives the bytes that the registry has of all
-    blobs; the number falls if a blob has to start again. Raises ValueError, in one line with the remedy, for
-    a bad reference, a host out of reach, a refused login or permission, and a connection that keeps breaking.
+    As in docker, a first part with a dot or a colon is a host. What exists, or starts as a path, is a folder.
     """
-    host, repository, tag = parse_reference(reference)
-    if not (layout / "index.json").is_file():
-        raise ValueError(
-            f"{layout} is no OCI image layout: it has no index.json; give the folder that the export wrote"
-        )
-    digest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
-    manifest = _blob(layout, digest).read_bytes()
-    described = json.loads(manifest)
-    remote, done = Remote(host, repository), 0
-    for blob in [*described["layers"], described["config"]]:
-        before = done
-        remote.push_blob(
-            _blob(layout, blob["digest"]), blob["digest"], lambda sent, n=before: progress(n + sent)
-        )
-        done += blob["size"]
-    headers = {"Content-Type": described["mediaType"]}
-    remote.call("PUT", f"{remote.url}/manifests/{tag}", (201,), data=manifest, headers=headers)
-    return digest
+    host, _, rest = out.partition("/")
+    is_host = host == "localhost" or ((":" in host or "." in host) and host.strip("."))
+    is_path = out.startswith(("/", "./", "../")) or Path(out).exists()
+    return not is_path and bool((rest and is_host) or ":" in out.rpartition("/")[2])
 
 
 def parse_reference(reference: str) -> tuple[str, str, str]:
-    """ "registry/name:tag" -> (host[:port], repository, tag), by docker's rule: a first part with a dot or a
-    colon is a host.
-    """
+    """Returns (host[:port], repository, tag) of "registry/name:tag"; without a host, it is Docker Hub."""
     match = REFERENCE.fullmatch(reference)
     if not match:
         hints = {"://": "without https://", "@": "without a digest", "": "in lower case"}
@@ -74,11 +56,32 @@ def parse_reference(reference: str) -> tuple[str, str, str]:
         raise ValueError(f"{reference!r} has no tag; add one, such as {example}")
     if host in (None, "docker.io", "index.docker.io", DOCKER_HUB):
         if "/" not in repository:
-            raise ValueError(
-                f"{reference!r} has neither a registry nor a user; give user/{reference} for Docker Hub"
-            )
+            remedy = f"give user/{reference} for Docker Hub"
+            raise ValueError(f"{reference!r} has neither a registry nor a user; {remedy}")
         host = DOCKER_HUB
     return host, repository, tag
+
+
+def push(layout: Path, reference: str, progress: Callable[[int], object] = lambda sent: None) -> str:
+    """Pushes the layout that write_layout wrote to "registry/name:tag" and returns the manifest's digest.
+
+    A blob that the registry has is not sent again. `progress` receives the number of bytes that the registry
+    has, which falls if a blob has to start again. Raises ValueError, one line with the remedy, for a bad
+    reference, an unreachable host, a refused login or permission, and a connection that keeps breaking.
+    """
+    host, repository, tag = parse_reference(reference)
+    if not (layout / "index.json").is_file():
+        remedy = "give the folder that the export wrote"
+        raise ValueError(f"{layout} is no OCI image layout, because it has no index.json; {remedy}")
+    digest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
+    content = _blob(layout, digest).read_bytes()
+    manifest, remote, done = json.loads(content), Remote(host, repository), 0
+    for blob in [*manifest["layers"], manifest["config"]]:
+        remote.push_blob(_blob(layout, blob["digest"]), blob["digest"], progress, done)
+        done += blob["size"]
+    headers = {"Content-Type": manifest["mediaType"]}
+    remote.call("PUT", f"{remote.url}/manifests/{tag}", (201,), data=content, headers=headers)
+    return digest
 
 
 def _blob(layout: Path, digest: str) -> Path:
@@ -86,9 +89,10 @@ def _blob(layout: Path, digest: str) -> Path:
 
 
 class Remote:
-    """One repository of a registry: plain http on this machine, https on others."""
+    """One repository of a registry, over http on this machine and over https elsewhere."""
 
     def __init__(self, host: str, repository: str):
+        """Logs in; raises ValueError if oras is not installed, or the registry is unreachable or refuses."""
         try:
             import oras.provider
         except ImportError:
@@ -101,10 +105,10 @@ class Remote:
         challenge = self._ping(registry.session, local)
         if challenge.lower().startswith("basic"):
             registry = oras.provider.Registry(host, insecure=local, auth_backend="basic")
-        registry.session.trust_env = not local  # no proxy between this machine and itself
+        registry.session.trust_env = not local  # No proxy between this machine and itself.
         registry.session.request = partial(registry.session.request, timeout=TIMEOUT)
         self.oras, self.user = registry, self._log_in(registry)
-        # Without oras' own retries, which take two minutes over a refused password.
+        # Without oras' own retries, which spend two minutes on a refused password.
         self._request = partial(type(registry).do_request.__wrapped__, registry)
         if challenge.lower().startswith("basic") and not self.user:
             self._refused("it wants a login")
@@ -112,33 +116,25 @@ class Remote:
             self.call("GET", f"{self.base}/v2/", (200,))
             self._forget_token()
 
-    def _ping(self, session, local: bool) -> str:
-        """Returns the registry's challenge, "" for none; a login is sent to https or to this machine only."""
+    def _ping(self, session: Any, local: bool) -> str:
+        """Returns the registry's challenge, "" for none; raises ValueError if it sends logins over http."""
         import requests
 
         session.trust_env = not local
         try:
-            answer = session.get(f"{self.base}/v2/", timeout=TIMEOUT)
+            response = session.get(f"{self.base}/v2/", timeout=TIMEOUT)
         except requests.RequestException as e:
             remedy = "check the name, the connection and proxies"
             raise ValueError(f"{self.host} is out of reach ({_reason(e)}); {remedy}") from None
-        challenge = answer.headers.get("WWW-Authenticate", "")
-        realm = re.search(r'realm="([^"]*)"', challenge)
-        if (
-            challenge.lower().startswith("bearer")
-            and realm
-            and not local
-            and not realm[1].startswith("https://")
-        ):
-            raise ValueError(
-                f"{self.host} sends logins to {realm[1]!r}, which is not https; no password was sent"
-            )
+        challenge = response.headers.get("WWW-Authenticate", "")
+        realm = re.match(r'bearer.*realm="((?!https://)[^"]*)"', challenge, re.IGNORECASE)
+        if realm and not local:
+            where = f"{realm[1]!r}, which is not https"
+            raise ValueError(f"{self.host} sends logins to {where}; no password was sent")
         return challenge
 
-    def _log_in(self, registry) -> str:
-        """Gives oras the login of the environment, else of docker's config.json; returns the user, "" for
-        nobody.
-        """
+    def _log_in(self, registry: Any) -> str:
+        """Gives oras the login of the environment or of docker's config.json; returns the user or ""."""
         from oras.container import Container
 
         user, password = os.environ.get(USER), os.environ.get(PASSWORD)
@@ -146,9 +142,8 @@ class Remote:
             registry.auth.set_basic_auth(user, password)
             return user
         if user or password:
-            raise ValueError(
-                f"only {USER if user else PASSWORD} is set; set {USER} and {PASSWORD}, or neither"
-            )
+            only = USER if user else PASSWORD
+            raise ValueError(f"only {only} is set; set {USER} and {PASSWORD}, or neither")
         where = Container(f"{self.host}/{self.repository}")
         where.registry = DOCKER_HUB_LOGIN if self.host == DOCKER_HUB else self.host
         folder = os.environ.get("DOCKER_CONFIG")
@@ -156,102 +151,93 @@ class Remote:
         try:
             registry.auth.load_configs(where, [str(file)] if folder and file.is_file() else None)
         except (ValueError, AttributeError, KeyError, OSError) as e:
-            raise ValueError(
-                f"{file} is no docker config ({e}); repair it, or set {USER} and {PASSWORD}"
-            ) from None
+            remedy = f"repair it, or set {USER} and {PASSWORD}"
+            raise ValueError(f"{file} is no docker config ({e}); {remedy}") from None
         return "the user of docker login" if getattr(registry.auth, "_basic_auth", None) else ""
 
     def _forget_token(self) -> None:
-        """oras keeps one token for all scopes: the one for reading would be refused for writing."""
+        """Drops oras' one token: the token for reading would be refused for writing."""
         if hasattr(self.oras.auth, "token"):
             self.oras.auth.token = None
 
-    def call(self, method: str, url: str, expect: tuple[int, ...], **content):
-        """Returns the response to one request; an unexpected status or a connection that keeps breaking is a
-        ValueError.
-        """
+    def call(self, method: str, url: str, expect: tuple[int, ...], **content: Any) -> Any:
+        """Returns the response to a request; raises ValueError for another status or a broken connection."""
         import requests
 
         # Another host, such as a cloud's storage, gets no login.
         send = self._request if urlsplit(url).netloc == self.host else self._without_login
         for failures in range(1, TRIES + 1):
             try:
-                answer = send(url, method, **content)
+                response = send(url, method, **content)
             except requests.RequestException as e:
                 problem = f"the connection broke ({_reason(e)})"
-            except ValueError:  # oras-py: the challenge cannot be answered
+            except ValueError:  # oras-py cannot answer the challenge
                 self._refused("it wants a login")
             else:
-                if answer.status_code in expect:
-                    return answer
-                if answer.status_code in (401, 403):
-                    self._refused(_words(answer))
-                problem = f"{method} {urlsplit(url).path} gives {answer.status_code}: {_words(answer)}"
-                if answer.status_code < 500 and answer.status_code != 429:
+                if response.status_code in expect:
+                    return response
+                if response.status_code in (401, 403):
+                    self._refused(_message(response))
+                problem = f"{method} {urlsplit(url).path} gives {response.status_code}: {_message(response)}"
+                if response.status_code < 500 and response.status_code != 429:
                     break
             if failures < TRIES:
                 time.sleep(BACK_OFF * 2 ** (failures - 1))
         raise ValueError(f"{self.host}: {problem}; push again later: a blob that is there is not sent twice")
 
-    def _without_login(self, url: str, method: str, **content):
+    def _without_login(self, url: str, method: str, **content: Any) -> Any:
         return self.oras.session.request(method, url, **content)
 
-    def _refused(self, words: str) -> None:
+    def _refused(self, reason: str) -> NoReturn:
         who = f"{self.user} or the password" if self.user else "a push without a login"
         raise ValueError(
-            f"{self.host} refuses {who} for {self.repository} ({words}); "
-            f"run docker login {self.host}, or set {USER} and {PASSWORD}"
+            f"{self.host} refuses {who} for {self.repository} ({reason}); run docker login {self.host}, or "
+            f"set {USER} and {PASSWORD}"
         )
 
-    def push_blob(self, file: Path, digest: str, report: Callable[[int], None]) -> None:
-        """Uploads a file unless the registry has it; it starts again, a few times, if the registry loses the
-        session.
+    def push_blob(self, file: Path, digest: str, progress: Callable[[int], object], before: int) -> None:
+        """Uploads a file unless the registry has it; a lost session starts again, up to TRIES times.
+
+        `progress` receives `before` and the bytes of this file, in sum.
         """
         if self.call("HEAD", f"{self.url}/blobs/{digest}", (200, 404)).status_code == 200:
-            return report(file.stat().st_size)
+            progress(before + file.stat().st_size)
+            return
         self._forget_token()
-        for _ in range(TRIES):
-            if self._upload(file, digest, report):
-                return None
-        raise ValueError(f"{self.host} lost the upload of {digest} {TRIES} times; push again later")
+        if not any(self._upload(file, digest, progress, before) for _ in range(TRIES)):
+            raise ValueError(f"{self.host} lost the upload of {digest} {TRIES} times; push again later")
 
-    def _upload(self, file: Path, digest: str, report: Callable[[int], None]) -> bool:
-        """Sends the file in one upload session; returns whether the registry has it, False if the session was
-        lost.
-        """
-        start = f"{self.url}/blobs/uploads/"
-        answer = self.call("POST", start, (202, 404))
-        if answer.status_code == 404:
+    def _upload(self, file: Path, digest: str, progress: Callable[[int], object], before: int) -> bool:
+        """Sends a file in one upload session; returns False if the registry lost the session."""
+        start, lost = f"{self.url}/blobs/uploads/", (400, 404, 416)
+        response = self.call("POST", start, (202, 404))
+        if response.status_code == 404:
             raise ValueError(f"{self.host} has no repository {self.repository}; create it, or check the name")
-        location, sent, lost = urljoin(start, answer.headers["Location"]), 0, (400, 404, 416)
+        location, sent = urljoin(start, response.headers["Location"]), 0
+        headers = {"Content-Type": "application/octet-stream"}
         with file.open("rb") as f:
             while chunk := f.read(CHUNK):
-                headers = {
-                    "Content-Range": f"{sent}-{sent + len(chunk) - 1}",
-                    "Content-Type": "application/octet-stream",
-                }
-                answer = self.call("PATCH", location, (202, 204, *lost), data=chunk, headers=headers)
-                if answer.status_code in lost:
+                headers["Content-Range"] = f"{sent}-{sent + len(chunk) - 1}"
+                response = self.call("PATCH", location, (202, 204, *lost), data=chunk, headers=headers)
+                if response.status_code in lost:
                     return False
-                location, sent = (
-                    urljoin(location, answer.headers.get("Location", location)),
-                    sent + len(chunk),
-                )
-                report(sent)
+                location = urljoin(location, response.headers.get("Location", location))
+                sent += len(chunk)
+                progress(before + sent)
         mark = "&" if "?" in location else "?"
         return self.call("PUT", f"{location}{mark}digest={digest}", (201, 204, *lost)).status_code not in lost
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Returns the innermost cause of an error of requests, in one line."""
-    while error.args and isinstance(getattr(error.args[0], "reason", error.args[0]), Exception):
-        error = getattr(error.args[0], "reason", error.args[0])
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    while error.args and isinstance(inner := getattr(error.args[0], "reason", error.args[0]), BaseException):
+        error = inner
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _words(answer) -> str:
+def _message(response: Any) -> str:
     """Returns what the registry says of an error."""
     try:
-        return "; ".join(error.get("message") or error["code"] for error in answer.json()["errors"])
+        return "; ".join(error.get("message") or error["code"] for error in response.json()["errors"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return answer.reason or "no reason given"
+        return response.reason or "no reason given"

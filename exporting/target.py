@@ -10,6 +10,7 @@ from common.files import need_space as need_disk_space
 
 # A folder that Loupe exported holds one of these files.
 EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}
+SMALL_FILES = 2**24  # Bytes for what an export holds besides its tensors.
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
@@ -37,9 +38,10 @@ def is_our_file(path: Path) -> bool:
     return path.is_file() and path.open("rb").read(4) in (b"", b"GGUF")
 
 
-def need_space(part: Path, size: int) -> None:
-    """Raises ValueError if fewer than `size` bytes are free; an earlier export stays until the end."""
-    need_disk_space(part, size, "the export", "give another --out (set another TMPDIR for an upload)")
+def need_space(part: Path, tensor_bytes: int) -> None:
+    """Raises ValueError if the disk has no room for the tensors and small files, beside an earlier export."""
+    remedy = "give another --out (set another TMPDIR for an upload)"
+    need_disk_space(part, tensor_bytes + SMALL_FILES, "the export", remedy)
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def new_path(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Keeps other exports away from `out`: one would rename what the other is still writing."""
+    """Locks `out`, because a second export would rename the file that the first is still writing."""
     path = out.with_name(f".{out.name}.lock")
     with open(path, "w") as file:
         if not lock(file):

@@ -1,18 +1,22 @@
-"""Does a GGUF file say what the trained model says? It is read back, loaded as a model, and compared.
+"""Checks that a GGUF file computes what the trained model computes.
 
-Three models answer the same held-out tokens in float32, one after the other: `adapter`, the base with its
-adapter as it was trained; `merged`, the weights that were to be written; `file`, what a reader of the file
-finds, architecture included. Each is in memory as a whole, at 4 bytes a parameter.
+The file is read back and compared: bytes, config, tokenizer, tensors. Then three models in float32 give
+log-probabilities for the same held-out tokens, one after the other: `adapter`, the base with its adapter as
+it was trained; `merged`, the weights that were to be written; `file`, the model that the file loads as. Each
+model is in memory as a whole, at 4 bytes a parameter.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.render import IGNORE_INDEX, Document, render
+from data.rows import Sample
 from exporting.gguf_vocab import NORMAL, SPACE, SPMTokenizer
+from exporting.llama_cpp import llama
 from exporting.merged import SLICE, MergedCheckpoint
 from ggml.container import GGUFFile
 from lora.peft_io import load_adapter
@@ -20,155 +24,163 @@ from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_names import gguf_name
 from model.gguf_weights import model_of, read_gguf_config, read_rows, read_tensor
+from model.tokenizer import Tokenizer
 from model.weights import load_model
 
-# Root mean square of a tensor's error over that of its weights: what rounding to the type costs at worst,
-# with an outlier in every block. A tensor that was mixed up is off by 1 or more.
-TENSOR_BOUNDS = {
-    "f32": 0.0,
-    "f16": 1e-3,
-    "bf16": 4e-3,
-    "q8_0": 0.02,
-    "q6_k": 0.05,
-    "q5_0": 0.12,
-    "q5_1": 0.12,
-    "q5_k": 0.12,
-    "q4_0": 0.25,
-    "q4_k": 0.25,
-}
-# (max |delta log p|, mean KL in nats) by --quant.
-BOUNDS = {
-    "f32": (0.01, 1e-5),
-    "f16": (0.06, 1e-4),
-    "bf16": (0.5, 1e-3),
-    "q8_0": (1.7, 0.01),
-    "q6_k": (4.0, 0.1),
-    **dict.fromkeys(("q5_k_m", "q5_k", "q5_0", "q5_1"), (6.0, 0.2)),
-    **dict.fromkeys(("q4_k_m", "q4_k"), (10.0, 0.4)),
-    "q4_0": (10.0, 0.6),
-}
-ADAPTER_BOUND = (0.01, 1e-5)  # between adapter and merged, both in float32
-LLAMA_BOUNDS = BOUNDS | {"f32": (0.03, 1e-4)}  # llama.cpp looks its GELU up in a table of float16
-LLAMA_POSITIONS = 8  # each is a request and an answer of the whole vocabulary
-POSITIONS = 64  # that are compared
-CONTEXT, STREAM = 1024, 2048  # tokens of one document, and of all
-# A control token that somebody typed, characters that only bytes spell, a run of blanks.
+# The largest root mean square of a tensor's error, relative to that of its weights: what rounding to the type
+# costs with an outlier in every block. A wrong tensor has an error of 1 or more.
+TENSOR_BOUNDS = {"f32": 0.0, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.02, "q6_k": 0.05}
+TENSOR_BOUNDS |= dict.fromkeys(("q5_0", "q5_1", "q5_k"), 0.12) | dict.fromkeys(("q4_0", "q4_k"), 0.25)
+# (max |delta log p|, mean KL in nats) of each --quant.
+BOUNDS = {"f32": (0.01, 1e-5), "f16": (0.06, 1e-4), "bf16": (0.5, 1e-3), "q8_0": (1.7, 0.01)}
+BOUNDS |= {"q6_k": (4.0, 0.1)} | dict.fromkeys(("q5_k_m", "q5_k", "q5_0", "q5_1"), (6.0, 0.2))
+BOUNDS |= {"q4_k_m": (10.0, 0.4), "q4_k": (10.0, 0.4), "q4_0": (10.0, 0.6)}
+ADAPTER_BOUND = (0.01, 1e-5)  # Between adapter and merged, both in float32.
+LLAMA_BOUNDS = BOUNDS | {"f32": (0.03, 1e-4)}  # llama.cpp reads its GELU from a table of float16.
+LLAMA_POSITIONS = 8  # Each costs a request and a response with the whole vocabulary.
+SAMPLES, POSITIONS = 200, 64  # At most so many samples are read, and positions compared.
+CONTEXT, STREAM = 1024, 2048  # Tokens of one document and of all documents, at most.
+TEXTS, TEXT_LENGTH = 200, 2000  # At most so many texts, of so many characters, are tokenized.
+# A control token as text, characters that only bytes spell, and a run of blanks.
 PROBE = "<bos> 😀\t日本  Ω"
-TEXTS, TEXT_LENGTH = 200, 2000  # for the tokenizer: texts, and characters of each
+EXAMPLE = (
+    ("user", "Wie heißt die Hauptstadt von Österreich? Answer in one sentence, s'il vous plaît."),
+    (
+        "assistant",
+        "La capital de Austria es Viena; in inglese <Vienna>, 1 900 000 people (2021) and 23 districts.",
+    ),
+)
 
 
 class NotTheSame(RuntimeError):
-    """The file does not say what the model says; the message tells where they part."""
+    """The file differs from the model; the message says where."""
 
 
 @dataclass
 class HeldOut:
-    """Held-out documents as a packed stream, and the positions whose next token is compared; `texts` are for
-    the tokenizer.
-    """
+    """A packed stream of documents, the positions whose next token is compared, and texts to tokenize."""
 
-    tokens: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    positions: torch.Tensor
+    tokens: torch.Tensor  # (T,)
+    position_ids: torch.Tensor  # (T,)
+    cu_seqlens: torch.Tensor  # (documents + 1,)
+    positions: torch.Tensor  # (POSITIONS,) or fewer
     texts: list[str]
 
+    def prompts(self) -> list[list[int]]:
+        """Returns the tokens up to each position, from the start of its document."""
+        before = self.position_ids[self.positions]
+        return [self.tokens[at - n : at + 1].tolist() for at, n in zip(self.positions, before, strict=True)]
 
-def held_out(
-    documents: list[tuple[list[int], list[int]]], ignored: int, texts: list[str], limit: int
-) -> HeldOut | None:
-    """Returns the first documents (token ids, labels) that have supervised positions, as one stream; None for
-    none.
 
-    Args:
-        ignored: the label of an unsupervised position.
-        limit: the positions that the model has.
+def comparison_sample(samples: list[Sample], tokenizer: Tokenizer, limit: int) -> HeldOut:
+    """Returns the stream of the first samples or, if they have no supervised position, of a built-in one.
+
+    Raises ValueError if the model's `limit` of positions is too small for that.
     """
-    kept = [(ids[:CONTEXT][:limit], labels[:CONTEXT][:limit]) for ids, labels in documents]
-    kept = [document for document in kept if any(label != ignored for label in document[1])]
-    while kept and sum(len(ids) for ids, _ in kept) > STREAM:
+    for some in (samples[:SAMPLES], [Sample("example", EXAMPLE)]):
+        turns = (turn for sample in some for turn in sample.messages or [("text", sample.text or "")])
+        found = held_out([render(sample, tokenizer) for sample in some], [text for _, text in turns], limit)
+        if found:
+            return found
+    raise ValueError(f"the model has {limit} positions, too few to compare one sentence; add --no-verify")
+
+
+def held_out(documents: Sequence[Document], texts: list[str], limit: int) -> HeldOut | None:
+    """Returns the first documents that have supervised positions as one stream, or None if none has.
+
+    A document is cut to `limit`, the positions that the model has, and to CONTEXT.
+    """
+    cut = min(CONTEXT, limit)
+    kept = [(d.input_ids[:cut], d.labels[:cut]) for d in documents]
+    kept = [(ids, labels) for ids, labels in kept if any(label != IGNORE_INDEX for label in labels)]
+    while sum(len(ids) for ids, _ in kept) > STREAM:
         kept.pop()
     if not kept:
         return None
     labels = torch.tensor([label for _, labels in kept for label in labels])
-    bounds = torch.tensor([0] + [len(ids) for ids, _ in kept]).cumsum(0).int()
-    position_ids = torch.cat([torch.arange(len(ids)) for ids, _ in kept])
-    tokens = torch.tensor([i for ids, _ in kept for i in ids])
-    # The two programs read a typed U+2581 differently.
-    texts = [text[:TEXT_LENGTH] for text in texts[:TEXTS] if SPACE not in text]
-    return HeldOut(tokens, position_ids, bounds, (labels != ignored).nonzero()[:POSITIONS, 0], texts)
+    return HeldOut(
+        tokens=torch.tensor([i for ids, _ in kept for i in ids]),
+        position_ids=torch.cat([torch.arange(len(ids)) for ids, _ in kept]),
+        cu_seqlens=torch.tensor([0] + [len(ids) for ids, _ in kept]).cumsum(0).int(),
+        positions=(labels != IGNORE_INDEX).nonzero()[:POSITIONS, 0],
+        # The two programs tokenize a typed U+2581 differently.
+        texts=[text[:TEXT_LENGTH] for text in texts[:TEXTS] if SPACE not in text],
+    )
 
 
 @dataclass
 class Difference:
-    """How far two models' next-token distributions are apart: max |delta log p|, mean KL (nats), share of
-    equal greedy tokens.
-    """
+    """The difference between two models' distributions of the next token, and its bound."""
 
     name: str
-    max_delta: float
-    mean_kl: float
-    agreement: float
-    bound: tuple[float, float]
+    max_delta: float  # max |delta log p|
+    mean_kl: float  # in nats
+    agreement: float  # the share of positions with the same greedy token
+    bound: tuple[float, float]  # of max_delta and mean_kl
 
-    @property
-    def within(self) -> bool:
-        return self.max_delta <= self.bound[0] and self.mean_kl <= self.bound[1]  # False for NaN
+    def __str__(self) -> str:
+        return f"{self.name:25} {self._figures(2)}, same likeliest token {self.agreement:.1%}"
+
+    def _figures(self, digits: int) -> str:
+        delta, kl = f"{self.max_delta:.{digits}g}", f"{self.mean_kl:.{digits}g}"
+        return f"max |delta log p| {delta} (bound {self.bound[0]:g}), mean KL {kl} (bound {self.bound[1]:g})"
+
+    def within_bound(self, remark: str) -> "Difference":
+        """Returns itself; raises NotTheSame, with the remark, if a figure exceeds its bound or is NaN."""
+        if self.max_delta <= self.bound[0] and self.mean_kl <= self.bound[1]:
+            return self
+        raise NotTheSame(f"{self.name}: {self._figures(3)}; {remark}")
+
+
+def difference(name: str, p: torch.Tensor, q: torch.Tensor, bound: tuple[float, float]) -> Difference:
+    """Compares log-probabilities p and q, (positions, V) each; the KL divergence is KL(p || q)."""
+    agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    return Difference(name, (p - q).abs().max().item(), kl, agreement, bound)
 
 
 def verify(
-    path: str | Path,
+    path: Path,
     model: MergedCheckpoint,
     quant: str,
     sample: HeldOut,
-    encode: Callable[[str], list[int]],
+    tokenizer: Tokenizer,
     written: dict[str, str],
+    in_llama_cpp: bool = False,
 ) -> list[Difference]:
-    """Compares bytes, config, tokenizer, every tensor, and then log-probabilities; returns differences within
-    their bounds.
+    """Compares a file with its model and returns the differences of their distributions, all within bounds.
 
-    `written` is {HEADER or tensor: sha256 of its bytes} as write_gguf returned it. Raises NotTheSame at the
-    first difference.
+    Args:
+        written: {HEADER or tensor: SHA-256 of its bytes}, as write_gguf returned it.
+        in_llama_cpp: load the file in llama.cpp too, and compare the first LLAMA_POSITIONS.
+
+    Raises:
+        NotTheSame: at the first difference past a bound.
     """
     file = compare_bytes(path, written)
     compare_config(read_gguf_config(file), model.config)
-    compare_tokenizer(file, sample.texts, encode)
-    shares = {gguf_name(name): compare_tensor(file, model, name) for name in model.names}
-    worst = max(shares, key=lambda name: shares[name])
-    adapter, found = log_probs(trained_model(model), sample), []
+    compare_tokenizer(file, sample.texts, tokenizer)
+    errors = {gguf_name(name): compare_tensor(file, model, name) for name in model.names}
+    worst = max(errors, key=lambda name: errors[name])
+    remark = f"the tensor with the largest error is {worst}, {errors[worst]:.3g} of its size"
+    trained, kind = log_probs(trained_model(model), sample), "adapter" if model.adapter else "model"
+    found = []
     if model.adapter:
         merged = log_probs(model_of(model.config, model.read), sample)
-        found.append(difference("merged against adapter", adapter, merged, ADAPTER_BOUND))
+        found += [difference("merged against adapter", trained, merged, ADAPTER_BOUND).within_bound(remark)]
     read = log_probs(model_of(read_gguf_config(file), lambda name: read_tensor(file, name)), sample)
-    found.append(difference(f"file against {_kind(model)}", adapter, read, BOUNDS[quant]))
-    for d in found:
-        refuse_past_bound(d, f"; of the tensors, {worst} differs most, by {shares[worst]:.3g} of its size")
+    found += [difference(f"file against {kind}", trained, read, BOUNDS[quant]).within_bound(remark)]
+    if in_llama_cpp:
+        few = replace(sample, positions=sample.positions[:LLAMA_POSITIONS])
+        with llama(path, model.config.vocab_size, context=len(sample.tokens) + 16) as server:
+            theirs = server.next_log_probs(few.prompts(), tokenizer.encode("a")[0])
+        name, bound = f"llama.cpp against {kind}", LLAMA_BOUNDS[quant]
+        found += [difference(name, trained[:LLAMA_POSITIONS], theirs, bound).within_bound(remark)]
     return found
 
 
-def verify_in_llama_cpp(
-    path: str | Path, model: MergedCheckpoint, quant: str, sample: HeldOut, ascii_id: int
-) -> Difference:
-    """Compares some of the positions with llama.cpp itself; raises NotTheSame past the type's bound."""
-    from exporting.llama_cpp import llama
-
-    few = HeldOut(
-        sample.tokens, sample.position_ids, sample.cu_seqlens, sample.positions[:LLAMA_POSITIONS], []
-    )
-    adapter = log_probs(trained_model(model), few)
-    with llama(path, model.config.vocab_size, context=len(sample.tokens) + 16) as server:
-        theirs = server.next_log_probs(sample, ascii_id, few.positions.tolist())
-    d = difference(f"llama.cpp against {_kind(model)}", adapter, theirs, LLAMA_BOUNDS[quant])
-    refuse_past_bound(d)
-    return d
-
-
-def _kind(model: MergedCheckpoint) -> str:
-    return "adapter" if model.adapter else "model"
-
-
 def trained_model(model: MergedCheckpoint) -> Gemma3ForCausalLM:
-    """Returns the model in float32 as it was trained, its adapter beside the base."""
+    """Returns the model in float32 as it was trained: the base with its adapter, not merged."""
     trained = load_model(model.folder, torch.float32)
     if model.adapter_folder is not None:
         load_adapter(trained, model.adapter_folder)
@@ -178,44 +190,24 @@ def trained_model(model: MergedCheckpoint) -> Gemma3ForCausalLM:
 @torch.no_grad()
 def log_probs(model: Gemma3ForCausalLM, sample: HeldOut) -> torch.Tensor:
     """Returns the log-probabilities of the next token, (positions, V) in float32."""
-    hidden = model.eval()(
-        sample.tokens, sample.position_ids, sample.cu_seqlens, output_positions=sample.positions
-    )
-    return model.logits(hidden).log_softmax(-1)
+    stream = (sample.tokens, sample.position_ids, sample.cu_seqlens)
+    return model.logits(model.eval()(*stream, output_positions=sample.positions)).log_softmax(-1)
 
 
-def difference(name: str, p: torch.Tensor, q: torch.Tensor, bound: tuple[float, float]) -> Difference:
-    """Compares log-probabilities p and q, (positions, V) each; KL(p || q)."""
-    agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
-    kl = (p.exp() * (p - q)).sum(-1).mean().item()
-    return Difference(name, (p - q).abs().max().item(), kl, agreement, bound)
-
-
-def refuse_past_bound(d: Difference, more: str = "") -> None:
-    """Raises NotTheSame for a difference that is not within its bound."""
-    if not d.within:
-        delta, kl = (f"{x:.3g} (bound {b:g})" for x, b in zip((d.max_delta, d.mean_kl), d.bound, strict=True))
-        raise NotTheSame(f"{d.name}: max |delta log p| {delta}, mean KL {kl}{more}")
-
-
-def compare_bytes(path: str | Path, written: dict[str, str]) -> GGUFFile:
-    """Returns the file as it is on the disk; raises NotTheSame if other bytes than these were written."""
+def compare_bytes(path: Path, written: dict[str, str]) -> GGUFFile:
+    """Returns the file as it is on the disk; raises NotTheSame if it has other bytes than were written."""
     try:
         file = GGUFFile(path)
     except ValueError as e:
         raise NotTheSame(str(e)) from None
     for name, digest in written.items():
         if file.digest(name) != digest:
-            raise NotTheSame(
-                f"{name}: the disk gives back other bytes than were written; the first difference"
-            )
+            raise NotTheSame(f"{name} is the first part whose bytes on the disk differ from those written")
     return file
 
 
 def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
-    """Raises NotTheSame with every key of the architecture that differs; a file's floating-point values are
-    float32.
-    """
+    """Raises NotTheSame with every key that differs; floating-point values are compared in float32."""
     wrong = []
     for key, value in vars(ours).items():
         other = getattr(theirs, key)
@@ -229,46 +221,41 @@ def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
         raise NotTheSame("; ".join(wrong))
 
 
-def compare_tokenizer(file: GGUFFile, texts: list[str], encode: Callable[[str], list[int]]) -> None:
-    """Raises NotTheSame with the first text that the file's pieces and scores tokenize otherwise than
-    tokenizer.json.
-    """
+def compare_tokenizer(file: GGUFFile, texts: list[str], tokenizer: Tokenizer) -> None:
+    """Raises NotTheSame with the first text that the file's scores tokenize differently from `tokenizer`."""
     known = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
     tokens = known["tokens"]
     scores = known.get("scores", [0.0] * len(tokens))
     types = known.get("token_type", [NORMAL] * len(tokens))
-    theirs_of = SPMTokenizer(tokens, scores, types, known.get("add_space_prefix", True)).encode
+    scored = SPMTokenizer(tokens, scores, types, known.get("add_space_prefix", True))
     for text in [*texts, PROBE]:
-        theirs, ours = theirs_of(text), encode(text)
+        theirs, ours = scored.encode(text), tokenizer.encode(text)
         if theirs != ours:
             pairs = enumerate(zip(theirs, ours, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours)))
             raise NotTheSame(
-                f"tokenizer.ggml: {text!r} is cut otherwise from token {at}: {theirs[at : at + 3]} and not "
-                f"{ours[at : at + 3]}; if your tokenizer is meant to differ from Gemma's, --no-verify writes "
-                "the file all the same"
+                f"tokenizer.ggml: {text!r} is tokenized differently from token {at}: {theirs[at : at + 3]} "
+                f"and not {ours[at : at + 3]}; if that is meant to be so, add --no-verify"
             )
 
 
 def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
-    """Returns the root mean square of a tensor's error over that of its weights.
+    """Returns the root mean square of a tensor's error, relative to that of its weights.
 
-    Raises NotTheSame where rounding to the type does not explain it.
+    Raises NotTheSame if the shape differs, or the error is larger than the rounding of its type explains.
     """
     tensor, error, size, start = file.tensors[gguf_name(name)], 0.0, 0.0, 0
+    first = f"{tensor.name} is the first tensor that differs"
     if tensor.shape != model.shapes[name]:
-        shapes = f"{tensor.shape} and not {model.shapes[name]}"
-        raise NotTheSame(f"{tensor.name}: has the shape {shapes}; first tensor that differs")
-    step = max(1, SLICE // tensor.shape[-1])
-    # A norm is compared as the file has it: near -1 its own size is too small a measure.
-    for ours in model.read_rows(name, step) if len(tensor.shape) > 1 else [model.read(name)[None] + 1.0]:
-        theirs = read_rows(file, name, start, start + step) + (len(tensor.shape) == 1)
+        raise NotTheSame(f"{first}: it has the shape {tensor.shape} and not {model.shapes[name]}")
+    step, is_norm = max(1, SLICE // tensor.shape[-1]), len(tensor.shape) == 1
+    # A norm is compared with the 1 that the file adds: weights near -1 are too small to measure against.
+    for ours in [model.read(name)[None] + 1.0] if is_norm else model.read_rows(name, step):
+        theirs = read_rows(file, name, start, start + step) + is_norm
         error, size = error + (theirs - ours).square().sum().item(), size + ours.square().sum().item()
         start += step
-    share = (error / size) ** 0.5 if size else error
-    if not share <= TENSOR_BOUNDS[tensor.type]:  # NaN is no less than anything
-        explained = f"{tensor.type} explains {TENSOR_BOUNDS[tensor.type]:g}"
-        raise NotTheSame(
-            f"{tensor.name}: differs by {share:.3g} of its size, {explained}; first tensor that differs"
-        )
-    return share
+    relative, bound = (error / size) ** 0.5 if size else error, TENSOR_BOUNDS[tensor.type]
+    if not relative <= bound:  # True for NaN
+        explained = f"{tensor.type} explains {bound:g}"
+        raise NotTheSame(f"{first}: its error is {relative:.3g} of its size, {explained}")
+    return relative

@@ -177,7 +177,7 @@ class GGUFFile:
         self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), quant.name, offset)
 
     def _check_offsets(self) -> None:
-        """Raises ValueError for a gap between tensors, and for bytes that are missing or left over at the end."""
+        """Raises ValueError for a gap between tensors, and for missing or surplus bytes at the end."""
         expected = 0
         for tensor in self.tensors.values():
             if tensor.offset != expected:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import export
+from exporting import hf_folder
 from lora.inject import inject
 from lora.peft_io import load_adapter, save_adapter
-from model import weights
 from model.weights import hash_model, load_model
 from tests.folders import (
     BROKEN,
@@ -373,7 +373,7 @@ def test_force_replaces_no_folder_of_another_kind_and_no_source(tmp_path, base, 
     for out in (tmp_path / "photos", tmp_path / "file", deep):
         assert "is no earlier export" in refused(capsys, out, *words)
     for out in (base, adapter):
-        assert "is what is exported" in refused(capsys, Path(out), *words)
+        assert "is the source of the export" in refused(capsys, Path(out), *words)
 
 
 @pytest.mark.parametrize(
@@ -389,12 +389,12 @@ def test_what_fails_halfway_leaves_the_earlier_export_and_nothing_else(
     words = ["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(out)]
     code = {OSError: 2, KeyboardInterrupt: 130, RuntimeError: 1}[type(error)]
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "copy_tokenizer", fail)
+        patch.setattr(hf_folder, "copy_tokenizer", fail)
         assert export.main(words) == code
         assert not (tmp_path / "new").exists()
     assert export.main(words) == 0
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    monkeypatch.setattr(weights, "copy_tokenizer", fail)
+    monkeypatch.setattr(hf_folder, "copy_tokenizer", fail)
     assert export.main([*words, "--force"]) == code
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before and files(out.parent) == {"out"}
 

@@ -9,7 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import export
+import exporting.gguf_model
 import exporting.lora_gguf
+from exporting.registry import is_reference
 from exporting.verify import POSITIONS
 from ggml.container import GGUFFile
 from ggml.quantize import FILE_TYPES
@@ -73,7 +75,7 @@ def test_a_lora_file_is_read_back_before_it_gets_its_name(tmp_path, base, adapte
         )
         == 1
     )
-    assert "the disk gives back other bytes" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert "bytes on the disk differ" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_the_types_offered_are_the_types_there_are():
@@ -84,8 +86,8 @@ def test_a_runs_file_carries_its_origin_and_is_compared_on_its_own_validation_da
     tmp_path, base, capsys, monkeypatch
 ):
     seen = []
-    verify = __import__("exporting.verify").verify.verify
-    monkeypatch.setattr("exporting.verify.verify", lambda *args: seen.append(args[3]) or verify(*args))
+    verify = exporting.gguf_model.verify
+    monkeypatch.setattr("exporting.gguf_model.verify", lambda *args: seen.append(args[3]) or verify(*args))
     assert (
         export.main(
             [
@@ -123,7 +125,7 @@ def test_validation_data_that_has_gone_is_told_and_does_not_stop_the_export(tmp_
     assert export.main(["--run", run, "--to", "gguf", "--out", str(tmp_path / "x.gguf")]) == 0
     err = capsys.readouterr().err
     assert (
-        "compared on a sentence of Loupe's own" in err
+        "compared on a built-in sentence" in err
         and "val.jsonl: cannot be read: No such file" in err
         and len(err.splitlines()) == 1
     )
@@ -250,7 +252,7 @@ def test_a_tag_in_a_registry_is_pushed_to_and_nothing_is_left_here(tmp_path, bas
     ],
 )
 def test_a_registry_is_told_from_a_folder_as_docker_does(out, remote):
-    assert export.names_a_registry(out) == remote
+    assert is_reference(out) == remote
 
 
 @pytest.mark.parametrize(

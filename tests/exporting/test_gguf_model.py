@@ -11,7 +11,6 @@ import torch
 from exporting.gguf_model import (
     architecture_metadata,
     chat_template,
-    gguf_name,
     plan,
     refuse_inexpressible,
     transformed,
@@ -22,6 +21,7 @@ from ggml.container import GGUFFile
 from lora.merge import merge
 from lora.peft_io import load_adapter
 from model.config import Gemma3Config
+from model.gguf_names import gguf_name
 from model.hub import TINY
 from model.weights import copy_tokenizer, load_model, save_model
 from tests.folders import make_adapter, make_model

@@ -42,7 +42,7 @@ def small(**changes) -> dict:
 
 
 def test_scores_types_and_pieces_of_a_small_tokenizer_are_these():
-    tokens, scores, types = vocabulary(small(), rows=10)
+    tokens, scores, types = vocabulary(small(), size=10)
     assert tokens == ["<pad>", "<eos>", "<0x41>", "a", "b", "ab", "abab", "aba", "  ", "[PAD9]"]
     # ab is made first, abab second (by two merges in a row, and "▁▁" is an added token and does not count),
     # aba third; a and b are never made.
@@ -51,16 +51,16 @@ def test_scores_types_and_pieces_of_a_small_tokenizer_are_these():
 
 
 def test_the_best_score_is_joined_first_and_the_leftmost_among_equals():
-    cutter = SPMTokenizer(*vocabulary(small(), rows=9))
+    cutter = SPMTokenizer(*vocabulary(small(), size=9))
     assert cutter.encode("ababab") == [6, 5]  # ab ab ab -> abab ab
     assert cutter.encode("aba") == [7]
     assert cutter.encode("A") == [2]
     assert cutter.encode("a  b") == [3, 8, 4]  # two blanks are a piece of their own
-    spaced = vocabulary(small(vocab=small()["model"]["vocab"] | {"▁": 9}), rows=10)
+    spaced = vocabulary(small(vocab=small()["model"]["vocab"] | {"▁": 9}), size=10)
     assert SPMTokenizer(*spaced, space_prefix=True).encode("ab") == [9, 5]
 
 
-def test_rows_and_pieces_are_equally_many_whichever_there_are_more_of():
+def test_there_are_as_many_pieces_as_asked_for_whether_the_file_has_more_or_fewer():
     for rows in (5, 9, 20):
         assert [len(part) for part in vocabulary(small(), rows)] == [rows] * 3
 
@@ -97,7 +97,7 @@ def test_special_ids_are_looked_up_by_name():
 
 def test_a_tokenizer_without_its_special_pieces_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
-    with pytest.raises(ValueError, match="has no <bos>, <unk> among the model's 9 words"):
+    with pytest.raises(ValueError, match="has no <bos>, <unk> among the model's 9 vocabulary entries"):
         tokenizer_metadata(tmp_path, 9)
 
 

@@ -150,6 +150,6 @@ def test_a_bad_token_is_one_line_with_the_remedy(tmp_path, hub):
 def test_what_is_no_hub_id_is_refused_first():
     with pytest.raises(
         ValueError,
-        match="^--out ./folder: is no hub id to upload to; give user/name, a hub id such as google/[^ ]+$",
+        match="^--out ./folder: not a hub id to upload to; give user/name, a hub id such as google/[^ ]+$",
     ):
         check_repo("./folder")

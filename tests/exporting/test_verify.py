@@ -11,6 +11,7 @@ import exporting.gguf_model as writer
 import exporting.gguf_vocab as vocabulary
 import exporting.merged as merged
 import exporting.verify as verify
+from data.render import IGNORE_INDEX, Document
 from ggml.container import GGUFFile
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_weights import model_of, read_gguf_config
@@ -109,25 +110,33 @@ MISTAKES = {
     "no + 1 on a norm": (
         "exporting.gguf_model.transformed",
         without_one,
-        "blk.3.post_attention_norm.weight: differs",
+        "blk.3.post_attention_norm.weight is the first tensor that differs",
     ),
     "no window": (WRITE, changed(sliding_window=None), "sliding_window is 1 in the file and 8"),
     "a window off by one": (WRITE, changed(sliding_window=9), "sliding_window is 9 in the file and 8"),
     "no scaling": (WRITE, changed(factor=None), "rope_linear_factor is 1.0 in the file and 8.0"),
-    "wrong scores": ("exporting.gguf_vocab.vocabulary", with_wrong_scores, "is cut otherwise from token"),
-    "no scores": (WRITE, changed(scores=None), "is cut otherwise from token"),
-    "no token types": (WRITE, changed(token_type=None), "is cut otherwise from token"),
-    "no add_space_prefix": (WRITE, changed(add_space_prefix=None), "is cut otherwise from token 0"),
+    "wrong scores": (
+        "exporting.gguf_vocab.vocabulary",
+        with_wrong_scores,
+        "is tokenized differently from token",
+    ),
+    "no scores": (WRITE, changed(scores=None), "is tokenized differently from token"),
+    "no token types": (WRITE, changed(token_type=None), "is tokenized differently from token"),
+    "no add_space_prefix": (WRITE, changed(add_space_prefix=None), "is tokenized differently from token 0"),
     "a flipped bit": (
         WRITE,
         flip("blk.4.ffn_gate.weight"),
-        "blk.4.ffn_gate.weight: the disk gives back other bytes",
+        "blk.4.ffn_gate.weight is the first part whose bytes on the disk differ",
     ),
-    "a flipped bit in the header": (WRITE, flip(None), "the header: the disk gives back other bytes"),
+    "a flipped bit in the header": (
+        WRITE,
+        flip(None),
+        "the header is the first part whose bytes on the disk differ",
+    ),
     "a transposed matrix": (
         "exporting.gguf_model.transformed",
         transposed,
-        "blk.2.attn_output.weight: differs",
+        "blk.2.attn_output.weight is the first tensor that differs",
     ),
     "a LoRA scale off by two": (
         "exporting.merged.MergedCheckpoint.read",
@@ -192,22 +201,24 @@ def test_what_was_not_compared_says_so_in_the_file_and_on_the_screen(tmp_path, b
 
 
 def test_what_is_judged_has_a_label_a_limit_and_texts_that_both_programs_read_alike():
-    ids, none = list(range(1500)), [-1] * 1500
-    late, early = none[:1200] + [5] + none[1201:], none[:3] + [5, 6] + none[5:]
-    found = verify.held_out([(ids, none), (ids, late), (ids, early)], -1, ["a", "\u2581"], limit=2000)
+    ids, none = list(range(1500)), [IGNORE_INDEX] * 1500
+    late = Document(ids, none[:1200] + [5] + none[1201:], "late")
+    early = Document(ids, none[:3] + [5, 6] + none[5:], "early")
+    found = verify.held_out([Document(ids, none, "none"), late, early], ["a", "\u2581"], limit=2000)
     assert (
         len(found.tokens) == verify.CONTEXT
         and found.positions.tolist() == [3, 4]
         and found.cu_seqlens.tolist() == [0, 1024]
         and found.texts == ["a"]
     )
-    assert verify.held_out([(ids, late)], -1, [], 2000) is None
-    many = verify.held_out([(ids[:900], early[:900])] * 5, -1, [], 2000)
+    assert verify.held_out([late], [], 2000) is None
+    many = verify.held_out([Document(ids[:900], early.labels[:900], "short")] * 5, [], 2000)
     assert (
         len(many.tokens) == 1800
         and many.position_ids[900] == 0
         and many.positions.tolist() == [3, 4, 903, 904]
     )
+    assert many.prompts() == [ids[:4], ids[:5]] * 2
 
 
 def sample(length=40) -> verify.HeldOut:
@@ -244,9 +255,12 @@ def test_the_architecture_is_read_back_from_the_keys(tmp_path, base, adapter):
 def test_a_distribution_against_itself_differs_by_nothing_and_against_another_by_hand():
     p = torch.tensor([[0.5, 0.5]]).log()
     q = torch.tensor([[0.25, 0.75]]).log()
-    assert verify.difference("x", p, p, (0, 0)).within
+    assert verify.difference("x", p, p, (0, 0)).within_bound("").agreement == 1
     found = verify.difference("x", p, q, (1, 1))
+    assert found.within_bound("") is found
     assert found.max_delta == pytest.approx(np.log(2)) and found.mean_kl == pytest.approx(
         0.5 * np.log(2) + 0.5 * np.log(2 / 3)
     )
-    assert not verify.difference("x", p, p * float("nan"), (9, 9)).within
+    for bad in (verify.difference("x", p, p * float("nan"), (9, 9)), verify.difference("x", p, q, (1, 0.1))):
+        with pytest.raises(verify.NotTheSame, match="^x: max .delta log p. .* .bound .*; why$"):
+            bad.within_bound("why")

@@ -73,7 +73,7 @@ def exported(folder: Path, adapter: str | None, *words: str) -> Path:
 
 def theirs(server, sample: HeldOut) -> torch.Tensor:
     """(POSITIONS, V) log-probabilities."""
-    return server.next_log_probs(sample, ASCII, sample.positions.tolist())
+    return server.next_log_probs(sample.prompts(), ASCII)
 
 
 def distance(p: torch.Tensor, q: torch.Tensor) -> tuple[float, float]:
@@ -119,7 +119,9 @@ def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_gre
     tmp_path, sample
 ):
     with llama(exported(tmp_path, None, "--to", "gguf", "--quant", "f32"), V) as server:
-        different = [text for text in strings(2000) if server.tokenize(text) != TOKENIZER.encode(text)]
+        plain = {"add_special": False, "parse_special": False}
+        cut = {text: server.post("/tokenize", {"content": text} | plain)["tokens"] for text in strings(2000)}
+        different = [text for text, ids in cut.items() if ids != TOKENIZER.encode(text)]
         assert different == []
         turns = [("system", "Be brief."), ("user", " hi "), ("assistant", "Hello."), ("user", "Und nun?\n")]
         rendered = server.post(
@@ -134,7 +136,7 @@ def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_gre
             0
         ].token_ids
         assert (
-            server.greedy(prompt, 64) == ours
+            server.complete(prompt, 64, ignore_eos=True, return_tokens=True)["tokens"] == ours
             and len(prompt) + 64 > 2 * MergedCheckpoint(TINY).config.sliding_window
         )
 
@@ -157,7 +159,7 @@ def test_base_and_lora_file_together_equal_the_merged_file(tmp_path, sample, set
         plain = theirs(server, sample)
     with llama(base, V, lora=exported(tmp_path / "lora", adapter, "--to", "gguf-lora")) as server:
         together = theirs(server, sample)
-        server.scale_lora(0.0)
+        server.post("/lora-adapters", [{"id": 0, "scale": 0.0}])
         assert torch.equal(theirs(server, sample), plain)
     assert distance(merged, together)[0] < 0.005 and distance(merged, plain)[0] > 0.1
 

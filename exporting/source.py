@@ -1,0 +1,130 @@
+"""What is exported: the model of --model with the adapter of --adapter, or what a run trained."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import read_json, sha256
+from common.progress import warn
+from data.loader import split_validation
+from data.rows import Sample, read_samples
+from lora.peft_io import WEIGHTS
+from model.hub import resolve
+from model.weights import hash_model
+from report.metrics_log import before_after_table
+
+
+class HeldOutRows(NamedTuple):
+    """The rows that a run did not train on: validation files, or a fraction of the training files."""
+
+    validation: list[str]
+    train: list[str]
+    format: str
+    fraction: float
+    seed: int
+
+    def read(self) -> list[Sample]:
+        """Returns the samples; with a warning, none if the files cannot be read."""
+        try:
+            if self.validation:
+                return read_samples(self.validation, self.format, "skip")[0]
+            return split_validation(
+                read_samples(self.train, self.format, "skip")[0], self.fraction, self.seed
+            )[1]
+        except ValueError as e:
+            reason = " ".join(str(e).split())
+            warn(f"the export is compared on a built-in sentence: no validation data can be read ({reason})")
+            return []
+
+
+@dataclass
+class Source:
+    """A base model and its adapter, if there is one; `origin` is {key: text} about where both come from."""
+
+    name: str  # a hub id, or the base's folder: PEFT looks it up, from any folder
+    revision: str
+    folder: Path
+    adapter: Path | None
+    origin: dict[str, str]
+    held_out: HeldOutRows | None = None
+
+    def refuse_overwriting(self, out: Path) -> None:
+        """Raises ValueError if `out` is the folder of the base or of the adapter."""
+        if out in (self.folder.resolve(), self.adapter and self.adapter.resolve()):
+            raise ValueError(f"{out} is the source of the export; give another --out")
+
+
+def from_model(name: str, adapter: str | Path | None, revision: str = "main") -> Source:
+    """Returns the source of --model, --adapter and --revision; raises ValueError for an unknown model."""
+    folder = resolve(name, revision).absolute()  # "." has no name
+    origin = {"base": public_name(name), "base_sha256": hash_model(folder)}
+    if adapter is not None and (Path(adapter) / WEIGHTS).is_file():
+        origin["adapter_sha256"] = sha256(Path(adapter) / WEIGHTS)
+    is_local = name == "tiny" or folder == _absolute(name)
+    path = None if adapter is None else Path(adapter)
+    return Source(str(folder) if is_local else name, revision, folder, path, origin)
+
+
+def public_name(model: str) -> str:
+    """Returns "tiny", a hub id, or the last part of a folder's path: a home folder must not be published."""
+    return _absolute(model).name if model != "tiny" and _absolute(model).is_dir() else model
+
+
+def _absolute(model: str) -> Path:
+    return Path(os.path.expanduser(model)).absolute()
+
+
+def run_config(folder: Path) -> Path:
+    """Returns the path of a run's config.toml; raises ValueError if the folder has none."""
+    if not (folder / "config.toml").is_file():
+        raise ValueError(
+            f"{folder}: no run is here: config.toml is missing; give a folder that train.py wrote, such as "
+            "runs/small"
+        )
+    return folder / "config.toml"
+
+
+def from_run(folder: Path, name: str, base: str, revision: str, full: bool) -> Source:
+    """Returns a run's base with its adapter or, if `full`, the model whose weights it trained.
+
+    Raises ValueError if the run has saved neither yet, or if the base has changed since the run.
+    """
+    trained = folder / ("model" if full else "adapter")
+    if not trained.is_dir():
+        raise ValueError(
+            f"{folder}: the run has no {trained.name}/ yet; train to the first evaluation or to the end "
+            "(train.py --resume)"
+        )
+    manifest = _read_manifest(folder / "manifest.json")
+    if full:
+        source = from_model(str(trained), None)
+        origin = source.origin
+        origin |= {"weights_sha256": origin["base_sha256"], "base": public_name(base)}
+        origin["base_sha256"] = manifest.get("base_sha256", "unknown")
+    else:
+        source = from_model(base, trained, revision)
+        if manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
+            words = f"--model {base} --revision {revision} --adapter {trained}"
+            raise ValueError(
+                f"{folder}: the adapter was trained on other weights than {source.folder} holds now; "
+                f"restore them, or export anyway with {words}"
+            )
+    source.origin |= {"run": name, "config": run_config(folder).read_text(encoding="utf-8")}
+    if manifest:
+        files = manifest.get("data_sha256", {}).items()
+        source.origin["data_sha256"] = " ".join(f"{Path(file).name}={digest}" for file, digest in files)
+        source.origin["measures"] = before_after_table(manifest["before"], manifest["after"])
+    return source
+
+
+def _read_manifest(file: Path) -> dict:
+    """Returns the manifest.json that train.py writes at the end of a run, {} if there is none yet."""
+    if not file.is_file():
+        return {}
+    remedy = "restore it from a copy, or remove it to export without the run's measures"
+    manifest = read_json(file, remedy)
+    missing = [key for key in ("base_sha256", "before", "after") if key not in manifest]
+    if missing:
+        raise ValueError(f"{file}: has no {', '.join(missing)}, which train.py writes; {remedy}")
+    return manifest
