@@ -83,10 +83,9 @@ def export(args: argparse.Namespace) -> int:
         source = from_model(args.model, args.adapter, args.revision or "main")
     else:
         cfg = load_config(run_config(Path(args.run)))
-        full, data = cfg.adapter.type == "full", cfg.data
-        source = from_run(Path(args.run), cfg.run.name, cfg.model.name, cfg.model.revision, full)
-        split = (data.validation_fraction, cfg.run.seed)
-        source.held_out = HeldOutRows(data.validation, data.train, data.format, *split)
+        model, data, full = cfg.model, cfg.data, cfg.adapter.type == "full"
+        rows = HeldOutRows(data.validation, data.train, data.format, data.validation_fraction, cfg.run.seed)
+        source = from_run(Path(args.run), cfg.run.name, model.name, model.revision, full, rows)
     source.origin = {"version": VERSION} | source.origin
     source.refuse_overwriting(out)
     try:
@@ -98,7 +97,7 @@ def export(args: argparse.Namespace) -> int:
             elif args.to == "ollama":
                 summary = ollama.export_ollama(source, part, out, args.quant, args.verify)
             elif args.to == "oci" and remote:
-                summary = oci.export_to_registry(source, part, args.out, args.quant, args.verify)
+                summary = oci.push_artifact(source, part, args.out, args.quant, args.verify)
             elif args.to == "oci":
                 summary = oci.export_layout(source, part, out.name.partition(":")[0], args.quant, args.verify)
             elif args.to == "peft":
@@ -108,7 +107,7 @@ def export(args: argparse.Namespace) -> int:
             else:
                 summary = hub.export_to_hub(source, part, args.out)
     except NotTheSame as e:
-        print(f"error: {out} was not written, because it differs from the model: {e}", file=sys.stderr)
+        print(f"error: {out} was not written: it differs from the model: {e}", file=sys.stderr)
         return FAILED
     say(f"{args.out if remote else out}: {summary}")
     return DONE

@@ -57,9 +57,7 @@ class Llama:
 
 
 @contextmanager
-def llama(
-    path: str | Path, vocab_size: int, lora: str | Path | None = None, context: int = 1024
-) -> Iterator[Llama]:
+def llama(path: Path, vocab_size: int, lora: Path | None = None, context: int = 1024) -> Iterator[Llama]:
     """Yields a server of a GGUF file, with the adapter of a LoRA GGUF file, for up to `context` tokens.
 
     It computes with one thread, with a cache of keys and values in float32, and without flash attention.

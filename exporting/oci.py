@@ -62,9 +62,7 @@ def export_layout(source: Source, out: Path, name: str, quant: str, verified_by:
     return f"{summary}, digest {digest}"
 
 
-def export_to_registry(
-    source: Source, scratch: Path, reference: str, quant: str, verified_by: str | None
-) -> str:
+def push_artifact(source: Source, scratch: Path, reference: str, quant: str, verified_by: str | None) -> str:
     """Writes the image layout into `scratch`, pushes it to "registry/name:tag", and returns a summary."""
     _, repository, _ = parse_reference(reference)
     layout = scratch / "layout"
@@ -100,10 +98,8 @@ def write_layout(
         ValueError: the file is an adapter, or its general.file_type has no name.
     """
     if metadata.get("general.type") == "adapter":
-        raise ValueError(
-            f"{gguf} is an adapter, for which an OCI model artifact has no layer; merge it into its base and "
-            "export that"
-        )
+        remedy = "merge it into its base and export that"
+        raise ValueError(f"{gguf} is an adapter, for which an OCI model artifact has no layer; {remedy}")
     described = describe(metadata, parameters, tensor_bytes)
     (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     layers = [_file_layer(gguf, GGUF, out)] + ([_file_layer(license, LICENSE, out)] if license else [])

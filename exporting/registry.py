@@ -165,10 +165,10 @@ class Remote:
         import requests
 
         # Another host, such as a cloud's storage, gets no login.
-        send = self._request if urlsplit(url).netloc == self.host else self._without_login
+        send = self._request if urlsplit(url).netloc == self.host else self.oras.session.request
         for failures in range(1, TRIES + 1):
             try:
-                response = send(url, method, **content)
+                response = send(url=url, method=method, **content)
             except requests.RequestException as e:
                 problem = f"the connection broke ({_reason(e)})"
             except ValueError:  # oras-py cannot answer the challenge
@@ -184,9 +184,6 @@ class Remote:
             if failures < TRIES:
                 time.sleep(BACK_OFF * 2 ** (failures - 1))
         raise ValueError(f"{self.host}: {problem}; push again later: a blob that is there is not sent twice")
-
-    def _without_login(self, url: str, method: str, **content: Any) -> Any:
-        return self.oras.session.request(method, url, **content)
 
     def _refused(self, reason: str) -> NoReturn:
         who = f"{self.user} or the password" if self.user else "a push without a login"

@@ -29,9 +29,8 @@ class HeldOutRows(NamedTuple):
         try:
             if self.validation:
                 return read_samples(self.validation, self.format, "skip")[0]
-            return split_validation(
-                read_samples(self.train, self.format, "skip")[0], self.fraction, self.seed
-            )[1]
+            samples, _ = read_samples(self.train, self.format, "skip")
+            return split_validation(samples, self.fraction, self.seed)[1]
         except ValueError as e:
             reason = " ".join(str(e).split())
             warn(f"the export is compared on a built-in sentence: no validation data can be read ({reason})")
@@ -59,10 +58,10 @@ def from_model(name: str, adapter: str | Path | None, revision: str = "main") ->
     """Returns the source of --model, --adapter and --revision; raises ValueError for an unknown model."""
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"base": public_name(name), "base_sha256": hash_model(folder)}
-    if adapter is not None and (Path(adapter) / WEIGHTS).is_file():
-        origin["adapter_sha256"] = sha256(Path(adapter) / WEIGHTS)
-    is_local = name == "tiny" or folder == _absolute(name)
     path = None if adapter is None else Path(adapter)
+    if path and (path / WEIGHTS).is_file():
+        origin["adapter_sha256"] = sha256(path / WEIGHTS)
+    is_local = name == "tiny" or folder == _absolute(name)
     return Source(str(folder) if is_local else name, revision, folder, path, origin)
 
 
@@ -78,24 +77,20 @@ def _absolute(model: str) -> Path:
 def run_config(folder: Path) -> Path:
     """Returns the path of a run's config.toml; raises ValueError if the folder has none."""
     if not (folder / "config.toml").is_file():
-        raise ValueError(
-            f"{folder}: no run is here: config.toml is missing; give a folder that train.py wrote, such as "
-            "runs/small"
-        )
+        remedy = "give a folder that train.py wrote, such as runs/small"
+        raise ValueError(f"{folder}: no run is here, config.toml is missing; {remedy}")
     return folder / "config.toml"
 
 
-def from_run(folder: Path, name: str, base: str, revision: str, full: bool) -> Source:
+def from_run(folder: Path, name: str, base: str, revision: str, full: bool, rows: HeldOutRows) -> Source:
     """Returns a run's base with its adapter or, if `full`, the model whose weights it trained.
 
     Raises ValueError if the run has saved neither yet, or if the base has changed since the run.
     """
     trained = folder / ("model" if full else "adapter")
     if not trained.is_dir():
-        raise ValueError(
-            f"{folder}: the run has no {trained.name}/ yet; train to the first evaluation or to the end "
-            "(train.py --resume)"
-        )
+        remedy = "train to the first evaluation or to the end (train.py --resume)"
+        raise ValueError(f"{folder}: the run has no {trained.name}/ yet; {remedy}")
     manifest = _read_manifest(folder / "manifest.json")
     if full:
         source = from_model(str(trained), None)
@@ -105,11 +100,12 @@ def from_run(folder: Path, name: str, base: str, revision: str, full: bool) -> S
     else:
         source = from_model(base, trained, revision)
         if manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
-            words = f"--model {base} --revision {revision} --adapter {trained}"
+            remedy = f"export anyway with --model {base} --revision {revision} --adapter {trained}"
             raise ValueError(
                 f"{folder}: the adapter was trained on other weights than {source.folder} holds now; "
-                f"restore them, or export anyway with {words}"
+                f"restore them, or {remedy}"
             )
+    source.held_out = rows
     source.origin |= {"run": name, "config": run_config(folder).read_text(encoding="utf-8")}
     if manifest:
         files = manifest.get("data_sha256", {}).items()

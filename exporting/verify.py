@@ -235,7 +235,7 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], tokenizer: Tokenizer) ->
             at = next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours)))
             raise NotTheSame(
                 f"tokenizer.ggml: {text!r} is tokenized differently from token {at}: {theirs[at : at + 3]} "
-                f"and not {ours[at : at + 3]}; if that is meant to be so, add --no-verify"
+                f"and not {ours[at : at + 3]}; add --no-verify if it differs from Gemma's on purpose"
             )
 
 
@@ -249,7 +249,7 @@ def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
     if tensor.shape != model.shapes[name]:
         raise NotTheSame(f"{first}: it has the shape {tensor.shape} and not {model.shapes[name]}")
     step, is_norm = max(1, SLICE // tensor.shape[-1]), len(tensor.shape) == 1
-    # A norm is compared with the 1 that the file adds: weights near -1 are too small to measure against.
+    # A norm is compared as 1 + weight, which the file holds: adding 1 rounds the weight.
     for ours in [model.read(name)[None] + 1.0] if is_norm else model.read_rows(name, step):
         theirs = read_rows(file, name, start, start + step) + is_norm
         error, size = error + (theirs - ours).square().sum().item(), size + ours.square().sum().item()

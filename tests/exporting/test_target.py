@@ -1,5 +1,6 @@
 """exporting/target.py: an export appears whole or not at all, and replaces only an earlier export."""
 
+import contextlib
 import os
 import random
 import signal
@@ -141,34 +142,29 @@ def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
 
 
 def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
-    words = [
-        sys.executable,
-        str(ROOT / "export.py"),
-        "--model",
-        "tiny",
-        "--to",
-        "gguf",
-        "--quant",
-        "q8_0",
-        "--force",
-        "--out",
-        str(tmp_path / "x.gguf"),
-    ]
-    start = time.monotonic()
-    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
-    whole, rng = time.monotonic() - start, random.Random(1)
-    (tmp_path / "x.gguf").unlink()
-    seen = 0
-    for _ in range(20):
-        process = subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(rng.uniform(0.4, 1.1) * whole)
-        os.killpg(process.pid, signal.SIGKILL)
+    out, part = tmp_path / "x.gguf", tmp_path / ".x.gguf.part"
+    words = ["--model", "tiny", "--to", "gguf", "--quant", "q8_0", "--force", "--out", str(out)]
+
+    def writing() -> subprocess.Popen:
+        """An export that has begun to write."""
+        command = [sys.executable, str(ROOT / "export.py"), *words]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not part.exists() and process.poll() is None:
+            time.sleep(0.01)
+        return process
+
+    process, start = writing(), time.monotonic()
+    assert process.wait() == 0
+    seconds, rng, seen = time.monotonic() - start, random.Random(1), 0
+    for _ in range(12):
+        out.unlink(missing_ok=True)
+        process = writing()
+        time.sleep(rng.uniform(0, 1.1) * seconds)
+        with contextlib.suppress(ProcessLookupError):  # it ended first
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        seen += (tmp_path / ".x.gguf.part").exists()
-        (tmp_path / ".x.gguf.part").unlink(missing_ok=True)
-        if (tmp_path / "x.gguf").exists():
-            GGUFFile(tmp_path / "x.gguf")
-            (tmp_path / "x.gguf").unlink()
+        seen += part.exists()
+        part.unlink(missing_ok=True)
+        if out.exists():
+            GGUFFile(out)
     assert seen  # some were killed while they wrote
