@@ -1,8 +1,7 @@
-"""A whole run, stopped, killed, resumed and refused: train.py on a model of six layers."""
+"""Whole runs of train.py on a model of six layers: stopped, killed, resumed and refused."""
 
 import errno
 import gc
-import hashlib
 import json
 import os
 import random
@@ -29,9 +28,10 @@ from training.objectives.sft import SupervisedFineTuning
 from training.run_folder import RunFolder
 
 EVALUATED = ["--set", "train.eval_every=3"]
+RUN = Path("runs/tiny")
 
-# train.py that sends itself a signal in the middle of a given micro-batch, or dies in a save once the files
-# are written but not yet renamed
+# train.py that sends itself a signal in the middle of a given micro-batch, or kills itself in a save after
+# the files are written and before they are renamed.
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -64,37 +64,34 @@ sys.exit(train.main(sys.argv[2:]))
 
 
 def run_script(folder: Path, *args: str, stop: str | None = None) -> subprocess.CompletedProcess:
-    """train.py in `folder`, in a process of its own; `stop` is "SIGNAL@micro-batch" or "SAVE@number"."""
+    """Runs train.py in `folder`, in a process; `stop` is "SIGNAL@micro-batch" or "SAVE@number"."""
     start = ["-c", DRIVER, stop] if stop else [str(ROOT / "train.py")]
-    done = subprocess.run(
-        [sys.executable, *start, *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
-def stream(folder: Path) -> list[dict]:
-    """What metrics.jsonl says of the computation: all but the clock and the memory."""
+def stream(folder: Path = RUN) -> list[dict]:
+    """Returns metrics.jsonl without the figures of time and memory, which differ from run to run."""
     steps, evals = read_metrics(folder / "metrics.jsonl")
-    return [
-        {k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "peak_memory")}
-        for r in [*steps, *evals]
-    ]
+    varying = ("seconds", "tokens_per_second", "peak_memory")
+    return [{k: v for k, v in r.items() if k not in varying} for r in [*steps, *evals]]
 
 
-def adapter_hash(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+def adapter_bytes(folder: Path = RUN) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def result(folder: Path = RUN) -> tuple[bytes, list[dict]]:
+    """Returns what must not depend on how often a run was stopped."""
+    return adapter_bytes(folder), stream(folder)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """runs/tiny, which nothing stopped, in a folder with its config, base and rows: 16 steps in 4 epochs,
-    with dropout, shuffling and accumulation.
-    """
+    """runs/tiny of an uninterrupted run: 16 steps in 4 epochs, with dropout, shuffling and accumulation."""
     folder = write_run(tmp_path_factory.mktemp("whole"))
     done = run_script(folder, "--config", "tiny.toml", *EVALUATED)
     assert done.returncode == 0, done.stderr
@@ -115,29 +112,19 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_
 
 
 def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_not(whole):
-    """SIGKILL in a micro-batch, SIGTERM, Ctrl-C, SIGKILL in a save; each time resumed with the command that
-    the run printed.
+    """The stops are SIGKILL in a micro-batch, SIGTERM, Ctrl-C and SIGKILL in a save; after each the run is
+    resumed with the command that it printed.
     """
     rng = random.Random(16)
-    stops = [
-        f"SIGKILL@{rng.randint(4, 9)}",
-        f"SIGTERM@{rng.randint(1, 5)}",
-        f"SIGINT@{rng.randint(1, 5)}",
-        "SAVE@1",
-    ]
-    folder, args, said = (
-        whole.parents[1],
-        ["--config", "tiny.toml", *EVALUATED, "--set", "run.dir=runs/stopped"],
-        [],
-    )
-    for stop in stops:
-        done = run_script(folder, *args, stop=stop)
-        said.append((stop, done.returncode, done.stdout[-500:], done.stderr))
-        if stop.startswith(("SIGTERM", "SIGINT")):
+    ranges = {"SIGKILL": (4, 9), "SIGTERM": (1, 5), "SIGINT": (1, 5), "SAVE": (1, 1)}
+    folder, said = whole.parents[1], []
+    args = ["--config", "tiny.toml", *EVALUATED, "--set", "run.dir=runs/stopped"]
+    for what, at in ranges.items():
+        done = run_script(folder, *args, stop=f"{what}@{rng.randint(*at)}")
+        said.append((what, done.returncode, done.stdout[-500:], done.stderr))
+        if what in ("SIGTERM", "SIGINT"):
             assert done.returncode == 130, said
-            command = re.search(
-                r"stopped after step \d+ of 16; continue with:\n    python train.py (.*)\n", done.stdout
-            )
+            command = re.search(r"stopped after step \d+ of 16;.*\n    python train.py (.*)\n", done.stdout)
             assert shlex.split(command[1]) == [*args[:6], "--resume"], said
         else:
             assert done.returncode == -9, said
@@ -146,49 +133,24 @@ def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_
     assert list((run / "checkpoints").glob(".step-*.part")), said
     done = run_script(folder, *args)
     assert done.returncode == 0 and "resumed    from the checkpoint of step" in done.stdout, said
-    assert adapter_hash(run) == adapter_hash(whole), said
-    assert stream(run) == stream(whole), said
+    assert result(run) == result(whole), said
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000014", "step-00000016"]
 
 
+KEYS = """step epoch loss token_accuracy learning_rate grad_norm tokens stream_tokens supervised_tokens
+tokens_per_second seconds peak_memory"""
+FILES = {"config.toml", "metrics.jsonl", "manifest.json", "adapter", "checkpoints", "report.html"}
+
+
 def test_the_uninterrupted_run_leaves_what_it_promises(whole):
-    assert {p.name for p in whole.iterdir()} >= {
-        "config.toml",
-        "metrics.jsonl",
-        "manifest.json",
-        "adapter",
-        "checkpoints",
-        "report.html",
-    }
+    assert {p.name for p in whole.iterdir()} >= FILES
     steps, evals = read_metrics(whole / "metrics.jsonl")
-    assert [r["step"] for r in steps] == list(range(1, 17)) and [r["step"] for r in evals] == [
-        3,
-        6,
-        9,
-        12,
-        15,
-        16,
-    ]
-    keys = {
-        "step",
-        "epoch",
-        "loss",
-        "token_accuracy",
-        "learning_rate",
-        "grad_norm",
-        "tokens",
-        "stream_tokens",
-        "supervised_tokens",
-        "tokens_per_second",
-        "seconds",
-        "peak_memory",
-    }
-    assert keys == set(steps[0])
+    assert [r["step"] for r in steps] == list(range(1, 17))
+    assert [r["step"] for r in evals] == [3, 6, 9, 12, 15, 16]
+    assert set(steps[0]) == set(KEYS.split())
     assert all(r["supervised_tokens"] < r["stream_tokens"] <= r["tokens"] for r in steps)
-    peaks = [r["peak_memory"] for r in steps]
-    assert peaks[0] > 2**26 and peaks[-1] > peaks[0] - 2**20, (
-        "bytes, of which the kernel's count may be some pages off"
-    )
+    peaks = [r["peak_memory"] for r in steps]  # bytes; the kernel's count may be wrong by some pages
+    assert peaks[0] > 2**26 and peaks[-1] > peaks[0] - 2**20
     manifest = json.loads((whole / "manifest.json").read_text())
     assert int(manifest["run"]["peak memory"].removesuffix(" MiB").replace(",", "")) > 0
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]
@@ -198,18 +160,11 @@ def test_the_uninterrupted_run_leaves_what_it_promises(whole):
 
 
 class Killed(BaseException):
-    """Like SIGKILL: nothing catches it."""
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A fresh folder to run in, as the current one."""
-    monkeypatch.chdir(write_run(tmp_path))
-    return tmp_path
+    """Stands for SIGKILL: no code catches it."""
 
 
 def run(*args: str) -> int:
-    """train.main in the current folder; whatever still held the run's lock is collected."""
+    """Runs train.main in the current folder, and frees the lock of the run's folder."""
     try:
         return train.main(["--config", "tiny.toml", *args])
     finally:
@@ -221,6 +176,48 @@ def sets(**changes) -> list[str]:
 
 
 SHORT = sets(train__epochs=1, train__save_every=1)  # four steps
+
+
+def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):
+    """Makes the number-th training loss raise `error`."""
+    calls, loss = [], SupervisedFineTuning.loss
+
+    def counted(self, model, batch):
+        if model.training:
+            calls.append(batch)
+            if len(calls) == number:
+                raise error
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(SupervisedFineTuning, "loss", counted)
+
+
+def run_killed(monkeypatch, number: int, *args: str) -> None:
+    """Runs train.main and kills it in its number-th micro-batch."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_in_micro_batch(patch, number, Killed())
+        train.main(["--config", "tiny.toml", *args])
+    gc.collect()
+
+
+def poison(monkeypatch, *bad: str) -> None:
+    """Makes the training loss of batches with one of these rows NaN."""
+    loss = SupervisedFineTuning.loss
+
+    def poisoned(self, model, batch):
+        total, *rest = loss(self, model, batch)
+        return total * (float("nan") if model.training and {*bad} & {*batch.ids} else 1), *rest
+
+    monkeypatch.setattr(SupervisedFineTuning, "loss", poisoned)
+
+
+def interrupt(monkeypatch, name: str) -> None:
+    """Makes the function of training/trainer.py raise KeyboardInterrupt."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, name, interrupted)
 
 
 def test_a_resumed_run_is_compiled_as_it_was_whatever_auto_would_say_now(place, monkeypatch):
@@ -243,10 +240,10 @@ def test_a_run_that_auto_compiled_goes_on_without_a_compiler(place, monkeypatch)
         patched.setattr(build, "missing_to_compile", lambda device: None)
         patched.setattr(build, "WORTH_COMPILING", 0)
         assert run(*SHORT) == 0
-    shutil.rmtree("runs/tiny/checkpoints/step-00000004")
+    shutil.rmtree(RUN / "checkpoints" / "step-00000004")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert run(*SHORT, "--resume") == 0
-    assert Path("runs/tiny/checkpoints/step-00000004").is_dir()
+    assert (RUN / "checkpoints" / "step-00000004").is_dir()
 
 
 def test_a_reader_of_the_output_who_left_is_not_taken_for_a_full_disk(place, monkeypatch):
@@ -260,24 +257,9 @@ def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):
     monkeypatch.setattr(trainer, "peak_flops", lambda device, dtype: 1e4)
     monkeypatch.setattr(trainer, "step_flops", lambda model, tokens, targets: 1000 * tokens + 3000 * targets)
     assert run(*SHORT) == 0
-    for r in read_metrics("runs/tiny/metrics.jsonl")[0]:
-        assert r["mfu"] == pytest.approx(
-            (1000 * r["stream_tokens"] + 3000 * r["supervised_tokens"]) / r["seconds"] / 1e4, rel=0.01
-        )
-
-
-def kill_in_micro_batch(monkeypatch, number: int, error: BaseException):
-    """The number-th training loss raises."""
-    calls, loss = [], SupervisedFineTuning.loss
-
-    def counted(self, model, batch):
-        if model.training:
-            calls.append(batch)
-            if len(calls) == number:
-                raise error
-        return loss(self, model, batch)
-
-    monkeypatch.setattr(SupervisedFineTuning, "loss", counted)
+    for r in read_metrics(RUN / "metrics.jsonl")[0]:
+        flops = 1000 * r["stream_tokens"] + 3000 * r["supervised_tokens"]
+        assert r["mfu"] == pytest.approx(flops / r["seconds"] / 1e4, rel=0.01)
 
 
 VARIANTS = {
@@ -292,41 +274,29 @@ VARIANTS = {
 def test_every_kind_of_run_resumes_to_the_same_bytes(place, monkeypatch, variant):
     args = [*VARIANTS[variant], *sets(train__epochs=2, train__save_every=2, generate__temperature=0.7)]
     assert run(*args) == 0
-    whole = Path("runs/tiny").rename("whole")
-    with monkeypatch.context() as patch:
-        kill_in_micro_batch(patch, 10, Killed())
-        with pytest.raises(Killed):
-            train.main(["--config", "tiny.toml", *args])
-    gc.collect()
+    whole = RUN.rename("whole")
+    run_killed(monkeypatch, 10, *args)
     torch.manual_seed(99)
     assert run(*args, "--resume") == 0
-    assert stream(Path("runs/tiny")) == stream(whole)
-    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
-        assert (
-            not (whole / file).exists() or (whole / file).read_bytes() == Path("runs/tiny", file).read_bytes()
-        )
+    assert stream() == stream(whole)
+    file = "model/model.safetensors" if "all weights" in variant else "adapter/adapter_model.safetensors"
+    assert (whole / file).read_bytes() == (RUN / file).read_bytes()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_on_a_resume(place, monkeypatch):
     args = [*SHORT, *sets(train__save_every=0)]
     assert run(*args) == 0
-    whole = Path("runs/tiny").rename("whole")
-    with monkeypatch.context() as patch:
-        kill_in_micro_batch(patch, 6, Killed())
-        with pytest.raises(Killed):
-            train.main(["--config", "tiny.toml", *args])
-    gc.collect()
-    assert [r["step"] for r in stream(Path("runs/tiny"))] == [1, 2]
+    whole = RUN.rename("whole")
+    run_killed(monkeypatch, 6, *args)
+    assert [r["step"] for r in stream()] == [1, 2]
     assert run(*args, "--resume") == 0
-    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(
-        whole
-    )
+    assert result() == result(whole)
 
 
-def test_the_time_left_is_told_by_the_mean_of_the_steps_after_the_first_which_may_have_compiled(
+def test_the_time_left_is_estimated_from_the_steps_after_the_first_which_may_have_compiled(
     place, monkeypatch, capsys
 ):
-    """Here the first of four takes ten seconds, and the others two, four and six."""
+    """The first of four steps takes ten seconds, and the others two, four and six."""
     ticks = iter([0, 10, 10, 12, 12, 16, 16, 22])
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert run(*SHORT) == 0
@@ -335,42 +305,36 @@ def test_the_time_left_is_told_by_the_mean_of_the_steps_after_the_first_which_ma
 
 def test_a_finished_run_that_is_resumed_trains_no_more(place, capsys):
     assert run(*SHORT) == 0
-    before = adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))
+    before = result()
     assert run(*SHORT, "--resume") == 0
-    assert (adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))) == before
+    assert result() == before
     assert "resumed    from the checkpoint of step 4" in capsys.readouterr().out
 
 
 def test_ctrl_c_outside_of_the_training_loop_prints_the_resume_command_too(place, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "measure_after", interrupted)
+    interrupt(monkeypatch, "measure_after")
     assert run(*SHORT) == 130
     command = f"python train.py --config tiny.toml {shlex.join(SHORT)} --resume"
     assert command in "".join(capsys.readouterr())
 
 
 def test_ctrl_c_before_the_run_has_begun_prints_the_command_that_starts_it(place, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "load", interrupted)
+    interrupt(monkeypatch, "load")
     assert run(*SHORT) == 130
     assert capsys.readouterr().err.endswith(f"\n    python train.py --config tiny.toml {shlex.join(SHORT)}\n")
 
 
 def test_a_mistake_in_the_data_leaves_the_earlier_run_in_its_place(place, capsys):
     assert run(*SHORT) == 0
-    before = adapter_hash(Path("runs/tiny"))
+    before = adapter_bytes()
     (place / "train.jsonl").write_text('{"prompt": "a"}\n')
     assert run(*SHORT) == 2
-    assert [p.name for p in Path("runs").iterdir()] == ["tiny"] and adapter_hash(Path("runs/tiny")) == before
+    assert [p.name for p in Path("runs").iterdir()] == ["tiny"] and adapter_bytes() == before
 
 
 def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, capsys):
     assert run(*SHORT) == 0
-    config, metrics = Path("runs/tiny/config.toml").read_text(), Path("runs/tiny/metrics.jsonl").read_text()
+    before = [(RUN / file).read_text() for file in ("config.toml", "metrics.jsonl")]
     write_jsonl(place / "train.jsonl", rows(12))
     write_model(place / "base", seed=1)
     tokenizer = json.loads((place / "base" / "tokenizer.json").read_text())
@@ -378,40 +342,30 @@ def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, c
     capsys.readouterr()
     assert run(*SHORT, *sets(adapter__r=2, train__learning_rate=0.5), "--resume") == 2
     error = capsys.readouterr().err
-    for line in (
-        "adapter.r: 4 -> 2",
-        "train.learning_rate: 0.01 -> 0.5",
-        "file train.jsonl: ",
-        "base model: ",
-        "base tokenizer.json: ",
-    ):
+    values = ["adapter.r: 4 -> 2", "train.learning_rate: 0.01 -> 0.5"]
+    for line in (*values, "file train.jsonl: ", "base model: ", "base tokenizer.json: "):
         assert f"\n  {line}" in error
     assert "val.jsonl" not in error and "start a new run without --resume" in error
-    assert (
-        Path("runs/tiny/config.toml").read_text() == config
-        and Path("runs/tiny/metrics.jsonl").read_text() == metrics
-    )
+    assert [(RUN / file).read_text() for file in ("config.toml", "metrics.jsonl")] == before
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(place, capsys):
     assert run(*SHORT) == 0
-    before = adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))
-    file = place / "runs" / "tiny" / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    before = result()
+    file = RUN / "checkpoints" / "step-00000004" / "tensors.safetensors"
     content = bytearray(file.read_bytes())
     content[-9] ^= 4
     file.write_bytes(content)
     assert run(*SHORT, "--resume") == 0
     said = capsys.readouterr()
-    assert (
-        "step-00000004/tensors.safetensors is damaged" in said.err
-        and "resumed    from the checkpoint of step 3" in said.out
-    )
-    assert (adapter_hash(Path("runs/tiny")), stream(Path("runs/tiny"))) == before
+    assert "step-00000004/tensors.safetensors is damaged" in said.err
+    assert "resumed    from the checkpoint of step 3" in said.out and result() == before
 
 
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(place, capsys):
-    held = RunFolder(load_config("tiny.toml"), resume=False)
-    held.begin(load_config("tiny.toml"))
+    cfg = load_config("tiny.toml")
+    held = RunFolder(cfg, resume=False)
+    held.begin(cfg)
     assert run() == 2 and run("--resume") == 2
     assert capsys.readouterr().err.count("error: runs/tiny: another process is training here") == 2
     held.lock.close()
@@ -420,148 +374,113 @@ def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(plac
 # --- the disk
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
+@pytest.fixture(
+    params=[
+        (OSError, errno.ENOSPC, "No space left on device"),
+        (SafetensorError, "I/O error: No space left on device (os error 28)"),
     ],
+    ids=["OSError", "SafetensorError"],
 )
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_the_one_before_is_kept(
-    place, monkeypatch, capsys, error
+def fill_disk(request):
+    """Makes the function `name` of a module raise the error of a full disk from its call `first` on."""
+
+    def fill(patch, module, name: str, first: int) -> None:
+        (kind, *args), work, calls = request.param, getattr(module, name), []
+
+        def full(*given, **settings):
+            calls.append(None)
+            if len(calls) >= first:
+                raise kind(*args)
+            work(*given, **settings)
+
+        patch.setattr(module, name, full)
+
+    return fill
+
+
+def test_a_run_goes_on_without_a_checkpoint_that_does_not_fit_on_the_disk(
+    place, monkeypatch, capsys, fill_disk
 ):
-    save, calls = checkpoint.save_file, []
-
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) > 2:
-            raise error
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    fill_disk(monkeypatch, checkpoint, "save_file", first=3)
     assert run(*SHORT) == 0
-    assert (
-        "the checkpoint of step 3 could not be written" in (said := capsys.readouterr().err)
-        and "No space left" in said
-    )
-    assert sorted(p.name for p in Path("runs/tiny/checkpoints").iterdir()) == [
-        "step-00000001",
-        "step-00000002",
-    ]
+    said = capsys.readouterr().err
+    assert "the checkpoint of step 3 could not be written" in said and "No space left" in said
+    kept = sorted(p.name for p in (RUN / "checkpoints").iterdir())
+    assert kept == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
-    ],
-)
 def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_resumed(
-    place, monkeypatch, capsys, error
+    place, monkeypatch, capsys, fill_disk
 ):
     args = [*SHORT, *sets(train__eval_every=2)]
     assert run(*args) == 0
-    whole = Path("runs/tiny").rename("whole")
+    whole = RUN.rename("whole")
     with monkeypatch.context() as patch:
-        save, calls = trainer.save_adapter, []
-
-        def full(*args, **kwargs):
-            calls.append(args)
-            if len(calls) == 2:
-                raise type(error)(
-                    *error.args
-                )  # a fresh one, whose traceback does not keep the run and its lock alive
-            save(*args, **kwargs)
-
-        patch.setattr(trainer, "save_adapter", full)
+        fill_disk(patch, trainer, "save_adapter", first=2)
         assert run(*args) == 1
     said = capsys.readouterr().err
-    assert (
-        "No space left" in said
-        and "earlier checkpoints are kept" in said
-        and shlex.join(args) + " --resume" in said
-    )
+    assert "No space left" in said and "earlier checkpoints are kept" in said
+    assert shlex.join(args) + " --resume" in said
     assert run(*args, "--resume") == 0
-    assert adapter_hash(Path("runs/tiny")) == adapter_hash(whole) and stream(Path("runs/tiny")) == stream(
-        whole
-    )
+    assert result() == result(whole)
 
 
-def test_too_little_room_for_the_checkpoints_is_told_before_training(place, monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000}))
+def test_a_run_without_enough_free_space_for_its_checkpoints_is_refused_before_training(
+    place, monkeypatch, capsys
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     assert run() == 2
-    assert "0 MiB free" in capsys.readouterr().err and Path("runs/tiny/metrics.jsonl").read_text() == ""
+    assert "0 MiB free" in capsys.readouterr().err and (RUN / "metrics.jsonl").read_text() == ""
 
 
 def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
     assert run("--set", "run.dir=train.jsonl/a") == 2
-    assert (
-        "error: train.jsonl/a: cannot be written (Not a directory); set run.dir to a folder that can"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "train.jsonl/a: cannot be written (Not a directory)" in said and "set run.dir to a" in said
 
 
 # --- steps that go wrong
 
 
 def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, monkeypatch, capsys):
-    loss = SupervisedFineTuning.loss
-
-    def explode(self, model, batch):
-        total, *rest = loss(self, model, batch)
-        return total * (
-            float("nan")
-            if model.training and any(i in ("train.jsonl:3", "train.jsonl:4") for i in batch.ids)
-            else 1
-        ), *rest
-
-    monkeypatch.setattr(SupervisedFineTuning, "loss", explode)
+    poison(monkeypatch, "train.jsonl:3", "train.jsonl:4")
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 1)
     assert run(*SHORT, *sets(train__shuffle="false")) == 1
-    said = capsys.readouterr().err
+    said, samples = capsys.readouterr().err, [f"train.jsonl:{n}" for n in (1, 2, 3, 4)]
     assert "step 1 was not applied: not finite; first bad place: the loss; samples: train.jsonl:1" in said
-    assert "Samples of the last step: train.jsonl:1, train.jsonl:2, train.jsonl:3, train.jsonl:4." in said
-    steps, _ = read_metrics("runs/tiny/metrics.jsonl")
-    assert steps == [
-        {
-            "step": 1,
-            "skipped": True,
-            "layer": steps[0]["layer"],
-            "samples": [f"train.jsonl:{n}" for n in (1, 2, 3, 4)],
-        }
-    ]
+    assert f"Samples of the last step: {', '.join(samples)}." in said
+    steps, _ = read_metrics(RUN / "metrics.jsonl")
+    assert steps == [{"step": 1, "skipped": True, "layer": steps[0]["layer"], "samples": samples}]
 
 
 def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(place, monkeypatch, capsys):
-    loss = SupervisedFineTuning.loss
-
-    def explode(self, model, batch):
-        total, *rest = loss(self, model, batch)
-        return total * (float("nan") if "train.jsonl:5" in batch.ids else 1), *rest
-
-    monkeypatch.setattr(SupervisedFineTuning, "loss", explode)
+    poison(monkeypatch, "train.jsonl:5")
     assert run(*SHORT, *sets(train__shuffle="false")) == 0
-    records = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     assert [r["loss"] for r in records if r["step"] == 2 and "loss" in r] == ["nan"]
     assert [r["samples"] for r in records if r.get("skipped")] == [[f"train.jsonl:{n}" for n in (5, 6, 7, 8)]]
-    assert json.loads(Path("runs/tiny/manifest.json").read_text())["run"]["steps"] == "4"
-    assert Path("runs/tiny/report.html").is_file()
+    assert json.loads((RUN / "manifest.json").read_text())["run"]["steps"] == "4"
+    assert (RUN / "report.html").is_file()
 
 
-@pytest.mark.parametrize("changes, remedy", [
-    ({}, "halve train.batch_size (now 2) and double train.gradient_accumulation_steps (now 2)"),
-    ({"train__batch_size": 1}, "lower data.max_length (now 2048)"),
-    ({"train__max_tokens": 400, "data__max_length": 180}, "halve train.max_tokens (now 400) and double train.gradient_accumulation_steps (now 2)"),
-    ({"train__max_tokens": 300, "data__max_length": 180}, "lower data.max_length (now 180)"),
-])  # fmt: skip
+DOUBLE = "double train.gradient_accumulation_steps (now 2)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, f"halve train.batch_size (now 2) and {DOUBLE}"),
+        ({"train__batch_size": 1}, "lower data.max_length (now 2048)"),
+        (
+            {"train__max_tokens": 400, "data__max_length": 180},
+            f"halve train.max_tokens (now 400) and {DOUBLE}",
+        ),
+        ({"train__max_tokens": 300, "data__max_length": 180}, "lower data.max_length (now 180)"),
+    ],
+)
 def test_out_of_memory_ends_with_one_concrete_remedy(place, monkeypatch, capsys, changes, remedy):
-    kill_in_micro_batch(
-        monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
-    )
+    message = "CUDA out of memory. Tried to allocate 20.00 GiB"
+    kill_in_micro_batch(monkeypatch, 1, torch.OutOfMemoryError(f"{message}\nmore"))
     assert run(*SHORT, *sets(**changes)) == 1
     error = capsys.readouterr().err
-    assert (
-        f"error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB); {remedy}" in error
-        and "more" not in error
-    )
+    assert f"error: out of memory ({message}); {remedy}" in error and "more" not in error
