@@ -1,4 +1,4 @@
-"""common/errors.py: an exit code and one message for every way to end."""
+"""common/errors.py: the exit code and the message of each way to end."""
 
 import os
 import shlex
@@ -20,33 +20,27 @@ def fail(error):
     return work
 
 
-def test_what_went_well_is_exit_code_0(capsys):
+def test_success_is_exit_code_0(capsys):
     assert cli.run(lambda: cli.DONE) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_users_mistake_is_exit_code_2_and_the_message_whole(capsys):
+def test_a_value_error_is_exit_code_2_and_its_whole_message(capsys):
     assert cli.run(fail(ValueError("data.train: no such file\nname a file"))) == 2
     assert capsys.readouterr() == ("", "error: data.train: no such file\nname a file\n")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("shapes differ\nand more"),
-        AssertionError("shapes differ"),
-        OSError("shapes differ"),
-        BrokenPipeError("shapes differ"),
-    ],
-)  # the last of a socket: stdout is well
-def test_whatever_else_fails_is_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, error):
+# The BrokenPipeError is that of a socket, because stdout is open.
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, OSError, BrokenPipeError])
+def test_other_errors_are_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, kind):
+    error = kind("shapes differ\nand more")
     assert cli.run(fail(error)) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert f"{type(error).__name__}: shapes differ" in err and "LOUPE_TRACEBACK=1" in err
 
 
-def test_an_error_without_a_message_has_its_line_too(capsys):
+def test_an_error_without_a_message_has_a_line_too(capsys):
     assert cli.run(fail(AssertionError())) == 1
     assert "AssertionError: no message" in capsys.readouterr().err
 
@@ -60,32 +54,27 @@ def test_the_traceback_is_shown_on_request(monkeypatch, error):
 
 @pytest.fixture
 def handlers():
-    """Puts both signals' handlers back."""
+    """Restores the handlers of both signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-    ("number", "on_ctrl_c"),
-    [
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_IGN),  # as in a background job
-    ],
-)
+SIGNALS = [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.default_int_handler)]
+BACKGROUND_JOB = (signal.SIGTERM, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("number, on_ctrl_c", [*SIGNALS, BACKGROUND_JOB])
 def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)
-    assert (
-        cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on with --resume") == 130
-    )
-    assert capsys.readouterr() == ("", "\nstopped; go on with --resume\n")
+    assert cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on") == 130
+    assert capsys.readouterr() == ("", "\nstopped; go on\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_130(capsys, handlers, number):
-    """As numpy's does while it is imported."""
+def test_an_interrupt_that_an_import_turns_into_another_error_is_exit_code_130(capsys, handlers, number):
+    """numpy does so while it is imported."""
 
     def work():
         try:
@@ -98,30 +87,29 @@ def test_an_interruption_that_an_import_turns_into_an_error_of_its_own_is_still_
     assert capsys.readouterr() == ("", "\nstopped; go on\n")
 
 
-def test_an_exit_that_argparse_asked_for_passes():
+def test_the_system_exit_of_argparse_passes():
     with pytest.raises(SystemExit):
         cli.run(fail(SystemExit(2)))
 
 
-def test_a_reader_that_has_read_enough_ends_a_command_quietly():
-    program = "import sys; from common import errors as cli; sys.exit(cli.run(lambda: [print(i, flush=True) for i in range(10**6)] and 0))"
-    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -1"
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_message():
+    work = "lambda: [print(i, flush=True) for i in range(10**6)] and 0"
+    program = f"import sys; from common import errors as cli; sys.exit(cli.run({work}))"
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -c {shlex.quote(program)} | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")
 
 
 @pytest.mark.parametrize("count", [1, SHOWN, SHOWN + 5])
-def test_a_long_list_of_problems_is_cut_off_and_the_rest_counted(count):
-    lines = listed("head:", [f"problem {i}" for i in range(count)], "do this").splitlines()
-    assert lines[0] == "head:" and lines[-1] == "do this"
-    assert [line.strip() for line in lines[1:-1]] == [f"problem {i}" for i in range(min(count, SHOWN))] + [
-        "... and 5 more"
-    ] * (count > SHOWN)
+def test_a_long_list_of_problems_is_shortened_and_the_rest_counted(count):
+    problems = [f"problem {i}" for i in range(count)]
+    head, *lines, remedy = listed("head:", problems, "do this").splitlines()
+    assert (head, remedy) == ("head:", "do this")
+    rest = ["... and 5 more"] if count > SHOWN else []
+    assert [line.strip() for line in lines] == problems[:SHOWN] + rest
     assert listed("head:", ["a"]).splitlines() == ["head:", "  a"]
 
 
-def test_an_unknown_name_is_answered_by_the_nearest_known_one_or_by_all():
+def test_the_error_for_an_unknown_name_has_the_nearest_known_one_or_all():
     assert "did you mean 'epochs'" in closest("epoch", ["epochs", "lr"])
     assert closest("zzz", ["epochs", "lr"]).endswith("'epochs', 'lr'")

@@ -1,4 +1,4 @@
-"""common/files.py: a path holds all of its content, old or new, whatever happens during a write."""
+"""common/files.py: a path has its whole old or whole new content, whatever happens during a write."""
 
 import os
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from common.files import lock, need_space, read_json, recover, replacing, sha256
 
 
 def content(path):
-    """Returns {path from `path`: bytes} of all files in a folder."""
+    """Returns {relative path: bytes} of all files in a folder."""
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
@@ -19,13 +19,13 @@ def write(path, folder, text):
     (path / "a" if folder else path).write_text(text)
 
 
-def test_sha256_is_sha256sum(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, example B.1
+def test_sha256_of_the_example_in_fips_180_2(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # Example B.1.
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_replaced_path_holds_the_old_content_until_the_block_ends_and_the_new_then(tmp_path, folder):
+def test_a_path_has_its_old_content_until_replacing_ends_and_then_the_new(tmp_path, folder):
     path, name = tmp_path / "x", "x/a" if folder else "x"
     write(path, folder, "old")
     with replacing(path) as part:
@@ -36,7 +36,7 @@ def test_a_replaced_path_holds_the_old_content_until_the_block_ends_and_the_new_
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("step", ["block", "fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_content_alone(tmp_path, monkeypatch, folder, step):
+def test_a_write_that_fails_does_not_change_the_old_content(tmp_path, monkeypatch, folder, step):
     path = tmp_path / "x"
     write(path, folder, "old")
     before, work = content(tmp_path), os.replace
@@ -56,7 +56,7 @@ def test_a_write_that_fails_leaves_the_old_content_alone(tmp_path, monkeypatch, 
     assert content(tmp_path) == before and os.listdir(tmp_path) == ["x"]
 
 
-def test_recover_restores_a_folder_whose_replacement_did_not_arrive_and_removes_the_rest(tmp_path):
+def test_recover_restores_a_folder_whose_replacement_is_missing_and_removes_the_rest(tmp_path):
     write(tmp_path / ".x.old", True, "old")
     write(tmp_path / ".x.part", True, "half")
     recover(tmp_path / "x")
@@ -66,7 +66,7 @@ def test_recover_restores_a_folder_whose_replacement_did_not_arrive_and_removes_
     assert content(tmp_path) == {"x/a": b"old"}
 
 
-def test_files_that_are_written_together_all_change_or_none_does(tmp_path):
+def test_write_together_changes_all_files_or_none(tmp_path):
     write_together(tmp_path, {"a": [b"1", b"2"], "b": [b"3"]})
     assert content(tmp_path) == {"a": b"12", "b": b"3"}
 
@@ -79,7 +79,7 @@ def test_files_that_are_written_together_all_change_or_none_does(tmp_path):
     assert content(tmp_path) == {"a": b"12", "b": b"3"}
 
 
-def test_one_holder_locks_a_file_and_a_removed_file_is_not_locked(tmp_path):
+def test_a_file_has_one_lock_holder_and_a_removed_file_has_none(tmp_path):
     with open(tmp_path / "a", "w") as first, open(tmp_path / "a", "w") as second:
         assert lock(first) and not lock(second)
         first.close()
@@ -92,22 +92,22 @@ def test_one_holder_locks_a_file_and_a_removed_file_is_not_locked(tmp_path):
 def test_too_little_space_is_an_error_with_both_sizes_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
     need_space(tmp_path / "new" / "x", 5 * 2**20, "the run", "set run.dir")
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         need_space(tmp_path / "new" / "x", 6 * 2**20, "the run", "set run.dir")
     for fact in (str(tmp_path), "the run", "6 MiB", "5 MiB", "set run.dir"):
-        assert fact in str(told.value)
+        assert fact in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [(None, "no such file"), ("", "JSON"), ("{", "JSON"), ("\x00", "JSON"), ("[1]", "object")],
-)
+BAD_JSON = [(None, "no such file"), ("", "JSON"), ("{", "JSON"), ("\x00", "JSON"), ("[1]", "object")]
+
+
+@pytest.mark.parametrize("text, reason", BAD_JSON)
 def test_a_json_file_is_an_object_or_an_error_with_the_path_the_reason_and_the_remedy(tmp_path, text, reason):
     path = tmp_path / "a.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         read_json(path, "download it again")
-    assert all(fact in str(told.value) for fact in (str(path), reason, "download it again"))
+    assert all(fact in str(error.value) for fact in (str(path), reason, "download it again"))
     path.write_text('{"a": "ü"}', encoding="utf-8")
     assert read_json(path, "") == {"a": "ü"}

@@ -157,7 +157,7 @@ def test_sliding_layers_hold_one_window_and_full_layers_everything():
 
 
 def test_slots_of_a_ring_worked_by_hand():
-    """With window 3 and prompts of 2 and 4 tokens, the ring of row 1 holds positions 3, 1, 2 after prefill."""
+    """With window 3 and prompts of 2 and 4 tokens, row 1 holds positions 3, 1, 2 after prefill."""
     cfg = small_model(sliding_window=3).config
     cache = KVCache(cfg, 2, 6)
     attend = cache.prefill([0, 1], [2, 4])
@@ -174,7 +174,7 @@ def test_slots_of_a_ring_worked_by_hand():
     assert cache.keys[3][1, 0, :, 0].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0, 0.0]
     masked = float("-inf")
     ((rows, found),) = cache.blocks
-    assert rows == slice(0, 16) and found[True] == (3, None), "all three slots are in the window of both rows"
+    assert rows == slice(0, 16) and found[True] == (3, None), "three slots, all in both windows"
     keys, mask = found[False]
     assert keys == 5 and mask[:, 0, 0].tolist() == [[0, 0, 0, masked, masked], [0] * 5]
 
