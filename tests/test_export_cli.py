@@ -1,6 +1,4 @@
-"""export.py as a user runs it: what others load from the folders, runs of both kinds, --force, and that
-nothing is left of what fails.
-"""
+"""export.py as a user runs it: transformers and PEFT load its folders, and a failed export leaves nothing."""
 
 import json
 import logging
@@ -77,9 +75,7 @@ def files(folder: Path) -> set[str]:
 
 
 def refused(capsys, out: Path, *words: str) -> str:
-    """Runs export.py on what must be refused, sees that nothing has changed where it would have written, and
-    returns the message.
-    """
+    """Runs an export that must be refused, asserts that it changes no file, and returns the message."""
     before = {p: p.stat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
     assert export.main([*words, "--out", str(out)]) == 2
     printed, err = capsys.readouterr()

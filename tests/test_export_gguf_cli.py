@@ -1,6 +1,4 @@
-"""export.py's files for llama.cpp, Ollama and Docker Model Runner as a user makes them: what is in them,
-where they come from, what is refused.
-"""
+"""export.py as a user runs it for llama.cpp, Ollama and Docker Model Runner."""
 
 import json
 import shutil

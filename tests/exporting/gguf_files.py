@@ -1,4 +1,4 @@
-"""A GGUF file of a few kilobytes for the tests of what is made from one."""
+"""Writes a GGUF file of a few kilobytes for tests."""
 
 import os
 from pathlib import Path
@@ -10,9 +10,7 @@ MODIFIED = 1767323045_500000000  # 2026-01-02T03:04:05.5Z
 
 
 def write_gguf(path: Path, rows: int = 51, **extra) -> Path:
-    """A Gemma-like header with a vocabulary of 51 tokens and three tensors: (rows, 64), (7,) and (7,) in
-    float32.
-    """
+    """Writes a header like Gemma's with 51 tokens, and float32 tensors of shape (rows, 64), (7,) and (7,)."""
     w = GGUFWriter(path, "gemma3")
     w.add_type(extra.get("type", "model"))
     w.add_name(extra.get("name", "Tiny <b>&</b>"))
@@ -39,7 +37,7 @@ def write_gguf(path: Path, rows: int = 51, **extra) -> Path:
 
 
 def read_gguf(path: Path) -> dict:
-    """What write_layout takes beside the file: metadata, parameters, tensor_bytes."""
+    """Returns write_layout's arguments metadata, parameters and tensor_bytes for a file."""
     reader = GGUFReader(path)
     return {
         "metadata": {

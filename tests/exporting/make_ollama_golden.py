@@ -1,5 +1,6 @@
-"""Writes ollama_golden.json: conversations, and the prompts that Go's template engine makes of them. python
--m tests.exporting.make_ollama_golden, with `go`.
+"""Writes ollama_golden.json: conversations, and the prompts that Go's template engine renders. Needs `go`.
+
+python -m tests.exporting.make_ollama_golden
 """
 
 import json
@@ -33,7 +34,7 @@ CONVERSATIONS = [
 
 
 def render(conversations: list) -> list[str]:
-    """The prompts, by `go run`."""
+    """Returns the prompts that `go run` prints."""
     asked = {
         "template": chat_template(),
         "conversations": [

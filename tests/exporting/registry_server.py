@@ -1,4 +1,4 @@
-"""A registry in this process: enough of the distribution spec to take a push, with faults on demand."""
+"""A registry in this process: it implements pushes of the distribution spec, with faults on demand."""
 
 import base64
 import json

@@ -1,6 +1,4 @@
-"""exporting/gguf_model.py: byte for byte what llama.cpp's converter writes, for every shape, and what cannot
-be written is refused.
-"""
+"""exporting/gguf_model.py writes the bytes of llama.cpp's converter for every shape, and refuses other models."""
 
 import json
 

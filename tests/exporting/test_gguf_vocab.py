@@ -1,6 +1,4 @@
-"""exporting/gguf_vocab.py: merges as scores, and the cut that llama.cpp makes of them against the tokenizer's
-own.
-"""
+"""exporting/gguf_vocab.py: the scores tokenize as the merges do."""
 
 import json
 

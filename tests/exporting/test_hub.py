@@ -1,5 +1,5 @@
-"""exporting/hub.py against a hub of our own on 127.0.0.1: the repository is made, every file arrives, and a
-refusal is one line.
+"""exporting/hub.py against a hub in this process: it creates the repository, uploads every file, and reports a
+refusal in one line.
 """
 
 import base64
@@ -17,7 +17,7 @@ from tests.folders import ROOT, make_adapter, make_model
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What create_repo and upload_folder ask, with every file sent inside the commit."""
+    """Responds to create_repo and upload_folder; a commit holds the content of its files."""
 
     def do_POST(self):
         body = self.read()
@@ -53,7 +53,7 @@ class Hub(BaseHTTPRequestHandler):
         )
 
     def read(self):
-        """The body, which a commit sends in chunks without a length."""
+        """Returns the body; a commit sends it in chunks, without a length."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers["Content-Length"]))
         body = b""

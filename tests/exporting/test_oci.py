@@ -1,6 +1,4 @@
-"""exporting/oci.py: the layout is the image-spec's, the bytes of config and manifest are model-runner's, and
-the blobs are the files.
-"""
+"""exporting/oci.py: the layout follows the image-spec, and config and manifest have model-runner's bytes."""
 
 import hashlib
 import json
@@ -17,10 +15,11 @@ from exporting.oci import write_layout
 from tests.exporting.gguf_files import MODIFIED, read_gguf, write_gguf
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, 120_000, UTC)
-# Go's encoding/json on docker/model-runner's ConfigFile, by hand: fields in the order of the struct, maps
-# sorted, < > & U+2028 escaped, %f has six decimals. model-runner's own builder (642c721) wrote the same bytes
-# as write_layout for 60 random files of this kind. 51 tokens are one too many and 50 integers are not; 51 *
-# 64 + 7 + 7 = 3278 weights; 13,056 bytes and twice 28, padded to 32, are 13,120 = 12.8125 KiB.
+# Written by hand as Go's encoding/json writes docker/model-runner's ConfigFile: fields in the order of the
+# struct, maps sorted, < > & U+2028 escaped, six decimals for %f. model-runner's own builder (642c721) wrote the
+# same bytes as write_layout for 60 random files of this kind. The array of 51 tokens is too long and that of 50
+# integers is not. The file has 51 * 64 + 7 + 7 = 3278 weights. Their 13,056 + 28 + 28 bytes, each padded to 32,
+# are 13,120 = 12.8125 KiB.
 CONFIG = (
     '{"config":{"format":"gguf","quantization":"MOSTLY_Q8_0","parameters":"3.28K","architecture":"gemma3","size":"12.81KiB","gguf":{'
     '"gemma3.attention.layer_norm_rms_epsilon":"0.000001","gemma3.attention.sliding_window_pattern":"true, false","gemma3.context_length":"32768",'
@@ -44,7 +43,7 @@ MANIFEST = (
 
 @pytest.fixture(autouse=True)
 def mask():
-    """Files of mode 644 wherever the tests run."""
+    """Makes new files have mode 644 on every machine."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -57,7 +56,7 @@ def sha256(content: bytes) -> str:
 def layout_of(
     tmp_path: Path, name: str = "a & b.gguf", licensed: bool = True, **extra
 ) -> tuple[Path, str, Path]:
-    """(layout, digest, the GGUF)."""
+    """Writes a layout; returns (layout, digest, GGUF file)."""
     gguf, license = write_gguf(tmp_path / name, **extra), tmp_path / "LICENSE"
     license.write_text("licence\n")
     os.utime(license, (7, 7))
@@ -146,7 +145,7 @@ def test_a_time_of_another_zone_is_the_same_instant(tmp_path):
 
 @pytest.mark.external
 def test_json_is_what_gos_encoder_writes(tmp_path):
-    """The same values through Go itself."""
+    """Encodes the same values with Go."""
     values = ["<a> & b", "\u2028\u2029", 'q" \\ /', "\n\r\t", "ü€😀", "\x7f", {"b": "1", "a<": "2"}]
     (tmp_path / "main.go").write_text(
         'package main\nimport ("encoding/json"; "os")\nfunc main() {\n\tvar v []any\n\tjson.NewDecoder(os.Stdin).Decode(&v)\n'
@@ -174,9 +173,7 @@ def test_json_is_what_gos_encoder_writes(tmp_path):
 
 
 def check(value, rule, where="$"):
-    """The keywords of JSON schema that the image-spec's schemas use; `required` is all the rule's keys but
-    for those that end with "?".
-    """
+    """Asserts a rule with the keywords of the image-spec's JSON schemas; a key without "?" at its end is required."""
     if isinstance(rule, dict):
         assert isinstance(value, dict), where
         for key, inner in rule.items():
@@ -312,7 +309,7 @@ def test_without_links_the_gguf_is_copied(tmp_path, monkeypatch):
 
 
 def test_a_large_file_is_never_held_in_memory(tmp_path):
-    """256 MiB, sparse, in a process that may take less than that."""
+    """Exports a sparse file of 256 MiB in a process that may allocate only 64 MiB more."""
     code = """
 import resource, sys
 from pathlib import Path

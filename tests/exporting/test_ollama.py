@@ -1,6 +1,4 @@
-"""exporting/ollama.py: Go's template engine makes of a conversation the prompt that model/tokenizer.py makes,
-and the Modelfile says what Ollama reads.
-"""
+"""exporting/ollama.py: Go's template engine renders the prompts of model/tokenizer.py, and Ollama's syntax holds."""
 
 import json
 import random
@@ -24,7 +22,7 @@ def golden():
 
 
 def prompt_of(tokenizer: Tokenizer, conversation) -> str:
-    """What the tokenizer renders, as text, without <bos>."""
+    """Returns the prompt that the tokenizer renders, as text without <bos>."""
     return tokenizer.backend.decode(
         tokenizer.render_prompt(conversation), skip_special_tokens=False
     ).removeprefix("<bos>")
@@ -34,7 +32,7 @@ def prompt_of(tokenizer: Tokenizer, conversation) -> str:
 
 
 def test_the_golden_prompts_are_of_the_template_that_is_written(golden):
-    """Where this fails the template has changed: make them again, with go."""
+    """If this fails, the template has changed: run make_ollama_golden, which needs go."""
     assert golden["template"] == chat_template() and golden["conversations"] == json.loads(
         json.dumps(CONVERSATIONS)
     )
@@ -72,9 +70,7 @@ def test_go_renders_random_conversations_as_the_tokenizer_does(tokenizer):
 
 
 def commands(modelfile: str) -> list[tuple[str, str]]:
-    """[(command, argument)] by the rules of ollama's parser: a word, then the rest of the line, or what
-    stands between quotes or triple quotes.
-    """
+    """Returns [(command, argument)] as ollama's parser does: an argument is quoted, or the rest of the line."""
     found, rest = [], modelfile
     while rest := rest.lstrip():
         name, _, rest = rest.partition(" ")

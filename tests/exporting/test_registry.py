@@ -1,6 +1,4 @@
-"""exporting/registry.py against a registry in this process, and against Debian's docker-registry with skopeo
-pulling.
-"""
+"""exporting/registry.py against a registry in this process and Debian's docker-registry, read with skopeo."""
 
 import json
 import os
@@ -27,7 +25,7 @@ CHUNK = 4096  # the GGUF is four chunks of it and a rest
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    """Small chunks, no waiting, nobody logged in."""
+    """Uses small chunks, does not wait after failures, and has no login."""
     monkeypatch.setattr(ours, "CHUNK", CHUNK)
     monkeypatch.setattr(ours, "BACK_OFF", 0.001)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
@@ -43,7 +41,7 @@ def layout(tmp_path):
 
 
 def blobs_of(layout: Path) -> dict:
-    """{digest: bytes} of all that a push uploads as blobs; the manifest lies among them on the disk."""
+    """Returns {digest: bytes} of the blobs that a push uploads: all but the manifest."""
     manifest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
     files = {f"sha256:{p.name}": p.read_bytes() for p in (layout / "blobs" / "sha256").iterdir()}
     return {digest: content for digest, content in files.items() if digest != manifest}
@@ -54,7 +52,7 @@ def total(layout: Path) -> int:
 
 
 def pushed(layout: Path, state, **settings) -> str:
-    """Pushes, and sees that the registry has the same bytes."""
+    """Pushes, and asserts that the registry has the same bytes."""
     digest = push(layout, f"127.0.0.1:{state.port}/me/model:v1", **settings)
     assert state.blobs == blobs_of(layout)
     content, kind = state.manifests["v1"]
@@ -66,7 +64,7 @@ def pushed(layout: Path, state, **settings) -> str:
 
 
 def refused(layout: Path, reference: str, *words: str) -> str:
-    """The message of a push that must not work: one line."""
+    """Returns the message of a push that must fail, and asserts that it is one line with `words`."""
     with pytest.raises(ValueError) as e:
         push(layout, reference)
     message = str(e.value)
@@ -316,7 +314,7 @@ def needs(*programs: str) -> None:
 
 @contextmanager
 def docker_registry(folder: Path, password: str | None = None):
-    """host:port of a docker-registry with its data in the folder."""
+    """Yields host:port of a docker-registry that keeps its data in the folder."""
     folder.mkdir()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -360,7 +358,7 @@ def is_up(host: str) -> bool:
 
 
 def pull(reference: str, out: Path, *more: str) -> dict:
-    """{digest: bytes} of what skopeo pulls."""
+    """Returns {digest: bytes} of the files that skopeo pulls."""
     subprocess.run(
         ["skopeo", "copy", "--src-tls-verify=false", *more, f"docker://{reference}", f"dir:{out}"],
         check=True,
@@ -387,7 +385,7 @@ def test_skopeo_pulls_from_docker_registry_the_bytes_that_were_pushed(layout, tm
 
 @contextmanager
 def cutting_proxy(host: str, after: int):
-    """host:port of a proxy that closes its third connection to `host` after so many bytes of a request."""
+    """Yields host:port of a proxy that closes its first connection to `host` after so many bytes of a request."""
     target, connections = host.split(":"), []
     server = socket.create_server(("127.0.0.1", 0))
 

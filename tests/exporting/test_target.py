@@ -52,7 +52,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
-    """Taking away a file that is not there fails on it too."""
+    """On such a disk, removing a file that does not exist fails too."""
 
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
@@ -126,9 +126,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypat
 
 
 def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
-    """A limit on the size of files stands in for the disk: the write fails in the middle all the same, with
-    EFBIG.
-    """
+    """A limit on the size of files has the same effect as a full disk: a write fails, here with EFBIG."""
     code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
             "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
     words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
@@ -146,7 +144,7 @@ def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
     words = ["--model", "tiny", "--to", "gguf", "--quant", "q8_0", "--force", "--out", str(out)]
 
     def writing() -> subprocess.Popen:
-        """An export that has begun to write."""
+        """Starts an export and returns when it has begun to write."""
         command = [sys.executable, str(ROOT / "export.py"), *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
         while not part.exists() and process.poll() is None:

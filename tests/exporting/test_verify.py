@@ -1,6 +1,4 @@
-"""exporting/verify.py has power: each mistake that an exporter can make is put in, seen to be caught, and no
-file is left.
-"""
+"""exporting/verify.py finds each mistake of an exporter that is simulated here, and then no file is left."""
 
 import numpy as np
 import pytest
@@ -42,7 +40,7 @@ def exported(tmp_path, base, adapter, quant="q8_0") -> int:
 
 
 def changed(**changes):
-    """A write_gguf that is given other keys: {end of a key: its value, or None to leave it out}."""
+    """Returns a write_gguf that changes keys: {end of a key: new value, or None to remove the key}."""
 
     def write(path, metadata, tensors, read):
         for end, value in changes.items():
@@ -87,7 +85,7 @@ def with_wrong_scores(raw, rows):
 
 
 def flip(where):
-    """A write_gguf whose file has another bit in a tensor's data, or in the header."""
+    """Returns a write_gguf that flips a bit of the tensor `where`, or of the header for None."""
 
     def write(part, *args):
         digests = whole_gguf(part, *args)
@@ -156,7 +154,7 @@ def test_a_mistake_is_caught_and_leaves_no_file(tmp_path, base, adapter, capsys,
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> str:
-    """A model whose rows hold whole blocks of 256."""
+    """A model whose rows are multiples of 256 weights."""
     return make_model(
         tmp_path_factory.mktemp("wide"), hidden_size=256, intermediate_size=256, num_hidden_layers=8
     )

@@ -1,6 +1,4 @@
-"""llama.cpp's own quantiser, in the shared library of the xllamacpp wheel, and rows that are hard to
-quantise: what the tests of the types compare on.
-"""
+"""llama.cpp's own quantizer, from the shared library of the xllamacpp wheel, and rows that are hard to quantize."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""Writes gguf_goldens.json: what llama.cpp's converter makes of random checkpoints of every shape, as hashes.
+"""Writes gguf_goldens.json: hashes of what llama.cpp's converter writes for random checkpoints.
 
     python -m tests.ggml.make_goldens PATH
 

@@ -1,5 +1,4 @@
-"""The quantizers as they are explained: one block at a time, in float32 scalars, after llama.cpp's
-ggml-quants.c.
+"""The quantizers in the form that explains them: one block at a time, as in llama.cpp's ggml-quants.c.
 
 ggml/quantize.py and ggml/kquants.py do the same for many blocks at once and give the same bytes.
 """
@@ -16,9 +15,7 @@ f32 = np.float32
 
 
 def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
-    """One block of (block_size,) float32 weights to bytes by the form of the algorithm that explains it; for
-    tests and for reading.
-    """
+    """Returns the bytes of one block of (block_size,) float32 weights."""
     values = np.asarray(values, np.float32)
     assert values.shape == (TYPES[name].block_size,), (values.shape, name)
     with np.errstate(all="ignore"):
@@ -32,8 +29,9 @@ def reference_quantize_block(values: np.ndarray, name: str) -> bytes:
 
 
 def reference_q8_0(x: np.ndarray) -> bytes:
-    """One block of Q8_0 from 32 float32 weights: d makes the largest magnitude 127, and q = x / d, rounded,
-    halves away from 0.
+    """Returns one block of Q8_0 from 32 float32 weights.
+
+    d maps the largest magnitude to 127; q = x / d, rounded with halves away from 0.
     """
     d = max(abs(v) for v in x) / f32(127)
     inverse = f32(1) / d if d else f32(0)
@@ -44,11 +42,10 @@ def reference_q8_0(x: np.ndarray) -> bytes:
 
 
 def reference_q45_0(x: np.ndarray, name: str) -> bytes:
-    """One block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), where half is 8 or
-    16.
+    """Returns one block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), half 8 or 16.
 
-    d, which may be negative, makes the weight largest in magnitude -half: of the levels -half..half - 1 the
-    lowest is the farthest from 0.
+    d, which may be negative, maps the weight of the largest magnitude to -half: of the levels -half..half - 1,
+    -half has the largest magnitude.
     """
     half, largest = HALF[name], f32(0)
     for v in x:
@@ -61,8 +58,9 @@ def reference_q45_0(x: np.ndarray, name: str) -> bytes:
 
 
 def reference_q5_1(x: np.ndarray) -> bytes:
-    """One block of Q5_1 from 32 float32 weights: the lowest weight, m, is level 0, the highest 31, and q =
-    floor((x - m) / d + 0.5).
+    """Returns one block of Q5_1 from 32 float32 weights: q = floor((x - m) / d + 0.5).
+
+    The lowest weight is m and has level 0; the highest has level 31.
     """
     low, high = min(x), max(x)
     d = (high - low) / f32(31)
@@ -72,8 +70,9 @@ def reference_q5_1(x: np.ndarray) -> bytes:
 
 
 def reference_floor(v) -> int:
-    """floor(v); 0 where 1 / d was infinite: d is below 2**-128 there and 0 in float16, whatever the levels
-    say.
+    """Returns floor(v), or 0 if v is not finite.
+
+    1 / d is infinite for d below 2**-128, which is 0 in float16, so the levels do not matter then.
     """
     return math.floor(v) if math.isfinite(v) else 0
 
@@ -86,11 +85,11 @@ def reference_pack(q: list[int], name: str) -> bytes:
 
 
 def reference_q45_k(x: np.ndarray, name: str) -> bytes:
-    """One block of Q4_K or Q5_K from 256 float32 weights.
+    """Returns one block of Q4_K or Q5_K from 256 float32 weights.
 
-    Each group of 32 has a scale and a min, found by reference_scale_and_min; d and dmin make the largest of
-    each 63, and the levels are rounded again, to what the rounded scales can say: q = round((x + dmin * min)
-    / (d * scale)).
+    reference_scale_and_min finds a scale and a min for each group of 32. d and dmin map the largest scale and
+    the largest min to 63. The levels are then computed again with the rounded scales and mins:
+    q = round((x + dmin * min) / (d * scale)).
     """
     top = SEARCH[name][0]
     groups = x.reshape(8, 32)
@@ -118,12 +117,11 @@ def reference_q45_k(x: np.ndarray, name: str) -> bytes:
 
 
 def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
-    """The scale and min (>= 0) of a group, so that scale * l - min is close to x with levels l in 0..top; and
-    the levels, a list of int.
+    """Returns a group's scale, min (>= 0) and levels l in 0..top, so that scale * l - min is close to x.
 
-    Tries several ways to round to levels; for each the scale and the min of least squares follow from a 2 x 2
-    system, and the smallest error wins. An error counts by w = root mean square of x + |x|. From
-    make_qkx2_quants in llama.cpp's ggml-quants.c.
+    It tries several ways to round to levels. For each, a 2 x 2 system gives the scale and the min with the
+    least squared error, where each weight counts with w = root mean square of x + |x|. The smallest error
+    wins. Source: make_qkx2_quants in llama.cpp's ggml-quants.c.
     """
     mean = np.sqrt(reference_sum(v * v for v in x) / f32(32))
     w = [mean + abs(v) for v in x]
@@ -160,9 +158,7 @@ def reference_scale_and_min(x, top: int, first: float, steps: int) -> tuple:
 
 
 def reference_sum(values):
-    """The sum in float32, from the first to the last: Python's own sum() would start from an int, math.fsum
-    would be too exact.
-    """
+    """Returns the float32 sum from the first to the last value, as ggml adds; math.fsum is more exact."""
     total = f32(0)
     for v in values:
         total = total + v
@@ -179,10 +175,11 @@ def reference_error(x, w, levels, scale, low):
 
 
 def reference_pack_scales(scales: list[int], mins: list[int]) -> bytes:
-    """Eight scales and eight mins of 6 bits in 12 bytes.
+    """Returns eight scales and eight mins of 6 bits as 12 bytes.
 
-    Bytes 0-3 and 4-7 hold those of groups 0-3 in their low six bits, bytes 8-11 the low nibbles of groups
-    4-7, scale below min; the two high bits of groups 4-7 lie on top of bytes 0-7.
+    The low six bits of bytes 0-3 are the scales of groups 0-3, those of bytes 4-7 their mins. Bytes 8-11 hold
+    the low four bits of groups 4-7, the scale in the low half and the min in the high half. The two high bits
+    of groups 4-7 are the two high bits of bytes 0-7.
     """
     first = [scales[g] | (scales[g + 4] >> 4) << 6 for g in range(4)] + [
         mins[g] | (mins[g + 4] >> 4) << 6 for g in range(4)
@@ -191,10 +188,10 @@ def reference_pack_scales(scales: list[int], mins: list[int]) -> bytes:
 
 
 def reference_q6_k(x: np.ndarray) -> bytes:
-    """One block of Q6_K from 256 float32 weights.
+    """Returns one block of Q6_K from 256 float32 weights.
 
-    Each group of 16 has a scale, found by reference_scale; d makes the largest of them -128, and q = round(x
-    / (d * scale)) + 32, in 0..63.
+    reference_scale finds a scale for each group of 16. d maps the scale of the largest magnitude to -128, and
+    q = round(x / (d * scale)) + 32, in 0..63.
     """
     groups = x.reshape(16, 16)
     scales, levels = zip(*(reference_scale(group) for group in groups), strict=True)
@@ -226,12 +223,11 @@ def reference_q6_k(x: np.ndarray) -> bytes:
 
 
 def reference_scale(x) -> tuple:
-    """The scale of a group of 16, so that scale * (l - 32) is close to x with levels l in 0..63; and the
-    levels, a list of int.
+    """Returns a group's scale and levels l in 0..63, so that scale * (l - 32) is close to x.
 
-    Tries to make the weight largest in magnitude -32, and up to 0.9 steps more or less; for each the least
-    squares with weights x**2 give scale = sum(w x l) / sum(w l l) and the gain sum(w x l)**2 / sum(w l l),
-    the larger the better. From make_qx_quants in llama.cpp's ggml-quants.c.
+    It tries to map the weight of the largest magnitude to -32, and to up to 0.9 steps more or less. For each,
+    least squares with weights w = x**2 give scale = sum(w x l) / sum(w l l). The largest gain
+    sum(w x l)**2 / sum(w l l) wins. Source: make_qx_quants in llama.cpp's ggml-quants.c.
     """
     largest = f32(0)
     for v in x:

@@ -1,6 +1,4 @@
-"""ggml/container.py: the bytes of a small file by hand, the gguf package as reference, and headers that must
-be refused.
-"""
+"""ggml/container.py: the bytes of a small file by hand, the gguf package as reference, and damaged headers."""
 
 import hashlib
 import struct

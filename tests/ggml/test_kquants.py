@@ -26,8 +26,9 @@ HEAD = bytes.fromhex("003c 003c") + bytes(
 
 
 def block_by_hand(n_levels: int) -> np.ndarray:
-    """Group g counts up from level 0 if g is even and down to it if g is odd: weight = scale * level - min,
-    which the search cannot improve.
+    """Returns weights = scale * level - min that the search cannot improve.
+
+    The levels of a group count up from 0 if its index is even, and down to 0 if it is odd.
     """
     up = np.arange(32) % n_levels
     levels = np.array([up if g % 2 == 0 else up[::-1] for g in range(8)])

@@ -1,6 +1,4 @@
-"""ggml/quantize.py: every byte equals llama.cpp's, every weight that comes back the gguf package's, and every
-tensor's type llama.cpp's choice.
-"""
+"""ggml/quantize.py: bytes and choice of types equal llama.cpp's, dequantized weights the gguf package's."""
 
 import tracemalloc
 from collections import Counter
@@ -165,7 +163,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_row(name, value):
 
 
 def gemma3(n_layers: int, hidden: int, q_out: int, ff: int) -> dict[str, int]:
-    """{name of a tensor in the GGUF file: weights in its row}, the norms included."""
+    """Returns {tensor in the GGUF file: weights in a row}, with the norms."""
     layer = {
         "attn_q": hidden,
         "attn_k": hidden,
