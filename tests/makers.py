@@ -1,9 +1,8 @@
-"""What several tests need: a tiny model folder with a tokenizer of characters, rows, documents, and a run's
-config.
-"""
+"""A tiny model folder with a tokenizer of characters, token streams, documents, rows, and a run's config."""
 
 import json
 import random
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from model.weights import save_model
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
 
-
 needs_compiler = pytest.mark.skipif(
     missing_to_compile(torch.device("cpu")) is not None,
     reason="torch.compile needs a C++ compiler and Python's headers",
@@ -29,29 +27,27 @@ needs_compiler = pytest.mark.skipif(
 
 
 def tiny_config(**changes) -> Gemma3Config:
-    """Six layers, local and global ones, and a window of 16 tokens that the documents here outgrow."""
-    return Gemma3Config(
-        **{
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 6,
-            "vocab_size": len(VOCABULARY),
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "sliding_window": 16,
-            "max_position_embeddings": 512,
-            "layer_types": [SLIDING, SLIDING, FULL] * 2,
-        }
-        | changes
-    )
+    """Six layers, local and global, and a window of 16 tokens, which the documents here exceed."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 6,
+        "vocab_size": len(VOCABULARY),
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 16,
+        "max_position_embeddings": 512,
+        "layer_types": [SLIDING, SLIDING, FULL] * 2,
+    }
+    return Gemma3Config(**(sizes | changes))
 
 
 def tiny_model(
     seed: int = 0, adapted: bool = True, dtype: torch.dtype = torch.float32, **settings
 ) -> Gemma3ForCausalLM:
-    """A random model; with adapters whose lora_B is not zero, so that every adapter weight has a gradient."""
+    """A random model, with adapters whose lora_B is not zero, so that every adapter weight has a gradient."""
     model = Gemma3ForCausalLM(tiny_config())
     model.reset_parameters(seed, std=0.1)
     if adapted:
@@ -62,8 +58,20 @@ def tiny_model(
     return model.to(dtype)
 
 
+def bounds(lengths: list[int]) -> torch.Tensor:
+    """cu_seqlens (documents + 1,) of documents of these lengths."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def stream(lengths: list[int], ids: range, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """tokens (T,) drawn from `ids`, position_ids (T,) and cu_seqlens of documents of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(ids.start, ids.stop, (sum(lengths),), generator=generator)
+    return tokens, torch.cat([torch.arange(n) for n in lengths]), bounds(lengths)
+
+
 def documents(count: int, seed: int = 0, shortest: int = 3, longest: int = 40) -> list[Document]:
-    """Random documents of unequal lengths, of which an unequal share is supervised."""
+    """Random documents of unequal lengths, of which unequal parts are supervised."""
     rng, out = random.Random(seed), []
     for n in range(count):
         ids = [rng.randrange(len(SPECIAL), len(VOCABULARY)) for _ in range(rng.randint(shortest, longest))]
@@ -74,33 +82,28 @@ def documents(count: int, seed: int = 0, shortest: int = 3, longest: int = 40) -
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer.json with Gemma's control tokens, one token a character, and bytes for the rest."""
-    model = models.BPE(
-        vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[], unk_token="<unk>", byte_fallback=True
-    )
-    tokenizer = Tokenizer(model)
+    """Writes a tokenizer.json of Gemma's control tokens, a token per character, and bytes for the rest."""
+    vocab = {t: i for i, t in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
-    """A model folder in float32."""
+    """Writes a model folder in float32."""
     save_model(tiny_model(seed, adapted=False), folder, torch.float32)
     write_tokenizer(folder)
     return folder
 
 
 def rows(count: int, seed: int = 0) -> list[dict]:
-    """Prompts with one number each and responses of unequal lengths."""
-    rng = random.Random(seed)
-    return [
-        {
-            "prompt": f"Count to {n} from {rng.randrange(100)}.",
-            "response": " ".join(map(str, range(rng.randint(1, 12)))),
-        }
-        for n in range(count)
-    ]
+    """Prompts with two numbers each and responses of unequal lengths."""
+    rng, out = random.Random(seed), []
+    for n in range(count):
+        prompt = f"Count to {n} from {rng.randrange(100)}."
+        out.append({"prompt": prompt, "response": " ".join(map(str, range(rng.randint(1, 12))))})
+    return out
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:
@@ -135,8 +138,9 @@ max_new_tokens = 2
 
 
 def write_run(folder: Path, train: int = 13, val: int = 3) -> Path:
-    """base/, train.jsonl, val.jsonl and tiny.toml in `folder`; train.py runs there.  13 rows: 4 steps an
-    epoch, the last one of a single row.
+    """Writes base/, train.jsonl, val.jsonl and tiny.toml, with which train.py runs in `folder`.
+
+    13 rows are 4 steps an epoch, the last one of a single row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "base")

@@ -4,7 +4,6 @@ T tokens, H query heads, K key/value heads, D head_dim, W window.
 """
 
 import math
-from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +26,7 @@ from model.attention import (
 )
 from model.config import FULL, SLIDING
 from model.rope import rope_angles
+from tests.makers import bounds
 
 W = 8
 ONE_DOCUMENT = [[1], [W - 1], [W], [W + 1], [2 * W], [2 * W + 1], [40]]
@@ -44,10 +44,6 @@ class Largest(TorchDispatchMode):
             tensors = [x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
             self.elements = max([self.elements, *(x.numel() for x in tensors)])
         return out
-
-
-def bounds(lengths: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def random_qkv(total: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 8):
