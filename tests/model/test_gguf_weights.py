@@ -1,4 +1,4 @@
-"""model/gguf_weights.py and gguf_names.py: a file is the model that it was made from."""
+"""model/gguf_weights.py and gguf_names.py: a GGUF file loads as the model that it was made from."""
 
 import pytest
 import torch
@@ -41,18 +41,18 @@ def test_a_float32_file_loads_as_the_model_it_was_made_from(base, file):
     expected, found = load_model(base, torch.float32), load_gguf(file)
     compare_config(found.config, expected.config)
     for (name, p), q in zip(expected.named_parameters(), found.parameters(), strict=True):
-        # A norm has 1 added in the file, which rounds.
+        # The file stores 1 + weight for a norm, and the sum is rounded.
         torch.testing.assert_close(q, p, rtol=0, atol=1e-7 if name.endswith("norm.weight") else 0.0)
 
 
-def test_rows_are_those_of_the_whole_tensor(file):
+def test_rows_of_a_tensor_equal_those_of_the_whole_tensor(file):
     whole, opened = load_gguf(file), GGUFFile(file)
     name = "model.layers.2.mlp.up_proj.weight"
     torch.testing.assert_close(read_rows(opened, name, 3, 9), whole.get_parameter(name)[3:9], rtol=0, atol=0)
     assert read_tensor(opened, "model.norm.weight").shape == whole.model.norm.weight.shape
 
 
-def test_keys_that_are_not_there_have_llama_cpps_defaults(file):
+def test_missing_keys_have_llama_cpps_defaults(file):
     opened = GGUFFile(file)
     for key in ("gemma3.rope.freq_base_swa", "gemma3.rope.scaling.factor", "gemma3.attention.sliding_window"):
         opened.metadata.pop(key, None)

@@ -1,6 +1,4 @@
-"""model/hub.py against a hub of our own on 127.0.0.1: downloads, the offline cache, revisions, and one line
-with the remedy for each refusal.
-"""
+"""model/hub.py against a fake hub on 127.0.0.1: downloads, the offline cache, revisions, and refusals."""
 
 import json
 import os
@@ -14,18 +12,19 @@ from pathlib import Path
 import pytest
 
 from model.hub import TINY, resolve
+from tests.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 REPOSITORY = {
     "config.json": b'{"model_type": "gemma3_text"}',
     "model.safetensors": b"weights",
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"turns",
-    "pytorch_model.bin": b"a pickle, which is left where it is",
+    "pytorch_model.bin": b"a pickle, which is not downloaded",
     "README.md": b"read me",
 }
 WANTED = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+OUT_OF_REACH = "http://127.0.0.1:9"
 CALL = """
 import sys
 from model.hub import resolve
@@ -38,7 +37,7 @@ except ValueError as e:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What snapshot_download asks: model info at a revision, the file tree, and each file (HEAD, then GET)."""
+    """Answers snapshot_download: model info at a revision, the file tree, and each file (HEAD, then GET)."""
 
     def do_GET(self):
         self.server.asked.append((self.command, self.path))
@@ -55,21 +54,15 @@ class Hub(BaseHTTPRequestHandler):
     def api(self, name, kind, revision):
         commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
         if name not in ("me/open", "me/gated", "me/scoped", "me/pickled"):
-            self.answer(401)  # what the real hub says to a stranger who asks for a model that is not there
+            self.answer(401)  # The real hub answers so, without a login, for a model that does not exist.
         elif commit is None:
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         elif kind == "revision":
-            self.answer(
-                200,
-                body=json.dumps(
-                    {"id": name, "modelId": name, "sha": commit, "siblings": [], "tags": []}
-                ).encode(),
-            )
+            info = {"id": name, "modelId": name, "sha": commit, "siblings": [], "tags": []}
+            self.answer(200, body=json.dumps(info).encode())
         else:
-            files = [
-                {"type": "file", "path": p, "size": len(b), "oid": "0" * 40}
-                for p, b in self.files(name).items()
-            ]
+            sizes = {p: len(b) for p, b in self.files(name).items()}
+            files = [{"type": "file", "path": p, "size": n, "oid": "0" * 40} for p, n in sizes.items()]
             self.answer(200, body=json.dumps(files).encode())
 
     def files(self, name):
@@ -79,21 +72,16 @@ class Hub(BaseHTTPRequestHandler):
         if name == "me/gated":
             self.answer(403 if self.headers.get("Authorization") else 401, {"X-Error-Code": "GatedRepo"})
         elif name == "me/scoped":
-            self.answer(
-                403,
-                {
-                    "X-Error-Message": "Please enable access to public gated repositories in your fine-grained token settings"
-                },
-            )
+            enable = "Please enable access to public gated repositories in your fine-grained token settings"
+            self.answer(403, {"X-Error-Message": enable})
         else:
             body = self.files(name)[path] + (commit[:1].encode() if path == "model.safetensors" else b"")
             self.answer(200, {"ETag": f'"{path}-{commit[:4]}"', "X-Repo-Commit": commit}, body)
 
     def answer(self, status, headers=None, body=b"{}"):
         self.send_response(status)
-        for key, value in (
-            {"Content-Length": str(len(body)), "Content-Type": "application/json"} | (headers or {})
-        ).items():
+        plain = {"Content-Length": str(len(body)), "Content-Type": "application/json"}
+        for key, value in (plain | (headers or {})).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -115,39 +103,34 @@ def hub():
 
 @pytest.fixture
 def ask(hub, tmp_path):
-    """Calls resolve in a process of its own, since huggingface_hub reads its settings once; the cache is
-    tmp_path/home, the folder tmp_path.
+    """Calls resolve in a process of its own, because huggingface_hub reads its settings only once.
+
+    The process runs in tmp_path and has its cache in tmp_path/home.
     """
+    theirs = ("HF_", "HUGGING", "TRANSFORMERS")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(theirs) and "proxy" not in k.lower()}
+    clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    clean["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
     def call(*args, **env):
-        clean = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS")) and "proxy" not in k.lower()
-        }
-        clean |= {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        return subprocess.run(
-            [sys.executable, "-c", CALL, *args],
-            cwd=tmp_path,
-            env=clean | env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command, pipes = [sys.executable, "-c", CALL, *args], {"capture_output": True, "text": True}
+        return subprocess.run(command, cwd=tmp_path, env=clean | env, timeout=60, **pipes)
 
     return call
 
 
-def refusal(done) -> str:
-    """The message, which is one line and the only thing on stdout."""
+@pytest.fixture
+def downloaded(ask, hub) -> str:
+    """The folder of me/open in the cache; the hub's list of requests is empty again."""
+    folder = ask("me/open").stdout
+    hub.asked.clear()
+    return folder
+
+
+def refusal(done, *parts: str) -> None:
+    """Checks that stdout is one line with these parts."""
     assert done.returncode == 2, done.stderr
-    assert done.stdout.count("\n") == 1, done.stdout
-    return done.stdout
+    assert done.stdout.count("\n") == 1 and all(part in done.stdout for part in parts), done.stdout
 
 
 # names that need no hub
@@ -172,10 +155,7 @@ def test_an_existing_folder_is_itself(tmp_path, monkeypatch):
 )
 def test_what_is_neither_folder_nor_hub_id_says_so(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError,
-        match="neither a folder .* nor a hub id such as google/gemma-3-270m-it; check the spelling",
-    ) as caught:
+    with pytest.raises(ValueError, match="neither a folder .* nor a hub id .*check the spelling") as caught:
         resolve(name)
     assert repr(name) in str(caught.value)
 
@@ -187,13 +167,10 @@ def test_a_file_is_not_a_model_folder(tmp_path):
 
 
 def test_neither_torch_nor_huggingface_hub_is_imported_for_a_folder():
-    code = "import sys; from model.hub import resolve; resolve('tiny'); print(sorted({'torch', 'huggingface_hub'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
-    )
+    code = "import sys; from model.hub import resolve; resolve('tiny'); print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "huggingface_hub"} & set(done.stdout.split())
 
 
 # downloads
@@ -204,25 +181,20 @@ def test_a_hub_id_downloads_config_tokenizer_and_weights_and_nothing_else(ask, h
     done = ask("me/open")
     folder = Path(done.stdout.strip())
     assert {p.name for p in folder.iterdir()} == WANTED
-    assert (folder / "config.json").read_bytes() == REPOSITORY["config.json"] and (
-        folder / "model.safetensors"
-    ).read_bytes() == b"weightsa"
+    assert (folder / "config.json").read_bytes() == REPOSITORY["config.json"]
+    assert (folder / "model.safetensors").read_bytes() == b"weightsa"
     assert not any("pytorch_model.bin" in path or "README" in path for _, path in hub.asked)
     assert "4/4" in done.stderr, "huggingface_hub's progress is shown"
 
 
-def test_a_cached_model_is_found_offline_and_with_the_hub_out_of_reach(ask, hub):
-    first = ask("me/open").stdout
-    hub.asked.clear()
-    assert ask("me/open", HF_HUB_OFFLINE="1").stdout == first
-    assert ask("me/open", HF_ENDPOINT="http://127.0.0.1:9").stdout == first
+def test_a_cached_model_is_found_offline_and_with_the_hub_out_of_reach(ask, hub, downloaded):
+    assert ask("me/open", HF_HUB_OFFLINE="1").stdout == downloaded
+    assert ask("me/open", HF_ENDPOINT=OUT_OF_REACH).stdout == downloaded
     assert hub.asked == []
 
 
-def test_a_model_downloaded_before_is_not_downloaded_again(ask, hub):
-    first = ask("me/open").stdout
-    hub.asked.clear()
-    assert ask("me/open").stdout == first
+def test_a_model_downloaded_before_is_not_downloaded_again(ask, hub, downloaded):
+    assert ask("me/open").stdout == downloaded
     assert not any("/resolve/" in path for _, path in hub.asked)
 
 
@@ -233,8 +205,15 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(ask, revision):
 
 
 def test_a_missing_revision_is_named(ask, hub):
-    message = refusal(ask("me/open", "v3"))
-    assert "me/open has no revision 'v3'" in message and f"{hub.url}/me/open/tree/main" in message
+    refusal(ask("me/open", "v3"), "me/open has no revision 'v3'", f"{hub.url}/me/open/tree/main")
+
+
+def test_weights_are_downloaded_only_when_they_are_asked_for(ask):
+    def files(*args) -> set[str]:
+        return {p.name for p in Path(ask("me/open", *args).stdout.strip()).iterdir()}
+
+    assert files("main", "") == WANTED - {"model.safetensors"}
+    assert files() == WANTED
 
 
 # refusals
@@ -246,56 +225,31 @@ def test_a_missing_revision_is_named(ask, hub):
     ids=["401 without a token", "403 without the licence", "403 by the token's scope"],
 )
 def test_a_gated_model_tells_to_accept_the_licence_and_log_in(ask, hub, name, token):
-    message = refusal(ask(name, **({"HF_TOKEN": token} if token else {})))
-    assert (
-        f"{name} is gated: accept the licence at {hub.url}/{name}" in message
-        and "`hf auth login` or set HF_TOKEN" in message
-    )
+    done, licence = ask(name, **({"HF_TOKEN": token} if token else {})), f"{hub.url}/{name}"
+    refusal(done, f"{name} is gated: accept the licence at {licence}", "`hf auth login` or set HF_TOKEN")
 
 
 @pytest.mark.parametrize("name", ["me/nothing", "runs/typo"])
 def test_a_model_that_is_not_there_tells_to_check_the_id(ask, hub, name):
-    message = refusal(ask(name))
-    assert (
-        f"{name} is neither a folder here nor a model {hub.url} shows you; check the id" in message
-        and "HF_TOKEN" in message
-    )
+    refusal(ask(name), f"{name} is neither a folder here", hub.url, "check the id", "HF_TOKEN")
 
 
 def test_offline_without_a_cache_tells_how_to_go_online(ask, tmp_path):
-    message = refusal(ask("me/open", HF_HUB_OFFLINE="1"))
-    assert (
-        "me/open is not in the cache" in message
-        and "set HF_HUB_OFFLINE=0" in message
-        and str(tmp_path / "home") in message
-    )
+    done = ask("me/open", HF_HUB_OFFLINE="1")
+    refusal(done, "me/open is not in the cache", "set HF_HUB_OFFLINE=0", str(tmp_path / "home"))
 
 
 def test_a_hub_out_of_reach_is_named_with_the_reason(ask):
-    message = refusal(ask("me/open", HF_ENDPOINT="http://127.0.0.1:9"))
-    assert (
-        "http://127.0.0.1:9 did not serve it" in message
-        and "refused" in message
-        and "check the connection" in message
-    )
+    done = ask("me/open", HF_ENDPOINT=OUT_OF_REACH)
+    refusal(done, f"{OUT_OF_REACH} did not serve it", "refused", "check the connection")
 
 
 def test_a_name_the_hub_would_not_accept_is_called_neither_folder_nor_id(ask):
-    assert "'org/na--me' is neither a folder here nor a hub id" in refusal(ask("org/na--me"))
-
-
-def test_what_needs_no_weights_downloads_none(ask):
-    done = ask("me/open", "main", "")
-    assert {p.name for p in Path(done.stdout.strip()).iterdir()} == WANTED - {"model.safetensors"}, (
-        done.stderr
-    )
-    assert {
-        p.name for p in Path(ask("me/open").stdout.strip()).iterdir()
-    } == WANTED  # and the run fetches them afterwards
+    refusal(ask("org/na--me"), "'org/na--me' is neither a folder here nor a hub id")
 
 
 def test_a_hub_model_of_pickles_only_is_refused(ask):
-    assert "me/pickled: no config.json with *.safetensors" in refusal(ask("me/pickled"))
+    refusal(ask("me/pickled"), "me/pickled: no config.json with *.safetensors")
 
 
 def test_a_full_disk_is_not_mistaken_for_the_hubs_fault(tmp_path, monkeypatch):
