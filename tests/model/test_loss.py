@@ -1,4 +1,4 @@
-"""model/loss.py: two entries by hand, chunked against reference and transformers, gradients, memory."""
+"""model/loss.py: two entries by hand, parity with the reference and transformers, gradients, memory."""
 
 import math
 
@@ -13,7 +13,7 @@ S, D, V = 11, 6, 37  # supervised positions, hidden size, vocabulary
 
 
 def example(dtype=torch.float64, weight_trains: bool = True):
-    """hidden (S, D), weight (V, D), targets (S,); logits of about 3, so that a softcap of 2 is felt."""
+    """hidden (S, D), weight (V, D), targets (S,); the logits are about 3, so that a softcap of 2 matters."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(S, D, generator=generator), torch.randn(V, D, generator=generator)
     targets = torch.randint(0, V, (S,), generator=generator)
@@ -27,13 +27,13 @@ def value_and_gradients(log_probs, *inputs, upstream=None):
 
 
 def unequal_weights(dtype=torch.float64) -> torch.Tensor:
-    """(S,) what dpo and grpo have: a gradient of its own for each token, some negative, one zero."""
+    """(S,) gradients of single tokens as dpo and grpo have them: all differ, some are negative, one is 0."""
     return torch.linspace(-2, 3, S, dtype=dtype)
 
 
 def test_two_vocabulary_entries_by_hand():
-    # Logits (0, ln 3), so p = (1/4, 3/4). The second is the target: log p = ln(3/4), d log p / d logits =
-    # (-1/4, 1 - 3/4).
+    # The logits (0, ln 3) give p = (1/4, 3/4). The second entry is the target: log p = ln(3/4), and
+    # d log p / d logits = (-1/4, 1 - 3/4).
     hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], requires_grad=True)
     log_probs, correct = token_log_probs(hidden, weight, torch.tensor([1]))
@@ -74,27 +74,20 @@ def test_values_and_gradients_equal_the_reference_whatever_the_chunk(chunk, soft
     chunked, _ = token_log_probs(hidden, weight, targets, softcap, chunk)
     reference = reference_token_log_probs(hidden, weight, targets, softcap)
     pairs = (value_and_gradients(x, hidden, weight, upstream=upstream) for x in (chunked, reference))
-    for got, wanted in zip(*pairs, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(*pairs, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_gets_the_references_gradient_whether_or_not_it_is_the_embedding(tied, softcap):
-    """A tied head has two paths to its gradient: as W, and as the rows that the hidden states come from."""
+    """A tied head gets its gradient on two paths: as the head, and as the embedding of the hidden states."""
     _, weight, targets = example()
-    ids, own = (
-        targets.flip(0),
-        torch.randn(V, D, generator=torch.Generator().manual_seed(1)).double().requires_grad_(),
-    )
-    embedding = weight if tied else own
-    upstream = unequal_weights()
-    grads = []
+    own = torch.randn(V, D, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+    embedding, grads = weight if tied else own, []
     for function in (lambda *a: token_log_probs(*a, chunk=4)[0], reference_token_log_probs):
-        log_probs = function(torch.tanh(embedding[ids]), weight, targets, softcap)
-        grads.append(torch.autograd.grad(log_probs, (weight, embedding), upstream))
-    for got, wanted in zip(*grads, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
+        log_probs = function(torch.tanh(embedding[targets.flip(0)]), weight, targets, softcap)
+        grads.append(torch.autograd.grad(log_probs, (weight, embedding), unequal_weights()))
+    torch.testing.assert_close(*grads, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -112,22 +105,18 @@ def test_a_target_is_correct_where_it_has_the_largest_logit(chunk, softcap):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_compiled_form_equals_the_plain_one(softcap, dtype):
     hidden, weight, targets = example(dtype, weight_trains=False)
-    runs = [
-        value_and_gradients(
-            token_log_probs(hidden, weight, targets, softcap, 10, compiled=compiled)[0], hidden
-        )
-        for compiled in (False, True)
-    ]
-    atol = 0.01 if dtype == torch.bfloat16 else 1e-5  # the last digit of gradients about 1 in bfloat16
-    torch.testing.assert_close(*runs, atol=atol, rtol=1e-5)
+    runs = []
+    for compiled in (False, True):
+        log_probs, _ = token_log_probs(hidden, weight, targets, softcap, 10, compiled=compiled)
+        runs.append(value_and_gradients(log_probs, hidden))
+    # In bfloat16 the last digit of a gradient of about 1 is 0.008.
+    torch.testing.assert_close(*runs, atol=0.01 if dtype == torch.bfloat16 else 1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_gradients_are_those_of_finite_differences(softcap):
-    hidden, weight, targets = example()
-    assert torch.autograd.gradcheck(
-        lambda h, w: token_log_probs(h, w, targets, softcap, chunk=4)[0], (hidden, weight)
-    )
+    *inputs, targets = example()
+    assert torch.autograd.gradcheck(lambda h, w: token_log_probs(h, w, targets, softcap, chunk=4)[0], inputs)
 
 
 def test_each_position_has_the_value_that_it_has_alone():
@@ -205,8 +194,8 @@ def test_the_default_chunk_is_16_mib_of_logits_on_a_cpu_and_at_least_128_entries
 
 
 def test_logits_that_grow_from_chunk_to_chunk_do_not_overflow():
-    # exp(500) overflows float32. The last entry's logit, 3,500, has all the probability; the target's is
-    # 3,000.
+    # exp(500) overflows float32. The last entry, with a logit of 3,500, has all the probability; the target
+    # has 3,000.
     hidden, weight = torch.ones(1, 1, requires_grad=True), torch.arange(0.0, 4000.0, 500.0)[:, None]
     log_probs, _ = token_log_probs(hidden, weight, torch.tensor([6]), chunk=1)
     log_probs.backward()

@@ -1,6 +1,4 @@
-"""model/norm.py: a root mean square of five by hand, the fast norm against the slow one and transformers',
-and what a norm must not depend on.
-"""
+"""model/norm.py: an example by hand, parity with the reference and transformers, and invariants."""
 
 import pytest
 import torch
@@ -15,26 +13,24 @@ def norm_with(weight: list[float], eps: float = 0.0) -> Gemma3RMSNorm:
     return norm
 
 
-def test_the_norm_written_here_by_hand():
-    # mean([1, 49]) = 25, so x / 5 = [0.2, 1.4]; 1 + weight = [1, 3]
+def test_the_norm_by_hand():
+    # mean([1, 49]) = 25, so x is divided by 5, which gives [0.2, 1.4]. 1 + weight = [1, 3].
     torch.testing.assert_close(norm_with([0.0, 2.0])(torch.tensor([[1.0, 7.0]])), torch.tensor([[0.2, 4.2]]))
 
 
 def test_eps_is_added_under_the_root():
-    # 25 + 75 = 100, so x / 10
-    torch.testing.assert_close(
-        norm_with([0.0, 0.0], eps=75.0)(torch.tensor([1.0, 7.0])), torch.tensor([0.1, 0.7])
-    )
+    y = norm_with([0.0, 0.0], eps=75.0)(torch.tensor([1.0, 7.0]))
+    torch.testing.assert_close(y, torch.tensor([0.1, 0.7]))  # sqrt(25 + 75) = 10
 
 
 def test_the_product_with_the_weight_is_rounded_last():
-    # 1.4 * 13 = 18.2, in bfloat16 18.25; but 1.4 is 1.3984375 in bfloat16, and 13 times that is 18.18, which
-    # rounds to 18.125
+    # 1.4 * 13 = 18.2 is 18.25 in bfloat16. If 1.4 were rounded first, to 1.3984375, the product 18.18 would
+    # be 18.125.
     x, norm = torch.tensor([[1.0, 7.0]], dtype=torch.bfloat16), norm_with([0.0, 12.0]).bfloat16()
     assert norm(x)[0, 1].item() == reference_rms_norm(x, norm.weight, 0.0)[0, 1].item() == 18.25
 
 
-# the fast one
+# the fast norm
 
 
 def random_input(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,19 +48,11 @@ def fast(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_fast_norm_equals_the_reference_with_gradients(dtype):
     x, weight = random_input(dtype)
-    y, expected = fast(x, weight, 0.5), reference_rms_norm(x, weight, 0.5)
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    pairs = [
-        (y, expected),
-        *zip(
-            torch.autograd.grad(y, (x, weight), upstream),
-            torch.autograd.grad(expected, (x, weight), upstream),
-            strict=True,
-        ),
-    ]
+    outputs = fast(x, weight, 0.5), reference_rms_norm(x, weight, 0.5)
+    results = [(y, *torch.autograd.grad(y, (x, weight), upstream)) for y in outputs]
     one_bit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
-    for got, wanted in pairs:
-        torch.testing.assert_close(got, wanted, atol=one_bit / 10, rtol=one_bit)
+    torch.testing.assert_close(*results, atol=one_bit / 10, rtol=one_bit)
 
 
 def test_its_gradients_are_those_of_finite_differences():
@@ -78,11 +66,10 @@ def test_a_frozen_weight_gets_no_gradient_and_the_input_the_same_one():
     assert torch.equal(frozen, trained)
 
 
-def test_it_keeps_its_input_and_one_number_a_row():
-    x, weight = random_input(torch.float32)
+def test_it_keeps_its_inputs_and_one_value_a_row():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        fast(x, weight, 0.5)
+        fast(*random_input(torch.float32), 0.5)
     assert sorted(kept) == sorted([7 * 3, 24, 7 * 3 * 24])
 
 
@@ -96,12 +83,10 @@ def test_output_and_gradients_equal_transformers(dtype):
     x, weight = random_input(dtype)
     theirs = Reference(24, 1e-6)
     theirs.weight = torch.nn.Parameter(weight.detach())
-    y, expected = fast(x, weight, 1e-6), theirs(x)
-    gradients = torch.autograd.grad(y.float().square().sum(), (x, weight))
-    wanted = torch.autograd.grad(expected.float().square().sum(), (x, theirs.weight))
+    pairs = (fast(x, weight, 1e-6), weight), (theirs(x), theirs.weight)
+    results = [(y, *torch.autograd.grad(y.float().square().sum(), (x, w))) for y, w in pairs]
     tolerance = max(1e-5, torch.finfo(dtype).eps)
-    for got, reference in zip((y, *gradients), (expected, *wanted), strict=True):
-        torch.testing.assert_close(got, reference, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
 
 
 # invariants
@@ -119,5 +104,5 @@ def test_the_length_of_the_input_does_not_matter():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_large_activations_do_not_overflow(dtype):
-    x = torch.full((4,), 6e4, dtype=dtype)  # the square is past float16's 65504
+    x = torch.full((4,), 6e4, dtype=dtype)  # The square exceeds float16's largest value, 65504.
     assert torch.equal(Gemma3RMSNorm(4)(x), torch.ones(4, dtype=dtype))
