@@ -119,7 +119,7 @@ class Difference:
     bound: tuple[float, float]  # of max_delta and mean_kl
 
     def __str__(self) -> str:
-        return f"{self.name:25} {self._figures(2)}, same likeliest token {self.agreement:.1%}"
+        return f"{self.name:25} {self._figures(2)}, same greedy token {self.agreement:.1%}"
 
     def _figures(self, digits: int) -> str:
         delta, kl = f"{self.max_delta:.{digits}g}", f"{self.mean_kl:.{digits}g}"

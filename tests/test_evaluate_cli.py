@@ -103,7 +103,7 @@ def test_the_measures_are_those_of_the_answers(base, data, capsys, monkeypatch):
     assert found["exact_match"] == 0.5 and found["entity_recall"] == 5 / 6 and 0 < found["leak_rate"] < 1
 
 
-def test_the_answers_are_the_models_likeliest_ones(base, tmp_path, capsys):
+def test_the_responses_are_the_models_greedy_ones(base, tmp_path, capsys):
     """A row whose gold is what the model says is an exact match; the same row with other gold is none."""
     model, tokenizer = load_model(base, torch.float32), Tokenizer(base)
     questions = ["Say something.", "Say more.", "And then?"]

@@ -101,7 +101,7 @@ def test_the_seed_is_of_no_matter_at_temperature_0(base, capsys):
     assert answered(capsys, base, "--seed", "1") == answered(capsys, base, "--seed", "2")
 
 
-def test_top_k_1_is_the_likeliest_at_any_temperature(base, capsys):
+def test_top_k_1_is_greedy_at_any_temperature(base, capsys):
     assert answered(capsys, base, "--temperature", "2", "--top-k", "1") == answered(capsys, base)
 
 

@@ -101,7 +101,7 @@ def test_loss_and_gradients_of_all_weights_equal_transformers(pair):
 
 @torch.no_grad()
 def test_64_greedy_tokens_equal_transformers(pair):
-    """If each of our tokens is transformers' likeliest after those before it, then transformers' own greedy
+    """If each of our tokens is transformers' greedy choice after those before it, then transformers' own greedy
     text is ours: one pass tells.
     """
     ours, reference = pair
