@@ -1,13 +1,12 @@
-"""Make the redaction samples: texts with entities in six languages, and the same texts with labels in their
-place.
+"""Makes the redaction samples: texts with entities in six languages, and the same texts with labels.
 
     python assets/samples/make_pairs.py --out assets/samples --train 4000 --val 300 --unseen 300 --seed 3407
 
-reads clauses/<language>.txt (sections `== train`, `== unseen`, ...; {CLASS} and {distractor} slots), composes
-1 to 5 clauses, fills them with values.py, adds the mess of real texts, and writes train.jsonl, val.jsonl and
-val_unseen.jsonl. val has the clauses of train with new values; val_unseen has clauses and values that train
-lacks. No name, city or street of train is in either. A label's number is that of its value within the sample
-and the class.
+Reads clauses/<language>.txt (sections `== train`, `== unseen`, ...; {CLASS} and {distractor} slots), combines
+1 to 5 clauses, fills their slots with values.py, adds irregularities of real texts, and writes train.jsonl,
+val.jsonl and val_unseen.jsonl. val has the clauses of train with new values; val_unseen has new clauses and
+new values. No name, city or street of train is in either. The number in a label is that of its value among
+the values of the class in the sample.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # run as a script, Python looks in assets/samples only
+if str(ROOT) not in sys.path:  # A script's own folder is the only one on the path.
     sys.path.insert(0, str(ROOT))
 
 from assets.samples.values import LANGUAGES, SPLIT_CLASSES, Values, load_fakers
@@ -28,13 +27,11 @@ from tasks.redaction import CLASSES, Span, prompt_for, spans
 CLAUSES = Path(__file__).resolve().parent / "clauses"
 DISTRACTORS = ("date", "time", "number", "price", "year", "percent", "code")
 SECTIONS = ("train", "unseen", "neutral", "neutral_unseen", "fields", "fields_unseen")
-SETS = {
-    "train": ("train", ""),
-    "val": ("held", ""),
-    "val_unseen": ("held", "_unseen"),
-}  # side of values, kind of sections
+# The side of the values and the kind of the sections of each set.
+SETS = {"train": ("train", ""), "val": ("held", ""), "val_unseen": ("held", "_unseen")}
 SLOT = re.compile(r"\{(\w+)\}")
-MAIL = {  # header words, greetings and closings; not for val_unseen, which has no frame of train's
+# Header words, greetings and closings. val_unseen does not use them: it shares no wording with train.
+MAIL = {
     "en": (
         "From To Subject Date",
         ("Hi", "Dear", "Hello", "Hey"),
@@ -70,14 +67,14 @@ QUOTES = {"en": '""', "de": "„“", "nl": '""', "fr": "«»", "es": "«»", "i
 
 
 class Part(NamedTuple):
-    """A piece of a text; `label` is its class, or None where it is no entity."""
+    """A piece of a text; `label` is its class, or None if it is no entity."""
 
     text: str
     label: str | None = None
 
 
 class Pair(NamedTuple):
-    """A sample before it is a row: source text, redacted text, and the entities as spans of the source."""
+    """A sample: source text, redacted text, and the entities as spans of the source."""
 
     language: str
     source: str
@@ -86,7 +83,7 @@ class Pair(NamedTuple):
 
 
 def read_clauses(folder: Path = CLAUSES) -> dict[str, dict[str, list[str]]]:
-    """{language: {section: lines}} of the clause files; raises ValueError with every bad line of them."""
+    """Returns {language: {section: lines}}; raises ValueError with every bad line of the clause files."""
     problems, languages = [], {}
     for language in LANGUAGES:
         path, section = Path(folder) / f"{language}.txt", None
@@ -124,7 +121,7 @@ def _line_problems(section: str, line: str) -> list[str]:
 
 
 class Composer:
-    """Writes the texts of one set: `pair()` gives the next sample."""
+    """Composes the texts of one set; `pair` returns the next sample."""
 
     def __init__(self, name: str, seed: int, clauses: dict, style: str):
         self.rng = random.Random(f"{seed} {name}")
@@ -135,9 +132,7 @@ class Composer:
         self.decks: dict[tuple[str, str], list[str]] = {}
 
     def pair(self, language: str) -> Pair:
-        """A sample in `language` whose labels align with its own entities; rare texts that do not are drawn
-        again.
-        """
+        """Returns a sample whose labels align with its entities; draws again where they do not."""
         while True:
             self.values[language].names.clear()
             parts = _strip(self._text(language))
@@ -146,7 +141,7 @@ class Composer:
                 return pair
 
     def _draw(self, language: str, section: str) -> str:
-        """The next line of a shuffled section, so that all lines come equally often."""
+        """Returns the next line of a shuffled section, so that all lines are equally frequent."""
         if section == "train" and self.kind:
             section = "unseen"
         elif self.kind:
@@ -161,7 +156,7 @@ class Composer:
         rng, plain = self.rng, self.rng.random() < 0.08
         count = rng.choices((1, 2, 3, 4, 5), (15, 28, 26, 17, 14))[0]
         if rng.random() < (0.06 if self.side == "held" else 0.03):
-            count = rng.randint(6, 15)  # the long tail, to about 200 words
+            count = rng.randint(6, 15)  # Up to about 200 words.
         neutral = [plain or (i > 0 and rng.random() < 0.17) for i in range(count)]
         rng.shuffle(neutral)
         lines = [self._draw(language, "neutral" if n else "train") for n in neutral]
@@ -172,17 +167,16 @@ class Composer:
         parts = self._layout(self._fill(language, lines, person), language)
         if not plain and rng.random() < 0.14:
             form, between = self._form(language), rng.choice(("\n", "\n\n", "<br>"))
-            parts = (
-                form
-                if rng.random() < 0.3
-                else _join([parts, form] if rng.random() < 0.5 else [form, parts], between)
-            )
+            if rng.random() < 0.3:
+                parts = form
+            else:
+                parts = _join([parts, form] if rng.random() < 0.5 else [form, parts], between)
         if not plain and not self.kind and rng.random() < 0.12:
             parts = self._mail(language, parts)
         return self._mess(parts)
 
     def _named(self, language: str, line: str) -> str:
-        """`line` if it has a slot for a given name, else another that has."""
+        """Returns `line` if it has a slot for a given name, else another line that has one."""
         for _ in range(30):
             if "{GIVENNAME}" in line:
                 break
@@ -190,17 +184,13 @@ class Composer:
         return line
 
     def _fill(self, language: str, lines: list[str], person: bool) -> list[list[Part]]:
-        """Fill the slots; with `person`, the last line has the given name (and family name) of the first."""
+        """Fills the slots; with `person`, the last line has the given name and surname of the first."""
         blocks = []
         for i, line in enumerate(lines):
             again = {}
             if person and i == len(lines) - 1 and i:
-                first = [part for part in blocks[0] if part.label]
-                again = {
-                    part.label: part.text
-                    for part in reversed(first)
-                    if part.label in ("GIVENNAME", "SURNAME")
-                }
+                names = [part for part in blocks[0] if part.label in ("GIVENNAME", "SURNAME")]
+                again = {part.label: part.text for part in reversed(names)}
             parts = []
             for j, piece in enumerate(SLOT.split(line)):
                 if j % 2 == 0:
@@ -213,12 +203,12 @@ class Composer:
         return blocks
 
     def _sloppy(self, line: str) -> bool:
-        """Whether names in this line are small: mostly so where all of the line is."""
+        """Returns whether names in this line are lower-case: mostly if the whole line is."""
         words = SLOT.sub("", line)
         return words == words.lower() and len(words.split()) > 2 and self.rng.random() < 0.8
 
     def _form(self, language: str) -> list[Part]:
-        """Two to five `field: value` lines."""
+        """Returns two to five `field: value` lines."""
         rng = self.rng
         colon = rng.choice((": ", ": ", ": ", " : ", "=", " - ", ":\t", " | ", ":\n"))
         between = rng.choice(("\n", "\n", "\n", "<br>", "<br/>\n", "; ", ", ", "\n- ", " / "))
@@ -231,45 +221,33 @@ class Composer:
         return parts
 
     def _layout(self, blocks: list[list[Part]], language: str) -> list[Part]:
-        """Put the clauses together as lines, paragraphs, lists or HTML."""
+        """Joins the clauses as lines, paragraphs, lists or HTML."""
         rng, one = self.rng, len(blocks) == 1
         way = rng.random()
         if way < 0.07:
             return _join([_around("<p>", b, "</p>") for b in blocks], rng.choice(("", "\n", "\n\n")))
         if way < 0.12:
-            open_, close = rng.choice(
-                (("<p>", "</p>"), ("<div>", "</div>"), ("<div>\n", "\n</div>"), ("<span>", "</span>"))
-            )
-            return _around(open_, _join(blocks, rng.choice((" ", "<br>", "\n"))), close)
+            tags = (("<p>", "</p>"), ("<div>", "</div>"), ("<div>\n", "\n</div>"), ("<span>", "</span>"))
+            left, right = rng.choice(tags)
+            return _around(left, _join(blocks, rng.choice((" ", "<br>", "\n"))), right)
         if way < 0.15 and not one:
             return _around("<ul>\n", _join([_around("<li>", b, "</li>") for b in blocks], "\n"), "\n</ul>")
         if way < 0.22 and not one:
-            marks = rng.choice(
-                (
-                    ["- "] * 20,
-                    ["* "] * 20,
-                    ["• "] * 20,
-                    [f"{i}. " for i in range(1, 20)],
-                    [f"{i}) " for i in range(1, 20)],
-                )
-            )
-            return _join([_around(mark, b, "") for mark, b in zip(marks, blocks, strict=False)], "\n")
+            mark = rng.choice(("- ", "* ", "• ", "{}. ", "{}) "))
+            return _join([_around(mark.format(i), b, "") for i, b in enumerate(blocks, 1)], "\n")
         if way < 0.24:
             return _join([_around("> ", b, "") for b in blocks], "\n")
         if way < 0.27 and not any(set(part.text) & set('"„“«»') for part in blocks[0]):
             blocks = [_around(QUOTES[language][0], blocks[0], QUOTES[language][1]), *blocks[1:]]
-        between = rng.choices(
-            (" ", "\n", "\n\n", "  ", "<br>", "<br/>\n", "\r\n", " \n"), (62, 14, 7, 5, 4, 3, 1, 1)
-        )[0]
-        if (
-            any("".join(p.text for p in block)[-1] not in '.!?…"»“)' for block in blocks[:-1])
-            and between.isspace()
-        ):
-            between = "\n"  # a line without a full stop ends in a line break
+        separators = (" ", "\n", "\n\n", "  ", "<br>", "<br/>\n", "\r\n", " \n")
+        between = rng.choices(separators, (62, 14, 7, 5, 4, 3, 1, 1))[0]
+        open_end = any("".join(p.text for p in block)[-1] not in '.!?…"»“)' for block in blocks[:-1])
+        if open_end and between.isspace():
+            between = "\n"  # A line without a full stop ends in a line break.
         return _join(blocks, between)
 
     def _mail(self, language: str, parts: list[Part]) -> list[Part]:
-        """Put an e-mail's header, its greeting or its signature around the text."""
+        """Adds the header, the greeting or the signature of an e-mail to the text."""
         rng, (words, greetings, closings) = self.rng, MAIL[language]
 
         def draw(name: str) -> Part:
@@ -280,45 +258,24 @@ class Composer:
         way = rng.random()
         if way < 0.3:
             topic = self._fill(language, [self._draw(language, "neutral").rstrip(".")], False)[0]
-            header = [
-                Part(f"{origin}: "),
-                *sender,
-                Part(" <"),
-                draw("EMAIL"),
-                Part(f">\n{to}: "),
-                draw("EMAIL"),
-                Part(f"\n{subject}: "),
-                *topic,
-                Part("\n\n"),
-            ]
+            header = [Part(f"{origin}: "), *sender, Part(" <"), draw("EMAIL"), Part(f">\n{to}: ")]
+            header += [draw("EMAIL"), Part(f"\n{subject}: "), *topic, Part("\n\n")]
             if rng.random() < 0.4:
                 header[-1:] = [Part(f"\n{date}: {self.values[language].draw('date')}\n\n")]
             return header + parts
         if way < 0.5:
-            parts = [
-                Part(rng.choice(greetings) + " "),
-                draw("GIVENNAME"),
-                Part(rng.choice((",\n", ",\n\n", ", "))),
-                *parts,
-            ]
+            greeting = [Part(rng.choice(greetings) + " "), draw("GIVENNAME")]
+            parts = [*greeting, Part(rng.choice((",\n", ",\n\n", ", "))), *parts]
         closing = [Part("\n\n" if rng.random() < 0.5 else "\n"), Part(rng.choice(closings) + "\n"), *sender]
         if rng.random() < 0.4:
             closing += [Part("\n"), draw("TELEPHONENUM")]
         elif rng.random() < 0.4:
-            closing += [
-                Part("\n"),
-                draw("STREET"),
-                Part(" "),
-                draw("BUILDINGNUM"),
-                Part("\n"),
-                draw("ZIPCODE"),
-                Part(" "),
-                draw("CITY"),
-            ]
+            closing += [Part("\n"), draw("STREET"), Part(" "), draw("BUILDINGNUM")]
+            closing += [Part("\n"), draw("ZIPCODE"), Part(" "), draw("CITY")]
         return parts + closing
 
     def _mess(self, parts: list[Part]) -> list[Part]:
-        """Sloppy case, doubled blanks, and marks around an entity."""
+        """Changes the case of the text, doubles spaces, or puts marks around an entity."""
         rng = self.rng
         if rng.random() < 0.05:
             parts = _lower(parts)
@@ -329,22 +286,14 @@ class Composer:
         entities = [i for i, part in enumerate(parts) if part.label]
         if entities and rng.random() < 0.07:
             at = rng.choice(entities)
-            left, right = rng.choice(
-                (
-                    ("<b>", "</b>"),
-                    ("<strong>", "</strong>"),
-                    ("<i>", "</i>"),
-                    ("**", "**"),
-                    ("<td>", "</td>"),
-                    ("'", "'"),
-                )
-            )
+            marks = (("<b>", "</b>"), ("<strong>", "</strong>"), ("<i>", "</i>"), ("**", "**"))
+            left, right = rng.choice((*marks, ("<td>", "</td>"), ("'", "'")))
             parts[at : at + 1] = [Part(left), parts[at], Part(right)]
         return parts
 
 
 def _lower(parts: list[Part]) -> list[Part]:
-    """All in small letters but the entities whose case matters (passwords, IBANs, ...)."""
+    """Returns the parts in lower case, but for entities whose case matters (passwords, IBANs, ...)."""
     return [p._replace(text=p.text.lower()) if p.label in (None, *SPLIT_CLASSES) else p for p in parts]
 
 
@@ -360,7 +309,7 @@ def _join(blocks: list[list[Part]], between: str) -> list[Part]:
 
 
 def _strip(parts: list[Part]) -> list[Part]:
-    """Without blanks at the two ends: a chat turn is stripped, so they would be lost."""
+    """Removes white space at both ends, because the chat template strips each turn."""
     parts = [part for part in parts if part.text]
     parts[0] = parts[0]._replace(text=parts[0].text.lstrip())
     parts[-1] = parts[-1]._replace(text=parts[-1].text.rstrip())
@@ -368,9 +317,7 @@ def _strip(parts: list[Part]) -> list[Part]:
 
 
 def to_pair(language: str, parts: list[Part], style: str = "indexed") -> Pair:
-    """Join the parts; an entity becomes [CLASS_n], n being its value's place among those of its class, or
-    [MASKED].
-    """
+    """Joins the parts; an entity becomes [CLASS_n] for the n-th different value of its class, or [MASKED]."""
     numbers: dict[tuple[str, str], int] = {}
     counts: dict[str, int] = {}
     source, redacted, entities = "", [], []
@@ -380,18 +327,16 @@ def to_pair(language: str, parts: list[Part], style: str = "indexed") -> Pair:
         source += text
         if label and (label, text) not in numbers:
             counts[label] = numbers[label, text] = counts.get(label, 0) + 1
-        redacted.append(
-            text if not label else f"[{label}_{numbers[label, text]}]" if style == "indexed" else "[MASKED]"
-        )
+        replacement = f"[{label}_{numbers.get((label, text))}]" if style == "indexed" else "[MASKED]"
+        redacted.append(replacement if label else text)
     return Pair(language, source, "".join(redacted), entities)
 
 
 def aligns(pair: Pair) -> bool:
-    """Whether tasks.redaction finds the pair's entities again: as many, of the same classes, each over a part
-    of its own text.
+    """Returns whether tasks.redaction finds as many entities, of the same classes, that overlap the pair's.
 
-    Bounds may differ where no reader of the two texts could tell: Anna Maria Rossi as [GIVENNAME_1]
-    [SURNAME_1]."""
+    Bounds may differ where the two texts do not show them: Anna Maria Rossi as [GIVENNAME_1] [SURNAME_1].
+    """
     found = spans(pair.source, pair.redacted)
     return len(found) == len(pair.entities) and all(
         ours.label in (true.label, "MASKED") and ours.start < true.end and true.start < ours.end
@@ -402,9 +347,7 @@ def aligns(pair: Pair) -> bool:
 def make_set(
     name: str, count: int, seed: int, clauses: dict, style: str = "indexed", seen: set[str] | None = None
 ) -> list[Pair]:
-    """`count` pairs of the set train, val or val_unseen, the six languages in turn, none with a source in
-    `seen`.
-    """
+    """Returns `count` pairs of a set, the languages in turn, none with a source in `seen`, which grows."""
     composer, pairs = Composer(name, seed, clauses, style), []
     seen = set() if seen is None else seen
     while len(pairs) < count:
@@ -417,16 +360,15 @@ def make_set(
 
 
 def to_row(pair: Pair) -> str:
-    """One line of JSONL: the constant instruction and the source, and the redacted text."""
+    """Returns a line of JSONL: the instruction with the source, and the redacted text."""
     row = {"prompt": prompt_for(pair.source), "response": pair.redacted}
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Make redaction samples in six languages.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for train.jsonl, val.jsonl and val_unseen.jsonl"
-    )
+    parser = argparse.ArgumentParser(description="Makes redaction samples in six languages.")
+    files = "folder for train.jsonl, val.jsonl and val_unseen.jsonl"
+    parser.add_argument("--out", type=Path, required=True, help=files)
     parser.add_argument("--clauses", type=Path, default=CLAUSES, help="folder of the clause files")
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--val", type=int, default=300)
@@ -439,9 +381,8 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, count in (("train", args.train), ("val", args.val), ("val_unseen", args.unseen)):
             pairs = make_set(name, count, args.seed, clauses, args.style, seen)
-            (args.out / f"{name}.jsonl").write_text(
-                "".join(to_row(pair) + "\n" for pair in pairs), "utf-8", newline="\n"
-            )
+            rows = "".join(to_row(pair) + "\n" for pair in pairs)
+            (args.out / f"{name}.jsonl").write_text(rows, "utf-8", newline="\n")
             print(f"{args.out / name}.jsonl: {len(pairs)} samples")
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)

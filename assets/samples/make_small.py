@@ -1,12 +1,12 @@
-"""Make the small sample sets of the recipes beside redaction: raw text, chats, and reviews to classify.
+"""Makes the small sample sets: raw text, chats, and reviews to classify.
 
     python assets/samples/make_small.py --out assets/samples --seed 3407
 
-writes pretrain-text.jsonl ({"text"}: a keeper's log of a harbour light), chat.jsonl and chat-val.jsonl
-({"messages"}: an information desk, in six languages) and classification.jsonl and classification-val.jsonl
-({"instruction", "input", "output"}: short reviews in six languages). The wording is in small/*.txt: sections
-`== name`, a phrase a line, {slots} filled from the section of that name. No row of a validation set is in its
-training set, and no clause of a review either.
+Writes pretrain-text.jsonl ({"text"}: the log of a lighthouse), chat.jsonl, chat-val.jsonl ({"messages"}: an
+information desk, in six languages), classification.jsonl and classification-val.jsonl ({"instruction",
+"input", "output"}: short reviews in six languages). The wording is in small/*.txt: sections `== name` with a
+phrase a line, whose {slots} are filled from the section of that name. A validation set shares no row with its
+training set, and the reviews share no clause.
 """
 
 import argparse
@@ -20,12 +20,12 @@ WORDING = Path(__file__).resolve().parent / "small"
 LANGUAGES = ("en", "de", "nl", "fr", "es", "it")
 LABELS = ("positive", "negative", "neutral")
 INSTRUCTION = "Is this review positive, negative or neutral? Answer with one word."
-HELD_OUT = 6  # one clause in six is kept for validation
+HELD_OUT = 6  # One clause in six is held out for validation.
 SLOT = re.compile(r"\{(\w+)\}")
 
 
 def read_sections(path):
-    """{section: lines} of a wording file."""
+    """Returns {section: lines} of a wording file."""
     sections = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
@@ -39,9 +39,7 @@ def read_sections(path):
 
 
 def expand(template, sections, rng, clock):
-    """The template with every {slot} replaced by a line of that section, itself expanded; {Slot} starts with
-    a capital.
-    """
+    """Replaces each {slot} by an expanded line of that section; {Slot} gives an upper-case first letter."""
 
     def fill(match):
         slot = match[1]
@@ -52,9 +50,7 @@ def expand(template, sections, rng, clock):
 
 
 def number(slot, rng, clock):
-    """A number for the slots that stand for one, "" for the others; the times of one entry go forward (clock:
-    [minutes]).
-    """
+    """Replaces each {slot} by an expanded line of its section; {Slot} gives an upper-case first letter."""
     ranges = {"miles": (2, 9), "inches": (2, 18), "pints": (3, 60), "minutes": (2, 40), "hours": (3, 8)}
     if slot == "hour":
         clock[0] += 5 * rng.randint(1, 12)
@@ -63,9 +59,9 @@ def number(slot, rng, clock):
 
 
 def make_texts(rng, count):
-    """`count` rows {"text"}, each one entry of the log."""
+    """Returns `count` rows {"text"}, each one entry of the log."""
     sections = read_sections(WORDING / "logbook.txt")
-    seen = {}  # a dict keeps the order, where a set's depends on the process
+    seen = {}  # A dict keeps its order; that of a set differs between processes.
     while len(seen) < count:
         seen[expand(rng.choice(sections["entry"]), sections, rng, [60 * rng.randrange(24)])] = True
     return [{"text": text} for text in seen]
@@ -79,7 +75,7 @@ def columns(line):
 
 
 def draw_value(kind, sections, rng):
-    """A value of a fact's first column: time, price or number with a range, code, phone or name."""
+    """Returns a value for a fact: a code, phone or name, or a time or number in the range that follows it."""
     kind, _, bounds = kind.partition(" ")
     if kind == "code":
         return "".join(rng.choices(string.ascii_uppercase, k=2)) + str(rng.randint(100, 999))
@@ -100,30 +96,25 @@ def exchange(question, answer):
 
 
 def desk_chat(sections, rng):
-    """A system turn with some facts, and questions about them; one in six asks what the system turn does not
-    say.
-    """
+    """Returns a system turn with facts, and questions about them; in one chat of six, a fact is missing."""
     facts = [(columns(line), line) for line in rng.sample(sections["fact"], rng.randint(2, 5))]
     values = {line: draw_value(kind, sections, rng) for ((kind,), *_), line in facts}
     stated = facts if rng.random() > 1 / 6 else facts[1:]
     told = " ".join(rng.choice(fact[1]).replace("{v}", values[line]) for fact, line in stated)
     place = rng.choice(sections["place name"])
-    messages = [
-        turn("system", rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told))
-    ]
+    system = rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told)
+    messages = [turn("system", system)]
     for fact, line in rng.sample(facts, rng.randint(1, min(3, len(facts)))):
         known = any(line == other for _, other in stated)
-        question, answer = rng.choice(
-            list(zip(fact[2], fact[3], strict=True))
-        )  # each wording has its answer, so exact_match can reach 1
-        messages += exchange(
-            question, answer.replace("{v}", values[line]) if known else sections["unknown"][0]
-        )
+        # Each wording of a question has one answer, so exact_match can reach 1.
+        question, answer = rng.choice(list(zip(fact[2], fact[3], strict=True)))
+        answer = answer.replace("{v}", values[line]) if known else sections["unknown"][0]
+        messages += exchange(question, answer)
     return messages
 
 
 def memory_chat(sections, rng):
-    """The user tells one to three things, and asks for one of them later; no system turn."""
+    """Returns a chat without a system turn: the user states one to three facts and asks for one of them."""
     facts = [columns(line) for line in rng.sample(sections["own"], rng.randint(1, 3))]
     values = [draw_value(fact[0][0], sections, rng) for fact in facts]
     messages = []
@@ -135,26 +126,21 @@ def memory_chat(sections, rng):
 
 
 def frame(messages, sections, rng, closing):
-    """The chat with a greeting after its system turn, if it has one, in a third of the cases, and thanks at
-    its end in a share `closing`.
-    """
+    """Adds a greeting to a third of the chats with a system turn, and thanks to a share `closing` of all."""
     at = 1 if messages[0]["role"] == "system" else 0
     hello, thanks = (exchange(*rng.choice(sections[part]).split(" | ")) for part in ("hello", "thanks"))
-    opened = messages[:at] + (hello if at and rng.random() < 1 / 3 else []) + messages[at:]
-    return opened + (thanks if rng.random() < closing else [])
+    greeted = messages[:at] + (hello if at and rng.random() < 1 / 3 else []) + messages[at:]
+    return greeted + (thanks if rng.random() < closing else [])
 
 
 def make_chats(rng, count, taken, closing):
-    """`count` rows {"messages"}, the languages in turn; none begins with a prompt in the set `taken`, which
-    grows.
-    """
+    """Returns `count` rows {"messages"}, the languages in turn; none begins with a prompt in `taken`."""
     wording = [read_sections(WORDING / f"{language}.txt") for language in LANGUAGES]
     rows = []
     while len(rows) < count:
         sections = wording[len(rows) % len(LANGUAGES)]
-        messages = frame(
-            (desk_chat if rng.random() < 0.65 else memory_chat)(sections, rng), sections, rng, closing
-        )
+        chat = (desk_chat if rng.random() < 0.65 else memory_chat)(sections, rng)
+        messages = frame(chat, sections, rng, closing)
         prompt = json.dumps(messages[: 2 if messages[0]["role"] == "system" else 1])
         if prompt not in taken:
             taken.add(prompt)
@@ -166,29 +152,24 @@ def make_chats(rng, count, taken, closing):
 
 
 def make_clauses(sections, rng):
-    """{(label, side): {theme: clauses}}, side "train" or "held"; a clause is (subject, predicate), or
-    (sentence,) where it fits any review.
+    """Returns {(label, side): {theme: clauses}}, with the sides "train" and "held".
+
+    A clause is (subject, predicate), or (sentence,) if it fits any review.
     """
     clauses = {}
     for label in LABELS:
         for theme in ("thing", "place", "work"):
             predicates = sections[f"{theme} {label}"] + sections[f"any {label}"]
-            split(
-                clauses,
-                label,
-                theme,
-                [(subject, predicate + ".") for subject in sections[theme] for predicate in predicates],
-                rng,
-            )
+            pairs = [(subject, predicate + ".") for subject in sections[theme] for predicate in predicates]
+            split(clauses, label, theme, pairs, rng)
         split(clauses, label, "alone", [(line,) for line in sections[f"alone {label}"]], rng)
-        split(
-            clauses, label, "context", [(line,) for line in sections["context"]], random.Random(0)
-        )  # the same held out for every label
+        # With its own generator, the same contexts are held out for every label.
+        split(clauses, label, "context", [(line,) for line in sections["context"]], random.Random(0))
     return clauses
 
 
 def split(clauses, label, theme, lines, rng):
-    """Put one in HELD_OUT of the lines on the held side, the others on the training side."""
+    """Puts one in HELD_OUT lines on the held side, the others on the training side."""
     lines = rng.sample(lines, len(lines))
     cut = max(1, len(lines) // HELD_OUT)
     clauses.setdefault((label, "held"), {})[theme] = lines[:cut]
@@ -196,9 +177,7 @@ def split(clauses, label, theme, lines, rng):
 
 
 def review(pools, rng):
-    """One or two clauses about one thing, place or work, sometimes with a short verdict or an unrelated
-    circumstance.
-    """
+    """Returns one or two clauses about a thing, place or work, sometimes with a verdict or a circumstance."""
     pool = pools[rng.choice(("thing", "place", "work"))]
     parts = [rng.choice(pool)]
     if rng.random() < 0.4:
@@ -211,29 +190,26 @@ def review(pools, rng):
 
 
 def make_reviews(clauses, rng, side, count):
-    """`count` rows {"instruction", "input", "output"}, all different, labels and languages in turn."""
+    """Returns `count` different rows {"instruction", "input", "output"}, labels and languages in turn."""
     rows = {}
     while len(rows) < count:
-        label, language = (
-            LABELS[len(rows) % len(LABELS)],
-            LANGUAGES[len(rows) // len(LABELS) % len(LANGUAGES)],
-        )
+        label = LABELS[len(rows) % len(LABELS)]
+        language = LANGUAGES[len(rows) // len(LABELS) % len(LANGUAGES)]
         text = review(clauses[language][label, side], rng)
         rows.setdefault(text, {"instruction": INSTRUCTION, "input": text, "output": label})
     return rng.sample(list(rows.values()), count)
 
 
 def make_all(seed=3407):
-    """{file name: rows} of all five files; the same seed gives the same rows."""
-    talk, prompts = random.Random(f"{seed} chat"), set()
+    """Returns {file name: rows} of all five files; the same seed gives the same rows."""
+    chat_rng, prompts = random.Random(f"{seed} chat"), set()
     rng = random.Random(f"{seed} classification")
-    clauses = {
-        language: make_clauses(read_sections(WORDING / f"{language}.txt"), rng) for language in LANGUAGES
-    }
+    wording = {language: read_sections(WORDING / f"{language}.txt") for language in LANGUAGES}
+    clauses = {language: make_clauses(sections, rng) for language, sections in wording.items()}
     return {
         "pretrain-text.jsonl": make_texts(random.Random(f"{seed} text"), 300),
-        "chat.jsonl": make_chats(talk, 300, prompts, closing=1 / 3),
-        "chat-val.jsonl": make_chats(talk, 40, prompts, closing=0),
+        "chat.jsonl": make_chats(chat_rng, 300, prompts, closing=1 / 3),
+        "chat-val.jsonl": make_chats(chat_rng, 40, prompts, closing=0),
         "classification.jsonl": make_reviews(clauses, rng, "train", 900),
         "classification-val.jsonl": make_reviews(clauses, rng, "held", 150),
     }
@@ -244,9 +220,7 @@ def to_jsonl(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the five files")
     parser.add_argument("--seed", type=int, default=3407)
     args = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Values for the slots of the redaction clauses: names, addresses, dates and numbers, in as many formats as people write.
+"""Values for the slots of the redaction clauses: names, addresses, dates and numbers in many formats.
 
-Names, cities and streets are Faker's by locale, or invented from syllables, so that no model can learn a list. A value
-belongs to the side `train` or `held` by a hash of itself; the two sides never share a name, city or street.
-Patterns: # a digit, % a digit but 0, ? a capital letter, * a small letter, ^ a capital letter or digit.
+Names, cities and streets come from Faker by locale, or are made of syllables, so that no model can learn a
+list. The hash of a value decides whether it is on the side `train` or `held`; the two sides share no name,
+city or street. In a pattern, # is a digit, % a digit but 0, ? an upper-case letter, * a lower-case letter, ^
+an upper-case letter or digit, and %% a per cent sign.
 """
 
 import random
@@ -11,7 +12,8 @@ import unicodedata
 import zlib
 
 LANGUAGES = ("en", "de", "nl", "fr", "es", "it")
-SPLIT_CLASSES = ("GIVENNAME", "SURNAME", "CITY", "STREET")  # sides share no value of these
+# The two sides share no value of these classes.
+SPLIT_CLASSES = ("GIVENNAME", "SURNAME", "CITY", "STREET")
 LOCALES = {
     "en": ("en_US", "en_GB", "en_IN"),
     "de": ("de_DE", "de_AT"),
@@ -30,28 +32,12 @@ MONTHS = {
     "it": "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
 }
 DATES = (
-    "{d:02}-{m:02}-{y}",
-    "{d:02}/{m:02}/{y}",
-    "{d:02}.{m:02}.{y}",
-    "{y}-{m:02}-{d:02}",
-    "{y}/{m:02}/{d:02}",
-    "{d}/{m}/{y}",
-    "{d}.{m}.{y}",
-    "{d:02}-{m:02}-{yy}",
-    "{d:02}/{m:02}/{yy}",
-    "{y}-{m:02}-{d:02}T00:00:00",
-    "{d:02}-{S}-{y}",
-    "{d} {S} {y}",
-)
+    "{d:02}-{m:02}-{y}|{d:02}/{m:02}/{y}|{d:02}.{m:02}.{y}|{y}-{m:02}-{d:02}|{y}/{m:02}/{d:02}|{d}/{m}/{y}|"
+    "{d}.{m}.{y}|{d:02}-{m:02}-{yy}|{d:02}/{m:02}/{yy}|{y}-{m:02}-{d:02}T00:00:00|{d:02}-{S}-{y}|{d} {S} {y}"
+).split("|")
 LOCAL_DATES = {
-    "en": (
-        "{M} {d}, {y}",
-        "{M} {o}, {y}",
-        "{o} of {M} {y}",
-        "{o} {M} {y}",
-        "{d} {M} {y}",
-        "{S} {d}, {y}",
-        "{m}/{d}/{y}",
+    "en": ("{M} {d}, {y}|{M} {o}, {y}|{o} of {M} {y}|{o} {M} {y}|{d} {M} {y}|{S} {d}, {y}|{m}/{d}/{y}").split(
+        "|"
     ),
     "de": ("{d}. {M} {y}", "{d}. {S} {y}", "{d}. {m}. {y}", "{d}.{m:02}.{y}", "{d}. {M} '{yy}"),
     "nl": ("{d} {M} {y}", "{d} {S}. {y}", "{d}-{m}-{y}", "{d} {M} '{yy}"),
@@ -59,7 +45,8 @@ LOCAL_DATES = {
     "es": ("{d} de {M} de {y}", "{d} de {M} del {y}", "{d} {M} {y}", "{d}/{S}/{y}", "{d}-{S}-{yy}"),
     "it": ("{d} {M} {y}", "{first} {M} {y}", "{d} {S} {y}", "{d} {M} '{yy}"),
 }
-VAGUE_DATES = ("{M}/{yy}", "{M} {y}", "{S}/{yy}", "{S} {y}")  # a birth date may lack its day
+# Formats of birth dates without a day.
+VAGUE_DATES = ("{M}/{yy}", "{M} {y}", "{S}/{yy}", "{S} {y}")
 NO_YEAR = {
     "en": ("{M} {d}", "{d} {M}", "{M} {o}"),
     "de": ("{d}. {M}",),
@@ -71,78 +58,29 @@ NO_YEAR = {
 
 PHONES = {
     "en": (
-        "(%##) ###-####",
-        "%##-###-####",
-        "+1 %## ### ####",
-        "+1-%##-###-####",
-        "%##.###.####",
-        "020 7### ####",
-        "07### ######",
-        "+44 7### ######",
-        "+44 (0)20 7### ####",
-        "+91 9#### #####",
-        "0%### ######",
-        "%##-###-####x%###",
-        "1 (%##) ###-####",
-    ),
+        "(%##) ###-####|%##-###-####|+1 %## ### ####|+1-%##-###-####|%##.###.####|020 7### ####|07### ######|"
+        "+44 7### ######|+44 (0)20 7### ####|+91 9#### #####|0%### ######|%##-###-####x%###|1 (%##) ###-####"
+    ).split("|"),
     "de": (
-        "0%## #######",
-        "+49 1%# #######",
-        "0%##/######",
-        "(0%###) ######",
-        "+49 (0) %## ######",
-        "01%#-#######",
-        "0043 %## ######",
-        "+43 6%# ### ####",
-        "030 ########",
-        "0170########",
-        "0%## - ## ## ##",
-    ),
+        "0%## #######|+49 1%# #######|0%##/######|(0%###) ######|+49 (0) %## ######|01%#-#######|"
+        "0043 %## ######|+43 6%# ### ####|030 ########|0170########|0%## - ## ## ##"
+    ).split("|"),
     "nl": (
-        "06-########",
-        "06 ## ## ## ##",
-        "+31 6 ########",
-        "0%#-#######",
-        "(0%#) ### ## ##",
-        "0031 6########",
-        "+32 4%# ## ## ##",
-        "04%#/##.##.##",
-        "+31(0)%# ### ####",
-    ),
+        "06-########|06 ## ## ## ##|+31 6 ########|0%#-#######|(0%#) ### ## ##|0031 6########|"
+        "+32 4%# ## ## ##|04%#/##.##.##|+31(0)%# ### ####"
+    ).split("|"),
     "fr": (
-        "0% ## ## ## ##",
-        "0%########",
-        "+33 % ## ## ## ##",
-        "0%.##.##.##.##",
-        "+33 (0)% ## ## ## ##",
-        "06-##-##-##-##",
-        "+41 %# ### ## ##",
-        "0033 % ########",
-        "0%## ## ## ##",
-    ),
+        "0% ## ## ## ##|0%########|+33 % ## ## ## ##|0%.##.##.##.##|+33 (0)% ## ## ## ##|06-##-##-##-##|"
+        "+41 %# ### ## ##|0033 % ########|0%## ## ## ##"
+    ).split("|"),
     "es": (
-        "6## ### ###",
-        "9%# ## ## ##",
-        "+34 6## ## ## ##",
-        "+34 9########",
-        "(+34) 9%# ### ###",
-        "6##-###-###",
-        "0034 6## ### ###",
-        "+52 55 #### ####",
-        "55-####-####",
-        "6########",
-    ),
+        "6## ### ###|9%# ## ## ##|+34 6## ## ## ##|+34 9########|(+34) 9%# ### ###|6##-###-###|"
+        "0034 6## ### ###|+52 55 #### ####|55-####-####|6########"
+    ).split("|"),
     "it": (
-        "3%# #######",
-        "+39 3%# ### ####",
-        "0%-########",
-        "0%# ######",
-        "+39 0%# #######",
-        "333.#######",
-        "0039 3%#######",
-        "3%#/#######",
-        "(0%#) #######",
-    ),
+        "3%# #######|+39 3%# ### ####|0%-########|0%# ######|+39 0%# #######|333.#######|0039 3%#######|"
+        "3%#/#######|(0%#) #######"
+    ).split("|"),
 }
 ZIPCODES = {
     "en": ("%####", "%####", "%####-####", "??% %??", "?%# %??", "%#####", "?#? #?#"),
@@ -161,30 +99,14 @@ IBANS = {
     "it": ("IT## ? ##### ##### ############",),
 }
 ACCOUNTS = (
-    "########",
-    "%#########",
-    "%###########",
-    "###-######-#",
-    "%#.###.###",
-    "##-##-## ########",
-    "?-%####",
-    "%##-#######-##",
-    "KD%#####",
-)
+    "########|%#########|%###########|###-######-#|%#.###.###|##-##-## ########|?-%####|%##-#######-##|"
+    "KD%#####"
+).split("|")
 CARDS = (
-    "4### #### #### ####",
-    "5%## #### #### ####",
-    "6011 #### #### ####",
-    "4###############",
-    "5%##############",
-    "37## ###### #####",
-    "34#############",
-    "4###-####-####-####",
-    "5%##-####-####-####",
-    "3%## ###### ####",
-    "%###############",
-    "4###.####.####.####",
-)
+    "4### #### #### ####|5%## #### #### ####|6011 #### #### ####|4###############|5%##############|"
+    "37## ###### #####|34#############|4###-####-####-####|5%##-####-####-####|3%## ###### ####|"
+    "%###############|4###.####.####.####"
+).split("|")
 IDCARDS = {
     "en": ("%########", "?########", "?%#######", "??######", "### ### ###"),
     "de": ("L^^^^^^^^", "?^^^^^^^%", "C%^^^?^##", "T########"),
@@ -218,49 +140,13 @@ LICENSES = {
     "it": ("U1?#####??", "??#######?", "?%#######?"),
 }
 ANY_ID = (
-    "#########",
-    "%#######",
-    "########?",
-    "??#######",
-    "?? ######",
-    "####-####",
-    "^^^^^^^^^",
-    "??-######",
-    "###.###.###",
-    "?###########",
-    "####/##/####",
-)
+    "#########|%#######|########?|??#######|?? ######|####-####|^^^^^^^^^|??-######|###.###.###|?###########|"
+    "####/##/####"
+).split("|")
 CODES = (
-    "#%####",
-    "INV-20##-0###",
-    "?? ####",
-    "?-%###",
-    "PO%#####",
-    "%####/##",
-    "RE-%####",
-    "??###",
-    "T-%#####",
-    "???-%###",
-    "No. %####",
-    "#%###-?",
-)
-BUILDINGS = (
-    "%",
-    "%",
-    "%#",
-    "%#",
-    "%#",
-    "%##",
-    "%###",
-    "%#?",
-    "%#*",
-    "%*",
-    "%# ?",
-    "%-%",
-    "%#-%#",
-    "%/%",
-    "%#/?",
-)
+    "#%####|INV-20##-0###|?? ####|?-%###|PO%#####|%####/##|RE-%####|??###|T-%#####|???-%###|No. %####|#%###-?"
+).split("|")
+BUILDINGS = "%|%|%#|%#|%#|%##|%###|%#?|%#*|%*|%# ?|%-%|%#-%#|%/%|%#/?".split("|")
 BIS = {
     "fr": ("% bis", "%# bis", "%# ter"),
     "it": ("%/bis", "%# bis"),
@@ -317,98 +203,33 @@ PARTICLES = {
     "it": ("De ", "Di ", "D'", "Lo ", "La ", "Della "),
 }
 PARTICLE_SHARE = {"en": 0.04, "de": 0.05, "nl": 0.3, "fr": 0.08, "es": 0.06, "it": 0.1}
-CITIES = {  # where Faker's cities are made up
-    "en": "London,Leeds,Bristol,York,Cardiff,Belfast,Dublin,Boston,Chicago,Denver,Seattle,Austin,New York,Los Angeles,Toronto,"
-    "Sydney,Perth,Portland,Glasgow,Oxford,Newcastle upon Tyne,San Diego,Salt Lake City,Plymouth,Bath,Houston,Phoenix,Mumbai,"
-    "Nairobi,Stratford-upon-Avon",
-    "fr": "Paris,Lyon,Marseille,Lille,Nantes,Rennes,Dijon,Toulouse,Bordeaux,Nice,Grenoble,Angers,Le Havre,Saint-Étienne,La Rochelle,"
-    "Genève,Lausanne,Bruxelles,Namur,Aix-en-Provence,Le Mans,Brest,Tours,Metz,Avignon,Clermont-Ferrand,Pau,Annecy,Fribourg,"
-    "Montréal",
-    "es": "Madrid,Barcelona,Sevilla,Bilbao,Zaragoza,Granada,Málaga,Vigo,Las Palmas,Palma,San Sebastián,Ciudad de México,Guadalajara,"
-    "Puebla,Bogotá,Lima,Buenos Aires,Rosario,Montevideo,Quito,Alcalá de Henares,Gijón,Cádiz,Mérida,Burgos,Lugo,Elche,Tijuana,"
-    "Sabadell,Santa Cruz de Tenerife",
+# Cities of the languages for which Faker makes its cities up.
+CITIES = {
+    "en": "London,Leeds,Bristol,York,Cardiff,Belfast,Dublin,Boston,Chicago,Denver,Seattle,Austin,New York,"
+    "Los Angeles,Toronto,Sydney,Perth,Portland,Glasgow,Oxford,Newcastle upon Tyne,San Diego,Salt Lake City,"
+    "Plymouth,Bath,Houston,Phoenix,Mumbai,Nairobi,Stratford-upon-Avon",
+    "fr": "Paris,Lyon,Marseille,Lille,Nantes,Rennes,Dijon,Toulouse,Bordeaux,Nice,Grenoble,Angers,Le Havre,"
+    "Saint-Étienne,La Rochelle,Genève,Lausanne,Bruxelles,Namur,Aix-en-Provence,Le Mans,Brest,Tours,Metz,"
+    "Avignon,Clermont-Ferrand,Pau,Annecy,Fribourg,Montréal",
+    "es": "Madrid,Barcelona,Sevilla,Bilbao,Zaragoza,Granada,Málaga,Vigo,Las Palmas,Palma,San Sebastián,"
+    "Ciudad de México,Guadalajara,Puebla,Bogotá,Lima,Buenos Aires,Rosario,Montevideo,Quito,"
+    "Alcalá de Henares,Gijón,Cádiz,Mérida,Burgos,Lugo,Elche,Tijuana,Sabadell,Santa Cruz de Tenerife",
 }
 STREETS = {
-    "en": (
-        "{} Street",
-        "{} Road",
-        "{} Lane",
-        "{} Ave",
-        "{} St",
-        "{} Close",
-        "{} Drive",
-        "Old {} Road",
-        "{} Blvd.",
-        "{} Court",
-    ),
-    "de": (
-        "{}straße",
-        "{}str.",
-        "{}weg",
-        "{}gasse",
-        "Am {}",
-        "{}allee",
-        "{}-Straße",
-        "{} Platz",
-        "An der {}",
-        "{}ring",
-    ),
-    "nl": (
-        "{}straat",
-        "{}laan",
-        "{}weg",
-        "{}plein",
-        "{}kade",
-        "Laan van {}",
-        "{}dijk",
-        "{}hof",
-        "Burg. {}straat",
-    ),
+    "en": "{} Street|{} Road|{} Lane|{} Ave|{} St|{} Close|{} Drive|Old {} Road|{} Blvd.|{} Court".split("|"),
+    "de": "{}straße|{}str.|{}weg|{}gasse|Am {}|{}allee|{}-Straße|{} Platz|An der {}|{}ring".split("|"),
+    "nl": "{}straat|{}laan|{}weg|{}plein|{}kade|Laan van {}|{}dijk|{}hof|Burg. {}straat".split("|"),
     "fr": (
-        "rue {}",
-        "rue de {}",
-        "avenue {}",
-        "bd {}",
-        "impasse {}",
-        "place {}",
-        "chemin de {}",
-        "allée {}",
-        "Rue du {}",
-        "quai {}",
-    ),
+        "rue {}|rue de {}|avenue {}|bd {}|impasse {}|place {}|chemin de {}|allée {}|Rue du {}|quai {}"
+    ).split("|"),
     "es": (
-        "Calle {}",
-        "Calle de {}",
-        "C/ {}",
-        "Avenida {}",
-        "Avda. de {}",
-        "Plaza {}",
-        "Paseo de {}",
-        "Camino de {}",
-        "calle {}",
-    ),
-    "it": (
-        "Via {}",
-        "Via {}",
-        "via {}",
-        "Viale {}",
-        "Corso {}",
-        "Piazza {}",
-        "Vicolo {}",
-        "Largo {}",
-        "V.le {}",
-    ),
+        "Calle {}|Calle de {}|C/ {}|Avenida {}|Avda. de {}|Plaza {}|Paseo de {}|Camino de {}|calle {}"
+    ).split("|"),
+    "it": "Via {}|Via {}|via {}|Viale {}|Corso {}|Piazza {}|Vicolo {}|Largo {}|V.le {}".split("|"),
 }
 MAIL_DOMAINS = (
-    "gmail.com",
-    "yahoo.com",
-    "outlook.com",
-    "hotmail.com",
-    "aol.com",
-    "proton.me",
-    "icloud.com",
-    "tutanota.com",
-)
+    "gmail.com yahoo.com outlook.com hotmail.com aol.com proton.me icloud.com tutanota.com"
+).split()
 DOMAIN_ENDS = {
     "en": "com co.uk org net us io",
     "de": "de at com ch",
@@ -417,14 +238,17 @@ DOMAIN_ENDS = {
     "es": "es com mx cat",
     "it": "it com eu net",
 }
-WORDS = "sun tiger coffee river moon pixel rocket maple wolf ninja blue shadow happy lucky green storm silver panda turbo music".split()
+WORDS = (
+    "sun tiger coffee river moon pixel rocket maple wolf ninja blue shadow happy lucky green storm silver "
+    "panda turbo music"
+).split()
 ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s st t tr v w z sch".split()
 NUCLEI = "a e i o u a e i o ai ea ie ou au".split()
 CODAS = ["", "", "", "l", "n", "r", "s", "m", "nd", "rt", "st", "ck"]
 
 
 def side_of(slot: str, value: str) -> str:
-    """The side of a value, by a hash without case and accents: of a name's last word, of a whole city or street."""
+    """Returns the side of a value by a hash, without case and accents; of a name, the last word is hashed."""
     plain = unicodedata.normalize("NFKD", value.casefold()).encode("ascii", "ignore").decode()
     if slot in ("GIVENNAME", "SURNAME"):
         plain = plain.replace("-", " ").replace("'", " ").split()[-1:]
@@ -432,27 +256,24 @@ def side_of(slot: str, value: str) -> str:
 
 
 def load_fakers(seed: int) -> dict:
-    """One seeded Faker for each locale. Raises ImportError with the remedy if Faker is not installed."""
+    """Returns {locale: seeded Faker}; raises ImportError with the remedy if Faker is not installed."""
     try:
         from faker import Faker
     except ImportError as error:
-        raise ImportError(
-            "make_pairs needs Faker for its names and addresses: pip install -e .[data]"
-        ) from error
+        raise ImportError("make_pairs needs Faker for names and addresses: pip install -e .[data]") from error
     fakers = {}
     for number, locale in enumerate(sum(LOCALES.values(), ())):
         fakers[locale] = Faker(locale, use_weighting=False)
         fakers[locale].seed_instance(seed * 1000 + number)
         for provider in fakers[locale].get_providers():
             if locale == "it_IT" and hasattr(provider, "cities"):
-                provider.cities = sorted(
-                    provider.cities
-                )  # a list made from a set: another order in each process
+                # Faker makes this list from a set, whose order differs between processes.
+                provider.cities = sorted(provider.cities)
     return fakers
 
 
 def fill_pattern(rng: random.Random, pattern: str) -> str:
-    """Replace the signs of a pattern (see the top of this file) by random characters; %% is a per cent sign."""
+    """Replaces the signs of a pattern (see the top of this file) by random characters."""
     signs = {
         "#": string.digits,
         "%": "123456789",
@@ -465,28 +286,23 @@ def fill_pattern(rng: random.Random, pattern: str) -> str:
 
 
 class Values:
-    """Draws values of one language from one side; `draw(slot)` serves every slot of the clauses."""
+    """Draws values of one language and side; `draw` knows every slot of the clauses."""
 
     def __init__(self, language: str, side: str, rng: random.Random, fakers: dict):
         self.language, self.side, self.rng, self.fakers = language, side, rng, fakers
-        self.names: list[
-            str
-        ] = []  # given names and surnames of the text at hand, for its addresses and user names
+        # Given names and surnames of the current text, for its addresses and user names.
+        self.names: list[str] = []
 
     def draw(self, slot: str) -> str:
-        """A value for a slot such as GIVENNAME or price; raises KeyError for a slot that is not known."""
+        """Returns a value for a slot such as GIVENNAME or price; raises KeyError for an unknown slot."""
         if slot in SPLIT_CLASSES:
             value = self._of_side(slot, getattr(self, f"_{slot.lower()}"))
             if slot in ("GIVENNAME", "SURNAME"):
                 self.names.append(value)
             return value
         tables = {"TELEPHONENUM": PHONES, "ZIPCODE": ZIPCODES, "PRICE": PRICES, "PERCENT": PERCENTS}
-        identities = {
-            "IDCARDNUM": IDCARDS,
-            "SOCIALNUM": SOCIALS,
-            "TAXNUM": TAXES,
-            "DRIVERLICENSENUM": LICENSES,
-        }
+        identities = {"IDCARDNUM": IDCARDS, "SOCIALNUM": SOCIALS, "TAXNUM": TAXES}
+        identities["DRIVERLICENSENUM"] = LICENSES
         if slot.upper() in tables:
             return self._pattern(tables[slot.upper()][self._country(0.08 if slot.isupper() else 0)])
         if slot in identities:
@@ -532,9 +348,9 @@ class Values:
         joint = "" if ending[0] in "aeiouyóéú" else rng.choice(CODAS)
         if ending[0] in "aeiouyóéú":
             joint = rng.choice("l n r s t d m nd rt lv z".split())
-        return (
-            (stem + joint + ending).capitalize() if "-" not in ending else stem.capitalize() + joint + ending
-        )
+        if "-" in ending:
+            return stem.capitalize() + joint + ending
+        return (stem + joint + ending).capitalize()
 
     def _givenname(self) -> str:
         rng = self.rng
@@ -626,11 +442,9 @@ class Values:
         hour, minute = self.rng.randint(6, 22), self.rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50))
         twelve = (hour - 1) % 12 + 1
         styles = [f"{hour}:{minute:02}", f"{hour:02}:{minute:02}"]
+        half = "pm" if hour > 11 else "am"
         styles += {
-            "en": [
-                f"{twelve}:{minute:02} {'pm' if hour > 11 else 'am'}",
-                f"{twelve}{'pm' if hour > 11 else 'am'}",
-            ],
+            "en": [f"{twelve}:{minute:02} {half}", f"{twelve}{half}"],
             "de": [f"{hour}:{minute:02} Uhr", f"{hour} Uhr"],
             "fr": [f"{hour}h{minute:02}", f"{hour} h"],
             "nl": [f"{hour}.{minute:02} uur"],
@@ -643,13 +457,12 @@ class Values:
         return str(self.rng.randint(2, self.rng.choices((12, 60, 900), (6, 3, 1))[0]))
 
     def _handles(self) -> list[str]:
-        """Two words for an address: the names of this text if it has any, else new ones."""
+        """Returns two words for an address: the names of this text if it has any, else new ones."""
         names = [_plain(name) for name in self.names] if self.rng.random() < 0.65 else []
         names = [name for name in names if name]
         while len(names) < 2:
-            names.append(
-                _plain(self._givenname() if not names else self._of_side("SURNAME", self._one_surname)) or "x"
-            )
+            name = self._of_side("SURNAME", self._one_surname) if names else self._givenname()
+            names.append(_plain(name) or "x")
         return names[:2]
 
     def _email(self) -> str:
@@ -671,11 +484,10 @@ class Values:
             )
         )
         own = _plain(self._invented(SURNAME_ENDS)) + rng.choice(("", "", f"-{rng.choice(WORDS)}"))
-        domain = (
-            rng.choice(MAIL_DOMAINS)
-            if rng.random() < 0.4
-            else f"{own}.{rng.choice(DOMAIN_ENDS[self.language].split())}"
-        )
+        if rng.random() < 0.4:
+            domain = rng.choice(MAIL_DOMAINS)
+        else:
+            domain = f"{own}.{rng.choice(DOMAIN_ENDS[self.language].split())}"
         address = f"{local}@{domain}"
         return address.upper() if rng.random() < 0.03 else address
 
@@ -701,13 +513,11 @@ class Values:
 
     def _password(self) -> str:
         rng, signs = self.rng, "!#$%*+-=?@_~"
-        word = rng.choice(
-            (rng.choice(WORDS), _plain(self._invented(SURNAME_ENDS)), _plain(self._invented(CITY_ENDS)))
-        )
+        words = [rng.choice(WORDS), *(_plain(self._invented(ends)) for ends in (SURNAME_ENDS, CITY_ENDS))]
+        word = rng.choice(words)
         letters = string.ascii_letters + string.digits + signs
-        noise = "".join(rng.choice(letters) for _ in range(rng.randint(7, 13))) + rng.choice(
-            string.ascii_letters
-        )
+        noise = "".join(rng.choice(letters) for _ in range(rng.randint(7, 13)))
+        noise += rng.choice(string.ascii_letters)
         return rng.choice(
             (
                 noise,
@@ -728,10 +538,7 @@ def _ordinal(number: int) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as it stands in an address: the last word in small ASCII letters."""
-    words = (
-        unicodedata.normalize("NFKD", name.casefold().replace("ı", "i").replace("ł", "l"))
-        .encode("ascii", "ignore")
-        .decode()
-    )
+    """Returns a name as in an address: its last word in lower-case ASCII letters."""
+    words = unicodedata.normalize("NFKD", name.casefold().replace("ı", "i").replace("ł", "l"))
+    words = words.encode("ascii", "ignore").decode()
     return "".join(c for c in words.split()[-1] if c.isalnum()) if words.split() else ""

@@ -1,9 +1,10 @@
-"""Make the corpus that the embedded base model is trained on: tasks on invented texts in six languages.
+"""Makes the training corpus of the embedded base model: tasks on invented texts in six languages.
 
     python assets/tiny/recipe/make_corpus.py --out DIR --samples 300000 --seed 1
 
-writes DIR/train.jsonl and DIR/val.jsonl, rows {"prompt", "response"} or {"text"}. The wording is in <language>.txt beside this file, the
-values in values.py, the tasks in exercises.py. The same seed gives the same bytes, whatever --jobs is.
+Writes DIR/train.jsonl and DIR/val.jsonl, rows {"prompt", "response"} or {"text"}. The wording is in
+<language>.txt, the values in values.py, the tasks in exercises.py. The same seed gives the same bytes for any
+--jobs.
 """
 
 import argparse
@@ -21,16 +22,22 @@ import exercises
 import values
 
 HERE = Path(__file__).parent
-BLOCK = 500  # samples that share a random generator: the unit of work of --jobs
+BLOCK = 500  # This many samples share a random generator, and are the unit of work of --jobs.
 WEIGHTS = {"en": 25, "de": 15, "nl": 15, "fr": 15, "es": 15, "it": 15}
 TEXT_WORDS = {
-    "en": ("Text", "Text", "Input", "Message", "Passage", "Document", "TEXT"), "de": ("Text", "Text", "Eingabe", "Nachricht", "Der Text"), "nl": ("Tekst", "Tekst", "Invoer", "Bericht", "De tekst"),
-    "fr": ("Texte", "Texte", "Entrée", "Message", "Voici le texte"), "es": ("Texto", "Texto", "Entrada", "Mensaje", "El texto"), "it": ("Testo", "Testo", "Input", "Messaggio", "Il testo"),
-}  # fmt: skip
-BEFORE = (
-    [("\n\n{t}:\n", "")] * 9 + [("\n\n", "")] * 6 + [("\n", "")] * 3 + [(": ", "")] * 2 + [(" ", "")] + [("\n---\n", ""), ("\n---\n", "\n---"), ("\n\n---\n\n", "")] + [("\n\n{t}: ", "")] * 2
-    + [("\n{t}: ", ""), ("\n\n\"", "\""), (" \"", "\""), ("\n«", "»"), ("\n“", "”"), ("\n```\n", "\n```"), ("\n<text>\n", "\n</text>"), ("\n\n### {t}\n", ""), ("\n\n[{t}]\n", ""), ("\n\n{t}:\n\n", "")]
-)  # fmt: skip
+    "en": ("Text", "Text", "Input", "Message", "Passage", "Document", "TEXT"),
+    "de": ("Text", "Text", "Eingabe", "Nachricht", "Der Text"),
+    "nl": ("Tekst", "Tekst", "Invoer", "Bericht", "De tekst"),
+    "fr": ("Texte", "Texte", "Entrée", "Message", "Voici le texte"),
+    "es": ("Texto", "Texto", "Entrada", "Mensaje", "El texto"),
+    "it": ("Testo", "Testo", "Input", "Messaggio", "Il testo"),
+}
+# What stands before and after a text that follows its instruction; {t} is one of TEXT_WORDS.
+BEFORE = [("\n\n{t}:\n", "")] * 9 + [("\n\n", "")] * 6 + [("\n", "")] * 3 + [(": ", "")] * 2 + [(" ", "")]
+BEFORE += [("\n---\n", ""), ("\n---\n", "\n---"), ("\n\n---\n\n", "")] + [("\n\n{t}: ", "")] * 2
+BEFORE += [("\n{t}: ", ""), ('\n\n"', '"'), (' "', '"'), ("\n«", "»"), ("\n“", "”"), ("\n```\n", "\n```")]
+BEFORE += [("\n<text>\n", "\n</text>"), ("\n\n### {t}\n", ""), ("\n\n[{t}]\n", ""), ("\n\n{t}:\n\n", "")]
+# The same for a text that precedes its instruction.
 AFTER = [
     ("", "\n\n"),
     ("", "\n\n"),
@@ -39,26 +46,36 @@ AFTER = [
     ('"', '"\n\n'),
     ("«", "»\n"),
     ("{t}: ", "\n\n"),
-    ("{t}:\n", "\n\n"),
-    ("", "\n---\n"),
-    ("---\n", "\n---\n"),
-    ("<text>", "</text>\n"),
-    ("```\n", "\n```\n"),
 ]
+AFTER += [("{t}:\n", "\n\n"), ("", "\n---\n"), ("---\n", "\n---\n"), ("<text>", "</text>\n")]
+AFTER += [("```\n", "\n```\n")]
 HEADERS = {
-    "en": ("From", "To", "Subject", "Date"), "de": ("Von", "An", "Betreff", "Datum"), "nl": ("Van", "Aan", "Onderwerp", "Datum"),
-    "fr": ("De", "À", "Objet", "Date"), "es": ("De", "Para", "Asunto", "Fecha"), "it": ("Da", "A", "Oggetto", "Data"),
-}  # fmt: skip
+    "en": ("From", "To", "Subject", "Date"),
+    "de": ("Von", "An", "Betreff", "Datum"),
+    "nl": ("Van", "Aan", "Onderwerp", "Datum"),
+    "fr": ("De", "À", "Objet", "Date"),
+    "es": ("De", "Para", "Asunto", "Fecha"),
+    "it": ("Da", "A", "Oggetto", "Data"),
+}
 FAREWELLS = {
-    "en": ("Bye", "Cheers", "Yours", "Sincerely", "Thanks"), "de": ("Gruß", "Viele Grüße", "Tschüss", "Danke", "Hochachtungsvoll"), "nl": ("Groeten", "Dag", "Bedankt", "Hartelijks", "Tot gauw"),
-    "fr": ("Salut", "Bien à toi", "Merci", "Amitiés", "Respectueusement"), "es": ("Saludos", "Un saludo", "Gracias", "Hasta pronto", "Cordialmente"), "it": ("Saluti", "Ciao", "Grazie", "A presto", "Cordialmente"),
-}  # fmt: skip
+    "en": ("Bye", "Cheers", "Yours", "Sincerely", "Thanks"),
+    "de": ("Gruß", "Viele Grüße", "Tschüss", "Danke", "Hochachtungsvoll"),
+    "nl": ("Groeten", "Dag", "Bedankt", "Hartelijks", "Tot gauw"),
+    "fr": ("Salut", "Bien à toi", "Merci", "Amitiés", "Respectueusement"),
+    "es": ("Saludos", "Un saludo", "Gracias", "Hasta pronto", "Cordialmente"),
+    "it": ("Saluti", "Ciao", "Grazie", "A presto", "Cordialmente"),
+}
 EMOJI = "😀 😊 👍 🎉 🚗 ❤️ 🙏 😅 📞 ✅ ⚠️ 🐶 ☕ ✈️ → • … € ½ °".split()
 
 
 @dataclass
 class Language:
-    """What <code>.txt holds: templates are lists of (string, slot or None); kinds {slot: (singular, plural)}; tasks {name: lines}."""
+    """The content of <code>.txt.
+
+    clauses and neutral are templates, lists of (string, slot or None); kinds is {slot: (singular, plural)};
+    tasks is {name: lines}. order_words are the words of the instructions, with repetitions. chain is a
+    character model of the nouns, from which similar words are invented.
+    """
 
     code: str
     clauses: list = field(default_factory=list)
@@ -67,30 +84,26 @@ class Language:
     kinds: dict = field(default_factory=dict)
     tasks: dict = field(default_factory=dict)
     nouns: list = field(default_factory=list)
-    order_words: list = field(
-        default_factory=list
-    )  # what its instructions are made of, each as often as it stands there
-    chain: dict = field(
-        default_factory=dict
-    )  # of the words of the language, to invent words that look like it
+    order_words: list = field(default_factory=list)
+    chain: dict = field(default_factory=dict)
 
     def known(self):
-        """A fresh memory of the values of one text."""
+        """Returns an empty memory for the values of one text."""
         return Known(self.nouns)
 
 
 class Known:
-    """The values that a text has used, so that a name can come twice and an address can be made of a name."""
+    """The values that a text has used, so that a name can recur and an address can be made from a name."""
 
     def __init__(self, nouns, again=0.25):
         self.nouns, self.again, self.used = nouns, again, {}
 
     def recall(self, slot, rng):
-        """A value used before for the slot, in four of ten cases, or None."""
+        """Returns, in four of ten cases, a value that was used for the slot before, else None."""
         return rng.choice(self.used[slot]) if slot in self.used and rng.random() < 0.4 else None
 
     def value(self, slot, lang, rng):
-        """A value for the slot: one of the text's own again, or a new one."""
+        """Returns a value for the slot: one that the text has used, or a new one."""
         used = self.used.setdefault(slot, [])
         if used and rng.random() < self.again:
             return rng.choice(used)
@@ -100,13 +113,13 @@ class Known:
 
 
 def segments(line):
-    """Split "Hi {first}!" into [("Hi ", None), ("", "first"), ("!", None)]."""
+    """Splits "Hi {first}!" into [("Hi ", None), ("", "first"), ("!", None)]."""
     parts = re.split(r"\{(\w+)\}", line)
     return [("", part) if i % 2 else (part, None) for i, part in enumerate(parts) if part]
 
 
 def read_language(path):
-    """Read <language>.txt. Raises ValueError with all lines that are wrong."""
+    """Reads <language>.txt; raises ValueError with all wrong lines."""
     lang, section, problems = Language(path.stem), None, []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         line = line.strip()
@@ -125,55 +138,40 @@ def read_language(path):
             elif section in exercises.MAKERS or section == "none":
                 lang.tasks.setdefault(section, []).append(line)
             else:
-                problems.append(
-                    f"{path.name}:{number}: {line!r} in section {section!r}; remedy: the format of the section, slots {', '.join(values.SLOTS)}"
-                )
-    problems += [
-        f"{path.name}: no section {name!r}; remedy: add it"
-        for name in [*exercises.MAKERS, "none"]
-        if name not in lang.tasks and name != "label"
-    ]
-    problems += [
-        f"{path.name}: no kind for {slot!r}; remedy: a line `{slot} | singular | plural`"
-        for slot in [*values.SLOTS, *exercises.GROUPS]
-        if slot not in lang.kinds
-    ]
+                slots = f"use the format of the section and the slots {', '.join(values.SLOTS)}"
+                problems.append(f"{path.name}:{number}: {line!r} in section {section!r}; {slots}")
+    missing = {*exercises.MAKERS, "none"} - {*lang.tasks, "label"}
+    problems += [f"{path.name}: no section {name!r}; add it" for name in sorted(missing)]
+    unnamed = {*values.SLOTS, *exercises.GROUPS} - set(lang.kinds)
+    problems += [f"{path.name}: add a kind, `{slot} | singular | plural`" for slot in sorted(unnamed)]
     if problems:
         raise ValueError("\n".join(problems))
-    words = re.findall(
-        r"\w+",
-        " ".join(part for item in lang.neutral + lang.clauses for part, _ in item[:1] or [])
-        + " ".join(part for item in lang.neutral for part, _ in item),
-    )
+    starts = " ".join(part for item in lang.neutral + lang.clauses for part, _ in item[:1] or [])
+    words = re.findall(r"\w+", starts + " ".join(part for item in lang.neutral for part, _ in item))
     keep = str.istitle if path.stem == "de" else str.islower
     lang.nouns = sorted({word for word in words if len(word) > 3 and keep(word)})
     lang.chain = values.learn(lang.nouns)
-    orders = " ".join(
-        itertools.chain(*lang.tasks.values(), *exercises.REMARKS[lang.code], TEXT_WORDS[lang.code] * 20)
-    )
-    lang.order_words = re.findall(r"(?<![<{])\b[^\W\d_]{3,}", orders)
+    orders = itertools.chain(*lang.tasks.values(), *exercises.REMARKS[lang.code], TEXT_WORDS[lang.code] * 20)
+    lang.order_words = re.findall(r"(?<![<{])\b[^\W\d_]{3,}", " ".join(orders))
     return lang
 
 
 def word_of(lang, rng):
-    """A word that looks like the language: one of its words, or an invented one."""
+    """Returns a word of the language or an invented word that looks like one."""
     return rng.choice(lang.nouns) if rng.random() < 0.55 else values.invent(lang.chain, rng, 2, 14).lower()
 
 
 def stray_word(lang, known, rng):
-    """A word that has no business where it stands; no bare number, for that would be one to hide."""
-    stray = (
-        values.rand(lang.code, rng, known)
-        if rng.random() < 0.4
-        else rng.choice(EMOJI)
-        if rng.random() < 0.08
-        else word_of(lang, rng)
-    )
+    """Returns a word without relation to the text; no plain number, because a task might hide numbers."""
+    if rng.random() < 0.4:
+        stray = values.rand(lang.code, rng, known)
+    else:
+        stray = rng.choice(EMOJI) if rng.random() < 0.08 else word_of(lang, rng)
     return word_of(lang, rng) if stray.isdigit() else stray
 
 
 def distorted(item, lang, rng):
-    """The item with a third of its longer words replaced by others, so that a copy takes reading."""
+    """Replaces a third of the longer words of the item, so that a copy requires reading."""
 
     def swap(match):
         return word_of(lang, rng) if rng.random() < 0.33 else match.group()
@@ -182,7 +180,7 @@ def distorted(item, lang, rng):
 
 
 def echoed(item, words, rng):
-    """The item with some of its words replaced by such as instructions are made of, so that a copy of "text" does not end in the instruction."""
+    """Replaces some words of the item by words of instructions, so that a copy does not run into these."""
 
     def swap(match):
         return rng.choice(words) if rng.random() < 0.15 else match.group()
@@ -191,7 +189,7 @@ def echoed(item, words, rng):
 
 
 def filled(template, lang, known, rng):
-    """The template with its slots filled, and in a quarter of them a stray word between two words."""
+    """Fills the slots of the template; a quarter of the results has a stray word between two words."""
     item = [(known.value(slot, lang.code, rng), slot) if slot else (part, None) for part, slot in template]
     if rng.random() < 0.25:
         i = rng.randrange(len(item))
@@ -204,7 +202,7 @@ def filled(template, lang, known, rng):
 
 
 def form(lang, known, rng):
-    """One to seven lines of a form: label, sign, value."""
+    """Returns one to seven lines of a form: label, sign, value."""
     sign = rng.choice((": ", ": ", ": ", ":\t", " - ", " = ", "; ", ":\n", " | "))
     end = rng.choice(("\n", "\n", "\n", ", ", "; ", " ", "<br>", " / ", "\n- "))
     tag = rng.random()
@@ -224,13 +222,11 @@ def form(lang, known, rng):
 
 
 def mail(text, lang, known, rng):
-    """The text with the head of an e-mail before it, or a farewell, a name and an address behind it."""
+    """Adds the header of an e-mail before the text, or a closing, a name and an address after it."""
 
-    def held(line):
-        return [
-            (known.value(slot, lang.code, rng), slot) if slot else (part, None)
-            for part, slot in segments(line)
-        ]
+    def fill(line):
+        parts = segments(line)
+        return [(known.value(slot, lang.code, rng), slot) if slot else (part, None) for part, slot in parts]
 
     if rng.random() < 0.5:
         origin, to, subject, date = HEADERS[lang.code]
@@ -238,35 +234,25 @@ def mail(text, lang, known, rng):
             f"{origin}: " + rng.choice(("{first} {last} <{email}>", "{email}", "{last}, {first} <{email}>")),
             f"{to}: " + rng.choice(("{email}", "{email}", "{first} {last} <{email}>", "{first} {last}")),
         ]
-        lines += [f"{date}: {{date}}"] * (rng.random() < 0.3) + [
-            f"{subject}: " + " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 4)))
-        ] * (rng.random() < 0.7)
-        return held(rng.choice(("\n", "\n", "\n", " ", "<br>", "; ")).join(lines)) + [
-            (rng.choice(("\n\n", "\n", "\n---\n")), None),
-            *text,
-        ]
+        lines += [f"{date}: {{date}}"] * (rng.random() < 0.3)
+        topic = " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 4)))
+        lines += [f"{subject}: {topic}"] * (rng.random() < 0.7)
+        header = fill(rng.choice(("\n", "\n", "\n", " ", "<br>", "; ")).join(lines))
+        return [*header, (rng.choice(("\n\n", "\n", "\n---\n")), None), *text]
     place = "{building} {street}" if lang.code in ("en", "fr") else "{street} {building}"
     town = "{city} {zip}" if lang.code == "en" else "{zip} {city}"
     lines = [
         rng.choice(FAREWELLS[lang.code]) + rng.choice((",", "", ",", "!")),
         rng.choice(("{first} {last}", "{first} {last}", "{first}", "{last}")),
     ]
-    lines += rng.choice(
-        (
-            [],
-            [place, town],
-            [f"{place}, {town}"],
-            ["{phone}"],
-            ["{email}"],
-            ["{phone}", "{email}"],
-            ["{city}"],
-        )
-    )
-    return [*text, (rng.choice(("\n\n", "\n")), None), *held("\n".join(lines))]
+    addresses = [[], [place, town], [f"{place}, {town}"]]
+    lines += rng.choice([*addresses, ["{phone}"], ["{email}"], ["{phone}", "{email}"], ["{city}"]])
+    return [*text, (rng.choice(("\n\n", "\n")), None), *fill("\n".join(lines))]
 
 
 def salad(lang, count, known, rng):
-    """Words, names, strings and signs in no order: what can be copied only by reading it."""
+    """Returns words, names, strings and signs in no order, which can be copied only by reading them."""
+    separators = (" ",) * 7 + (", ", ". ", "\n", "; ", ": ", " - ")
     item = []
     for _ in range(count):
         roll = rng.random()
@@ -278,24 +264,18 @@ def salad(lang, count, known, rng):
             word = rng.choice(EMOJI) if rng.random() < 0.2 else exercises.symbol(rng, known.nouns)
         else:
             word = values.draw(rng.choice(values.SLOTS), lang.code, rng, known)
-        item += [
-            (word, None),
-            (rng.choice((" ", " ", " ", " ", " ", " ", " ", ", ", ". ", "\n", "; ", ": ", " - ")), None),
-        ]
+        item += [(word, None), (rng.choice(separators), None)]
     return item[:-1]
 
 
 def goal_length(rng):
-    """Words of a text: log-uniform from 3 to 90, a few up to 190."""
-    return (
-        int(math.exp(rng.uniform(math.log(3), math.log(90))))
-        if rng.random() < 0.975
-        else rng.randint(90, 190)
-    )
+    """Returns the number of words of a text: log-uniform from 3 to 90, and for a few texts up to 190."""
+    long = rng.random() >= 0.975
+    return rng.randint(90, 190) if long else int(math.exp(rng.uniform(math.log(3), math.log(90))))
 
 
 def draw_items(lang, known, rng, goal, plain_share=0.2):
-    """Items of a text (clauses, neutral sentences, forms), together about goal words."""
+    """Returns the items of a text (clauses, neutral sentences, forms), in all about `goal` words."""
     items, length = [], 0
     while not items or length < 0.8 * goal:
         roll = rng.random()
@@ -303,11 +283,9 @@ def draw_items(lang, known, rng, goal, plain_share=0.2):
             item = form(lang, known, rng)
         else:
             pool = lang.neutral if roll < 0.15 + plain_share else lang.clauses
-            template = (
-                min((rng.choice(pool) for _ in range(3)), key=lambda t: abs(size(t) - goal + length))
-                if goal - length < 10
-                else rng.choice(pool)
-            )
+            # Near the goal, the template whose length fits best is one of three.
+            templates = [rng.choice(pool) for _ in range(3 if goal - length < 10 else 1)]
+            template = min(templates, key=lambda t: abs(size(t) - goal + length))
             item = filled(template, lang, known, rng)
         items.append(item)
         length += size(item)
@@ -315,92 +293,67 @@ def draw_items(lang, known, rng, goal, plain_share=0.2):
 
 
 def size(item):
-    """Words of an item, about."""
+    """Returns the approximate number of words of an item."""
     return sum(part.count(" ") for part, _ in item) + 1
 
 
 def shout(item, how):
-    """The item in upper or lower case, values too."""
+    """Applies str.upper or str.lower to the item and its values."""
     return [(how(part), slot) for part, slot in item]
 
 
 def spread(items, between, left="", right=""):
-    """The items in one list, each between left and right."""
+    """Returns the items as one text, each between left and right; {i} in left is the item's number."""
     text = []
     for i, item in enumerate(items):
-        opening = left.replace("{i}", str(i + 1))
-        text += [((between if i else "") + opening, None), *item, (right, None)]
+        start = left.replace("{i}", str(i + 1))
+        text += [((between if i else "") + start, None), *item, (right, None)]
     return text
 
 
+HTML_TAGS = ("p", "p", "p", "div", "li", "span", "td", "b", "h2", "i", 'p class="note"', "section")
+TITLES = ("# {t}\n", "**{t}**\n\n", "{T}\n", "<h1>{t}</h1>\n", "{c}:\n", "Re: {t}\n\n")
+BULLETS = ("- ", "* ", "• ", "{i}. ", "{i}) ", "({i}) ", "– ", "\t", "## ", "[{i}] ")
+QUOTES = ('""', "“”", "«»", "()", "''", ("**", "**"), "__")
+
+
 def layout(items, lang, rng, lines):
-    """The items as a paragraph, lines, a list or HTML."""
+    """Returns the items as a paragraph, lines, a list or HTML."""
     roll = rng.random()
     if lines or roll < 0.14:
-        return spread(
-            items,
-            "\n" if lines or rng.random() < 0.6 else "\n\n",
-            *rng.choice((("", ""), ("", ""), ("- ", ""), ("{i}. ", ""), ("> ", ""))),
-        )
+        between = "\n" if lines or rng.random() < 0.6 else "\n\n"
+        return spread(items, between, rng.choice(("", "", "- ", "{i}. ", "> ")))
     if roll < 0.3:
-        tag = rng.choice(
-            ("p", "p", "p", "div", "li", "span", "td", "b", "h2", "i", 'p class="note"', "section")
-        )
+        tag = rng.choice(HTML_TAGS)
         text = spread(items, rng.choice(("", "\n", " ", "")), f"<{tag}>", f"</{tag.split()[0]}>")
         outer = rng.choice((None, None, "div", "ul", "body", "html", "article"))
         return [(f"<{outer}>", None), *text, (f"</{outer}>", None)] if outer else text
     if roll < 0.36:
-        return [
-            ("<p>", None),
-            *spread(items, rng.choice(("<br>", "<br/>", "<br>\n", " <br /> "))),
-            ("</p>", None),
-        ]
+        text = spread(items, rng.choice(("<br>", "<br/>", "<br>\n", " <br /> ")))
+        return [("<p>", None), *text, ("</p>", None)]
     if roll < 0.44:
-        return spread(
-            items,
-            "\n",
-            rng.choice(("- ", "* ", "• ", "{i}. ", "{i}) ", "({i}) ", "– ", "\t", "## ", "[{i}] ")),
-        )
+        return spread(items, "\n", rng.choice(BULLETS))
     if roll < 0.49:
         title = " ".join(rng.choice(lang.nouns) for _ in range(rng.randint(1, 3)))
-        head = rng.choice(
-            (
-                f"# {title}\n",
-                f"**{title}**\n\n",
-                f"{title.upper()}\n",
-                f"<h1>{title}</h1>\n",
-                f"{title.capitalize()}:\n",
-                f"Re: {title}\n\n",
-            )
-        )
+        head = rng.choice(TITLES).format(t=title, T=title.upper(), c=title.capitalize())
         return [(head, None), *spread(items, rng.choice((" ", "\n")))]
     if roll < 0.53:
-        return spread(
-            items,
-            " ",
-            *rng.choice(
-                (('"', '"'), ("“", "”"), ("«", "»"), ("(", ")"), ("'", "'"), ("**", "**"), ("_", "_"))
-            ),
-        )
+        return spread(items, " ", *rng.choice(QUOTES))
     return spread(items, rng.choice((" ", " ", " ", " ", " ", "  ", " / ", " ... ", " | ", "; ")))
 
 
 def stretch(text, rng):
-    """The text with some of its spaces doubled, or turned into a tab or a line break."""
+    """Doubles some spaces outside of values, or replaces them by a tab or a line break."""
     longer = rng.choice(("  ", "  ", "   ", "\t", "\n", " \n", "\u00a0"))
-    return [
-        (
-            "".join(longer if character == " " and rng.random() < 0.15 else character for character in part)
-            if slot is None
-            else part,
-            slot,
-        )
-        for part, slot in text
-    ]
+
+    def swap(match):
+        return longer if rng.random() < 0.15 else " "
+
+    return [(part if slot else re.sub(" ", swap, part), slot) for part, slot in text]
 
 
 def tidy(text):
-    """The text without empty parts and without white space at its ends; plain neighbours joined."""
+    """Joins adjacent plain parts, and removes empty parts and white space at both ends of the text."""
     joined = []
     for part, slot in text:
         if slot is None and joined and joined[-1][1] is None:
@@ -415,7 +368,7 @@ def tidy(text):
 
 
 def compose(lang, rng, task, stage=1):
-    """A text for the task: list of (string, slot or None)."""
+    """Returns a text for the task, a list of (string, slot or None)."""
     known = Known(lang.nouns, 0.5 if task == "number_kind" else 0.35 if task == "label" else 0.25)
     goal = goal_length(rng)
     if task in exercises.WORD_TASKS and rng.random() < 0.2:
@@ -440,7 +393,7 @@ def compose(lang, rng, task, stage=1):
 
 
 def prompt_of(instruction, text, lang, rng):
-    """Instruction and text as one prompt: the instruction first in seven of ten."""
+    """Returns the prompt with instruction and text; in seven of ten, the instruction precedes the text."""
     word = rng.choice(TEXT_WORDS[lang.code])
     if rng.random() < 0.7:
         left, right = rng.choice(BEFORE)
@@ -454,7 +407,7 @@ def prompt_of(instruction, text, lang, rng):
 
 
 def sample(languages, rng, name_tasks=False, stage=1):
-    """One row of the corpus."""
+    """Returns one row of the corpus."""
     shares = exercises.SHARES[stage]
     while True:
         lang = languages[rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]]
@@ -476,7 +429,7 @@ def sample(languages, rng, name_tasks=False, stage=1):
 
 
 def make_block(job):
-    """The rows of one block as JSON lines; job = (seed text, number of samples, name_tasks, stage)."""
+    """Returns the JSON lines of one block; job = (seed string, number of samples, name_tasks, stage)."""
     seed, count, *rest = job
     rng = random.Random(seed)
     return "".join(json.dumps(sample(load(), rng, *rest), ensure_ascii=False) + "\n" for _ in range(count))
@@ -484,15 +437,14 @@ def make_block(job):
 
 @functools.cache
 def load():
-    """The languages of the recipe by code. Raises ValueError with all that is wrong in their files."""
+    """Returns {code: Language}; raises ValueError with all wrong lines of a file."""
     return {code: read_language(HERE / f"{code}.txt") for code in WEIGHTS}
 
 
 def write(path, seed, count, jobs, name_tasks=False, stage=1):
-    """Write count samples to path, drawn from the seed (a text)."""
-    blocks = [
-        (f"{seed}/{start}", min(BLOCK, count - start), name_tasks, stage) for start in range(0, count, BLOCK)
-    ]
+    """Writes `count` samples to path, drawn from the seed (a string)."""
+    starts, options = range(0, count, BLOCK), (name_tasks, stage)
+    blocks = [(f"{seed}/{start}", min(BLOCK, count - start), *options) for start in starts]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         if jobs < 2:
             file.writelines(map(make_block, blocks))
@@ -502,47 +454,24 @@ def write(path, seed, count, jobs, name_tasks=False, stage=1):
 
 
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and val.jsonl")
     parser.add_argument("--samples", type=int, default=300000)
     parser.add_argument("--val", type=int, default=500, help="samples in val.jsonl")
-    parser.add_argument(
-        "--stage",
-        type=int,
-        choices=exercises.SHARES,
-        default=1,
-        help="the shares of the tasks: 1 to begin with, 2 to go on with (exercises.SHARES)",
-    )
+    stage = "shares of the tasks in the first or second stage of training (exercises.SHARES)"
+    parser.add_argument("--stage", type=int, choices=exercises.SHARES, default=1, help=stage)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shard", type=int, help="write train-N.jsonl only: other samples of the same kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--name-tasks", action="store_true", help='add "task" and "language" to the rows')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.shard is None:
-        write(
-            args.out / "train.jsonl",
-            f"{args.seed}.{args.stage}/train",
-            args.samples,
-            args.jobs,
-            args.name_tasks,
-            args.stage,
-        )
-        write(
-            args.out / "val.jsonl", f"{args.seed}.{args.stage}/val", args.val, 1, args.name_tasks, args.stage
-        )
-    else:
-        write(
-            args.out / f"train-{args.shard}.jsonl",
-            f"{args.seed}.{args.stage}/shard{args.shard}",
-            args.samples,
-            args.jobs,
-            args.name_tasks,
-            args.stage,
-        )
+    files = [("train", "train", args.samples, args.jobs), ("val", "val", args.val, 1)]
+    if args.shard is not None:
+        files = [(f"train-{args.shard}", f"shard{args.shard}", args.samples, args.jobs)]
+    for name, seed, count, jobs in files:
+        path, seed = args.out / f"{name}.jsonl", f"{args.seed}.{args.stage}/{seed}"
+        write(path, seed, count, jobs, args.name_tasks, args.stage)
 
 
 if __name__ == "__main__":
