@@ -33,6 +33,15 @@ ROWS = [
         "response": "Il señor [SURNAME_1] llamó al [TELEPHONENUM_1].",
     },
 ]
+# A vision part for transformers' multimodal Gemma 3, as small as it can be.
+TINY_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 CHAT = {
     "messages": [
         {"role": "system", "content": "Be brief."},

@@ -1,6 +1,4 @@
-"""model/tokenizer.py on a small tokenizer of Gemma's make: control tokens never come from text, the turns are
-the published template's.
-"""
+"""model/tokenizer.py on a small tokenizer of Gemma's kind: control tokens, turns as published, streaming."""
 
 import json
 import shutil
@@ -8,6 +6,8 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Backend
 
 from model.hub import TINY
 from model.tokenizer import END_OF_TURN, START_OF_TURN, TextStream, Tokenizer
@@ -22,7 +22,7 @@ CORPUS = [
     "Redact the personal data in the text: e-mail anna@example.org",
     "Müller straße naïve café, être où ça, señor",
 ]
-# google/gemma-3-270m-it's chat_template, its image branch left out
+# The chat_template of google/gemma-3-270m-it, without its image branch.
 TEMPLATE = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
     {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
@@ -51,51 +51,23 @@ TEMPLATE = """{{ bos_token }}
 
 
 def train_tokenizer_json(path) -> None:
-    """Gemma's make: BPE over ▁-marked text with a token for each byte as a last resort, and newlines as
-    tokens of their own.
-    """
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-    from tokenizers import Tokenizer as Backend
-
+    """Writes BPE over text with ▁ for spaces, byte tokens as a last resort, and newline tokens."""
     normalizer = normalizers.Replace(" ", "▁")
     learner = Backend(models.BPE())
-    learner.normalizer, learner.pre_tokenizer = (
-        normalizer,
-        pre_tokenizers.Split(Regex("▁"), "merged_with_next"),
-    )
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=160, show_progress=False))
     learned = json.loads(learner.to_str())["model"]
-    names = (
-        CONTROL
-        + NEWLINES
-        + [f"<0x{i:02X}>" for i in range(256)]
-        + sorted(learned["vocab"], key=learned["vocab"].get)
-    )
-    backend = Backend(
-        models.BPE(
-            vocab={name: i for i, name in enumerate(names)},
-            merges=[tuple(m) for m in learned["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    names = CONTROL + NEWLINES + [f"<0x{i:02X}>" for i in range(256)]
+    names += sorted(learned["vocab"], key=learned["vocab"].get)
+    vocab, merges = {name: i for i, name in enumerate(names)}, [tuple(m) for m in learned["merges"]]
+    unknown = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, **unknown))
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.Split(
-        " ", "merged_with_previous"
-    )  # as published: finds nothing, since the normaliser left no space
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    # The published tokenizer has this split. It finds nothing, because the normalizer leaves no spaces.
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps)
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     backend.add_special_tokens(CONTROL)
     backend.add_tokens([AddedToken(name, normalized=False) for name in NEWLINES])
@@ -118,14 +90,9 @@ def tokenizer(folder):
 def reference(folder):
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        chat_template=TEMPLATE,
-    )
+    file = str(folder / "tokenizer.json")
+    control = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    return PreTrainedTokenizerFast(tokenizer_file=file, chat_template=TEMPLATE, **control)
 
 
 def flat(pieces) -> list[int]:
@@ -133,30 +100,24 @@ def flat(pieces) -> list[int]:
 
 
 def chat(*contents, system=None):
-    """Pairs (role, content): the user begins, then in turn."""
+    """Pairs (role, content); user and assistant alternate, and the user begins."""
     turns = [(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
     return ([("system", system)] if system is not None else []) + turns
 
 
 def by_template(reference, messages, add_generation_prompt: bool) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in messages]
-    return reference.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-    )
+    settings = {"add_generation_prompt": add_generation_prompt, "tokenize": True, "return_dict": False}
+    return reference.apply_chat_template(messages, **settings)
 
 
 # ids
 
 
 def test_the_control_ids_are_found_by_name(tokenizer):
-    ids = (
-        tokenizer.pad_id,
-        tokenizer.eos_id,
-        tokenizer.bos_id,
-        tokenizer.start_of_turn_id,
-        tokenizer.end_of_turn_id,
-    )
-    assert ids == (PAD, EOS, BOS, START, END) and tokenizer.stop_ids == {EOS, END}
+    t = tokenizer
+    assert (t.pad_id, t.eos_id, t.bos_id) == (PAD, EOS, BOS) and t.stop_ids == {EOS, END}
+    assert (t.start_of_turn_id, t.end_of_turn_id) == (START, END)
     assert tokenizer.vocab_size == len(tokenizer.backend.get_vocab())
 
 
@@ -179,7 +140,7 @@ def test_a_user_who_types_control_tokens_opens_no_turn(tokenizer):
 @given(st.text())
 @settings(max_examples=200, deadline=None)
 def test_any_text_survives_encode_and_decode_without_control_ids(tokenizer, text):
-    text = text.replace("▁", "")  # the one character that Gemma's tokenizer cannot keep: it is its space
+    text = text.replace("▁", "")  # Gemma's tokenizer decodes this character as a space.
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(range(6))
@@ -196,8 +157,6 @@ def test_decode_leaves_control_ids_out(tokenizer):
 
 
 def test_padding_and_truncation_settings_of_the_file_are_not_obeyed(tmp_path, tokenizer):
-    from tokenizers import Tokenizer as Backend
-
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(3)
     backend.enable_padding(length=50)
@@ -213,9 +172,7 @@ CONVERSATIONS = {
     "one question": chat("the fox"),
     "answered": chat("the quick fox", "jumps over"),
     "system": chat("the fox", "jumps", system="Redact the personal data."),
-    "four turns and a question": chat(
-        "My name is Anna", "[NAME]", "lives in Köln", "[CITY]", "1984?", system="Redact"
-    ),
+    "five turns": chat("My name is Anna", "[NAME]", "lives in Köln", "[CITY]", "1984?", system="Redact"),
     "space around": chat("  the fox \n", "\n jumps  ", "\n\nthe dog\n\n"),
     "newlines inside": chat("the\n\n\nfox\n", "a\nb\n\nc", "d"),
     "other scripts": chat("Müller 😀 Ελλάδα", "日本\t語", "naïve"),
@@ -224,7 +181,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_turns_are_the_published_templates_id_for_id(tokenizer, reference, name):
+def test_turns_have_the_ids_of_the_published_template(tokenizer, reference, name):
     messages = CONVERSATIONS[name]
     assert [BOS] + flat(tokenizer.render_turns(messages)) == by_template(reference, messages, False)
     if messages[-1][0] == "user":
@@ -250,34 +207,24 @@ def test_there_is_one_bos_and_it_comes_first(tokenizer):
 
 
 def test_only_responses_and_their_end_of_turn_are_marked_as_responses(tokenizer):
-    responses = [
-        ids for ids, response in tokenizer.render_turns(chat("a", "the fox", "b", "the dog")) if response
-    ]
+    pieces = tokenizer.render_turns(chat("a", "the fox", "b", "the dog"))
+    responses = [ids for ids, is_response in pieces if is_response]
     assert responses == [[*tokenizer.encode("the fox"), END], [*tokenizer.encode("the dog"), END]]
 
 
 def test_a_prompt_is_the_beginning_of_the_conversation_it_leads_to(tokenizer):
     whole = [BOS] + flat(tokenizer.render_turns(chat("the fox", "jumps over", system="Redact")))
     prompt = tokenizer.render_prompt(chat("the fox", system="Redact"))
-    assert whole[: len(prompt)] == prompt and whole[len(prompt) :] == [
-        *tokenizer.encode("jumps over"),
-        END,
-        *tokenizer.encode("\n"),
-    ]
+    assert whole == prompt + [*tokenizer.encode("jumps over"), END, *tokenizer.encode("\n")]
 
 
 def test_conversations_rendered_together_are_those_rendered_alone(tokenizer):
-    conversations = [
-        chat("the fox", "jumps over", system="Redact"),
-        chat("a", "the fox", "b", "the dog"),
-        chat("the fox", "the fox"),
-    ]
-    assert tokenizer.render_batch(conversations) == [
-        tokenizer.render_turns(messages) for messages in conversations
-    ]
-    first = tokenizer.render_batch(conversations)[0]
-    assert [is_response for _, is_response in first] == [False, False, True, False]
-    assert first[2][0] == [*tokenizer.encode("jumps over"), tokenizer.end_of_turn_id]
+    conversations = [chat("the fox", "jumps over", system="Redact")]
+    conversations += [chat("a", "the fox", "b", "the dog"), chat("the fox", "the fox")]
+    rendered = tokenizer.render_batch(conversations)
+    assert rendered == [tokenizer.render_turns(messages) for messages in conversations]
+    assert [is_response for _, is_response in rendered[0]] == [False, False, True, False]
+    assert rendered[0][2][0] == [*tokenizer.encode("jumps over"), END]
 
 
 # streaming
@@ -288,17 +235,18 @@ def stream(tokenizer, ids) -> list[str]:
     return [text.push(i) for i in ids] + [text.flush()]
 
 
-@pytest.mark.parametrize(
-    "text", ["the quick brown fox", "Köln 😀 ñ 日本語", "😀😀", "a\n\nb", " the fox", "ééé日"]
-)
-def test_streamed_pieces_never_cut_a_character_and_sum_to_the_whole(tokenizer, text):
+TEXTS = ["the quick brown fox", "Köln 😀 ñ 日本語", "😀😀", "a\n\nb", " the fox", "ééé日"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_streamed_pieces_never_cut_a_character_and_add_up_to_the_whole(tokenizer, text):
     ids = tokenizer.encode(text)
     pieces = stream(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_character_of_four_byte_tokens_comes_with_its_last(tokenizer):
+def test_a_character_of_four_byte_tokens_comes_with_the_last_of_them(tokenizer):
     ids = tokenizer.encode("😀")
     assert [tokenizer.backend.id_to_token(i) for i in ids] == ["<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
     assert stream(tokenizer, ids) == ["", "", "", "😀", ""]
@@ -332,29 +280,23 @@ def test_a_missing_or_broken_tokenizer_json_is_named(tmp_path):
 
 
 def test_a_tokenizer_without_gemmas_turns_is_refused_with_all_that_it_lacks(tmp_path):
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models
-
     backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
     backend.add_special_tokens(["<pad>", "<eos>", "<bos>"])
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(
-        ValueError,
-        match="has no <start_of_turn>, <end_of_turn>; Loupe needs the tokenizer of a Gemma 3 model",
-    ):
+    with pytest.raises(ValueError, match="has no <start_of_turn>, <end_of_turn>.*of a Gemma 3 model"):
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content, stops",
-    [
-        ('{"eos_token_id": [1, 300]}', {1, 300}),
-        ('{"eos_token_id": 300}', {300}),
-        ("{}", set()),
-        (None, set()),
-    ],
-)
-def test_generation_stops_are_read_where_there_are_any(tmp_path, content, stops):
+STOPS = [
+    ('{"eos_token_id": [1, 300]}', {300}),
+    ('{"eos_token_id": 300}', {300}),
+    ("{}", set()),
+    (None, set()),
+]
+
+
+@pytest.mark.parametrize("content, stops", STOPS)
+def test_stop_ids_of_generation_config_are_read(tmp_path, content, stops):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     if content is not None:
         (tmp_path / "generation_config.json").write_text(content)
@@ -365,9 +307,7 @@ def test_generation_stops_are_read_where_there_are_any(tmp_path, content, stops)
 def test_a_broken_generation_config_is_refused_by_its_name(tmp_path, content):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(
-        ValueError, match="generation_config.json: not a generation_config.json.*repair it, or remove it"
-    ):
+    with pytest.raises(ValueError, match="generation_config.json: not a .*repair it, or remove it"):
         Tokenizer(tmp_path)
 
 
@@ -375,7 +315,5 @@ def test_a_tokenizer_that_would_turn_typed_text_into_a_control_token_is_refused(
     raw = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
     next(t for t in raw["added_tokens"] if t["content"] == "<end_of_turn>")["special"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match='<end_of_turn> typed by a user would become a control token; set "special": true'
-    ):
+    with pytest.raises(ValueError, match='<end_of_turn> .*become a control token; set "special": true'):
         Tokenizer(tmp_path)

@@ -1,6 +1,4 @@
-"""model/weights.py: what transformers writes is read to the same bits, what we write it reads, and every
-broken checkpoint says what is broken.
-"""
+"""model/weights.py: transformers' files are read to the same bits and the reverse; broken ones are named."""
 
 import hashlib
 import json
@@ -27,8 +25,8 @@ from model.weights import (
     load_model,
     save_model,
 )
+from tests.folders import ROOT, TINY_VISION
 
-ROOT = Path(__file__).parents[2]
 TEXT = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -40,33 +38,9 @@ TEXT = {
     "sliding_window": 8,
     "max_position_embeddings": 128,
 }
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 EMBEDDING = "model.embed_tokens.weight"
-
-
-def hf_text_model(**changes):
-    from transformers import Gemma3ForCausalLM as Reference
-    from transformers import Gemma3TextConfig
-
-    torch.manual_seed(0)
-    return Reference(Gemma3TextConfig(**(TEXT | changes)))
-
-
-def hf_multimodal_model():
-    from transformers import Gemma3Config as ReferenceConfig
-    from transformers import Gemma3ForConditionalGeneration
-
-    torch.manual_seed(0)
-    return Gemma3ForConditionalGeneration(
-        ReferenceConfig(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=1)
-    )
+UP_PROJ = "model.layers.0.mlp.up_proj.weight"
+SHARDS = [10**9, 20_000]  # bytes of a shard: one file, and several
 
 
 def our_config(**changes) -> Gemma3Config:
@@ -81,23 +55,19 @@ def our_model(seed: int = 0, **changes) -> Gemma3ForCausalLM:
     return model
 
 
-def saved(folder: Path) -> tuple[Path, dict]:
-    """A folder of ours, and its tensors for a test to spoil."""
-    save_model(our_model(), folder, torch.float32)
-    return folder, {
-        name: t.clone() for name, t in load_file(folder / SINGLE).items()
-    }  # load_file's are views of the file
-
-
-def assert_same_weights(ours, expected: dict):
-    parameters = dict(ours.named_parameters())
-    assert parameters.keys() == expected.keys()
-    for name, p in parameters.items():
-        assert torch.equal(p, expected[name]), name
+@pytest.fixture
+def tensors(tmp_path) -> dict:
+    """The tensors of the model that is saved in tmp_path, for a test to change and to save over it."""
+    save_model(our_model(), tmp_path, torch.float32)
+    return {name: t.clone() for name, t in load_file(tmp_path / SINGLE).items()}  # load_file maps the file
 
 
 def parameters_of(model) -> dict:
     return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def assert_same_weights(ours, expected: dict):
+    torch.testing.assert_close(parameters_of(ours), expected, atol=0, rtol=0)
 
 
 # reading what transformers writes
@@ -105,40 +75,41 @@ def parameters_of(model) -> dict:
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])
 def test_a_text_checkpoint_loads_to_equal_tensors_whole_or_sharded(tmp_path, shard):
-    reference = hf_text_model()
+    from transformers import Gemma3ForCausalLM as Reference
+    from transformers import Gemma3TextConfig
+
+    reference = Reference(Gemma3TextConfig(**TEXT))
     reference.save_pretrained(tmp_path, max_shard_size=shard)
     assert (tmp_path / INDEX).exists() == (shard == "20KB")
     assert_same_weights(load_model(tmp_path, torch.float32), parameters_of(reference))
 
 
 def test_a_multimodal_checkpoint_loads_its_text_part_and_leaves_the_vision_out(tmp_path):
-    reference = hf_multimodal_model()
+    from transformers import Gemma3Config as ReferenceConfig
+    from transformers import Gemma3ForConditionalGeneration
+
+    configs = {"text_config": TEXT, "vision_config": TINY_VISION, "mm_tokens_per_image": 1}
+    reference = Gemma3ForConditionalGeneration(ReferenceConfig(**configs))
     reference.save_pretrained(tmp_path)
-    stored = load_file(tmp_path / SINGLE)
-    assert any("vision_tower" in name for name in stored) and any(
-        "multi_modal_projector" in name for name in stored
-    )
+    stored = " ".join(load_file(tmp_path / SINGLE))
+    assert "vision_tower" in stored and "multi_modal_projector" in stored
     expected = {f"model.{name}": p.detach() for name, p in reference.model.language_model.named_parameters()}
     assert_same_weights(load_model(tmp_path, torch.float32), expected)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model."])
-def test_every_prefix_that_was_ever_published_means_the_same_tensor(tmp_path, prefix):
-    folder, tensors = saved(tmp_path)
+def test_every_prefix_that_was_ever_published_means_the_same_tensor(tmp_path, tensors, prefix):
     renamed = {prefix + name.removeprefix("model."): t for name, t in tensors.items()}
-    renamed |= {
-        "vision_tower.embeddings.weight": torch.ones(2),
-        "multi_modal_projector.mm_input_projection_weight": torch.ones(2),
-    }
-    save_file(renamed, folder / SINGLE)
-    assert_same_weights(load_model(folder, torch.float32), tensors)
+    for name in ("vision_tower.embeddings.weight", "multi_modal_projector.mm_input_projection_weight"):
+        renamed[name] = torch.ones(2)
+    save_file(renamed, tmp_path / SINGLE)
+    assert_same_weights(load_model(tmp_path, torch.float32), tensors)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
-def test_a_stored_copy_of_a_tied_head_is_ignored(tmp_path, name):
-    folder, tensors = saved(tmp_path)
-    save_file(tensors | {name: torch.zeros(96, 32)}, folder / SINGLE)
-    assert_same_weights(load_model(folder, torch.float32), tensors)
+def test_a_stored_copy_of_a_tied_head_is_ignored(tmp_path, tensors, name):
+    save_file(tensors | {name: torch.zeros(96, 32)}, tmp_path / SINGLE)
+    assert_same_weights(load_model(tmp_path, torch.float32), tensors)
 
 
 def test_an_untied_head_is_loaded_and_required(tmp_path):
@@ -153,128 +124,109 @@ def test_an_untied_head_is_loaded_and_required(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_are_cast_to_the_dtype_asked_for_by_rounding(tmp_path, dtype):
-    folder, tensors = saved(tmp_path)
-    assert_same_weights(load_model(folder, dtype), {name: t.to(dtype) for name, t in tensors.items()})
+def test_weights_are_cast_to_the_dtype_asked_for_by_rounding(tmp_path, tensors, dtype):
+    assert_same_weights(load_model(tmp_path, dtype), {name: t.to(dtype) for name, t in tensors.items()})
 
 
+@pytest.mark.usefixtures("tensors")
 def test_loaded_weights_begin_at_cache_lines_and_share_no_byte(tmp_path):
-    save_model(our_model(), tmp_path, torch.float32)
-    places = sorted(
-        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size())
-        for p in load_model(tmp_path, torch.bfloat16).parameters()
-    )
+    weights = load_model(tmp_path, torch.bfloat16).parameters()
+    places = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in weights)
     assert all(start % 64 == 0 for start, _ in places)
     assert all(end <= start for (_, end), (start, _) in pairwise(places))
 
 
-def test_loaded_weights_outlive_the_file_that_they_came_from(tmp_path):
-    folder, tensors = saved(tmp_path)
-    model = load_model(folder, torch.float32)
-    with open(
-        folder / SINGLE, "r+b"
-    ) as f:  # in place; a view of the file would change, and crash the process had the file been cut
-        f.write(bytes((folder / SINGLE).stat().st_size))
+def test_loaded_weights_outlive_the_file_that_they_came_from(tmp_path, tensors):
+    """The file is overwritten in place: weights that map it would change."""
+    model = load_model(tmp_path, torch.float32)
+    with open(tmp_path / SINGLE, "r+b") as f:
+        f.write(bytes((tmp_path / SINGLE).stat().st_size))
     assert_same_weights(model, tensors)
 
 
 # errors
 
 
-def errors_of(folder: Path) -> str:
+def refused(folder: Path, *parts: str) -> str:
+    """Checks that the error of loading has these parts, and returns it."""
     with pytest.raises(ValueError) as caught:
         load_model(folder, torch.float32)
+    assert all(part in str(caught.value) for part in parts), caught.value
     return str(caught.value)
 
 
-def test_every_missing_unexpected_and_misshapen_tensor_is_in_one_error(tmp_path):
-    folder, tensors = saved(tmp_path)
+def test_every_missing_unexpected_and_misshapen_tensor_is_in_one_error(tmp_path, tensors):
     del tensors["model.layers.3.mlp.up_proj.weight"], tensors["model.norm.weight"]
     tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(32, 64)
     tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(48, 32)
-    save_file(tensors, folder / SINGLE)
-    message = errors_of(folder)
-    assert str(folder) in message
-    assert (
-        "missing: model.layers.3.mlp.up_proj.weight (48, 32)" in message
-        and "missing: model.norm.weight (32,)" in message
-    )
-    assert "unexpected: model.layers.9.mlp.up_proj.weight (48, 32)" in message
-    assert (
-        "misshapen: model.layers.0.self_attn.q_proj.weight is (32, 64), but config.json makes it (64, 32)"
-        in message
+    save_file(tensors, tmp_path / SINGLE)
+    refused(
+        tmp_path,
+        str(tmp_path),
+        "missing: model.layers.3.mlp.up_proj.weight (48, 32)",
+        "missing: model.norm.weight (32,)",
+        "unexpected: model.layers.9.mlp.up_proj.weight (48, 32)",
+        "misshapen: model.layers.0.self_attn.q_proj.weight is (32, 64), but config.json makes it (64, 32)",
     )
 
 
-def test_at_most_20_tensors_are_shown_and_the_rest_counted(tmp_path):
-    folder, tensors = saved(tmp_path)
-    save_file({EMBEDDING: tensors[EMBEDDING]}, folder / SINGLE)
-    message = errors_of(folder)
+def test_at_most_20_tensors_are_shown_and_the_rest_counted(tmp_path, tensors):
+    save_file({EMBEDDING: tensors[EMBEDDING]}, tmp_path / SINGLE)
+    message = refused(tmp_path, f"and {len(tensors) - 1 - 20} more")
     assert message.count("missing:") == SHOWN == 20
-    assert f"and {len(tensors) - 1 - 20} more" in message
 
 
-def test_embedding_rows_that_differ_from_vocab_size_are_part_of_the_same_error(tmp_path):
-    folder, tensors = saved(tmp_path)
+def test_embedding_rows_that_differ_from_vocab_size_are_part_of_the_same_error(tmp_path, tensors):
     tensors[EMBEDDING] = torch.zeros(100, 32)
     del tensors["model.norm.weight"]
-    save_file(tensors, folder / SINGLE)
-    message = errors_of(folder)
-    assert "misshapen: model.embed_tokens.weight has 100 rows, but config.json's vocab_size is 96" in message
-    assert "missing: model.norm.weight" in message
+    save_file(tensors, tmp_path / SINGLE)
+    misshapen = "misshapen: model.embed_tokens.weight has 100 rows, but config.json's vocab_size is 96"
+    refused(tmp_path, misshapen, "missing: model.norm.weight")
 
 
-def test_a_tensor_stored_twice_under_two_prefixes_is_refused(tmp_path):
-    folder, tensors = saved(tmp_path)
-    save_file(tensors | {"language_model.model.norm.weight": torch.zeros(32)}, folder / SINGLE)
-    message = errors_of(folder)
-    assert "twice: model.norm.weight" in message and "language_model.model.norm.weight" in message
+def test_a_tensor_stored_twice_under_two_prefixes_is_refused(tmp_path, tensors):
+    save_file(tensors | {"language_model.model.norm.weight": torch.zeros(32)}, tmp_path / SINGLE)
+    refused(tmp_path, "twice: model.norm.weight", "language_model.model.norm.weight")
 
 
-def test_a_quantized_tensor_is_refused_by_its_dtype(tmp_path):
-    folder, tensors = saved(tmp_path)
-    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(48, 32, dtype=torch.uint8)
-    save_file(tensors, folder / SINGLE)
-    assert "quantized: model.layers.0.mlp.up_proj.weight is stored as U8" in errors_of(folder)
+def test_a_quantized_tensor_is_refused_by_its_dtype(tmp_path, tensors):
+    save_file(tensors | {UP_PROJ: torch.zeros(48, 32, dtype=torch.uint8)}, tmp_path / SINGLE)
+    refused(tmp_path, f"quantized: {UP_PROJ} is stored as U8")
 
 
+@pytest.mark.usefixtures("tensors")
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "model.pt"])
 def test_a_pickle_is_refused_unopened_and_the_conversion_named(tmp_path, pickle):
-    folder, _ = saved(tmp_path)
-    (folder / SINGLE).unlink()
-    (folder / pickle).write_bytes(b"never read")
-    message = errors_of(folder)
-    assert pickle in message and "can run any code" in message and "save_pretrained" in message
+    (tmp_path / SINGLE).unlink()
+    (tmp_path / pickle).write_bytes(b"never read")
+    refused(tmp_path, pickle, "can run any code", "save_pretrained")
 
 
+@pytest.mark.usefixtures("tensors")
 def test_a_folder_without_weights_says_what_a_model_folder_holds(tmp_path):
-    folder, _ = saved(tmp_path)
-    (folder / SINGLE).unlink()
-    message = errors_of(folder)
-    assert str(folder) in message and SINGLE in message and INDEX in message
+    (tmp_path / SINGLE).unlink()
+    refused(tmp_path, str(tmp_path), SINGLE, INDEX)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda b: b[:4],
-        lambda b: b[:100],
-        lambda b: b[:-1],
-        lambda b: b"",
-        lambda b: b"\xff" * 8 + b[8:],
-        lambda b: b[:8] + b"?" + b[9:],
-    ],
-    ids=["4 bytes", "half a header", "a byte short", "empty", "header of 2**64 bytes", "header no JSON"],
-)
-def test_a_truncated_or_corrupted_file_is_named(tmp_path, spoil):
-    folder, _ = saved(tmp_path)
-    (folder / SINGLE).write_bytes(spoil((folder / SINGLE).read_bytes()))
-    message = errors_of(folder)
-    assert str(folder / SINGLE) in message and "download it again" in message
+DAMAGES = {
+    "4 bytes": lambda b: b[:4],
+    "half a header": lambda b: b[:100],
+    "a byte short": lambda b: b[:-1],
+    "empty": lambda b: b"",
+    "header of 2**64 bytes": lambda b: b"\xff" * 8 + b[8:],
+    "header no JSON": lambda b: b[:8] + b"?" + b[9:],
+}
 
 
+@pytest.mark.usefixtures("tensors")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_truncated_or_corrupted_file_is_named(tmp_path, damage):
+    (tmp_path / SINGLE).write_bytes(DAMAGES[damage]((tmp_path / SINGLE).read_bytes()))
+    refused(tmp_path, str(tmp_path / SINGLE), "download it again")
+
+
+@pytest.mark.usefixtures("tensors")
 def test_a_file_that_is_cut_off_while_it_is_read_is_named(tmp_path):
-    save_model(our_model(), tmp_path, torch.float32)
     checkpoint = Checkpoint(tmp_path)
     (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"{SINGLE}: ends in the middle of .*; download it again"):
@@ -285,25 +237,18 @@ def test_missing_shards_are_named(tmp_path):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=20_000)
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[1].unlink()
-    told = errors_of(tmp_path)
-    assert f"1 of {len(shards)} shards" in told and f"model-00002-of-{len(shards):05d}.safetensors" in told
+    name = f"model-00002-of-{len(shards):05d}.safetensors"
+    refused(tmp_path, f"1 of {len(shards)} shards", name)
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        "{",
-        "[]",
-        "{}",
-        '{"weight_map": []}',
-        '{"weight_map": {"a": "../x.safetensors"}}',
-        '{"weight_map": {"a": 3}}',
-    ],
-)
+WEIGHT_MAPS = ["[]", '{"a": "../x.safetensors"}', '{"a": 3}']
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", *(f'{{"weight_map": {m}}}' for m in WEIGHT_MAPS)])
 def test_a_broken_index_is_named_and_a_shard_outside_the_folder_refused(tmp_path, index):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=20_000)
     (tmp_path / INDEX).write_text(index)
-    assert str(tmp_path / INDEX) in errors_of(tmp_path)
+    refused(tmp_path, str(tmp_path / INDEX))
 
 
 # memory
@@ -311,12 +256,10 @@ def test_a_broken_index_is_named_and_a_shard_outside_the_folder_refused(tmp_path
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
-from model.gemma3 import Gemma3ForCausalLM
 from model.weights import load_model
-import safetensors
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-load_model(sys.argv[1], torch.float32)  # pays for the imports and thread pools
+load_model(sys.argv[1], torch.float32)  # allocates what imports and thread pools need
 before = peak()
 model = load_model(sys.argv[2], torch.float32)
 print((peak() - before) / sum(p.numel() * p.itemsize for p in model.parameters()))
@@ -338,7 +281,7 @@ def test_loading_200_mb_takes_less_than_1_3_times_the_weights(tmp_path):
 # writing
 
 
-@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+@pytest.mark.parametrize("shard_bytes", SHARDS)
 def test_transformers_reads_what_we_write_to_equal_tensors(tmp_path, shard_bytes):
     from transformers import Gemma3ForCausalLM as Reference
 
@@ -350,16 +293,14 @@ def test_transformers_reads_what_we_write_to_equal_tensors(tmp_path, shard_bytes
     assert reference.config.dtype == torch.float32
 
 
-@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+@pytest.mark.parametrize("shard_bytes", SHARDS)
 def test_a_saved_model_loads_to_equal_tensors_and_config(tmp_path, shard_bytes):
     model = our_model()
     save_model(model, tmp_path, torch.float32, shard_bytes)
     again = load_model(tmp_path, torch.float32)
     assert_same_weights(again, parameters_of(model))
     assert again.config == model.config
-    assert "lm_head.weight" not in {
-        name for file in tmp_path.glob("*.safetensors") for name in load_file(file)
-    }
+    assert not any("lm_head.weight" in load_file(file) for file in tmp_path.glob("*.safetensors"))
 
 
 def test_a_safetensors_file_is_a_length_a_header_and_the_bytes(tmp_path):
@@ -372,9 +313,8 @@ def test_a_safetensors_file_is_a_length_a_header_and_the_bytes(tmp_path):
     header = json.loads(data[8 : 8 + length])
     assert length % 8 == 0 and header.pop("__metadata__") == {"format": "pt"}
     assert header[EMBEDDING] == {"dtype": "BF16", "shape": [96, 32], "data_offsets": [0, 96 * 32 * 2]}
-    assert data[8 + length : 8 + length + 6] == bytes.fromhex(
-        "803f 00c0 003f"
-    )  # 1, -2, 0.5 in bfloat16, little endian
+    # 1, -2 and 0.5 in bfloat16, little endian
+    assert data[8 + length : 8 + length + 6] == bytes.fromhex("803f 00c0 003f")
     assert max(t["data_offsets"][1] for t in header.values()) == len(data) - 8 - length
 
 
@@ -387,14 +327,12 @@ def test_bfloat16_is_the_default_and_said_in_the_config(tmp_path):
 def test_no_shard_is_larger_than_asked_unless_it_is_one_tensor(tmp_path):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=11_000)
     index = json.loads((tmp_path / INDEX).read_text())
-    sizes = [
-        [t.numel() * 4 for t in load_file(file).values()] for file in sorted(tmp_path.glob("*.safetensors"))
-    ]
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    sizes = [[t.numel() * 4 for t in load_file(shard).values()] for shard in shards]
     assert all(sum(shard) <= 11_000 or len(shard) == 1 for shard in sizes)
-    assert sizes[0] == [96 * 32 * 4], "the embedding, 12288 bytes, stands alone"
-    assert all(sum(shard) + after[0] > 11_000 for shard, after in pairwise(sizes)), (
-        "each shard is as full as it can be"
-    )
+    assert sizes[0] == [96 * 32 * 4], "the embedding, 12288 bytes, has a shard of its own"
+    full = [sum(shard) + after[0] > 11_000 for shard, after in pairwise(sizes)]
+    assert all(full), "each shard is as full as it can be"
     assert sum(map(sum, sizes)) == index["metadata"]["total_size"]
 
 
@@ -403,11 +341,8 @@ def test_saving_over_a_model_with_other_shards_leaves_no_weights_of_the_old_one(
         model = our_model(seed)
         save_model(model, tmp_path, torch.float32, shard_bytes)
         assert_same_weights(load_model(tmp_path, torch.float32), parameters_of(model))
-        named = (
-            set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
-            if (tmp_path / INDEX).exists()
-            else {SINGLE}
-        )
+        index = tmp_path / INDEX
+        named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SINGLE}
         assert {file.name for file in tmp_path.glob("*.safetensors")} == named
 
 
@@ -432,37 +367,28 @@ def test_a_model_that_still_has_adapters_is_not_saved(tmp_path):
         save_model(model, tmp_path)
 
 
-def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path):
-    folder, tensors = saved(tmp_path)
-    save_model(load_model(folder, torch.float32), folder, torch.float32)
-    assert_same_weights(load_model(folder, torch.float32), tensors)
+def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path, tensors):
+    save_model(load_model(tmp_path, torch.float32), tmp_path, torch.float32)
+    assert_same_weights(load_model(tmp_path, torch.float32), tensors)
 
 
-def test_copy_tokenizer_copies_what_is_there_and_nothing_else(tmp_path):
+def test_copy_tokenizer_copies_the_tokenizers_files_and_nothing_else(tmp_path):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir(), dst.mkdir()
-    for name in (
-        "tokenizer.json",
-        "generation_config.json",
-        "chat_template.jinja",
-        "config.json",
-        "README.md",
-        SINGLE,
-    ):
+    copied = ["tokenizer.json", "generation_config.json", "chat_template.jinja"]
+    for name in (*copied, "config.json", "README.md", SINGLE):
         (src / name).write_text(name)
     copy_tokenizer(src, dst)
-    copy_tokenizer(src, src)  # onto itself: nothing to do, nothing lost
-    assert {p.name: p.read_text() for p in dst.iterdir()} == {
-        n: n for n in ("tokenizer.json", "generation_config.json", "chat_template.jinja")
-    }
+    copy_tokenizer(src, src)  # A copy onto itself changes nothing.
+    assert {p.name: p.read_text() for p in dst.iterdir()} == {name: name for name in copied}
     assert (src / "tokenizer.json").read_text() == "tokenizer.json"
 
 
 # hashes
 
 
-@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
-def test_hash_model_is_the_sha256_of_the_weight_files_one_behind_the_other(tmp_path, shard_bytes):
+@pytest.mark.parametrize("shard_bytes", SHARDS)
+def test_hash_model_is_the_sha256_of_the_concatenated_weight_files(tmp_path, shard_bytes):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes)
     together = b"".join(file.read_bytes() for file in sorted(tmp_path.glob("*.safetensors")))
     assert hash_model(tmp_path) == hashlib.sha256(together).hexdigest()
@@ -470,18 +396,17 @@ def test_hash_model_is_the_sha256_of_the_weight_files_one_behind_the_other(tmp_p
     assert hash_model(tmp_path) == hashlib.sha256(together).hexdigest()
 
 
-def test_one_changed_weight_changes_the_hash(tmp_path):
-    folder, tensors = saved(tmp_path)
-    before = hash_model(folder)
+def test_one_changed_weight_changes_the_hash(tmp_path, tensors):
+    before = hash_model(tmp_path)
     tensors["model.norm.weight"][3] += 1
-    save_file(tensors, folder / SINGLE)
-    assert hash_model(folder) != before
+    save_file(tensors, tmp_path / SINGLE)
+    assert hash_model(tmp_path) != before
 
 
 def test_a_model_of_gigabytes_is_hashed_by_samples_and_says_so(tmp_path):
     file = tmp_path / SINGLE
     with open(file, "wb") as f:
-        f.truncate(HASH_WHOLE + 1)  # a hole: takes no room on the disk
+        f.truncate(HASH_WHOLE + 1)  # The file is sparse and takes no space on the disk.
     first = hash_model(tmp_path)
     assert first.startswith("sampled-") and len(first) == len("sampled-") + 64
     with open(file, "r+b") as f:
@@ -490,7 +415,7 @@ def test_a_model_of_gigabytes_is_hashed_by_samples_and_says_so(tmp_path):
     assert hash_model(tmp_path) != first
 
 
-def test_samples_cover_a_small_file_whole(tmp_path):
+def test_samples_cover_the_whole_of_a_small_file(tmp_path):
     def sample(data: bytes) -> str:
         (tmp_path / "x").write_bytes(data)
         digest = hashlib.sha256()

@@ -6,16 +6,9 @@ it, 34 with four."""
 import torch
 
 from model.config import FULL, SLIDING
+from tests.folders import TINY_VISION
 
 WINDOW = 16
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 
 
 def shape(layers: int, heads: int, kv_heads: int, linear_factor: float | None = None, **changes) -> dict:
@@ -69,7 +62,7 @@ def reference_model(name: str, text_shape: dict | None = None):
     torch.manual_seed(0)  # for the vision part
     if name in MULTIMODAL:
         config = transformers.Gemma3Config(
-            text_config=text.to_dict(), vision_config=VISION, mm_tokens_per_image=1
+            text_config=text.to_dict(), vision_config=TINY_VISION, mm_tokens_per_image=1
         )
         reference = transformers.Gemma3ForConditionalGeneration(config)
     else:
