@@ -20,10 +20,7 @@ from tasks.choose import TASKS, choose_task
 
 
 def main(argv: list[str] | None = None) -> int:
-    """rows -> model -> adapter -> loss -> responses -> measures.
-
-    Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
-    """
+    """Prints the loss and the measures of a model on a file; returns the exit code (common/errors.py)."""
     args = parse_arguments(argv)
     return run(lambda: evaluate(args))
 

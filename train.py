@@ -17,7 +17,7 @@ MODES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """config -> model -> adapters -> data -> fit -> report; returns the exit code (common/errors.py)."""
+    """Trains by a config, or does what --plan or --explain-batch asks; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained."
     )

@@ -77,7 +77,7 @@ def render_all(
     on_long: str = "error",
     vocab_size: int | None = None,
 ) -> tuple[list[Document], Counts]:
-    """Returns documents of at most max_length tokens, and what became of the samples.
+    """Returns the documents and their Counts; a sample without a supervised token has no document.
 
     Args:
         samples, tokenizer, loss_on: as in render.

@@ -118,7 +118,7 @@ def _read_text(path):
 
 
 def _lines(text, label):
-    """Yields (id, line number, {"text"}, error or None) for each line that is not blank."""
+    """Yields (id, line number, {"text": line}, error or None) for each line that is not blank."""
     # str.splitlines would also split at U+2028 and U+0085, which JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip("\r\ufeff \t")  # Files joined with `cat` have a BOM in the middle.

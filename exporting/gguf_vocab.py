@@ -85,7 +85,8 @@ def vocabulary(raw: dict[str, Any], size: int) -> tuple[list[str], list[float], 
 def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
     """Returns {piece: rank}, from 1, in the order in which the merges first make the pieces.
 
-    A piece that several merges in a row make has one rank. Pieces in `skipped` have none.
+    The rank rises with each merge that makes another piece than the merge before it, and a piece keeps its
+    first rank, so some ranks may be unused. Merges that make a piece in `skipped` are ignored.
     """
     ranks: dict[str, int] = {}
     count, before = 0, None

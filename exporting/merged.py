@@ -39,7 +39,7 @@ class MergedCheckpoint:
         return self.layer(path).merged_weight() if path in self.layers else self.checkpoint.read(name).float()
 
     def read_rows(self, name: str, rows: int) -> Iterator[torch.Tensor]:
-        """Yields a matrix in float32, so many rows at a time; an embedding is never in memory as a whole."""
+        """Yields a matrix in float32, `rows` rows at a time; one with an adapter is first merged whole."""
         if name.removesuffix(".weight") in self.layers:
             yield from self.read(name).split(rows)
             return

@@ -55,7 +55,7 @@ class Source:
 
 
 def from_model(name: str, adapter: str | Path | None, revision: str = "main") -> Source:
-    """Returns the source of --model, --adapter and --revision; raises ValueError for an unknown model."""
+    """Returns the Source for --model, --adapter and --revision; raises ValueError for an unknown model."""
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"base": public_name(name), "base_sha256": hash_model(folder)}
     path = None if adapter is None else Path(adapter)

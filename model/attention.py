@@ -294,7 +294,7 @@ class Gemma3Attention(nn.Module):
     def project(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Maps x (T, hidden) to q (T, H, D), k (T, K, D) and v (T, K, D)."""
+        """Projects x (T, hidden) to q (T, H, D), k and v (T, K, D); q and k are RMS-normed and rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v

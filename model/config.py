@@ -91,7 +91,7 @@ def read_config(folder: str | Path) -> Gemma3Config:
 
 
 def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
-    """Converts the keys of config.json; raises ValueError that lists every missing or impossible value."""
+    """Returns the config for config.json's content; raises ValueError that lists every wrong value."""
     # {field: (its place in config.json, value)}
     found = {k: (k, raw[k]) for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
     problems = [f"{k} is missing" for k in REQUIRED if k not in found]

@@ -9,7 +9,10 @@ import torch
 def rope_angles(
     position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin (T, D) in float32 of position * theta^(-2i/D) / linear_factor, i < D/2, twice."""
+    """Returns cos and sin (T, D) in float32 of the angles position * theta^(-2i/D) / linear_factor, i < D/2.
+
+    The second half of the columns repeats the first.
+    """
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)
     angles = position_ids.float()[:, None] * inverse_frequency[None, :]  # (T, D/2)

@@ -79,7 +79,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path):
-        """Raises ValueError as load_model does, before a tensor is read."""
+        """Opens the folder and reads no tensor; raises ValueError for tensors that do not fit config.json."""
         folder = Path(folder)
         self.config = read_config(folder)
         with torch.device("meta"):

@@ -150,7 +150,7 @@ def _percent(value: object) -> str:
 
 
 def _fact(value: object) -> str:
-    """Returns a value with thousands separators, a float below 1,000 to four digits."""
+    """Returns a value as HTML text, with thousands separators; a float below 1,000 has four digits."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escaped(value)

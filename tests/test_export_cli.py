@@ -140,8 +140,9 @@ def test_the_norm_of_what_was_merged_is_reported(tmp_path, base, adapter, capsys
     was, now = load_file(Path(base) / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     norms = {name: (now[name] - was[name]).norm() for name in was if not torch.equal(was[name], now[name])}
     total, largest = torch.stack(list(norms.values())).norm(), max(norms, key=norms.get)
-    expected = f"merged {len(norms)} layers, which changed by {total:.4g} (Frobenius norm), most {largest.removesuffix('.weight')} by {norms[largest]:.4g}"
-    assert expected in capsys.readouterr().out and len(norms) == 49
+    said, layer = capsys.readouterr().out, largest.removesuffix(".weight")
+    assert f"merged {len(norms)} layers" in said and f"{total:.4g}" in said and len(norms) == 49
+    assert f"{layer} by {norms[largest]:.4g}" in said
 
 
 def test_peft_loads_the_adapter_folder_and_gives_the_same_logits(tmp_path, base, adapter):

@@ -94,7 +94,7 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
 
 
 def _validation_set(cfg: Config, objective, base: BaseFiles, name: str, samples) -> ValidationSet:
-    """Returns the samples within data.max_length, on which loss and completions are measured."""
+    """Returns the samples that have a document, and the documents; warns about those that are too long."""
     documents, counts = _documents(cfg, objective, base, samples)
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")

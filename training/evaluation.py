@@ -36,7 +36,8 @@ def mean_loss(
 ) -> dict:
     """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": their number}.
 
-    It also holds the means of the objective's own metrics. The model keeps its training mode.
+    The dict also has the mean of each metric of the objective. The model is evaluated in eval mode, and its
+    mode is restored afterwards.
     """
     was_training = model.training
     model.eval()

@@ -147,7 +147,10 @@ def _phases(cfg: Config, room: int):
 
 
 def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precision, room: int, found: Probe):
-    """Does the heaviest step of each size, then the run's first steps; notes the peak after each."""
+    """Trains on the largest micro-batch of each size, then does the run's first steps; yields after each.
+
+    It stops at a size that is predicted to exceed `room`.
+    """
     objective, device = build.make_objective(cfg), precision.device
 
     def step(micro_batches: list) -> int:

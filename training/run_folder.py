@@ -131,7 +131,7 @@ def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str,
 
 
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError that lists every difference between the checkpoint's run and this one."""
+    """Raises ValueError if two fingerprints differ; it lists each key with its old and its new value."""
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())

@@ -227,7 +227,11 @@ def _restore(run: LoadedRun, optimizers: list, prints: dict[str, str]) -> loop.S
 
 
 def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress) -> Callable[[dict], None]:
-    """Returns the loop's on_step: it adds memory and MFU to the record, writes it, and shows it."""
+    """Returns the function that the loop calls after each step.
+
+    It adds the peak memory and, on a known GPU, the MFU (model FLOPs utilization) to the record, writes the
+    record to metrics.jsonl, and updates the display.
+    """
     seconds: list[float] = []  # of the steps of this process
     device, model, total = run.precision.device, run.base.model, schedule.total_steps
     peak = peak_flops(device, run.precision.dtype)

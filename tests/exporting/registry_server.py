@@ -61,7 +61,8 @@ def registry(**faults):
                 state.auth
             )
             if wanted and given not in wanted:
-                realm = f'Bearer realm="http://127.0.0.1:{state.port}/token",service="r",scope="repository:m:{scope}"'
+                realm = f'Bearer realm="http://127.0.0.1:{state.port}/token",service="r",'
+                realm += f'scope="repository:m:{scope}"'
                 return self.answer(
                     401, WWW_Authenticate='Basic realm="r"' if state.auth == "basic" else realm
                 )

@@ -1,4 +1,4 @@
-"""exporting/gguf_model.py writes the bytes of llama.cpp's converter for every shape, and refuses other models."""
+"""exporting/gguf_model.py: the bytes of llama.cpp's converter for every shape, and refusals of other models."""
 
 import json
 
@@ -50,8 +50,9 @@ def test_the_file_is_what_the_upstream_converter_writes(checkpoint, quant, tmp_p
 
 
 def test_names_of_a_layer_by_hand():
-    assert [gguf_name(f"model.layers.7.{name}.weight") for name in ("self_attn.q_proj", "mlp.down_proj", "pre_feedforward_layernorm")] == [
-        "blk.7.attn_q.weight", "blk.7.ffn_down.weight", "blk.7.ffn_norm.weight"]  # fmt: skip
+    assert gguf_name("model.layers.7.self_attn.q_proj.weight") == "blk.7.attn_q.weight"
+    assert gguf_name("model.layers.7.mlp.down_proj.weight") == "blk.7.ffn_down.weight"
+    assert gguf_name("model.layers.7.pre_feedforward_layernorm.weight") == "blk.7.ffn_norm.weight"
     assert gguf_name("model.norm.weight") == "output_norm.weight"
 
 
@@ -121,7 +122,7 @@ def small(**changes) -> Gemma3Config:
 def test_what_llama_cpp_cannot_express_is_refused_all_at_once():
     with pytest.raises(
         ValueError,
-        match="query_pre_attn_scalar is 32.*attn_logit_softcapping is 50.*attention_bias is true.*--to safetensors",
+        match="query_pre_attn_scalar is 32.*attn_logit_softcapping is 50.*attention_bias is true.*safetensors",
     ):
         refuse_inexpressible(
             small(query_pre_attn_scalar=32, attn_logit_softcapping=50.0, attention_bias=True)

@@ -1,6 +1,4 @@
-"""exporting/hub.py against a hub in this process: it creates the repository, uploads every file, and reports a
-refusal in one line.
-"""
+"""exporting/hub.py against a hub in this process: the repository, every file, and refusals in one line."""
 
 import base64
 import json

@@ -16,27 +16,39 @@ from tests.exporting.gguf_files import MODIFIED, read_gguf, write_gguf
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, 120_000, UTC)
 # Written by hand as Go's encoding/json writes docker/model-runner's ConfigFile: fields in the order of the
-# struct, maps sorted, < > & U+2028 escaped, six decimals for %f. model-runner's own builder (642c721) wrote the
-# same bytes as write_layout for 60 random files of this kind. The array of 51 tokens is too long and that of 50
-# integers is not. The file has 51 * 64 + 7 + 7 = 3278 weights. Their 13,056 + 28 + 28 bytes, each padded to 32,
-# are 13,120 = 12.8125 KiB.
+# struct, maps sorted, < > & U+2028 escaped, six decimals for %f. model-runner's own builder (642c721) wrote
+# the same bytes as write_layout for 60 random files of this kind. The array of 51 tokens is too long and that
+# of 50 integers is not. The file has 51 * 64 + 7 + 7 = 3278 weights. Their 13,056 + 28 + 28 bytes, each
+# padded to 32, are 13,120 = 12.8125 KiB.
 CONFIG = (
-    '{"config":{"format":"gguf","quantization":"MOSTLY_Q8_0","parameters":"3.28K","architecture":"gemma3","size":"12.81KiB","gguf":{'
-    '"gemma3.attention.layer_norm_rms_epsilon":"0.000001","gemma3.attention.sliding_window_pattern":"true, false","gemma3.context_length":"32768",'
+    '{"config":{"format":"gguf","quantization":"MOSTLY_Q8_0","parameters":"3.28K",'
+    '"architecture":"gemma3","size":"12.81KiB","gguf":{'
+    '"gemma3.attention.layer_norm_rms_epsilon":"0.000001",'
+    '"gemma3.attention.sliding_window_pattern":"true, false","gemma3.context_length":"32768",'
     '"gemma3.rope.freq_base":"1000000.000000","general.architecture":"gemma3","general.file_type":"7",'
     '"general.name":"Tiny \\u003cb\\u003e\\u0026\\u003c/b\\u003e",'
-    '"general.type":"model","test.fifty":"0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, '
-    '31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49","test.halves":"0.500000, 2.250000",'
-    '"tokenizer.chat_template":"{{ \'\\u003cs\\u003e\' }}\\n\\tü\\u2028 \\"q\\" \\\\","tokenizer.ggml.add_space_prefix":"false"},"context_size":32768},'
-    '"descriptor":{"created":"2026-01-02T03:04:05.12Z"},"rootfs":{"type":"rootfs","diff_ids":["sha256:%s","sha256:%s"]}}'
+    '"general.type":"model","test.fifty":"0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,'
+    " 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, "
+    '31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49","test.halves":"0.500000,'
+    ' 2.250000",'
+    '"tokenizer.chat_template":"{{ \'\\u003cs\\u003e\' }}\\n\\tü\\u2028 \\"q\\" \\\\",'
+    '"tokenizer.ggml.add_space_prefix":"false"},"context_size":32768},'
+    '"descriptor":{"created":"2026-01-02T03:04:05.12Z"},"rootfs":{"type":"rootfs",'
+    '"diff_ids":["sha256:%s","sha256:%s"]}}'
 )
 MANIFEST = (
-    '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.docker.ai.model.config.v0.1+json",'
-    '"size":%d,"digest":"sha256:%s"},"layers":[{"mediaType":"application/vnd.docker.ai.gguf.v3","size":%d,"digest":"sha256:%s","annotations":{'
-    '"org.cncf.model.file.mediatype.untested":"false","org.cncf.model.file.metadata+json":"{\\"name\\":\\"a \\\\u0026 b.gguf\\",\\"mode\\":416,\\"uid\\":0,'
-    '\\"gid\\":0,\\"size\\":%d,\\"mtime\\":\\"2026-01-02T03:04:05.5Z\\",\\"typeflag\\":0}","org.cncf.model.filepath":"a \\u0026 b.gguf"}},'
-    '{"mediaType":"application/vnd.docker.ai.license","size":8,"digest":"sha256:%s","annotations":{"org.cncf.model.file.mediatype.untested":"false",'
-    '"org.cncf.model.file.metadata+json":"{\\"name\\":\\"LICENSE\\",\\"mode\\":420,\\"uid\\":0,\\"gid\\":0,\\"size\\":8,\\"mtime\\":\\"1970-01-01T00:00:07Z\\",'
+    '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",'
+    '"config":{"mediaType":"application/vnd.docker.ai.model.config.v0.1+json",'
+    '"size":%d,"digest":"sha256:%s"},"layers":[{"mediaType":"application/vnd.docker.ai.gguf.v3",'
+    '"size":%d,"digest":"sha256:%s","annotations":{'
+    '"org.cncf.model.file.mediatype.untested":"false",'
+    '"org.cncf.model.file.metadata+json":"{\\"name\\":\\"a \\\\u0026 b.gguf\\",\\"mode\\":416,\\"uid\\":0,'
+    '\\"gid\\":0,\\"size\\":%d,\\"mtime\\":\\"2026-01-02T03:04:05.5Z\\",\\"typeflag\\":0}",'
+    '"org.cncf.model.filepath":"a \\u0026 b.gguf"}},'
+    '{"mediaType":"application/vnd.docker.ai.license","size":8,"digest":"sha256:%s",'
+    '"annotations":{"org.cncf.model.file.mediatype.untested":"false",'
+    '"org.cncf.model.file.metadata+json":"{\\"name\\":\\"LICENSE\\",\\"mode\\":420,\\"uid\\":0,'
+    '\\"gid\\":0,\\"size\\":8,\\"mtime\\":\\"1970-01-01T00:00:07Z\\",'
     '\\"typeflag\\":0}","org.cncf.model.filepath":"LICENSE"}}]}'
 )
 
@@ -148,7 +160,8 @@ def test_json_is_what_gos_encoder_writes(tmp_path):
     """Encodes the same values with Go."""
     values = ["<a> & b", "\u2028\u2029", 'q" \\ /', "\n\r\t", "ü€😀", "\x7f", {"b": "1", "a<": "2"}]
     (tmp_path / "main.go").write_text(
-        'package main\nimport ("encoding/json"; "os")\nfunc main() {\n\tvar v []any\n\tjson.NewDecoder(os.Stdin).Decode(&v)\n'
+        'package main\nimport ("encoding/json"; "os")\nfunc main() {\n\tvar v []any\n'
+        "\tjson.NewDecoder(os.Stdin).Decode(&v)\n"
         "\tb, _ := json.Marshal(v)\n\tos.Stdout.Write(b)\n}\n"
     )
     done = subprocess.run(
@@ -173,7 +186,7 @@ def test_json_is_what_gos_encoder_writes(tmp_path):
 
 
 def check(value, rule, where="$"):
-    """Asserts a rule with the keywords of the image-spec's JSON schemas; a key without "?" at its end is required."""
+    """Asserts a rule with the keywords of the image-spec's JSON schemas; a key is optional if it ends in "?"."""
     if isinstance(rule, dict):
         assert isinstance(value, dict), where
         for key, inner in rule.items():
@@ -323,8 +336,9 @@ for link in (oci.os.link, None):
     if link is None:
         def refuse(*_): raise OSError
         oci.os.link = refuse
-    oci.write_layout(folder / "big.gguf", folder / str(link is None), metadata={"general.architecture": "gemma3", "general.file_type": 0},
-                     parameters=2**26, tensor_bytes=2**28)
+    metadata = {"general.architecture": "gemma3", "general.file_type": 0}
+    out = folder / str(link is None)
+    oci.write_layout(folder / "big.gguf", out, metadata=metadata, parameters=2**26, tensor_bytes=2**28)
 """
     done = subprocess.run(
         [os.sys.executable, "-c", code, str(tmp_path)],

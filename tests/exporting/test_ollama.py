@@ -1,4 +1,4 @@
-"""exporting/ollama.py: Go's template engine renders the prompts of model/tokenizer.py, and Ollama's syntax holds."""
+"""exporting/ollama.py: Go's template engine renders the prompts of model/tokenizer.py, in Ollama's syntax."""
 
 import json
 import random
@@ -70,7 +70,7 @@ def test_go_renders_random_conversations_as_the_tokenizer_does(tokenizer):
 
 
 def commands(modelfile: str) -> list[tuple[str, str]]:
-    """Returns [(command, argument)] as ollama's parser does: an argument is quoted, or the rest of the line."""
+    """Returns [(command, argument)] as Ollama does: an argument is quoted, or is the rest of the line."""
     found, rest = [], modelfile
     while rest := rest.lstrip():
         name, _, rest = rest.partition(" ")

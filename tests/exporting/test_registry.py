@@ -385,7 +385,7 @@ def test_skopeo_pulls_from_docker_registry_the_bytes_that_were_pushed(layout, tm
 
 @contextmanager
 def cutting_proxy(host: str, after: int):
-    """Yields host:port of a proxy that closes its first connection to `host` after so many bytes of a request."""
+    """Yields host:port of a proxy that closes its first connection to `host` after so many bytes."""
     target, connections = host.split(":"), []
     server = socket.create_server(("127.0.0.1", 0))
 

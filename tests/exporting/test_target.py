@@ -127,8 +127,11 @@ def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypat
 
 def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
     """A limit on the size of files has the same effect as a full disk: a write fails, here with EFBIG."""
-    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
-            "import export; sys.exit(export.main(sys.argv[1:]))")  # fmt: skip
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2); "
+        "import export; sys.exit(export.main(sys.argv[1:]))"
+    )
     words = ["--model", "tiny", "--to", "gguf", "--quant", "f16", "--out", str(tmp_path / "x.gguf")]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
     assert (

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, from the shared library of the xllamacpp wheel, and rows that are hard to quantize."""
+"""llama.cpp's own quantizer, from the library in the xllamacpp wheel, and rows that are hard to quantize."""
 
 import ctypes
 import functools

@@ -44,8 +44,8 @@ def reference_q8_0(x: np.ndarray) -> bytes:
 def reference_q45_0(x: np.ndarray, name: str) -> bytes:
     """Returns one block of Q4_0 or Q5_0 from 32 float32 weights: q = floor(x / d + half + 0.5), half 8 or 16.
 
-    d, which may be negative, maps the weight of the largest magnitude to -half: of the levels -half..half - 1,
-    -half has the largest magnitude.
+    d, which may be negative, maps the weight of the largest magnitude to -half, which has the largest
+    magnitude of the levels -half..half - 1.
     """
     half, largest = HALF[name], f32(0)
     for v in x:

@@ -1,4 +1,4 @@
-"""ggml/blocks.py: a block of 32 weights of each type by hand, and the fast quantizer equal to the reference."""
+"""ggml/blocks.py: a block of 32 weights of each type by hand, and quantizers equal to the reference."""
 
 import functools
 

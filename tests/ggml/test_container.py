@@ -1,4 +1,4 @@
-"""ggml/container.py: the bytes of a small file by hand, the gguf package as reference, and damaged headers."""
+"""ggml/container.py: the bytes of a small file by hand, the gguf package, and damaged headers."""
 
 import hashlib
 import struct
@@ -13,8 +13,9 @@ from ggml.container import HEADER, GGUFFile, TensorInfo, header, write_gguf
 from ggml.quantize import quantize
 
 METADATA = {
-    "general.architecture": ("str", "gemma3"), "a.u32": ("u32", 7), "a.f32": ("f32", 0.5), "a.bool": ("bool", True), "a.i32": ("i32", -3),
-    "a.words": ("[str]", ["é", "", "b"]), "a.floats": ("[f32]", [1.5, -2.0]), "a.ints": ("[i32]", [1, -1]), "a.flags": ("[bool]", [True, False]),
+    "general.architecture": ("str", "gemma3"), "a.u32": ("u32", 7), "a.f32": ("f32", 0.5),
+    "a.bool": ("bool", True), "a.i32": ("i32", -3), "a.words": ("[str]", ["é", "", "b"]),
+    "a.floats": ("[f32]", [1.5, -2.0]), "a.ints": ("[i32]", [1, -1]), "a.flags": ("[bool]", [True, False]),
     "a.u8": ("u8", 255), "a.i64": ("i64", -(2**40)), "a.u64": ("u64", 2**63), "a.f64": ("f64", 0.1),
 }  # fmt: skip
 MATRIX = np.arange(96, dtype=np.float32).reshape(3, 32)
@@ -107,20 +108,30 @@ def test_every_cut_is_refused(file):
     GGUFFile(file)
 
 
+def replacing(old: bytes, new: bytes):
+    return lambda raw: raw.replace(old, new)
+
+
+def matrix(rows: int, columns: int, kind: int) -> bytes:
+    """Returns the entry of m.weight behind its name: the shape, the type's id and the offset."""
+    return struct.pack("<QQIQ", columns, rows, kind, 0)
+
+
+HUGE = "18,446,744,073,709,551,615"
 BREAKS = {
     "the magic": (lambda raw: b"GGML" + raw[4:], "not a GGUF file"),
     "the version": (lambda raw: raw[:4] + b"\x02\0\0\0" + raw[8:], "GGUF version 2"),
-    "a huge count of tensors": (lambda raw: raw[:8] + b"\xff" * 8 + raw[16:], "announces 18,446,744,073,709,551,615 tensors, more than the file has room for"),
-    "a huge count of pairs": (lambda raw: raw[:16] + b"\xff" * 8 + raw[24:], "announces 18,446,744,073,709,551,615 pairs"),
+    "a huge count of tensors": (lambda raw: raw[:8] + b"\xff" * 8 + raw[16:], f"announces {HUGE} tensors"),
+    "a huge count of pairs": (lambda raw: raw[:16] + b"\xff" * 8 + raw[24:], f"announces {HUGE} pairs"),
     "a huge string": (lambda raw: raw[:24] + b"\xff" * 8 + raw[32:], "the file ends within a key"),
-    "a value of no type": (lambda raw: raw.replace(b"a.u32\x04", b"a.u32\x4e"), "a.u32 has a value of type 78"),
-    "a key twice": (lambda raw: raw.replace(b"a.i32", b"a.u32"), "the key 'a.u32' occurs twice"),
-    "a key that is not UTF-8": (lambda raw: raw.replace(b"a.i32", b"\xffoooo"), "a key is not UTF-8"),
-    "a tensor twice": (lambda raw: raw.replace(b"n.weight", b"m.weight"), "the tensor 'm.weight' occurs twice"),
-    "a tensor of no type": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 32, 3, 99, 0)), "m.weight has the type 99"),
-    "a row of half a block": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 33, 3, 8, 0)), "which q8_0 cannot have"),
-    "a tensor without a row": (lambda raw: raw.replace(struct.pack("<QQIQ", 32, 3, 8, 0), struct.pack("<QQIQ", 32, 0, 8, 0)), "which q8_0 cannot have"),
-    "an offset elsewhere": (lambda raw: raw.replace(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight has the offset 96"),
+    "a value of no type": (replacing(b"a.u32\x04", b"a.u32\x4e"), "a.u32 has a value of type 78"),
+    "a key twice": (replacing(b"a.i32", b"a.u32"), "the key 'a.u32' occurs twice"),
+    "a key that is not UTF-8": (replacing(b"a.i32", b"\xffoooo"), "a key is not UTF-8"),
+    "a tensor twice": (replacing(b"n.weight", b"m.weight"), "the tensor 'm.weight' occurs twice"),
+    "a tensor of no type": (replacing(matrix(3, 32, 8), matrix(3, 32, 99)), "m.weight has the type 99"),
+    "a row of half a block": (replacing(matrix(3, 32, 8), matrix(3, 33, 8)), "which q8_0 cannot have"),
+    "a tensor without a row": (replacing(matrix(3, 32, 8), matrix(0, 32, 8)), "which q8_0 cannot have"),
+    "an offset elsewhere": (replacing(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight has the offset 96"),
     "something behind the end": (lambda raw: raw + b"\0" * 32, "32 bytes after the last tensor"),
 }  # fmt: skip
 

@@ -140,10 +140,9 @@ def test_memory_beside_input_and_output_does_not_grow_with_the_tensor(name):
 
 @pytest.mark.parametrize("name", [name for name in BLOCK_TYPES if name in WRITTEN])
 def test_a_row_that_is_no_multiple_of_the_block_is_refused_with_the_type_to_take(name):
-    size = TYPES[name].block_size
+    size, remedy = TYPES[name].block_size, FALLBACK.get(name, "f16")
     with pytest.raises(
-        ValueError,
-        match=f"{name}: a row of {size + 16} weights is no multiple of {size}; take {FALLBACK.get(name, 'f16')}",
+        ValueError, match=f"{name}: .* {size + 16} weights .* multiple of {size}; take {remedy}"
     ):
         quantize(np.zeros((2, size + 16), np.float32), name)
     with pytest.raises(ValueError, match=f"{name}: a row of {TYPES[name].block_bytes + 1} bytes"):

@@ -96,9 +96,8 @@ def strings(count: int) -> list[str]:
     rng = random.Random(1)
     texts = [row[side] for row in ROWS for side in ("prompt", "response")]
     odd = (
-        "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn> <0x41> <unused7> <b> &amp; ½ ﷺ 𝔘".split(
-            " "
-        )
+        "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn>".split(" ")
+        + "<0x41> <unused7> <b> &amp; ½ ﷺ 𝔘".split(" ")
         + ["   ", "\n\n", "\r\n"]
     )
     found = list(texts)

@@ -1,4 +1,4 @@
-"""tasks/alignment.py by hand: spans, copied characters and insertions, for exact and for altered redactions."""
+"""tasks/alignment.py by hand: spans, copied characters and insertions, in exact and in altered redactions."""
 
 import pytest
 

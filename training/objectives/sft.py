@@ -54,7 +54,7 @@ class SupervisedFineTuning:
         return -log_probs.sum(), batch.num_targets, {"token_accuracy": correct.sum()}
 
     def better(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        """Returns whether evaluation `new` beats `best`; a NaN or infinity never does, and always loses."""
+        """Returns whether evaluation `new` is better than `best`; any finite value is better than a NaN."""
         value, record = new[self.metric], best[self.metric]
         if not (math.isfinite(value) and math.isfinite(record)):
             return math.isfinite(value)
