@@ -186,7 +186,7 @@ def test_json_is_what_gos_encoder_writes(tmp_path):
 
 
 def check(value, rule, where="$"):
-    """Asserts a rule with the keywords of the image-spec's JSON schemas; a key is optional if it ends in "?"."""
+    """Asserts a rule with the keywords of the image-spec's schemas; a key that ends in "?" is optional."""
     if isinstance(rule, dict):
         assert isinstance(value, dict), where
         for key, inner in rule.items():

@@ -131,7 +131,9 @@ BREAKS = {
     "a tensor of no type": (replacing(matrix(3, 32, 8), matrix(3, 32, 99)), "m.weight has the type 99"),
     "a row of half a block": (replacing(matrix(3, 32, 8), matrix(3, 33, 8)), "which q8_0 cannot have"),
     "a tensor without a row": (replacing(matrix(3, 32, 8), matrix(0, 32, 8)), "which q8_0 cannot have"),
-    "an offset elsewhere": (replacing(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight has the offset 96"),
+    "an offset elsewhere": (
+        replacing(struct.pack("<IQ", 0, 128), struct.pack("<IQ", 0, 96)), "n.weight has the offset 96"
+    ),
     "something behind the end": (lambda raw: raw + b"\0" * 32, "32 bytes after the last tensor"),
 }  # fmt: skip
 

@@ -140,7 +140,7 @@ def messages_of(row: dict) -> list[dict]:
 
 
 def reference_row(tokenizer, messages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (1, T) ids by transformers' chat template, and labels on the responses and their <end_of_turn>."""
+    """Returns (1, T) ids by transformers' chat template, and labels on responses and their <end_of_turn>."""
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     labels, end_of_turn = [-100] * len(ids), tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for i, message in enumerate(messages):

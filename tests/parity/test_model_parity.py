@@ -101,7 +101,7 @@ def test_loss_and_gradients_of_all_weights_equal_transformers(pair):
 
 @torch.no_grad()
 def test_64_greedy_tokens_equal_transformers(pair):
-    """One pass suffices: each of our tokens must be transformers' greedy choice after the tokens before it."""
+    """One pass suffices: each of our tokens must be transformers' greedy choice after those before."""
     ours, reference = pair
     prompts = list(stream()[0].split(LENGTHS))
     completions = generate(ours, [p.tolist() for p in prompts], max_new_tokens=64, stop_ids=())
