@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # --help must not wait for torch.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """model -> adapter -> an answer, a file of answers, or a chat until Ctrl-D.
+    """Answers one prompt, a file of prompts, or a chat that ends with Ctrl-D; returns the exit code.
 
     Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
     """

@@ -105,7 +105,7 @@ def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
-    """(n, block_bytes) uint8 -> (n, block_size) float32."""
+    """Returns the weights (n, block_size) float32 of blocks (n, block_bytes) uint8."""
     if name in ("f32", "f16", "bf16"):
         dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
         return blocks.view(dtype).float()
@@ -124,12 +124,12 @@ def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
-    """(n, 1) float32 from the two bytes of a float16."""
+    """Returns the float16 at byte `at` of each block as (n, 1) float32."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _bits(packed: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """(...) uint8 -> (..., len(shifts)) the bit of each byte at each shift."""
+    """Returns the bits of each byte at the shifts: (..., len(shifts)) for packed (...) uint8."""
     return packed[..., None] >> shifts & 1
 
 

@@ -52,7 +52,7 @@ def quantize(rows: np.ndarray, name: str) -> np.ndarray:
 
 
 def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, block_size) float32 -> (n, block_bytes) uint8."""
+    """Returns blocks (n, block_bytes) uint8 for x (n, block_size) float32."""
     if name == "f32":
         return x.astype("<f4", copy=False).view(np.uint8)
     if name == "f16":
@@ -72,7 +72,7 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_q8_0(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 34) uint8."""
+    """Returns blocks of Q8_0 (n, 34) uint8 for x (n, 32) float32."""
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
     v = x * inverse_of(d)
     whole = np.trunc(v)
@@ -82,7 +82,7 @@ def fast_q8_0(x: np.ndarray) -> np.ndarray:
 
 
 def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
-    """(n, 32) float32 -> (n, 18) uint8 as Q4_0, or (n, 22) as Q5_0."""
+    """Returns blocks of Q4_0 (n, 18) or Q5_0 (n, 22) uint8 for x (n, 32) float32."""
     half = HALF[name]
     # The first of two weights that differ in their sign only.
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
@@ -92,7 +92,7 @@ def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_q5_1(x: np.ndarray) -> np.ndarray:
-    """(n, 32) float32 -> (n, 24) uint8."""
+    """Returns blocks of Q5_1 (n, 24) uint8 for x (n, 32) float32."""
     # The first of 0 and -0, because its sign is stored; x.min() may return either.
     low = np.take_along_axis(x, x.argmin(axis=1)[:, None], axis=1)
     d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
@@ -110,12 +110,12 @@ def finite(v: np.ndarray) -> np.ndarray:
 
 
 def half_bytes(d: np.ndarray) -> np.ndarray:
-    """(n, 1) float32 -> (n, 2) uint8, little-endian float16."""
+    """Returns d (n, 1) as the bytes of little-endian float16, (n, 2) uint8."""
     return d.astype("<f2").view(u8)
 
 
 def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
-    """(n, 32) uint8 levels -> (n, 16) uint8, or (n, 20) with the fifth bits before."""
+    """Packs levels (n, 32) uint8 into nibbles (n, 16), for Q5 types after their fifth bits (n, 4)."""
     nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
     if name == "q4_0":
         return nibbles

@@ -225,7 +225,7 @@ class PackedAttention:
 
     @cached_property
     def key_bounds(self) -> dict[bool, torch.Tensor]:
-        """{sliding: (documents + 1,) int32}, cu_seqlens of the stream that repeat_prefixes returns."""
+        """Returns {sliding: (documents + 1,) int32}: cu_seqlens of the stream that repeat_prefixes returns."""
         if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         bounds = {sliding: [0, *accumulate(self._key_lengths(sliding))] for sliding in (False, True)}
@@ -234,7 +234,7 @@ class PackedAttention:
 
     @cached_property
     def band(self) -> torch.Tensor:
-        """band_mask of the stream with repeated prefixes."""
+        """Returns band_mask of the stream with repeated prefixes."""
         return band_mask(self.key_bounds[True], sum(self._key_lengths(True)), self.window)
 
     def __call__(

@@ -46,7 +46,7 @@ class Gemma3Config:
 
     @property
     def attention_scale(self) -> float:
-        """The factor of the scores q k^T: query_pre_attn_scalar ** -0.5."""
+        """Returns the factor of the scores q k^T: query_pre_attn_scalar ** -0.5."""
         return self.query_pre_attn_scalar**-0.5
 
     def to_json(self) -> dict:

@@ -54,7 +54,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The highest id plus one. It takes 0.2 s for Gemma's 262,144 entries."""
+        """Returns the highest id plus one, which takes 0.2 s for Gemma's 262,144 entries."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:

@@ -51,7 +51,7 @@ class Probe:
 
     @property
     def heaviest(self) -> str:
-        """The first phase that reaches the peak."""
+        """Returns the first phase that reaches the peak."""
         return next(name for name, peak in self.phases.items() if peak == self.peak)
 
     def largest(self, room: int) -> int:
@@ -94,7 +94,7 @@ def probe(cfg: Config, room: int) -> Probe:
 
 
 def _work(cfg: Config, room: int, sender) -> None:
-    """The child: sends its Probe after each phase; if it is killed in the next, the last one stands."""
+    """Sends a Probe after each phase, in the child process; if the child is killed, the last one counts."""
     with suppress(OSError):  # where memory runs out, Linux kills this process and not the user's others
         Path("/proc/self/oom_score_adj").write_text("1000")
     found = Probe(phases={"loading": 0}, failed="loading")
