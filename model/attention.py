@@ -225,7 +225,7 @@ class PackedAttention:
 
     @cached_property
     def key_bounds(self) -> dict[bool, torch.Tensor]:
-        """Returns {sliding: (documents + 1,) int32}: cu_seqlens of the stream that repeat_prefixes returns."""
+        """Returns {sliding: cu_seqlens (documents + 1,)} of the stream that repeat_prefixes returns."""
         if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         bounds = {sliding: [0, *accumulate(self._key_lengths(sliding))] for sliding in (False, True)}

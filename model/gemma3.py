@@ -120,7 +120,7 @@ class Gemma3ForCausalLM(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """Returns the weight (V, D) of the language-model head, which is the embedding if the two are tied."""
+        """Returns the weight (V, D) of the language-model head, which is the embedding if they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(
