@@ -100,9 +100,9 @@ def desk_chat(sections, rng):
     facts = [(columns(line), line) for line in rng.sample(sections["fact"], rng.randint(2, 5))]
     values = {line: draw_value(kind, sections, rng) for ((kind,), *_), line in facts}
     stated = facts if rng.random() > 1 / 6 else facts[1:]
-    told = " ".join(rng.choice(fact[1]).replace("{v}", values[line]) for fact, line in stated)
+    sentences = " ".join(rng.choice(fact[1]).replace("{v}", values[line]) for fact, line in stated)
     place = rng.choice(sections["place name"])
-    system = rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", told)
+    system = rng.choice(sections["system"]).replace("{place}", place).replace("{facts}", sentences)
     messages = [turn("system", system)]
     for fact, line in rng.sample(facts, rng.randint(1, min(3, len(facts)))):
         known = any(line == other for _, other in stated)

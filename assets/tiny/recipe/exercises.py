@@ -25,7 +25,7 @@ GROUPS = {
     "digits": ("number", "building", "zip", "phone", "card", "account", "idcard", "social", "tax", "licence"),
     "doc": ("idcard", "social", "tax", "licence"),
 }
-# These cannot be told from the other words of a text.
+# These cannot be distinguished from the other words of a text.
 UNASKED = {"word", "rand"}
 # These also occur in clauses without being a slot's value.
 UNMARKED = UNASKED | {"product", "job", "animal", "color"}
