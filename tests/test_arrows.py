@@ -1,4 +1,4 @@
-"""ARCHITECTURE in tests: imports run down only, and each kind of line stands where it is at home."""
+"""The architecture: imports run down the floors only, and each kind of line stands only in its home."""
 
 import ast
 import subprocess
@@ -9,41 +9,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.py", "evaluate.py", "generate.py", "export.py")
-# From the ground up. A room imports from the floors below its own; rooms of one floor do not import each
-# other.
-FLOORS = (
-    ("common", "ggml"),
-    ("model", "lora", "data"),
-    ("tasks", "generation"),
-    ("report",),
-    ("training", "exporting"),
-)
-LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-REFERENCES = {
-    "transformers",
-    "peft",
-    "xllamacpp",
-}  # what tests compare with; nothing that a user runs needs them
-OPTIONAL = {
-    "exporting/llama_cpp.py": {"xllamacpp"}
-}  # an export is compared in the program itself, where it is installed
+# The rooms, from the ground up. A room imports from the floors below its own only.
+FLOORS = ("common ggml", "model lora data", "tasks generation", "report", "training exporting")
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
+# The tests compare with these. What a user runs must not need them.
+REFERENCES = {"transformers", "peft", "xllamacpp"}
+# This file compares an export with llama.cpp itself, if it is installed.
+OPTIONAL = {"exporting/llama_cpp.py": {"xllamacpp"}}
 SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
 OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
 FILE_CALLS = {"os.replace", "os.fsync", "fcntl.flock", "hashlib.file_digest"}
 
 
 def sources():
-    """Returns {path from the root: text} of all Python files that are neither tests, benchmarks nor assets."""
-    files = [ROOT / script for script in SCRIPTS] + [
-        f for room in LEVEL for f in sorted((ROOT / room).rglob("*.py"))
-    ]
+    """Returns {path from the root: text} of all Python files but tests, benchmarks and assets."""
+    files = [ROOT / script for script in SCRIPTS]
+    files += [f for room in LEVEL for f in sorted((ROOT / room).rglob("*.py"))]
     return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
 
 def imports(tree, top_level_only=False):
-    """The modules that a tree imports, as (line, "a.b.c"); `from a import b` counts as a.b, which may be a
-    name or a module.
-    """
+    """Returns a tree's imports as (line, "a.b.c"); `from a import b` gives a.b, a name or a module."""
     found, nodes = [], [tree]
     while nodes:
         node = nodes.pop()
@@ -67,11 +53,14 @@ def against_the_floors(path, text):
         forbidden |= {Path(script).stem for script in SCRIPTS}
         forbidden |= {other for other in LEVEL if other != room and LEVEL[other] >= LEVEL[room]}
     forbidden -= OPTIONAL.get(path, set())
-    return [
-        f"{path}:{line} imports {module}"
-        for line, module in imports(ast.parse(text))
-        if module.split(".")[0] in forbidden
-    ]
+    found = [(n, module) for n, module in imports(ast.parse(text)) if module.split(".")[0] in forbidden]
+    return [f"{path}:{line} imports {module}" for line, module in found]
+
+
+def files_of(module, texts):
+    """Returns our files that the import of a.b.c may mean: a/b/c.py, or a/b.py with the name c."""
+    stem = module.replace(".", "/")
+    return [p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts]
 
 
 def file_imports(texts):
@@ -79,8 +68,7 @@ def file_imports(texts):
     found = {path: set() for path in texts}
     for path, text in texts.items():
         for _, module in imports(ast.parse(text)):
-            stem = module.replace(".", "/")
-            found[path] |= {p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts} - {path}
+            found[path] |= {*files_of(module, texts)} - {path}
     return found
 
 
@@ -104,54 +92,42 @@ def circle(graph):
 
 
 def bodies(texts, least=3):
-    """Yields (body without names, docstring and annotations; "path:function") of every function of `least`
-    statements or more.
+    """Yields (body, "path:function") of every function of `least` statements or more.
+
+    The body has neither docstring nor annotations, and numbered variables in the place of their names.
     """
     for path, text in texts.items():
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             body = node.body[1:] if ast.get_docstring(node) else node.body
-            if sum(isinstance(n, ast.stmt) for statement in body for n in ast.walk(statement)) < least:
+            nodes, names = [n for statement in body for n in ast.walk(statement)], {}
+            if sum(isinstance(n, ast.stmt) for n in nodes) < least:
                 continue
-            names = {}
-            for n in (n for statement in body for n in ast.walk(statement)):
-                if isinstance(n, ast.Name):  # the same code with other variable names is the same code
+            for n in nodes:
+                if isinstance(n, ast.Name):
                     n.id = names.setdefault(n.id, f"v{len(names)}")
             yield "\n".join(map(ast.unparse, body)), f"{path}:{node.name}"
 
 
 def twice(texts):
-    """Returns groups of functions in different rooms whose bodies are equal but for the names of variables."""
+    """Returns groups of functions in different rooms with equal bodies, but for the names of variables."""
     groups = {}
     for body, where in bodies(texts):
         groups.setdefault(body, []).append(where)
     return [where for where in groups.values() if len({w.split("/")[0] for w in where}) > 1]
 
 
-def docstrings(tree):
-    """The nodes of docstrings and other bare strings: they may talk about anything."""
-    return {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-
-
 def strings(tree):
-    """(line, text) of every string that is no docstring, the fixed parts of f-strings included."""
-    skipped = docstrings(tree)
-    return [
-        (n.lineno, n.value)
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skipped
-    ]
+    """Returns (line, text) of every string, the fixed parts of f-strings included, but docstrings."""
+    nodes = list(ast.walk(tree))
+    docstrings = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+    constants = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docstrings]
+    return [(n.lineno, n.value) for n in constants if isinstance(n.value, str)]
 
 
 def names(tree):
-    """(line, dotted name) of every variable and attribute: cfg.train.epochs gives cfg, cfg.train and
-    cfg.train.epochs.
-    """
+    """Returns (line, dotted name) of every variable and attribute: a.b.c gives a, a.b and a.b.c."""
     return [(n.lineno, ast.unparse(n)) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
 
 
@@ -164,11 +140,8 @@ def run_config(tree):
 def distributed(tree):
     found = [line for line, name in names(tree) if name.startswith(("dist.", "torch.distributed"))]
     found += [line for line, module in imports(tree) if module.startswith("torch.distributed")]
-    return found + [
-        n.lineno
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Compare) and ast.unparse(n).split(".")[-1] in ("rank == 0", "rank() == 0")
-    ]
+    compared = [(n.lineno, ast.unparse(n)) for n in ast.walk(tree) if isinstance(n, ast.Compare)]
+    return found + [line for line, text in compared if text.split(".")[-1] in ("rank == 0", "rank() == 0")]
 
 
 def grad_scaler(tree):
@@ -197,11 +170,7 @@ def turn_marks(tree):
 
 
 def minus_hundred(tree):
-    return [
-        n.lineno
-        for n in ast.walk(tree)
-        if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) and ast.unparse(n.operand) == "100"
-    ]
+    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.UnaryOp) and ast.unparse(n) == "-100"]
 
 
 def peft_prefix(tree):
@@ -216,71 +185,29 @@ def personal_data(tree):
     return [line for line, text in strings(tree) if any(word in text for word in ("GIVENNAME", "leak_rate"))]
 
 
-# rule, where it is at home (files, or folders that end with /), a line that breaks it, a line that does not
+# {rule: (function that finds its lines, home, a line that breaks the rule, a line that does not)}. A home is
+# a file, or a folder and the scripts.
 HOMES = {
-    "cfg.": (run_config, (*SCRIPTS, "training/"), "r = cfg.adapter.r", "n = cfg.hidden_size"),
-    "dist.": (
-        distributed,
-        ("training/distributed.py",),
-        "from torch import distributed as dist",
-        "distance.sum()",
-    ),
-    "rank == 0": (
-        distributed,
-        ("training/distributed.py",),
-        "if self.rank == 0: save()",
-        "if rank == 1: pass",
-    ),
-    "renaming, locks, hashes of files": (
-        file_calls,
-        ("common/files.py",),
-        "os.replace(part, path)",
-        "text.replace('a', 'b')",
-    ),
-    "did you mean": (close_names, ("common/errors.py",), "difflib.get_close_matches(a, b)", "closest(a, b)"),
-    "tqdm": (
-        bars,
-        ("common/progress.py",),
-        "from tqdm import tqdm",
-        "with bar(9, 'a', 'b') as progress: pass",
-    ),
-    "GradScaler": (grad_scaler, ("common/device.py",), "s = torch.amp.GradScaler('cuda')", "s = scaler"),
-    "<start_of_turn>": (
-        turn_marks,
-        ("model/tokenizer.py",),
-        "s = f'<start_of_turn>{r}'",
-        '"""<start_of_turn> opens a turn."""',
-    ),
-    "-100": (minus_hundred, ("data/render.py",), "labels = [-100] * n", "x = y - 100"),
-    "base_model.model.": (
-        peft_prefix,
-        ("lora/peft_io.py",),
-        "name = 'base_model.model.' + name",
-        "# base_model.model. is PEFT's",
-    ),
-    "blk.": (gguf_names, ("model/gguf_names.py",), "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
-    "a class of personal data": (
-        personal_data,
-        ("tasks/redaction.py",),
-        "label = '[GIVENNAME_1]'",
-        '"""[GIVENNAME_1] is a label."""',
-    ),
-    "optimisers": (
-        optimizer_made,
-        ("training/optim.py",),
-        "o = torch.optim.AdamW(p)",
-        "o: torch.optim.Optimizer",
-    ),
+    "cfg.": (run_config, "training/", "r = cfg.adapter.r", "n = cfg.hidden_size"),
+    "dist.": (distributed, "training/distributed.py", "from torch import distributed as d", "distance.sum()"),
+    "rank == 0": (distributed, "training/distributed.py", "if self.rank == 0: save()", "if rank == 1: pass"),
+    "files": (file_calls, "common/files.py", "os.replace(part, path)", "text.replace('a', 'b')"),
+    "did you mean": (close_names, "common/errors.py", "difflib.get_close_matches(a, b)", "closest(a, b)"),
+    "tqdm": (bars, "common/progress.py", "from tqdm import tqdm", "with bar(9, 'a', 'b') as progress: pass"),
+    "GradScaler": (grad_scaler, "common/device.py", "s = torch.amp.GradScaler('cuda')", "s = scaler"),
+    "<start_of_turn>": (turn_marks, "model/tokenizer.py", "s = f'<start_of_turn>{r}'", '"<start_of_turn>"'),
+    "GIVENNAME": (personal_data, "tasks/redaction.py", "s = '[GIVENNAME_1]'", '"[GIVENNAME_1] is a label."'),
+    "-100": (minus_hundred, "data/render.py", "labels = [-100] * n", "x = y - 100"),
+    "base_model.model.": (peft_prefix, "lora/peft_io.py", "n = 'base_model.model.a'", "# base_model.model.a"),
+    "blk.": (gguf_names, "model/gguf_names.py", "name = f'blk.{i}.attn_q.weight'", '"""blk.0 in GGUF."""'),
+    "optimizers": (optimizer_made, "training/optim.py", "o = torch.optim.AdamW(p)", "o: torch.optim.Adam"),
 }
 
 
 def strays(find, home):
-    """Where the rule finds a line outside its home, as "file:line"."""
-    abroad = {
-        path: text
-        for path, text in sources().items()
-        if not any(path == h or (h.endswith("/") and path.startswith(h)) for h in home)
-    }
+    """Returns the places outside its home where the rule finds a line, as "file:line"."""
+    homes = (home, *SCRIPTS) if home.endswith("/") else home
+    abroad = {path: text for path, text in sources().items() if not path.startswith(homes)}
     return [f"{path}:{line}" for path, text in abroad.items() for line in find(ast.parse(text))]
 
 
@@ -343,7 +270,8 @@ def test_a_circle_is_seen_and_a_fork_is_none():
 
 def test_equal_functions_are_seen_whatever_their_variables_are_called():
     one = "def hash_file(path):\n    with open(path) as f:\n        x = f.read()\n        return g(x)\n"
-    two = 'def file_hash(p: str) -> str:\n    "Text."\n    with open(p) as file:\n        y = file.read()\n        return g(y)\n'
+    two = 'def file_hash(p: str) -> str:\n    "Text."\n'
+    two += "    with open(p) as file:\n        y = file.read()\n        return g(y)\n"
     assert twice({"a/x.py": one, "b/y.py": two}) and not twice({"a/x.py": one, "a/z.py": two})
     assert not twice({"a/x.py": one, "b/y.py": two.replace("read", "write")})
 
@@ -351,7 +279,7 @@ def test_equal_functions_are_seen_whatever_their_variables_are_called():
 @pytest.mark.parametrize("rule", HOMES)
 def test_a_line_stands_only_where_it_is_at_home(rule):
     find, home, _, _ = HOMES[rule]
-    assert not strays(find, home), f"{rule} belongs in {', '.join(home)}"
+    assert not strays(find, home), f"{rule} belongs in {home}"
 
 
 @pytest.mark.parametrize("rule", HOMES)
@@ -362,16 +290,9 @@ def test_each_rule_sees_what_breaks_it_and_nothing_else(rule):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_no_torch(script):
-    """Neither the script nor a module that it imports at its top may import torch there: --help answers at
-    once.
-    """
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", script, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    """Neither the script nor a module that it imports at its top may import torch there."""
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr[-500:]
     assert not loaded & {"torch", "numpy", "tokenizers", "huggingface_hub", *REFERENCES}
@@ -385,8 +306,5 @@ def test_nothing_that_help_touches_imports_torch_at_its_top(script):
         for line, module in imports(ast.parse(texts[path]), top_level_only=True):
             if module.split(".")[0] == "torch":
                 found.append(f"{path}:{line}")
-            stem = module.replace(".", "/")
-            queue += [
-                p for p in (f"{stem}.py", f"{stem.rpartition('/')[0]}.py") if p in texts and p not in queue
-            ]
+            queue += [p for p in files_of(module, texts) if p not in queue]
     assert not found

@@ -1,6 +1,4 @@
-"""benchmarks/ours.py: the products that the ceiling of a step is made of; frameworks.py: how steps are
-compared; gpu.py: what it says of a run.
-"""
+"""benchmarks/: ours.py counts the products of a step, frameworks.py compares steps, gpu.py reports a run."""
 
 import json
 import subprocess
@@ -28,12 +26,11 @@ def test_products_of_a_batch_and_products_added_in_place_are_counted_too():
 
 
 def test_a_step_is_compared_round_by_round_and_the_median_is_taken(tmp_path):
-    """The plain step takes 2, 4 and 1 s, the peer's 10, 12 and 100: 5, 3 and 100 times as long; the compiled
-    one, in the first round alone, 4.
+    """The plain step takes 2, 4 and 1 s. The peer's takes 10, 12 and 100 s: 5, 3 and 100 times as long. The
+    compiled step takes 4 s, in the first round only.
     """
-    (tmp_path / "tokens.json").write_text(
-        json.dumps([{"input_ids": [1] * n} for n in (100, 100, 300, 100, 40, 60)])
-    )
+    documents = [{"input_ids": [1] * n} for n in (100, 100, 300, 100, 40, 60)]
+    (tmp_path / "tokens.json").write_text(json.dumps(documents))
     facts = {"peak": 10**9, "first_step": 1.0, "flops": 10**12}
     ours = [
         ("loupe", 0, [2.0, 2.0, 9.0], 1.0),
@@ -46,46 +43,31 @@ def test_a_step_is_compared_round_by_round_and_the_median_is_taken(tmp_path):
         {"name": name, "round": n, "seconds": seconds, "ceiling": ceiling, **facts}
         for name, n, seconds, ceiling in turns
     ]
-    loupe, compiled, peer = frameworks.summarise(
-        results, SimpleNamespace(folder=tmp_path, batch=2, peak_tflops=1)
-    )
+    args = SimpleNamespace(folder=tmp_path, batch=2, peak_tflops=1)
+    loupe, compiled, peer = frameworks.summarise(results, args)
     assert loupe["times"] == [1, 0.5] and compiled["times"] == [2, 1] and peer["times"] == [5, 2.5]
     assert (loupe["speed"], peer["speed"]) == (100, 20)
     assert (loupe["share"], compiled["share"]) == (3 / 4, 2 / 4)
     assert abs(peer["share"] - 1 / 10) < 1e-12
 
 
-def test_a_run_of_the_recipe_is_told_in_a_line_and_a_failed_one_is_named(tmp_path, monkeypatch):
+def test_a_run_of_the_recipe_is_reported_in_a_line_and_a_failed_one_is_named(tmp_path, monkeypatch):
     commands = []
 
     def trained(command, **_):
         commands.append(" ".join(command))
         run = Path(next(word for word in command if word.startswith("run.dir=")).removeprefix("run.dir="))
         run.mkdir(parents=True)
-        steps = [
-            {
-                "step": i,
-                "loss": 30.0 - i,
-                "seconds": 0.5,
-                "tokens": 100,
-                "mfu": 0.25,
-                "peak_memory": i * 10**8,
-            }
-            for i in range(1, 26)
-        ]
+        same = {"seconds": 0.5, "tokens": 100, "mfu": 0.25}
+        steps = [{"step": i, "loss": 30.0 - i, "peak_memory": i * 10**8, **same} for i in range(1, 26)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-        return SimpleNamespace(
-            returncode=0 if "true" in commands[-1].partition("train.compile=")[2][:4] else 1
-        )
+        return SimpleNamespace(returncode=0 if "train.compile=true" in command else 1)
 
     monkeypatch.setattr(subprocess, "run", trained)
     args = SimpleNamespace(folder=tmp_path, device="cuda", steps=0)
     said = gpu.train("bf16, compiled", args)
     assert "25 steps in 12.5 s  200 tokens/s  MFU 25.0%  peak 2.50 GB  loss 19.500 -> 14.500" in said
-    assert (
-        "--set train.precision=bf16 --set train.compile=true" in commands[0]
-        and "configs/lab-pii-270m.toml" in commands[0]
-    )
-    assert (
-        gpu.train("fp16", args).endswith("failed with exit code 1") and "train.force_fp16=true" in commands[1]
-    )
+    assert "--set train.precision=bf16 --set train.compile=true" in commands[0]
+    assert "configs/lab-pii-270m.toml" in commands[0]
+    assert gpu.train("fp16", args).endswith("failed with exit code 1")
+    assert "train.force_fp16=true" in commands[1]

@@ -1,6 +1,8 @@
+"""small.toml, configs/ and the samples: recipes load and have full headers, samples are as generated."""
+
 import json
 import re
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
@@ -8,31 +10,29 @@ from assets.samples.make_small import make_all, to_jsonl
 from data.loader import prompt_of
 from data.rows import read_samples
 from tasks.redaction import INSTRUCTION
+from tests.folders import ROOT, TARGETS
 from training.config import Adapter, load_config
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [ROOT / "small.toml", *sorted((ROOT / "configs").glob("*.toml"))]
-BRING_YOUR_OWN = (
-    "lab-pii-270m.toml",
-    "tiny-base.toml",
-    "tiny-base-2.toml",
-)  # their data is not in the checkout
+# The data of these is not in the checkout.
+BRING_YOUR_OWN = ("lab-pii-270m.toml", "tiny-base.toml", "tiny-base-2.toml")
 SAMPLES = ROOT / "assets" / "samples"
 
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+
+@each_recipe
 def test_every_recipe_loads(path):
     cfg = load_config(path)
     assert cfg.run.dir == f"runs/{cfg.run.name}" and cfg.data.train
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+@each_recipe
 def test_a_recipe_says_in_its_header_what_it_costs_and_how_to_run_it(path):
     header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
     assert header and f"train.py --config {path.relative_to(ROOT).as_posix()}" in header[0]
-    assert re.search(r"^# costs: +\S", header[0], re.M) and re.search(
-        r"^# measured: +(?!not yet)\S", header[0], re.M
-    )
+    assert re.search(r"^# costs: +\S", header[0], re.M)
+    assert re.search(r"^# measured: +(?!not yet)\S", header[0], re.M)
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.name not in BRING_YOUR_OWN], ids=lambda p: p.name)
@@ -45,38 +45,28 @@ def test_the_data_of_a_recipe_is_in_the_checkout_and_validation_is_not_trained_o
 
 def test_the_labs_recipe_is_the_labs():
     cfg = load_config(ROOT / "configs" / "lab-pii-270m.toml")
-    assert cfg.adapter == Adapter(
-        type="lora", r=128, lora_alpha=128.0, lora_dropout=0.0,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    )  # fmt: skip
+    expected = Adapter(type="lora", r=128, lora_alpha=128.0, lora_dropout=0.0, target_modules=TARGETS)
+    assert cfg.adapter == expected
     t = cfg.train
     assert (t.batch_size, t.gradient_accumulation_steps, t.epochs, t.learning_rate) == (8, 1, 1, 5e-5)
-    assert (t.lr_scheduler, t.warmup_steps, t.weight_decay, cfg.run.seed, cfg.data.max_length) == (
-        "linear",
-        5,
-        0.01,
-        3407,
-        2048,
-    )
+    assert (t.lr_scheduler, t.warmup_steps, t.weight_decay) == ("linear", 5, 0.01)
+    assert (cfg.run.seed, cfg.data.max_length) == (3407, 2048)
     assert cfg.data.loss_on == "response" and cfg.data.validation_fraction > 0
     assert cfg.generate.prompts[0].startswith(INSTRUCTION + "\n\nText:\n")
 
 
 def test_the_small_samples_are_what_their_script_writes():
     for name, rows in make_all().items():
-        assert (SAMPLES / name).read_text(encoding="utf-8") == to_jsonl(rows), (
-            f"{name}: run assets/samples/make_small.py"
-        )
+        written = (SAMPLES / name).read_text(encoding="utf-8")
+        assert written == to_jsonl(rows), f"{name}: run assets/samples/make_small.py"
 
 
-def test_no_review_of_validation_shares_a_clause_with_training():
+def test_the_classes_are_balanced_and_no_review_of_validation_shares_a_clause_with_training():
     clauses = {}
     for name in ("classification", "classification-val"):
-        rows = [
-            json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        assert {
-            label: sum(r["output"] == label for r in rows) for label in ("positive", "negative", "neutral")
-        } == dict.fromkeys(("positive", "negative", "neutral"), len(rows) // 3)
+        lines = (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        counts = Counter(row["output"] for row in rows)
+        assert counts == dict.fromkeys(("positive", "negative", "neutral"), len(rows) // 3)
         clauses[name] = {clause for row in rows for clause in re.split(r"(?<=[.!])\s(?!!)", row["input"])}
     assert not clauses["classification"] & clauses["classification-val"]

@@ -1,15 +1,14 @@
-"""The pages say what is so: links resolve, names exist, quotations are the code's, snippets run and print
-what the page shows.
+"""The pages are true: links resolve, names exist, quotations equal the code, snippets print what is shown.
 
-How a page is read here:
+What the parts of a page mean:
 
-    ```python                a snippet, run from the repository's root
-    ```text                  right behind a snippet: what it prints, to the letter
+    ```python                a snippet, which is run in the repository's root
+    ```text                  directly after a snippet: the exact output of the snippet
     ```python model/loss.py  a quotation of that file; a line `...` stands for lines left out
     ```bash                  commands: their scripts, options, configs and --set keys must exist
-    `data.packing.pack`      a name of the code, or a key of the config; `data/packing.py` a file
+    `data.packing.pack`      a name in the code, or a key of the config; `data/packing.py` is a file
 
-    python tests/test_docs.py     writes the config table of docs/your-own-model.md anew
+    python tests/test_docs.py     rewrites the config table of docs/your-own-model.md
 """
 
 import ast
@@ -33,45 +32,22 @@ if str(ROOT) not in sys.path:  # run as a script
 from training.config import Config  # noqa: E402
 
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
-FOLDERS = {
-    "common",
-    "ggml",
-    "model",
-    "lora",
-    "data",
-    "tasks",
-    "generation",
-    "report",
-    "training",
-    "exporting",
-    "assets",
-    "tests",
-    "docs",
-    "configs",
-}
+ROOMS = "common ggml model lora data tasks generation report training exporting"
+FOLDERS = {*ROOMS.split(), "assets", "tests", "docs", "configs"}
 SCRIPTS = {"train", "evaluate", "generate", "export"}
-MADE_BY_RUNS = (
-    "runs/",
-    "corpus/",
-    "out/",
-    "data/lab/",
-    "config.toml",
-)  # git ignores these, or a run's folder holds them
+# Git ignores these, or a run's folder holds them.
+MADE_BY_RUNS = ("runs/", "corpus/", "out/", "data/lab/", "config.toml")
 SUFFIXES = ("py", "toml", "md", "json", "jsonl", "safetensors", "html", "gguf", "txt")
 TABLE = ROOT / "docs" / "your-own-model.md"
-START, END = (
-    "<!-- made from training/config.py by: python tests/test_docs.py -->",
-    "<!-- end of the table -->",
-)
+START = "<!-- made from training/config.py by: python tests/test_docs.py -->"
+END = "<!-- end of the table -->"
 
 
 # --- reading a page
 
 
 class Block(NamedTuple):
-    """A fenced block: its first line's number, what stands behind the fence, its text, and the text block
-    right behind it.
-    """
+    """A fenced block: its first line's number, the words after the fence, its text, and the output shown."""
 
     line: int
     info: str
@@ -89,9 +65,9 @@ def blocks(page):
         at += 1
     out = []
     for i, (line, info, text, end) in enumerate(found):
-        behind = found[i + 1] if i + 1 < len(found) else None
-        close = behind and behind[1] == "text" and not "".join(lines[end + 1 : behind[0] - 2]).strip()
-        out.append(Block(line, info, text, behind[2] if close else None))
+        after = found[i + 1] if i + 1 < len(found) else None
+        close = after and after[1] == "text" and not "".join(lines[end + 1 : after[0] - 2]).strip()
+        out.append(Block(line, info, text, after[2] if close else None))
     return out
 
 
@@ -109,13 +85,11 @@ def named(page):
     return str(page.relative_to(ROOT))
 
 
-def cases(wanted):
-    return [
-        pytest.param(page, b, id=f"{named(page)}:{b.line}")
-        for page in PAGES
-        for b in blocks(page)
-        if wanted(b.info)
-    ]
+def each_block(pattern):
+    """Parametrizes a test with page and block, for the blocks whose words after the fence match."""
+    found = [(page, block) for page in PAGES for block in blocks(page) if re.fullmatch(pattern, block.info)]
+    ids = [f"{named(page)}:{block.line}" for page, block in found]
+    return pytest.mark.parametrize(("page", "block"), found, ids=ids)
 
 
 # --- links
@@ -149,27 +123,20 @@ def test_every_relative_link_resolves(page):
 
 def test_the_tour_leads_to_every_page():
     tour = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    missing = [
-        p.name
-        for p in (ROOT / "docs").glob("*.md")
-        if p.name not in ("README.md", "benchmarks.md") and f"({p.name}" not in tour
-    ]
-    assert not missing
+    pages = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md", "benchmarks.md"}
+    assert not [page for page in pages if f"({page}" not in tour]
 
 
 # --- names in backticks
 
 
 def config_keys():
-    return {
-        f"{section.name}.{key.name}"
-        for section in fields(Config)
-        for key in fields(getattr(Config(), section.name))
-    }
+    sections = {section.name: getattr(Config(), section.name) for section in fields(Config)}
+    return {f"{name}.{key.name}" for name, section in sections.items() for key in fields(section)}
 
 
 def members(node):
-    """{name: node} of what a module or a class defines."""
+    """Returns {name: node} of what a module or a class defines."""
     found = {}
     for child in node.body:
         targets = child.targets if isinstance(child, ast.Assign) else [getattr(child, "target", None)]
@@ -180,7 +147,7 @@ def members(node):
 
 
 def exists_in_code(dotted):
-    """Whether room.module, room.module.name or room.module.Class.name is there."""
+    """Returns whether room.module, room.module.name or room.module.Class.name exists."""
     parts = dotted.split(".")
     for i in range(len(parts), 0, -1):
         file = ROOT.joinpath(*parts[:i]).with_suffix(".py")
@@ -195,7 +162,7 @@ def exists_in_code(dotted):
 
 
 def fault(span):
-    """What is wrong with the text of one pair of backticks; None where it is right or means no name of ours."""
+    """Returns what is wrong with a text in backticks; None if it is right or means no name of ours."""
     if span.startswith(MADE_BY_RUNS) or re.search(r"[<>{}]", span):
         return None
     first, _, rest = span.partition("/")
@@ -207,11 +174,9 @@ def fault(span):
         return None
     if dotted[2] not in FOLDERS | SCRIPTS | {f.name for f in fields(Config)}:
         return None
-    return (
-        None
-        if dotted[1] in config_keys() or exists_in_code(dotted[1])
-        else f"`{span}`: neither a name in the code nor a key of the config"
-    )
+    if dotted[1] in config_keys() or exists_in_code(dotted[1]):
+        return None
+    return f"`{span}`: neither a name in the code nor a key of the config"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -219,23 +184,31 @@ def test_every_file_and_name_in_backticks_exists(page):
     assert not [f for f in map(fault, spans(page)) if f]
 
 
-@pytest.mark.parametrize("span", ["data/packing.py", "train.py", "configs/*.toml", "data.packing.pack", "data.packing.Batch.num_tokens", "data.max_length",
-                                  "data.on_long = 'drop'", "model.safetensors", "runs/mine", "lora_A", "train.jsonl"])  # fmt: skip
+RIGHT = [
+    "data/packing.py",
+    "train.py",
+    "configs/*.toml",
+    "data.packing.pack",
+    "data.packing.Batch.num_tokens",
+]
+RIGHT += [
+    "data.max_length",
+    "data.on_long = 'drop'",
+    "model.safetensors",
+    "runs/mine",
+    "lora_A",
+    "train.jsonl",
+]
+WRONG = ["data/pack.py", "trian.py", "configs/*.yaml", "data.packing.packs", "data.packing.Batch.tokenz"]
+WRONG += ["data.max_lenght"]
+
+
+@pytest.mark.parametrize("span", RIGHT)
 def test_a_right_name_passes(span):
     assert fault(span) is None
 
 
-@pytest.mark.parametrize(
-    "span",
-    [
-        "data/pack.py",
-        "trian.py",
-        "configs/*.yaml",
-        "data.packing.packs",
-        "data.packing.Batch.tokenz",
-        "data.max_lenght",
-    ],
-)
+@pytest.mark.parametrize("span", WRONG)
 def test_a_wrong_name_is_seen(span):
     assert fault(span)
 
@@ -243,7 +216,7 @@ def test_a_wrong_name_is_seen(span):
 # --- blocks
 
 
-@pytest.mark.parametrize(("page", "block"), cases(lambda info: info == "python"))
+@each_block("python")
 def test_a_snippet_runs_and_prints_what_the_page_shows(page, block, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = io.StringIO()
@@ -253,46 +226,38 @@ def test_a_snippet_runs_and_prints_what_the_page_shows(page, block, monkeypatch)
 
 
 def misquoted(quotation, source):
-    """The first lines of the quotation that the source does not have, in order and with their indentation; ""
-    where it has all.
+    """Returns the first lines of the part that the source does not have; "" if it has all.
+
+    The parts must stand in the source in their order, with equal indentation inside a part.
     """
     lines, at = [line.rstrip() for line in source.split("\n") if line.strip()], 0
     for chunk in re.split(r"^\s*\.\.\.\n", textwrap.dedent(quotation), flags=re.M):
         wanted = [line.rstrip() for line in textwrap.dedent(chunk).split("\n") if line.strip()]
-        places = range(at, len(lines) - len(wanted) + 1)
-        found = next(
-            (
-                i
-                for i in places
-                if textwrap.dedent("\n".join(lines[i : i + len(wanted)])) == "\n".join(wanted)
-            ),
-            None,
-        )
-        if found is None:
+        n, text = len(wanted), "\n".join(wanted)
+        while at + n <= len(lines) and textwrap.dedent("\n".join(lines[at : at + n])) != text:
+            at += 1
+        if at + n > len(lines):
             return "\n".join(wanted[:2])
-        at = found + len(wanted)
+        at += n
     return ""
 
 
-@pytest.mark.parametrize(("page", "block"), cases(lambda info: re.fullmatch(r"python \S+\.py", info)))
+@each_block(r"python \S+\.py")
 def test_a_quotation_is_what_the_file_says(page, block):
     file = ROOT / block.info.split()[1]
     wrong = misquoted(block.text, file.read_text(encoding="utf-8"))
-    assert not wrong, f"{block.info.split()[1]} changed; quote it anew in {named(page)}:{block.line}"
+    assert not wrong, f"{block.info.split()[1]} changed; update the quotation in {named(page)}:{block.line}"
 
 
 def test_a_quotation_may_leave_out_lines_but_not_swap_or_change_them():
     source = "def f(x):\n    a = 1\n\n    b = 2\n    return a\n"
     assert not misquoted("a = 1\nb = 2\n", source) and not misquoted("def f(x):\n...\n    return a\n", source)
-    assert (
-        misquoted("b = 2\na = 1\n", source)
-        and misquoted("a = 2\n", source)
-        and misquoted("b = 2\n...\na = 1\n", source)
-    )
+    for wrong in ("b = 2\na = 1\n", "a = 2\n", "b = 2\n...\na = 1\n"):
+        assert misquoted(wrong, source)
 
 
 def command_faults(text):
-    """What in the commands is not there: scripts, their options, configs, keys of --set."""
+    """Returns the scripts, options, configs and keys of --set in the commands that do not exist."""
     bad = []
     for command in re.sub(r"\\\n\s*", " ", text).splitlines():
         words = command.split("#")[0].split()
@@ -300,44 +265,34 @@ def command_faults(text):
         if script and not (ROOT / script).is_file():
             bad.append(f"{script}: no such script")
         elif script:
-            source = "".join(
-                (ROOT / file).read_text(encoding="utf-8") for file in (script, "generation/load.py")
-            )
-            bad += [
-                f"{script} has no {w}"
-                for w in words
-                if re.fullmatch(r"--[a-z-]+", w) and f'"{w}"' not in source
-            ]
-        bad += [
-            f"{w}: no such config"
-            for w in words
-            if re.fullmatch(r"[\w/-]+\.toml", w) and not w.startswith("my") and not (ROOT / w).is_file()
-        ]
+            files = (script, "generation/load.py")
+            source = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+            options = [w for w in words if re.fullmatch(r"--[a-z-]+", w)]
+            bad += [f"{script} has no {w}" for w in options if f'"{w}"' not in source]
+        configs = [w for w in words if re.fullmatch(r"(?!my)[\w/-]+\.toml", w)]
+        bad += [f"{w}: no such config" for w in configs if not (ROOT / w).is_file()]
         keys = [w.partition("=")[0] for before, w in itertools.pairwise(words) if before == "--set"]
         bad += [f"--set {key}: no such key" for key in keys if key not in config_keys()]
     return bad
 
 
-@pytest.mark.parametrize(("page", "block"), cases(lambda info: info == "bash"))
+@each_block("bash")
 def test_commands_name_scripts_options_configs_and_keys_that_exist(page, block):
     assert not command_faults(block.text)
 
 
 def test_a_wrong_command_is_seen():
-    wrong = "python trane.py\npython train.py --conf x\npython train.py --config configs/no.toml --set train.epoch=1  # python no.py\n"
-    assert [f.split(":")[0] for f in command_faults(wrong)] == [
-        "trane.py",
-        "train.py has no --conf",
-        "configs/no.toml",
-        "--set train.epoch",
-    ]
+    wrong = "python trane.py\npython train.py --conf x\n"
+    wrong += "python train.py --config configs/no.toml --set train.epoch=1  # python no.py\n"
+    faults = ["trane.py", "train.py has no --conf", "configs/no.toml", "--set train.epoch"]
+    assert [f.split(":")[0] for f in command_faults(wrong)] == faults
 
 
 # --- the config table
 
 
 def config_table():
-    """training/config.py's sections, keys, defaults and docstrings as a Markdown table."""
+    """Returns the sections, keys, defaults and docstrings of training/config.py as a Markdown table."""
     tree = ast.parse((ROOT / "training" / "config.py").read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
@@ -348,9 +303,8 @@ def config_table():
             if isinstance(declared, ast.AnnAssign):
                 key, default = declared.target.id, json.dumps(getattr(part, declared.target.id))
                 meaning = " ".join(doc.value.value.split()).replace("|", "\\|").replace("<", "&lt;")
-                rows.append(
-                    f"| `{section.name}.{key}` | `{default}` | {values_of(declared.annotation)} | {meaning} |"
-                )
+                values = values_of(declared.annotation)
+                rows.append(f"| `{section.name}.{key}` | `{default}` | {values} | {meaning} |")
     return "\n".join(rows)
 
 
@@ -358,13 +312,8 @@ def values_of(annotation):
     text = ast.unparse(annotation)
     if text.startswith("Literal["):
         return ", ".join(f"`{json.dumps(value)}`" for value in ast.literal_eval(text.removeprefix("Literal")))
-    return {
-        "str": "text",
-        "list[str]": "texts",
-        "int": "whole number",
-        "float": "number",
-        "bool": "`true`, `false`",
-    }[text]
+    numbers = {"int": "whole number", "float": "number", "bool": "`true`, `false`"}
+    return (numbers | {"str": "text", "list[str]": "texts"})[text]
 
 
 def test_the_config_table_is_made_from_the_config():
@@ -376,7 +325,6 @@ def test_the_config_table_is_made_from_the_config():
 
 if __name__ == "__main__":
     before, _, rest = TABLE.read_text(encoding="utf-8").partition(START)
-    TABLE.write_text(
-        f"{before}{START}\n\n{config_table()}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
-    )
+    text = f"{before}{START}\n\n{config_table()}\n\n{END}{rest.partition(END)[2]}"
+    TABLE.write_text(text, encoding="utf-8")
     print(f"{TABLE.relative_to(ROOT)}: {len(config_keys())} keys")

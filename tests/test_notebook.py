@@ -1,4 +1,4 @@
-"""docs/tour.ipynb: its cells run from top to bottom, in one namespace, as a notebook's kernel runs them."""
+"""docs/tour.ipynb: its cells run in order in one namespace, as a kernel runs them, and have no outputs."""
 
 import json
 
@@ -6,11 +6,12 @@ import torch
 
 from tests.folders import ROOT
 
+NOTEBOOK = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
+
 
 def test_the_tour_runs_from_top_to_bottom(monkeypatch, capsys):
     monkeypatch.chdir(ROOT / "docs")
-    notebook = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     namespace: dict = {}
     with torch.random.fork_rng():
         for number, cell in enumerate(cells):
@@ -21,5 +22,4 @@ def test_the_tour_runs_from_top_to_bottom(monkeypatch, capsys):
 
 
 def test_the_notebook_is_stored_without_outputs():
-    notebook = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
-    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    assert all(not cell.get("outputs") for cell in NOTEBOOK["cells"])
