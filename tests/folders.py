@@ -1,6 +1,4 @@
-"""Small folders for the tests of the entry scripts: a model with random weights, its adapters, rows to
-evaluate, and adapters that are broken.
-"""
+"""Small folders for the tests of the scripts: a random model, its adapters, rows, and broken adapters."""
 
 import json
 import os
@@ -21,15 +19,16 @@ from model.tokenizer import Tokenizer
 from model.weights import copy_tokenizer, load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = 7  # Gemma's pattern of five local layers and a global one, and a local one behind it
+LAYERS = 7  # Gemma's pattern, five local layers and a global one, and one more local layer
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MASK = "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\n"
 ROWS = [
     {
-        "prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nWrite to Anna Muster, 8001 Zürich.",
+        "prompt": MASK + "Write to Anna Muster, 8001 Zürich.",
         "response": "Write to [GIVENNAME_1] [SURNAME_1], [ZIPCODE_1] [CITY_1].",
     },
     {
-        "prompt": "Mask all PII in the following text. Return ONLY the redacted text.\n\nText:\nIl señor Gómez llamó al 0171 555 123.",
+        "prompt": MASK + "Il señor Gómez llamó al 0171 555 123.",
         "response": "Il señor [SURNAME_1] llamó al [TELEPHONENUM_1].",
     },
 ]
@@ -54,9 +53,7 @@ CHAT = {
 
 
 def make_model(folder: Path, seed: int = 0, **changes) -> str:
-    """Writes a model of random float32 weights with the embedded model's tokenizer; its window is shorter
-    than any of the prompts.
-    """
+    """Writes a random float32 model with the embedded model's tokenizer and a window of 8 tokens."""
     sizes = {
         "vocab_size": Tokenizer(TINY).vocab_size,
         "hidden_size": 32,
@@ -68,8 +65,7 @@ def make_model(folder: Path, seed: int = 0, **changes) -> str:
         "query_pre_attn_scalar": 16,
         "sliding_window": 8,
         "max_position_embeddings": 256,
-    }
-    sizes |= changes
+    } | changes
     kinds = [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(sizes["num_hidden_layers"])]
     model = Gemma3ForCausalLM(Gemma3Config(**sizes, layer_types=kinds))
     model.reset_parameters(seed, std=0.1)
@@ -79,7 +75,7 @@ def make_model(folder: Path, seed: int = 0, **changes) -> str:
 
 
 def make_adapter(folder: Path, base: str, scale: float = 0.1, **settings) -> str:
-    """Writes an adapter for the model in `base` whose every weight is off its start by up to `scale`."""
+    """Writes an adapter for the model in `base`, with all weights changed at random by up to `scale`."""
     model = load_model(base, torch.float32)
     inject(model, **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "seed": 1} | settings)
     shake(model, scale)
@@ -88,24 +84,18 @@ def make_adapter(folder: Path, base: str, scale: float = 0.1, **settings) -> str
 
 
 def shake(model: torch.nn.Module, scale: float) -> None:
-    """Moves every adapter weight, ours or PEFT's, by a random number of up to `scale` times its tensor's mean
-    size, at least `scale`.
-    """
+    """Adds to each adapter weight, ours or PEFT's, a random value of up to scale * max(1, mean |weight|)."""
     generator = torch.Generator().manual_seed(2)
     for name, p in model.named_parameters():
         if "lora_" in name:
-            p.data += (
-                scale * max(1.0, p.abs().mean().item()) * (2 * torch.rand(p.shape, generator=generator) - 1)
-            )
+            signed = 2 * torch.rand(p.shape, generator=generator) - 1
+            p.data += scale * max(1.0, p.abs().mean().item()) * signed
 
 
 def write_rows(path: Path, rows: list) -> str:
-    """A JSONL file."""
+    """Writes a JSONL file."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
-
-
-# ways to break an adapter, {what: (how, what the message must say)}
 
 
 def _make_pickle(folder: Path) -> None:
@@ -125,57 +115,40 @@ def _cut_file(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+# {fault: (function that breaks an adapter folder, part of the error message)}
 BROKEN = {
-    "no config": (
-        lambda folder: (folder / "adapter_config.json").unlink(),
-        "adapter_config.json: no such file",
-    ),
-    "no weights": (
-        lambda folder: (folder / "adapter_model.safetensors").unlink(),
-        "adapter_model.safetensors does not exist",
-    ),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json: no such file"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "model.safetensors does not exist"),
     "a pickle": (_make_pickle, "is a pickle, which can run any code"),
     "wrong shapes": (_cut_rank, "shape (2, 32), the model's is (4, 32)"),
     "half a file": (_cut_file, "is not a whole safetensors file"),
-    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
+    "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "not valid JSON"),
 }
 
 
-def make_broken_adapter(folder: Path, base: str, what: str) -> tuple[str, str]:
-    """Writes an adapter, breaks it, and returns its folder and what its error message must say."""
+def make_broken_adapter(folder: Path, base: str, fault: str) -> tuple[str, str]:
+    """Writes an adapter, breaks it, and returns its folder and a part of the error message."""
     make_adapter(folder, base, target_modules=["q_proj"])
-    how, message = BROKEN[what]
-    how(folder)
+    break_, message = BROKEN[fault]
+    break_(folder)
     return str(folder), message
 
 
 def logits(model: Gemma3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
     """(T,) ids of one document -> (T, V) logits."""
+    cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
     with torch.no_grad():
-        return model.logits(
-            model(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)], dtype=torch.int32))
-        )
+        return model.logits(model(tokens, torch.arange(len(tokens)), cu_seqlens))
 
 
 def run_script(*words: str) -> subprocess.CompletedProcess:
-    """A script with its arguments in a process of its own, as a user starts it; offline, whatever the model
-    is called.
-    """
-    command = [sys.executable, *words]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    """Runs a script with its arguments in a process of its own, as a user starts it, but offline."""
+    command, env = [sys.executable, *words], os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 def help_seconds(script: str) -> float:
-    """What `script --help` costs in seconds of processor time, which does not hang on what else the machine
-    is doing.
-    """
+    """Returns the processor time of `script --help` in seconds, which other processes do not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_script(script, "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

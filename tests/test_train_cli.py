@@ -1,4 +1,4 @@
-"""train.py's command line: what a user gets who mistypes, brings the wrong files, or very few rows."""
+"""train.py's command line: help, exit codes, and the messages about wrong settings, rows and folders."""
 
 import json
 import shutil
@@ -14,47 +14,28 @@ import train
 from model.hub import TINY
 from report.metrics_log import read_metrics
 from tests.folders import ROOT
-from tests.makers import rows, write_jsonl, write_run
+from tests.makers import rows, write_jsonl
 
 
 def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *args], cwd=cwd, capture_output=True, text=True
-    )
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def place(template, tmp_path, monkeypatch) -> Path:
-    """A copy of a folder in which train.py works, as the current one, and small steps: two an epoch, no
-    checkpoint between.
-    """
-    folder = shutil.copytree(template, tmp_path / "place")
-    monkeypatch.chdir(folder)
-    return folder
+    command = [sys.executable, str(ROOT / "train.py"), *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 def run(capsys, *settings: str, config: str = "tiny.toml") -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of train.py with --set for each of the settings; one epoch unless they say
-    more.
-    """
+    """Returns exit code, stdout and stderr of train.py for one epoch, with --set for each of the settings."""
     words = [word for s in ("train.epochs=1", *settings) for word in ("--set", s)]
     code = train.main(["--config", config, *words])
     return code, *capsys.readouterr()
 
 
 def refused(capsys, *settings: str, config: str = "tiny.toml") -> str:
-    """The message of a run that must end with exit code 2, and leave neither a traceback nor a step behind."""
+    """Returns the message of a run that must end with exit code 2, without a traceback and without a step."""
     code, _, error = run(capsys, *settings, config=config)
     assert code == 2, error
     assert error.startswith("error: ") and "Traceback" not in error
-    assert not list(Path().glob("runs/*/adapter")) and not any(
-        p.stat().st_size for p in Path().glob("runs/*/metrics.jsonl")
-    )
+    assert not list(Path().glob("runs/*/adapter"))
+    assert not any(log.stat().st_size for log in Path().glob("runs/*/metrics.jsonl"))
     return error
 
 
@@ -62,21 +43,17 @@ def refused(capsys, *settings: str, config: str = "tiny.toml") -> str:
 
 
 def test_help_comes_in_under_a_second_and_without_torch():
-    """The best of three: the machine may be at something else."""
+    """The best of three counts, because the machine may be busy."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         done = script("--help")
         seconds.append(time.perf_counter() - start)
-        assert (
-            done.returncode == 0
-            and "--config" in done.stdout
-            and "--set" in done.stdout
-            and "--resume" in done.stdout
-        )
+        assert done.returncode == 0
+        assert all(option in done.stdout for option in ("--config", "--set", "--resume"))
     assert min(seconds) < 1
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, training.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = "import sys, train, training.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_a_process_with_a_bad_config_ends_with_2_and_every_mistake_on_stderr(place):
@@ -85,17 +62,19 @@ def test_a_process_with_a_bad_config_ends_with_2_and_every_mistake_on_stderr(pla
     )
     done = script("--config", "bad.toml", "--set", "train.epochs", "--set", "adapter.type=lore", cwd=place)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines() == [
+    expected = [
         "error: bad.toml: no key train.learning_rat; did you mean 'learning_rate'?",
         "bad.toml: train.batch_size = '8' must be a whole number",
         "bad.toml: no section [trian]; did you mean 'train'?",
-        "--set train.epochs: write it as section.key=value, for example --set train.learning_rate=1e-4",
+        "--set train.epochs: write it as section.key=value",
         "--set: adapter.type = 'lore' is not one of 'lora', 'dora', 'full'",
     ]
+    for line, start in zip(done.stderr.splitlines(), expected, strict=True):
+        assert line.startswith(start)
     assert not (place / "runs").exists()
 
 
-def test_a_process_without_a_config_is_told_its_usage():
+def test_a_process_without_a_config_prints_its_usage():
     done = script()
     assert done.returncode == 2 and "--config" in done.stderr and "Traceback" not in done.stderr
 
@@ -104,9 +83,8 @@ def test_a_process_without_a_config_is_told_its_usage():
 
 
 def test_a_config_that_is_not_there_has_a_remedy(place, capsys):
-    assert "no-such.toml: no such file; start from small.toml or one of configs/" in refused(
-        capsys, config="no-such.toml"
-    )
+    error = refused(capsys, config="no-such.toml")
+    assert "no-such.toml: no such file" in error and "start from small.toml" in error
 
 
 def test_toml_that_cannot_be_read_names_its_line(place, capsys):
@@ -115,20 +93,27 @@ def test_toml_that_cannot_be_read_names_its_line(place, capsys):
     assert "bad.toml: not valid TOML" in error and "line 3" in error
 
 
-@pytest.mark.parametrize("setting, message", [
-    ("train.precision=fp16", "train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; use 'bf16'"),
-    ("train.objective=dpo", "train.objective = 'dpo' is not built yet; use 'sft'"),
-    ("train.batch_size=0", "train.batch_size = 0 must be at least 1"),
-    ("adapter.lora_dropout=1", "adapter.lora_dropout = 1.0 must be below 1"),
-    ("train.device=gpu", "device 'gpu' (train.device, --device) cannot be used"),
-    ("model.name=nowhere", "'nowhere' is neither a folder"),
-    ("adapter.target_modules=['q_proj', 'q_prj']", "target_modules: 'q_prj' selects no linear layer; the model has down_proj, gate_proj, k_proj"),
-    ("data.train=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
-    ("data.validation=nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file or directory"),
-    ("data.max_length=20", "samples are longer than data.max_length = 20 tokens"),
-])  # fmt: skip
-def test_a_setting_that_cannot_be_is_refused_with_the_remedy(place, capsys, setting, message):
-    assert message in refused(capsys, setting)
+@pytest.mark.parametrize(
+    "setting, parts",
+    [
+        ("train.precision=fp16", ["train.precision = 'fp16'", "fp16 ends at 65,504", "use 'bf16'"]),
+        ("train.objective=dpo", ["train.objective = 'dpo' is not built yet; use 'sft'"]),
+        ("train.batch_size=0", ["train.batch_size = 0 must be at least 1"]),
+        ("adapter.lora_dropout=1", ["adapter.lora_dropout = 1.0 must be below 1"]),
+        ("train.device=gpu", ["device 'gpu' (train.device, --device) cannot be used"]),
+        ("model.name=nowhere", ["'nowhere' is neither a folder"]),
+        (
+            "adapter.target_modules=['q_proj', 'q_prj']",
+            ["'q_prj' selects no linear layer", "down_proj, gate_proj, k_proj"],
+        ),
+        ("data.train=nowhere.jsonl", ["nowhere.jsonl: cannot be read: No such file or directory"]),
+        ("data.validation=nowhere.jsonl", ["nowhere.jsonl: cannot be read: No such file or directory"]),
+        ("data.max_length=20", ["samples are longer than data.max_length = 20 tokens"]),
+    ],
+)
+def test_an_impossible_setting_is_refused_with_the_remedy(place, capsys, setting, parts):
+    error = refused(capsys, setting)
+    assert all(part in error for part in parts), error
 
 
 def test_a_config_without_rows_says_so(place, capsys):
@@ -153,14 +138,12 @@ def test_every_bad_row_is_named_in_one_error_with_its_line(place, capsys):
     Path("train.jsonl").write_text("\n".join([good, *(line for line, _ in BAD_ROWS)]) + "\n")
     error = refused(capsys)
     assert "5 problems in the data" in error and 'data.on_bad = "skip"' in error
-    for _, message in BAD_ROWS:
-        assert f"\n  {message}" in error
+    assert all(f"\n  {message}" in error for _, message in BAD_ROWS), error
 
 
 def test_bad_rows_are_left_out_and_counted_where_the_config_says_so(place, capsys):
-    Path("train.jsonl").write_text(
-        "\n".join([json.dumps(r) for r in rows(4)] + [line for line, _ in BAD_ROWS]) + "\n"
-    )
+    lines = [json.dumps(r) for r in rows(4)] + [line for line, _ in BAD_ROWS]
+    Path("train.jsonl").write_text("\n".join(lines) + "\n")
     code, out, error = run(capsys, "data.on_bad=skip")
     assert code == 0 and "data: 4 samples" in out
     assert "5 bad rows skipped (data.on_bad = 'skip'); the first: train.jsonl:5: not JSON" in error
@@ -173,24 +156,16 @@ def test_fewer_rows_than_a_batch_are_one_step_an_epoch(place, capsys):
     assert [r["step"] for r in steps] == [1, 2] and steps[0]["tokens"] == steps[1]["tokens"]
 
 
-@pytest.mark.parametrize(
-    "records, what",
-    [
-        (rows(1), r"1 sample(s) with 1 distinct prompt(s)"),
-        (rows(1) * 5, r"5 sample(s) with 1 distinct prompt(s)"),
-    ],
-)
-def test_one_row_and_copies_of_one_row_cannot_be_split_but_can_be_trained_on(place, capsys, records, what):
-    write_jsonl(Path("train.jsonl"), records)
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_row_and_copies_of_one_row_cannot_be_split_but_can_be_trained_on(place, capsys, count):
+    write_jsonl(Path("train.jsonl"), rows(1) * count)
     error = refused(capsys, "data.validation=[]")
-    assert what in error and "name a file in data.validation, or set the fraction to 0" in error
+    assert f"{count} sample(s) with 1 distinct prompt(s)" in error
+    assert "name a file in data.validation, or set the fraction to 0" in error
     code, out, _ = run(capsys, "data.validation=[]", "data.validation_fraction=0")
-    assert (
-        code == 0
-        and Path("runs/tiny/adapter/adapter_model.safetensors").is_file()
-        and Path("runs/tiny/report.html").is_file()
-    )
-    assert ("exact copies of an earlier sample" in out) == (len(records) > 1)
+    assert code == 0 and Path("runs/tiny/adapter/adapter_model.safetensors").is_file()
+    assert Path("runs/tiny/report.html").is_file()
+    assert ("exact copies of an earlier sample" in out) == (count > 1)
 
 
 def test_rows_that_are_too_few_for_a_tenth_still_leave_one_for_validation(place, capsys):
@@ -214,23 +189,24 @@ def pickle_only(base: Path) -> str:
     return "base: has pytorch_model.bin and no model.safetensors. A pickle can run any code"
 
 
-def other_architecture(base: Path) -> str:
+def change_config(base: Path, **changes) -> None:
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(
-        json.dumps(config | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
-    )
+    (base / "config.json").write_text(json.dumps(config | changes))
+
+
+def other_architecture(base: Path) -> str:
+    change_config(base, model_type="llama", architectures=["LlamaForCausalLM"])
     return "base/config.json: model_type is 'llama'; Loupe knows Gemma 3 only"
 
 
 def other_sizes(base: Path) -> str:
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    change_config(base, intermediate_size=64)
     return "misshapen: model.layers.0.mlp.gate_proj.weight is (48, 32), but config.json makes it (64, 32)"
 
 
 def larger_tokenizer(base: Path) -> str:
     shutil.copyfile(TINY / "tokenizer.json", base / "tokenizer.json")
-    return "is outside the model's vocabulary of 357; tokenizer.json does not belong to this model: take both from one folder"
+    return "is outside the model's vocabulary of 357; tokenizer.json does not belong to this model"
 
 
 def tokenizer_without_turns(base: Path) -> str:
@@ -244,20 +220,13 @@ def no_tokenizer(base: Path) -> str:
     return "base/tokenizer.json: no such file"
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        damage_weights,
-        pickle_only,
-        other_architecture,
-        other_sizes,
-        larger_tokenizer,
-        tokenizer_without_turns,
-        no_tokenizer,
-    ],
-)
-def test_a_model_folder_that_does_not_fit_is_refused_and_named(place, capsys, harm):
-    message = harm(place / "base")
+FAULTS = [damage_weights, pickle_only, other_architecture, other_sizes]
+FAULTS += [larger_tokenizer, tokenizer_without_turns, no_tokenizer]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_model_folder_that_does_not_fit_is_refused_and_named(place, capsys, fault):
+    message = fault(place / "base")
     assert message in refused(capsys)
     assert not Path("run-by-the-pickle").exists()
 
@@ -276,13 +245,10 @@ def test_an_error_of_the_program_has_its_traceback_on_request(place, monkeypatch
 def test_a_run_on_cuda_learns_and_reports_its_peak_memory(place, capsys, precision):
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    code, _, error = run(
-        capsys, "train.device=cuda", f"train.precision={precision}", "train.force_fp16=true", "train.epochs=4"
-    )
+    settings = ["train.device=cuda", f"train.precision={precision}", "train.force_fp16=true"]
+    code, _, error = run(capsys, *settings, "train.epochs=4")
     assert code == 0, error
     manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
-    assert (
-        float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0
-        and manifest["run"]["device"] == torch.cuda.get_device_name()
-    )
+    assert manifest["run"]["device"] == torch.cuda.get_device_name()
+    assert float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]

@@ -203,7 +203,7 @@ def test_a_run_without_checkpoints_has_none(tmp_path):
     assert checkpoint.load_newest(tmp_path / "checkpoints", pytest.fail) is None
 
 
-def test_behind_a_damaged_checkpoint_new_ones_are_kept_and_the_damaged_one_goes(tmp_path):
+def test_after_a_damaged_checkpoint_new_ones_are_kept_and_the_damaged_one_goes(tmp_path):
     """Pruning by name alone would keep the damaged one and delete what the run saves after it went back."""
     for step in (2, 4, 9):
         save(tmp_path, step)

@@ -113,7 +113,7 @@ def test_a_key_of_the_wrong_type_is_not_called_missing_too(tmp_path):
     assert [line.split(" = ")[0].split(": ")[1] for line in lines] == ["data.train", "train.eval_every"]
 
 
-def test_a_section_in_double_brackets_is_told_how_to_write_it(tmp_path):
+def test_the_error_for_a_section_in_double_brackets_says_how_to_write_it(tmp_path):
     said = message_of(config_file(tmp_path, "[[train]]\nepochs = 1\n", start=""))
     assert "train must be a section of keys" in said and "[train] once, in single brackets" in said
 

@@ -70,7 +70,7 @@ def test_a_plan_needs_no_weights_writes_nothing_and_its_parts_add_up(place, caps
     assert "it fits" in out and sorted(place.rglob("*")) == before
 
 
-def test_a_run_that_does_not_fit_is_told_the_largest_batch_that_does(place, capsys, monkeypatch):
+def test_for_a_run_that_does_not_fit_the_plan_gives_the_largest_batch_that_does(place, capsys, monkeypatch):
     # The peaks are 100, 200, 300 for 2, 4, 8 rows: the line between 4 and 8 reaches 250 at 6 rows.
     monkeypatch.setattr(memory, "probe", lambda cfg, room: found({2: 100, 4: 200, 8: 300}))
     monkeypatch.setattr(memory, "free", lambda device: 275.1)  # 250 times the margin of 1.1
@@ -80,7 +80,7 @@ def test_a_run_that_does_not_fit_is_told_the_largest_batch_that_does(place, caps
     assert "not even one row at a time" in plan(capsys, "train.batch_size=8")
 
 
-def test_an_evaluation_that_does_not_fit_is_told_apart_from_training(place, capsys, monkeypatch):
+def test_the_plan_tells_an_evaluation_that_does_not_fit_from_training(place, capsys, monkeypatch):
     monkeypatch.setattr(memory, "probe", lambda cfg, room: found({1: 100, 2: 150}, evaluation=400))
     monkeypatch.setattr(memory, "free", lambda device: 300)
     out = plan(capsys, "train.batch_size=2")
