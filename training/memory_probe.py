@@ -31,6 +31,8 @@ from training.optim import make_optimizers
 
 # No further step begins after so many seconds. In float32 the heaviest step decides (docs/log.md).
 SECONDS = {"fp32": 3, "bf16": 20, "fp16": 20}
+# No larger micro-batch is tried after so many seconds; its peak is extrapolated from the two before it.
+MOST_SECONDS = 12
 MOST_DOUBLINGS = 3  # The growth of the peak is extended to at most 2^3 times the steps that were done.
 NEW_TOKENS = 2  # of each completion
 ROWS = 64  # prompts that are decoded together: generation's default
@@ -149,7 +151,7 @@ def _phases(cfg: Config, room: int):
 def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precision, room: int, found: Probe):
     """Trains on the largest micro-batch of each size, then does the run's first steps; yields after each.
 
-    It stops at a size that is predicted to exceed `room`.
+    It stops at a size that is predicted to exceed `room`, and extrapolates after MOST_SECONDS.
     """
     objective, device = build.make_objective(cfg), precision.device
 
@@ -162,25 +164,27 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
 
     loader = build.build_loader(cfg, data.documents)
     schedule = build.build_schedule(cfg, loader)
-    batches, wanted = (
-        schedule.total_steps * schedule.train.gradient_accumulation_steps,
-        sizes(cfg.train, data),
-    )
+    batches = schedule.total_steps * schedule.train.gradient_accumulation_steps
+    wanted, start, slow = sizes(cfg.train, data), time.perf_counter(), False
     for size, train in wanted:
-        if len(found.sizes) > 1 and _predicted(found.sizes, size) > room:
+        slow = len(found.sizes) > 1 and time.perf_counter() - start > MOST_SECONDS
+        size = wanted[-1][0] if slow else size
+        if slow or (len(found.sizes) > 1 and _predicted(found.sizes, size) > room):
             found.sizes.append((size, _predicted(found.sizes, size)))
             found.phases["training"] = found.sizes[-1][1]
-            yield found
-            return
+            if found.phases["training"] > room:
+                yield found
+                return
+            break
         smaller = build.build_loader(replace(cfg, train=train), data.documents)
         done = smaller.plan(0)[: -(-batches * wanted[-1][0] // size)]  # those that a short run gets to
         heaviest = smaller.batch(max(done, key=lambda group: _tokens([data.documents[i] for i in group])))
         found.sizes.append((size, step([heaviest] * min(2, schedule.train.gradient_accumulation_steps))))
         found.phases["training"] = found.sizes[-1][1]
         yield found
-    peaks, start = [found.phases["training"]], time.perf_counter()
+    peaks, start, seconds = [found.phases["training"]], time.perf_counter(), SECONDS[precision.name]
     for batch in loader.batches(0):
-        if len(peaks) > batches or time.perf_counter() - start > SECONDS[precision.name]:
+        if slow or len(peaks) > batches or time.perf_counter() - start > seconds:
             break
         peaks.append(step([batch]))
     found.phases["training"] = peaks[-1] if precision.name == "fp32" else extended(peaks, batches)

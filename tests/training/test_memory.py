@@ -122,6 +122,13 @@ def test_a_size_that_would_exceed_the_room_is_not_tried(place):
     assert [size for size, _ in probe.sizes] == [1, 2, 4] and probe.failed == "training"
 
 
+def test_after_enough_seconds_the_largest_micro_batch_is_extrapolated(place, monkeypatch):
+    monkeypatch.setattr(memory_probe, "MOST_SECONDS", -1)
+    *_, found = memory_probe._phases(load_config("tiny.toml", ["train.batch_size=8"]), room=2**40)
+    (_, one), (_, two), (size, predicted) = found.sizes
+    assert size == 8 and predicted == two + 6 * (two - one) and not found.failed
+
+
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
