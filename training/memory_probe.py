@@ -32,7 +32,7 @@ from training.optim import make_optimizers
 # No further step begins after so many seconds. In float32 the heaviest step decides (docs/log.md).
 SECONDS = {"fp32": 3, "bf16": 20, "fp16": 20}
 # No larger micro-batch is tried after so many seconds; its peak is extrapolated from the two before it.
-MOST_SECONDS = 12
+MOST_SECONDS = 16
 MOST_DOUBLINGS = 3  # The growth of the peak is extended to at most 2^3 times the steps that were done.
 NEW_TOKENS = 2  # of each completion
 ROWS = 64  # prompts that are decoded together: generation's default
@@ -138,7 +138,8 @@ def _phases(cfg: Config, room: int):
     found.failed = "evaluation"
     objective = build.make_objective(cfg)
     for documents in (max(evaluation.groups(v.documents), key=_tokens) for v in data.validation):
-        evaluation.mean_loss(base.model, objective, documents, precision)
+        if _exceeds_training(cfg, base, data, documents):
+            evaluation.mean_loss(base.model, objective, documents, precision)
     found.phases["evaluation"], found.failed = peak_memory(device), "completions"
     yield found
     optimizers.clear()  # the run has ended its training by then
@@ -229,6 +230,18 @@ def _predicted(known: list[tuple[int, int]], size: int) -> int:
 
 def _tokens(documents: list) -> int:
     return sum(len(d.input_ids) for d in documents)
+
+
+def _exceeds_training(cfg: Config, base: BaseModel, data: TrainingData, documents: list) -> bool:
+    """Returns whether an evaluation of the documents may take more memory than a training step.
+
+    Without gradients, the activations of one layer are in memory at a time; a training step keeps those of
+    all layers. So a smaller evaluation need not be done, which takes half a minute for the 270M model.
+    """
+    groups = build.build_loader(cfg, data.documents).plan(0)
+    heaviest = max(_tokens([data.documents[i] for i in group]) for group in groups)
+    layers = 1 if cfg.train.gradient_checkpointing else base.model.config.num_hidden_layers
+    return _tokens(documents) > layers * heaviest
 
 
 def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[list[list[int]]]:
