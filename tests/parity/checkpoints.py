@@ -1,7 +1,9 @@
-"""transformers' Gemma 3 with random weights, in the shapes of the five published models: their layer pattern,
-their ratio of heads, their RoPE and query scale, narrow enough for a CPU. Layer counts end where the
-published ones do in the pattern of six: 18 and 48 with a global layer, 26 and 62 with two local ones after
-it, 34 with four."""
+"""transformers' Gemma 3 with random weights, in narrow shapes of the five published models.
+
+The shapes have the published layer pattern, ratio of heads, RoPE and query scale. Their layer counts end at
+the same place in the pattern of six: 18 and 48 end with a global layer, 26 and 62 with two local layers
+after it, 34 with four.
+"""
 
 import torch
 
@@ -32,38 +34,31 @@ def shape(layers: int, heads: int, kv_heads: int, linear_factor: float | None = 
     } | changes
 
 
+SOFTCAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}
 SHAPES = {
     "270m": shape(12, 4, 1, head_dim=16, query_pre_attn_scalar=16),
     "1b": shape(8, 4, 1, intermediate_size=192),
     "4b": shape(10, 8, 4, linear_factor=8.0),
     "12b": shape(12, 16, 8, linear_factor=8.0),
     "27b": shape(8, 32, 16, linear_factor=8.0, query_pre_attn_scalar=168),
-    # No published model has these: Gemma 2's softcaps, biases and a head of its own.
-    "softcaps": shape(
-        8,
-        4,
-        2,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=1.5,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    ),
+    # No published model has Gemma 2's softcaps, biases or an untied head.
+    "softcaps": shape(8, 4, 2, **SOFTCAPS, attention_bias=True, tie_word_embeddings=False),
 }
 MULTIMODAL = ("4b", "12b", "27b")
 
 
 def reference_model(name: str, text_shape: dict | None = None):
-    """Gemma3ForCausalLM, or for the multimodal sizes Gemma3ForConditionalGeneration, with eager attention and
-    no weight of its text part at zero.
+    """Gemma3ForCausalLM, or Gemma3ForConditionalGeneration for the multimodal sizes.
+
+    Its attention is eager, and no weight of its text part is zero.
     """
     import transformers
 
     text = transformers.Gemma3TextConfig(**(text_shape or SHAPES[name]))
     torch.manual_seed(0)  # for the vision part
     if name in MULTIMODAL:
-        config = transformers.Gemma3Config(
-            text_config=text.to_dict(), vision_config=TINY_VISION, mm_tokens_per_image=1
-        )
+        parts = {"text_config": text.to_dict(), "vision_config": TINY_VISION}
+        config = transformers.Gemma3Config(**parts, mm_tokens_per_image=1)
         reference = transformers.Gemma3ForConditionalGeneration(config)
     else:
         reference = transformers.Gemma3ForCausalLM(text)
@@ -73,8 +68,9 @@ def reference_model(name: str, text_shape: dict | None = None):
 
 
 def _randomise(reference) -> None:
-    """Sharp attention, and a small embedding, since a tied head would have the model say its last token again
-    and again; the last norm makes up for it.
+    """Makes attention sharp and the embedding small; the last norm compensates for the small embedding.
+
+    With a tied head and a large embedding the model would repeat its last token.
     """
     means = {"q_norm": 0.5, "k_norm": 0.5, "model.norm": 4.0}
     generator = torch.Generator().manual_seed(0)
@@ -83,26 +79,21 @@ def _randomise(reference) -> None:
             mean = next((mean for key, mean in means.items() if key in name), 0.0)
             torch.nn.init.normal_(p, mean, 0.3, generator=generator)
         else:
-            torch.nn.init.normal_(
-                p, std=(0.2 if "embed" in name else 1.0) * p.shape[1] ** -0.5, generator=generator
-            )
+            std = (0.2 if "embed" in name else 1.0) * p.shape[1] ** -0.5
+            torch.nn.init.normal_(p, std=std, generator=generator)
 
 
 def text_parameters(reference) -> dict[str, torch.nn.Parameter]:
-    """The text part's parameters by the names that they have in model.gemma3."""
-    text = getattr(reference.model, "language_model", reference.model)
-    head = (
-        {}
-        if reference.lm_head.weight is text.embed_tokens.weight
-        else {"lm_head.weight": reference.lm_head.weight}
-    )
-    return {f"model.{name}": p for name, p in text.named_parameters()} | head
+    """The text part's parameters by their names in model/gemma3.py."""
+    text, head = getattr(reference.model, "language_model", reference.model), reference.lm_head.weight
+    untied = {} if head is text.embed_tokens.weight else {"lm_head.weight": head}
+    return {f"model.{name}": p for name, p in text.named_parameters()} | untied
 
 
 def reference_logits(reference, tokens: torch.Tensor) -> torch.Tensor:
     """(n, V) logits of one document (n,)."""
     cap = getattr(reference.config, "attn_logit_softcapping", None)
-    # transformers' Gemma 3 keeps the attention softcap in its config but does not hand it to the attention
-    # function, whose argument it is.
+    # transformers' Gemma 3 reads the attention softcap from its config, but does not pass it to the
+    # attention function.
     extra = {} if cap is None else {"softcap": cap}
     return reference(input_ids=tokens[None], use_cache=False, **extra).logits[0]

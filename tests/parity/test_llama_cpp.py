@@ -1,6 +1,4 @@
-"""What we export, in a running llama.cpp: the same tokens, the same probabilities within its types, the same
-LoRA, the same chat turns.
-"""
+"""Exported files in a running llama.cpp: tokens, probabilities within the types' errors, LoRA, chat turns."""
 
 import json
 import random
@@ -19,18 +17,14 @@ from lora.peft_io import load_adapter
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 from model.weights import load_model
-from tests.folders import make_adapter, make_model
+from tests.folders import ROOT, make_adapter, make_model
 
 TOKENIZER = Tokenizer(TINY)
 V = TOKENIZER.vocab_size
 ASCII = TOKENIZER.encode("a")[0]
-ROWS = [
-    json.loads(line)
-    for line in (TINY.parents[1] / "assets" / "samples" / "val.jsonl")
-    .read_text(encoding="utf-8")
-    .splitlines()
-]
-# Measured against the model that was exported, with a margin of two: max |delta log p| and mean KL (nats).
+SAMPLES = ROOT / "assets" / "samples" / "val.jsonl"
+ROWS = [json.loads(line) for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+# max |delta log p| and mean KL (nats) against the exported model: twice what was measured.
 TOLERANCES = {
     "f32": (0.02, 1e-5),
     "f16": (0.06, 5e-5),
@@ -39,6 +33,7 @@ TOLERANCES = {
     "q4_k_m": (10.0, 0.4),
 }
 POSITIONS = 6
+GGUF = ["--to", "gguf", "--quant"]
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +43,19 @@ def adapter(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def sample() -> HeldOut:
-    """A prompt four windows long; the last tokens are judged."""
+    """A prompt of four windows; the last tokens are compared."""
     ids = TOKENIZER.render_prompt([("user", ROWS[0]["prompt"])]) + TOKENIZER.encode(ROWS[0]["response"])
     n = len(ids)
-    return HeldOut(
-        torch.tensor(ids),
-        torch.arange(n),
-        torch.tensor([0, n], dtype=torch.int32),
-        torch.arange(n - POSITIONS, n),
-        [],
-    )
+    stream = torch.tensor(ids), torch.arange(n), torch.tensor([0, n], dtype=torch.int32)
+    return HeldOut(*stream, torch.arange(n - POSITIONS, n), [])
 
 
-def exported(folder: Path, adapter: str | None, *words: str) -> Path:
+def exported(folder: Path, adapter: str | None, *words: str, model: str = str(TINY), code: int = 0) -> Path:
+    """Runs export.py, which must end with `code`, and returns the path of its file."""
+    folder.mkdir(exist_ok=True)
     out = folder / "x.gguf"
-    assert (
-        export.main(
-            ["--model", str(TINY), *(["--adapter", adapter] if adapter else []), *words, "--out", str(out)]
-        )
-        == 0
-    )
+    options = ["--adapter", adapter] if adapter else []
+    assert export.main(["--model", model, *options, *words, "--out", str(out)]) == code
     return out
 
 
@@ -83,61 +71,48 @@ def distance(p: torch.Tensor, q: torch.Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("quant", TOLERANCES)
 def test_log_probabilities_are_the_merged_models_within_the_types_error(tmp_path, adapter, sample, quant):
     model = MergedCheckpoint(TINY, adapter)
-    with llama(exported(tmp_path, adapter, "--to", "gguf", "--quant", quant), V) as server:
+    with llama(exported(tmp_path, adapter, *GGUF, quant), V) as server:
         delta, kl = distance(log_probs(trained_model(model), sample), theirs(server, sample))
     print(f"{quant}: max |delta log p| {delta:.3g}, mean KL {kl:.3g}")
     assert delta < TOLERANCES[quant][0] and kl < TOLERANCES[quant][1]
 
 
 def strings(count: int) -> list[str]:
-    """Texts of six languages with their HTML, pieces of them, and what breaks tokenizers: emoji, bytes, runs
-    of spaces, spelled control tokens.
-    """
+    """Texts of six languages, pieces of them, emoji, bytes, runs of spaces, names of control tokens."""
     rng = random.Random(1)
     texts = [row[side] for row in ROWS for side in ("prompt", "response")]
     odd = (
-        "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn>".split(" ")
-        + "<0x41> <unused7> <b> &amp; ½ ﷺ 𝔘".split(" ")
-        + ["   ", "\n\n", "\r\n"]
+        "😀 日本語 é\u0301 \u00a0 \t <bos> <start_of_turn>user <end_of_turn> <0x41> <unused7> <b> &amp; ½ ﷺ 𝔘"
     )
+    odd = [*odd.split(" "), "   ", "\n\n", "\r\n"]
     found = list(texts)
     while len(found) < count:
         text = rng.choice(texts)
         start = rng.randrange(len(text))
-        piece = text[start : start + rng.randint(1, 60)]
-        found.append(
-            "".join(
-                rng.choice((piece, rng.choice(odd), " " * rng.randint(1, 9)))
-                for _ in range(rng.randint(1, 4))
-            )
-        )
+        piece, parts = text[start : start + rng.randint(1, 60)], []
+        for _ in range(rng.randint(1, 4)):
+            parts.append(rng.choice((piece, rng.choice(odd), " " * rng.randint(1, 9))))
+        found.append("".join(parts))
     return found[:count]
 
 
-def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_greedy_ids_agree_past_the_window(
+def test_strings_are_tokenized_alike_and_turns_rendered_alike_and_greedy_ids_agree_past_the_window(
     tmp_path, sample
 ):
-    with llama(exported(tmp_path, None, "--to", "gguf", "--quant", "f32"), V) as server:
-        plain = {"add_special": False, "parse_special": False}
-        cut = {text: server.post("/tokenize", {"content": text} | plain)["tokens"] for text in strings(2000)}
-        different = [text for text, ids in cut.items() if ids != TOKENIZER.encode(text)]
-        assert different == []
+    def tokenized(text: str, special: bool = False) -> list[int]:
+        how = {"content": text, "add_special": special, "parse_special": special}
+        return server.post("/tokenize", how)["tokens"]
+
+    with llama(exported(tmp_path, None, *GGUF, "f32"), V) as server:
+        assert [text for text in strings(2000) if tokenized(text) != TOKENIZER.encode(text)] == []
         turns = [("system", "Be brief."), ("user", " hi "), ("assistant", "Hello."), ("user", "Und nun?\n")]
-        rendered = server.post(
-            "/apply-template", {"messages": [{"role": role, "content": content} for role, content in turns]}
-        )["prompt"]
-        ids = server.post("/tokenize", {"content": rendered, "add_special": True, "parse_special": True})[
-            "tokens"
-        ]
-        assert ids == TOKENIZER.render_prompt(turns)
-        prompt = sample.tokens.tolist()[:120]
-        ours = generate(load_model(TINY, torch.float32), [prompt], max_new_tokens=64, stop_ids=frozenset())[
-            0
-        ].token_ids
-        assert (
-            server.complete(prompt, 64, ignore_eos=True, return_tokens=True)["tokens"] == ours
-            and len(prompt) + 64 > 2 * MergedCheckpoint(TINY).config.sliding_window
-        )
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rendered = server.post("/apply-template", {"messages": messages})["prompt"]
+        assert tokenized(rendered, special=True) == TOKENIZER.render_prompt(turns)
+        prompt, model = sample.tokens.tolist()[:120], load_model(TINY, torch.float32)
+        (ours,) = generate(model, [prompt], max_new_tokens=64, stop_ids=frozenset())
+        theirs = server.complete(prompt, 64, ignore_eos=True, return_tokens=True)
+        assert theirs["tokens"] == ours.token_ids and len(prompt) + 64 > 2 * model.config.sliding_window
 
 
 @pytest.mark.parametrize(
@@ -149,10 +124,9 @@ def test_two_thousand_strings_are_cut_alike_and_turns_are_rendered_alike_and_gre
     ],
 )
 def test_base_and_lora_file_together_equal_the_merged_file(tmp_path, sample, settings):
-    (tmp_path / "base").mkdir(), (tmp_path / "lora").mkdir(), (tmp_path / "merged").mkdir()
     adapter = make_adapter(tmp_path / "adapter", str(TINY), scale=0.02, **settings)
-    base = exported(tmp_path / "base", None, "--to", "gguf", "--quant", "f32")
-    with llama(exported(tmp_path / "merged", adapter, "--to", "gguf", "--quant", "f32"), V) as server:
+    base = exported(tmp_path / "base", None, *GGUF, "f32")
+    with llama(exported(tmp_path / "merged", adapter, *GGUF, "f32"), V) as server:
         merged = theirs(server, sample)
     with llama(base, V) as server:
         plain = theirs(server, sample)
@@ -165,58 +139,23 @@ def test_base_and_lora_file_together_equal_the_merged_file(tmp_path, sample, set
 
 def test_a_dora_adapter_is_refused_with_the_remedy(tmp_path, capsys):
     adapter = make_adapter(tmp_path / "adapter", str(TINY), type="dora")
-    assert (
-        export.main(
-            [
-                "--model",
-                str(TINY),
-                "--adapter",
-                adapter,
-                "--to",
-                "gguf-lora",
-                "--out",
-                str(tmp_path / "x.gguf"),
-            ]
-        )
-        == 2
-    )
-    assert (
-        "merge it into the model with --to gguf" in capsys.readouterr().err
-        and not (tmp_path / "x.gguf").exists()
-    )
+    out = exported(tmp_path, adapter, "--to", "gguf-lora", code=2)
+    assert "merge it into the model with --to gguf" in capsys.readouterr().err and not out.exists()
 
 
-def test_an_export_is_compared_in_llama_cpp_where_that_is_asked_for(tmp_path, adapter, capsys):
-    exported(tmp_path, adapter, "--to", "gguf", "--quant", "q8_0", "--verify", "llama.cpp")
+def test_an_export_is_compared_in_llama_cpp_on_request(tmp_path, adapter, capsys):
+    exported(tmp_path, adapter, *GGUF, "q8_0", "--verify", "llama.cpp")
     assert "llama.cpp against adapter" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("quant", ["f32", "q4_k_m"])
-def test_a_head_of_its_own_is_the_head_in_llama_cpp_too(tmp_path, capsys, quant):
+def test_an_untied_head_is_the_head_in_llama_cpp_too(tmp_path, capsys, quant):
     base = make_model(tmp_path / "base", tie_word_embeddings=False, hidden_size=256, intermediate_size=256)
-    assert (
-        export.main(
-            [
-                "--model",
-                base,
-                "--to",
-                "gguf",
-                "--quant",
-                quant,
-                "--verify",
-                "llama.cpp",
-                "--out",
-                str(tmp_path / "x.gguf"),
-            ]
-        )
-        == 0
-    )
-    types = {name: tensor.type for name, tensor in GGUFFile(tmp_path / "x.gguf").tensors.items()}
+    out = exported(tmp_path, None, *GGUF, quant, "--verify", "llama.cpp", model=base)
+    types = {name: tensor.type for name, tensor in GGUFFile(out).tensors.items()}
     expected = {"f32": ("f32", "f32"), "q4_k_m": ("q6_k", "q4_k")}[quant]
-    assert (
-        "llama.cpp against model" in capsys.readouterr().out
-        and (types["output.weight"], types["token_embd.weight"]) == expected
-    )
+    assert "llama.cpp against model" in capsys.readouterr().out
+    assert (types["output.weight"], types["token_embd.weight"]) == expected
 
 
 def test_the_merged_weights_are_the_adapter_models(adapter, sample):
@@ -224,8 +163,6 @@ def test_the_merged_weights_are_the_adapter_models(adapter, sample):
     load_adapter(model, adapter)
     with torch.no_grad():
         hidden = model(sample.tokens, sample.position_ids, sample.cu_seqlens)[sample.positions]
-    merged = MergedCheckpoint(TINY, adapter)
-    assert (
-        distance(model.logits(hidden).log_softmax(-1).detach(), log_probs(trained_model(merged), sample))[0]
-        < 1e-3
-    )
+        expected = model.logits(hidden).log_softmax(-1)
+    merged = log_probs(trained_model(MergedCheckpoint(TINY, adapter)), sample)
+    assert distance(expected, merged)[0] < 1e-3

@@ -1,10 +1,8 @@
-"""Our Gemma 3, loaded from what transformers saved, is transformers' Gemma 3: logits, gradients of every
-weight, greedy text, for all five sizes.
+"""Our Gemma 3 equals transformers' in logits, gradients and greedy text, in the shapes of all five sizes.
 
-Documents outgrow the window and lie in one packed stream for us; transformers reads them one by one.
+Our model reads four documents in one packed stream, and transformers reads them one by one. Some are longer
+than the window.
 """
-
-from itertools import accumulate
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from generation.generate import generate
 from model.config import FULL, SLIDING
 from model.loss import token_log_probs
 from model.weights import load_model
+from tests import makers
 from tests.parity.checkpoints import (
     MULTIMODAL,
     SHAPES,
@@ -42,25 +41,22 @@ def pair(saved):
 
 def stream() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens (T,), position_ids (T,), cu_seqlens of the four documents."""
-    # Token 0 is left out: transformers calls it padding and gives its embedding no gradient.
-    tokens = torch.randint(1, 128, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
-    return (
-        tokens,
-        torch.cat([torch.arange(n) for n in LENGTHS]),
-        torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32),
-    )
+    # Token 0 is left out: transformers treats it as padding and gives its embedding no gradient.
+    return makers.stream(LENGTHS, range(1, 128), seed=1)
 
 
-def test_the_shapes_meet_what_the_published_models_have():
+def their_logits(reference, tokens: torch.Tensor) -> torch.Tensor:
+    """(T, V) logits of the four documents."""
+    return torch.cat([reference_logits(reference, text) for text in tokens.split(LENGTHS)])
+
+
+def test_the_shapes_have_the_layers_heads_and_scales_of_the_published_models():
     for name, text in SHAPES.items():
-        assert (
-            len(text["layer_types"]) > 6
-            and FULL in text["layer_types"][:-1]
-            and SLIDING in text["layer_types"]
-        ), name
-    assert {
-        n: (s["num_attention_heads"], s["num_key_value_heads"]) for n, s in SHAPES.items() if n != "softcaps"
-    } == {"270m": (4, 1), "1b": (4, 1), "4b": (8, 4), "12b": (16, 8), "27b": (32, 16)}
+        kinds = text["layer_types"]
+        assert len(kinds) > 6 and FULL in kinds[:-1] and SLIDING in kinds, name
+    heads = {n: (s["num_attention_heads"], s["num_key_value_heads"]) for n, s in SHAPES.items()}
+    del heads["softcaps"]
+    assert heads == {"270m": (4, 1), "1b": (4, 1), "4b": (8, 4), "12b": (16, 8), "27b": (32, 16)}
     assert [n for n, s in SHAPES.items() if "factor" in s["rope_parameters"][FULL]] == list(MULTIMODAL)
     assert SHAPES["27b"]["query_pre_attn_scalar"] == 168 != SHAPES["27b"]["head_dim"]
 
@@ -68,10 +64,9 @@ def test_the_shapes_meet_what_the_published_models_have():
 @torch.no_grad()
 def test_logits_equal_transformers(pair):
     ours, reference = pair
-    tokens, position_ids, cu_seqlens = stream()
-    logits = ours.logits(ours(tokens, position_ids, cu_seqlens))
-    expected = torch.cat([reference_logits(reference, text) for text in tokens.split(LENGTHS)])
-    assert expected.std() > 0.5, "so that 1e-4 says something"
+    tokens, *packing = stream()
+    logits, expected = ours.logits(ours(tokens, *packing)), their_logits(reference, tokens)
+    assert expected.std() > 0.5, "otherwise 1e-4 would be a wide tolerance"
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
@@ -92,46 +87,31 @@ def test_loss_and_gradients_of_all_weights_equal_transformers(pair):
     assert weights.keys() == theirs.keys()
     gradients = torch.autograd.grad(loss, list(weights.values()))
     wanted = torch.autograd.grad(expected, [theirs[name] for name in weights])
-    errors = {
-        name: ((g - w).norm() / w.norm()).item()
-        for name, g, w in zip(weights, gradients, wanted, strict=True)
-    }
-    assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
+    for name, g, w in zip(weights, gradients, wanted, strict=True):
+        assert (g - w).norm() / w.norm() < 1e-4, name
 
 
 @torch.no_grad()
 def test_64_greedy_tokens_equal_transformers(pair):
-    """One pass suffices: each of our tokens must be transformers' greedy choice after those before."""
+    """One pass of transformers over our text suffices: each token must have the largest logit."""
     ours, reference = pair
-    prompts = list(stream()[0].split(LENGTHS))
+    prompts = stream()[0].split(LENGTHS)
     completions = generate(ours, [p.tolist() for p in prompts], max_new_tokens=64, stop_ids=())
     for prompt, completion in zip(prompts, completions, strict=True):
-        text = torch.cat([prompt, torch.tensor(completion.token_ids)])
-        assert (
-            reference_logits(reference, text)[len(prompt) - 1 : -1].argmax(-1).tolist()
-            == completion.token_ids
-        )
-        assert len(completion.token_ids) == 64 and len(set(completion.token_ids)) >= 10, (
-            "a text worth comparing"
-        )
+        ids = completion.token_ids
+        expected = reference_logits(reference, torch.cat([prompt, torch.tensor(ids)])).argmax(-1)
+        assert expected[len(prompt) - 1 : -1].tolist() == ids
+        assert len(ids) == 64 and len(set(ids)) >= 10, "the text has too few different tokens to compare"
 
 
 @torch.no_grad()
 def test_bfloat16_logits_are_as_near_to_float32_as_transformers_are(saved):
     folder, exact = saved
-    ours, reference = (
-        load_model(folder, torch.bfloat16).eval(),
-        type(exact).from_pretrained(folder, dtype=torch.bfloat16).eval(),
-    )
+    ours = load_model(folder, torch.bfloat16).eval()
+    reference = type(exact).from_pretrained(folder, dtype=torch.bfloat16).eval()
     reference.set_attn_implementation("eager")
-    tokens, position_ids, cu_seqlens = stream()
-    logits = ours.logits(ours(tokens, position_ids, cu_seqlens))
-    rounded, expected = (
-        torch.cat([reference_logits(model, text).float() for text in tokens.split(LENGTHS)])
-        for model in (reference, exact)
-    )
-    error, reference_error = (
-        (logits - expected).norm() / expected.norm(),
-        (rounded - expected).norm() / expected.norm(),
-    )
+    tokens, *packing = stream()
+    expected = their_logits(exact, tokens)
+    both = ours.logits(ours(tokens, *packing)), their_logits(reference, tokens).float()
+    error, reference_error = ((logits - expected).norm() / expected.norm() for logits in both)
     assert error < 1.5 * reference_error and error < 0.15, (error, reference_error)

@@ -1,4 +1,4 @@
-"""Twenty steps beside a plain transformers + PEFT loop, from the same base, adapter and rows."""
+"""Twenty steps equal those of a plain transformers and PEFT loop on the same base, adapter and rows."""
 
 import pytest
 import torch
@@ -19,20 +19,14 @@ from training.config import Train
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
 
-STEPS, BATCH, ACCUMULATE, RATE, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
+STEPS, BATCH, ACCUMULATE, LR, DECAY, CLIP = 20, 3, 2, 5e-3, 0.01, 0.5
 
 
 def padded(docs):
-    """A rectangle: ids with <pad> (0), its mask, and Hugging Face's unshifted labels with -100 at the prompt
-    and the padding.
-    """
-    width = max(len(d.input_ids) for d in docs)
-    ids, mask, labels = (
-        torch.zeros(len(docs), width, dtype=torch.long),
-        torch.zeros(len(docs), width, dtype=torch.long),
-        [],
-    )
-    labels = torch.full((len(docs), width), IGNORE_INDEX)
+    """(B, T) ids padded with <pad> (0), their mask, and Hugging Face's labels, which are not shifted."""
+    shape = len(docs), max(len(d.input_ids) for d in docs)
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORE_INDEX)
     for row, d in enumerate(docs):
         n = len(d.input_ids)
         ids[row, :n], mask[row, :n] = torch.tensor(d.input_ids), 1
@@ -41,27 +35,26 @@ def padded(docs):
 
 
 def file_name(name):
-    """PEFT's parameter as its files call it."""
+    """Returns the name of PEFT's parameter in PEFT's files."""
     return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def their_loop(base, adapter, docs):
-    """[(loss, gradient's norm)] of each step, and the trained adapter's tensors by PEFT's names."""
+    """Returns (loss, norm of the gradient) of each step, and the trained tensors by their names in files."""
     model = Reference.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=DECAY)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
     out, per_step = [], BATCH * ACCUMULATE
     for step in range(STEPS):
         at = step * per_step % len(docs)
-        window = [padded(docs[at + i * BATCH : at + (i + 1) * BATCH]) for i in range(ACCUMULATE)]
-        supervised = sum((b["labels"] != IGNORE_INDEX).sum() for b in window)
+        micro_batches = [padded(docs[at + i * BATCH : at + (i + 1) * BATCH]) for i in range(ACCUMULATE)]
+        supervised = sum((b["labels"] != IGNORE_INDEX).sum() for b in micro_batches)
         total = 0.0
-        for batch in window:
-            loss = model(
-                **batch, num_items_in_batch=supervised
-            ).loss  # a sum over this batch's tokens / the step's tokens
+        for batch in micro_batches:
+            # The loss is the sum over the tokens of this batch, divided by the tokens of the step.
+            loss = model(**batch, num_items_in_batch=supervised).loss
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
@@ -73,24 +66,14 @@ def their_loop(base, adapter, docs):
 
 
 def our_loop(model, docs):
-    """The same figures from our loop."""
+    """Returns (loss, norm of the gradient) of each step."""
     loader, records = Loader(docs, BATCH, seed=0, shuffle=False), []
-    schedule = loop.Schedule(
-        STEPS,
-        len(loader),
-        Train(gradient_accumulation_steps=ACCUMULATE, learning_rate=RATE, max_grad_norm=CLIP),
-    )
+    settings = Train(gradient_accumulation_steps=ACCUMULATE, learning_rate=LR, max_grad_norm=CLIP)
+    schedule = loop.Schedule(STEPS, len(loader), settings)
     hooks = loop.Hooks(records.append, lambda step: None, lambda: None, lambda: None)
-    loop.fit(
-        model,
-        SupervisedFineTuning(),
-        loader,
-        make_optimizers(model, "adamw", RATE, DECAY),
-        Precision("fp32", torch.device("cpu")),
-        schedule,
-        loop.State(),
-        hooks,
-    )
+    optimizers, precision = make_optimizers(model, "adamw", LR, DECAY), Precision("fp32", torch.device("cpu"))
+    sft, state = SupervisedFineTuning(), loop.State()
+    loop.fit(model, sft, loader, optimizers, precision, schedule, state, hooks)
     return [(r["loss"], r["grad_norm"]) for r in records]
 
 
@@ -104,7 +87,7 @@ def test_twenty_steps_are_those_of_transformers_and_peft(tmp_path, kind):
     theirs, their_adapter = their_loop(base, tmp_path / "start", docs)
     mine = our_loop(ours, docs)
     assert len(mine) == STEPS and mine[-1][0] < mine[0][0] - 0.2  # it learns
-    assert any(norm > CLIP for _, norm in mine)  # and clipping is put to use
+    assert any(norm > CLIP for _, norm in mine)  # some gradients are clipped
     assert [loss for loss, _ in mine] == pytest.approx([loss for loss, _ in theirs], abs=1e-3)
     assert [norm for _, norm in mine] == pytest.approx([norm for _, norm in theirs], rel=1e-2)
     save_adapter(ours, tmp_path / "end", base_model_name=str(base))
