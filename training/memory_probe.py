@@ -166,9 +166,9 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
     loader = build.build_loader(cfg, data.documents)
     schedule = build.build_schedule(cfg, loader)
     batches = schedule.total_steps * schedule.train.gradient_accumulation_steps
-    wanted, start, slow = sizes(cfg.train, data), time.perf_counter(), False
+    wanted, start, slow = sizes(cfg.train, data), _seconds(), False
     for size, train in wanted:
-        slow = len(found.sizes) > 1 and time.perf_counter() - start > MOST_SECONDS
+        slow = len(found.sizes) > 1 and _seconds() - start > MOST_SECONDS
         size = wanted[-1][0] if slow else size
         if slow or (len(found.sizes) > 1 and _predicted(found.sizes, size) > room):
             found.sizes.append((size, _predicted(found.sizes, size)))
@@ -183,14 +183,19 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
         found.sizes.append((size, step([heaviest] * min(2, schedule.train.gradient_accumulation_steps))))
         found.phases["training"] = found.sizes[-1][1]
         yield found
-    peaks, start, seconds = [found.phases["training"]], time.perf_counter(), SECONDS[precision.name]
+    peaks, start, seconds = [found.phases["training"]], _seconds(), SECONDS[precision.name]
     for batch in loader.batches(0):
-        if slow or len(peaks) > batches or time.perf_counter() - start > seconds:
+        if slow or len(peaks) > batches or _seconds() - start > seconds:
             break
         peaks.append(step([batch]))
     found.phases["training"] = peaks[-1] if precision.name == "fp32" else extended(peaks, batches)
     found.failed = ""
     yield found
+
+
+def _seconds() -> float:
+    """Returns the processor time of a thread; unlike a clock, it is the same on a busy machine."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def extended(peaks: list[int], steps: int) -> int:
