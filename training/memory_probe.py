@@ -199,8 +199,7 @@ def _seconds() -> float:
 
 
 def extended(peaks: list[int], steps: int) -> int:
-    """Returns the peak after so many steps: it grows by a like amount with each doubling of the steps that
-    were done.
+    """Returns the peak after so many steps: each doubling of the steps adds as much as the last one did.
 
     Steps of unlike shapes break up the heap, in bfloat16 far more than in float32 (docs/log.md).
     """
@@ -214,11 +213,9 @@ def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
 
     The sizes are rows, from one; or with train.max_tokens tokens, from the longest row.
     """
-    name, smallest = (
-        ("max_tokens", max(len(d.input_ids) for d in data.documents))
-        if train.max_tokens
-        else ("batch_size", 1)
-    )
+    name, smallest = "batch_size", 1
+    if train.max_tokens:
+        name, smallest = "max_tokens", max(len(d.input_ids) for d in data.documents)
     wanted = getattr(train, name)
     found, size = [wanted], smallest
     while size < wanted:

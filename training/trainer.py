@@ -184,19 +184,15 @@ def _fingerprint(run: LoadedRun) -> dict[str, str]:
     base, start = run.base, run.cfg.adapter.init_from
     prints = fingerprint(run.cfg, run.data.files, base.hash)
     prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
-    if start:
-        prints |= {
-            f"adapter.init_from/{n}": sha256(Path(start) / n) for n in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        }
-    return prints
+    files = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if start else ()
+    return prints | {f"adapter.init_from/{n}": sha256(Path(start) / n) for n in files}
 
 
 def _smaller(cfg: Config) -> str:
     """Returns what takes less memory: smaller micro-batches while there are any, then shorter samples."""
     t = cfg.train
-    size, name, smallest = (
-        (t.max_tokens, "max_tokens", cfg.data.max_length) if t.max_tokens else (t.batch_size, "batch_size", 1)
-    )
+    name, smallest = ("max_tokens", cfg.data.max_length) if t.max_tokens else ("batch_size", 1)
+    size = getattr(t, name)
     if size // 2 < smallest:
         return f"lower data.max_length (now {cfg.data.max_length})"
     steps = t.gradient_accumulation_steps
@@ -289,10 +285,8 @@ def save_weights(run: LoadedRun) -> None:
     """Writes the trainable weights: adapter/ in PEFT's format, or model/ if all parameters are trainable."""
     path, cfg = run.folder.path, run.cfg
     if not run.trains_all:
-        revision = None if cfg.model.revision == "main" else cfg.model.revision
-        save_adapter(
-            run.base.model, path / "adapter", base_model_name=cfg.model.name, config={"revision": revision}
-        )
+        config = {"revision": None if cfg.model.revision == "main" else cfg.model.revision}
+        save_adapter(run.base.model, path / "adapter", base_model_name=cfg.model.name, config=config)
         return
     dtype = torch.float32 if cfg.model.dtype == "float32" else torch.bfloat16
     save_model(run.base.model, path / "model", dtype)
