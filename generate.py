@@ -94,7 +94,7 @@ class Bot:
         return found.hexdigest()[:12]
 
     def complete(self, prompt: list[int], seed: int, show: bool) -> "Completion":
-        """Returns the completion of a prompt; `show` prints its text while it grows, without a newline."""
+        """Returns the completion of a prompt; `show` prints its text while it grows (no final newline)."""
         from model.tokenizer import TextStream
 
         stream = TextStream(self.tokenizer)
@@ -157,7 +157,7 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 
 
 def answer_file(args: argparse.Namespace) -> int:
-    """Answers every row of --input, and writes each answer to --output as soon as it is finished."""
+    """Answers the rows of --input that --output has no answer for, and writes the answers in that order."""
     from common.progress import bar, warn
     from data.rows import read_prompts
     from generation.answer_file import AnswerFile

@@ -1,13 +1,13 @@
-"""The tasks, and the task of a set of rows.
+"""The tasks, and the choice of one for a set of rows.
 
 A task is a module with
 
     applies(samples)         whether the samples are of this task
-    score(rows)              {measure: value} of one or more rows; "per_label" holds the scores of each label
+    score(rows)              {measure: value} of one or more rows; of a task with labels also "per_label"
     METRICS                  the measures that the report shows besides the loss and exact_match
     overall(measures)        precision, recall and F1 over all labels, None for a task without labels
     shown_prompt, pieces     what the report shows of a prompt and of a response
-    LEGEND, TITLES           the words for the kinds of pieces and for the parts of an example
+    LEGEND, TITLES           {kind of piece: its text in the report}, {part of an example: its heading}
 """
 
 from collections.abc import Callable

@@ -65,7 +65,7 @@ def prompt_for(text: str) -> str:
 
 
 def source_text(prompt: str) -> str:
-    """Returns the text to redact: what follows `Text:` and a line break, or the whole prompt without them."""
+    """Returns the text after a blank line, `Text:` and a line break; without these, the whole prompt."""
     _, mark, text = prompt.partition(_TEXT_MARK)
     return text if mark else prompt
 

@@ -103,9 +103,9 @@ def _validation_set(cfg: Config, objective, base: BaseFiles, name: str, samples)
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:
-    """Raises ValueError for rows and prompts that exceed the model's positions.
+    """Raises ValueError if the longest row or a prompt of generate.prompts exceeds the model's positions.
 
-    A prompt must leave one position for its completion.
+    Such a prompt must leave one position for its completion.
     """
     positions, problems = base.config.max_position_embeddings, []
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)

@@ -1,4 +1,4 @@
-"""The run's folder: the process that holds it, and what a resume must find unchanged."""
+"""Creates and locks a run's folder, and checks that a resume finds unchanged what it depends on."""
 
 import json
 import platform
