@@ -50,9 +50,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> int:
     """Prints the loss and the measures."""
     samples, _ = read_samples(args.data)
+    task = choose_task(args.task, samples)
     loaded = load_for_inference(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
-    task = choose_task(args.task, samples)
     figures = {"model": args.model, "adapter": args.adapter, "data": args.data}
     figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded)
     if not args.loss_only:

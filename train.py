@@ -38,18 +38,14 @@ def train(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     cfg = load_config(args.config, args.overrides)
-    if args.plan:
-        from training import memory
+    from training import explain, memory, trainer
 
+    if args.plan:
         memory.plan(cfg)
         return DONE
     if args.explain_batch:
-        from training import explain
-
         explain.explain_batch(cfg)
         return DONE
-    from training import trainer
-
     run = trainer.load(trainer.open_run(cfg, args.resume))
     args.resume = True  # from here on the folder holds this run
     before = trainer.measure_before(run)

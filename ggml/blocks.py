@@ -48,7 +48,6 @@ TYPES = {
         ("bf16", 30, 1, 2),
     ]
 }
-READ_ONLY = ("q4_1",)  # no quantizer here
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are no multiple of 256
 
 

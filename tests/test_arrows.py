@@ -16,7 +16,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.spl
 REFERENCES = {"transformers", "peft", "xllamacpp"}
 # This file compares an export with llama.cpp itself, if it is installed.
 OPTIONAL = {"exporting/llama_cpp.py": {"xllamacpp"}}
-SECTIONS = {"run", "model", "adapter", "data", "train", "generate"}
+SECTIONS = {"run", "model", "adapter", "data", "train", "sft", "generate"}
 OPTIMIZERS = {"Adam", "AdamW", "SGD", "Muon"}
 FILE_CALLS = {"os.replace", "os.fsync", "fcntl.flock", "hashlib.file_digest"}
 

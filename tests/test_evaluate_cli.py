@@ -146,7 +146,7 @@ def test_the_adapter_changes_the_figures(base, tmp_path, data, capsys):
 
 
 def test_rows_that_the_model_has_no_positions_for_are_counted_and_left_out(base, tmp_path, data, capsys):
-    long = {"prompt": "word " * 300, "response": "yes"}
+    long = {"prompt": "word " * 300, "response": "[GIVENNAME_1]"}
     mixed = write_rows(tmp_path / "mixed.jsonl", [ROWS[0], long, ROWS[1]])
     assert (
         evaluate.main(
@@ -259,3 +259,12 @@ def test_the_process_has_the_exit_code_and_keeps_stdout_for_the_json(base, data)
 
 def test_help_costs_less_than_a_second():
     assert help_seconds("evaluate.py") < 1
+
+
+def test_limit_does_not_change_the_task(base, tmp_path, capsys):
+    """Nineteen rows are too few to be recognized as classification; the file has 24."""
+    rows = [{"prompt": f"text {i}", "response": ("good", "bad")[i % 2]} for i in range(24)]
+    found = evaluated(
+        capsys, "--model", base, "--data", write_rows(tmp_path / "labels.jsonl", rows), "--limit", "3"
+    )
+    assert found["rows"] == 3 and "accuracy" in found

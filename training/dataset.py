@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 from common.errors import listed
 from common.files import sha256
@@ -15,6 +16,7 @@ from data.rows import Sample, read_samples
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
+from tasks.choose import choose_task
 from training.config import Config
 
 TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
@@ -34,6 +36,7 @@ class ValidationSet:
     name: str
     samples: list[Sample]
     documents: list[Document]
+    task: ModuleType
 
 
 @dataclass
@@ -78,10 +81,11 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
         sets.append(("validation", held_out))
     held_out = [sample for _, samples in sets for sample in samples]
+    tasks = {name: choose_task(cfg.data.task, samples) for name, samples in sets}  # by all rows
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _documents(cfg, objective, base, train)
-    validation = [_validation_set(cfg, objective, base, *named) for named in sets]
+    validation = [_validation_set(cfg, objective, base, tasks[name], name, rows) for name, rows in sets]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
     checks = examine(train, documents, held_out, problems, counts)
     say(brief(checks))
@@ -93,13 +97,13 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
     return TrainingData(documents, validation, files, checks, left_out, counts)
 
 
-def _validation_set(cfg: Config, objective, base: BaseFiles, name: str, samples) -> ValidationSet:
+def _validation_set(cfg: Config, objective, base: BaseFiles, task, name: str, samples) -> ValidationSet:
     """Returns the samples that have a document, and the documents; warns about those that are too long."""
     documents, counts = _documents(cfg, objective, base, samples)
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
     kept = {d.id for d in documents}
-    return ValidationSet(name, [s for s in samples if s.id in kept], documents)
+    return ValidationSet(name, [s for s in samples if s.id in kept], documents, task)
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:

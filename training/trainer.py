@@ -24,7 +24,6 @@ from model.weights import copy_tokenizer, load_model, save_model
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
 from tasks import text
-from tasks.choose import choose_task
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
 from training.dataset import TrainingData
@@ -98,8 +97,7 @@ def measure(run: LoadedRun, what: str) -> dict:
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
         answers = evaluation.answer(base, v.samples, cfg.generate, cfg.run.seed, f"{what}: {v.name}")
-        task = choose_task(cfg.data.task, v.samples)
-        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, task)
+        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
@@ -351,8 +349,7 @@ def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
 
 def _shown_as(run: LoadedRun) -> ModuleType:
     """Returns the task that shows the examples: the first validation set's that is not plain text."""
-    tasks = [choose_task(run.cfg.data.task, v.samples) for v in run.data.validation]
-    return next((task for task in tasks if task is not text), text)
+    return next((v.task for v in run.data.validation if v.task is not text), text)
 
 
 def _adapter_text(cfg: Config) -> str:

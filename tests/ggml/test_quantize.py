@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import ggml.quantize
-from ggml.blocks import FALLBACK, READ_ONLY, TYPES, dequantize, row_bytes, type_of
+from ggml.blocks import FALLBACK, TYPES, dequantize, row_bytes, type_of
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
 from tests.ggml.ggml import ROWS, back, ggml_quantize, rows_of
 
-WRITTEN = [name for name in TYPES if name not in READ_ONLY]
+WRITTEN = [name for name in TYPES if name != "q4_1"]  # there is no quantizer of Q4_1
 BLOCK_TYPES = [name for name, quant in TYPES.items() if quant.block_size > 1]
 WIDTHS = {"f32": np.float32, "f16": np.float16}  # gguf's dequantize takes these as numbers, not bytes
 

@@ -204,6 +204,18 @@ def test_the_old_folder_of_the_samples_is_found_in_the_new_one(tmp_path, capsys)
     assert "assets/samples/train.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "override, loss_on", [("data.loss_on=response", "all"), ("train.objective=sft", "response")]
+)
+def test_the_last_objective_decides_whether_the_old_pretrain_supervises_all(tmp_path, override, loss_on):
+    """The order of the sections in the file does not matter, and --set train.objective=sft undoes it."""
+    for text in (
+        "[train]\nobjective = 'pretrain'\n",
+        "[model]\nname = 'tiny'\n[train]\nobjective = 'pretrain'\n",
+    ):
+        assert load_config(config_file(tmp_path, text), [override]).data.loss_on == loss_on
+
+
 def test_an_old_name_beside_the_new_one_is_an_error(tmp_path):
     said = message_of(config_file(tmp_path, "[train]\nrecompute = true\ngradient_checkpointing = false"))
     assert "train.recompute is the old name of train.gradient_checkpointing" in said
