@@ -111,7 +111,7 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype of the base weights. Trained ones are float32: bfloat16 loses small updates."""
+        """Returns the dtype of the base weights. Trainable ones are float32: bfloat16 loses small updates."""
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32

@@ -75,8 +75,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
     d(-log p)/dh = softmax(z) W - W[t] is attention with W as keys and values, and is summed as fused
     attention is (Milakov and Gimelshein 2018, arXiv 1805.02867): exponentials are taken below the largest
     logit so far, and the sums shrink when a chunk brings a larger one. The backward pass scales row s by the
-    gradient of log p_s. dL/dW needs that gradient and the finished sums, so if W trains, the backward pass
-    computes the chunks again.
+    gradient of log p_s. dL/dW needs that gradient and the finished sums, so for a trainable W the backward
+    pass computes the chunks again.
     """
 
     @staticmethod

@@ -80,7 +80,7 @@ def load(run: OpenRun) -> LoadedRun:
         base.model.compile_layers()
         say("compiling  the layers: half a minute before the first step, then shorter steps (train.compile)")
     total = sum(p.numel() for p in base.model.parameters())
-    share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters train ({cfg.adapter.type})"
+    share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trainable ({cfg.adapter.type})"
     say(f"model      {cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
     # Each checkpoint holds weights and two moments in float32; the adapter is written twice.
     needed = (cfg.train.save_total_limit + 1) * 14 * trainable
