@@ -117,7 +117,7 @@ class SPMTokenizer:
         """Returns the ids of a text; -1 is a byte for which the file has no piece of the type BYTE."""
         found = []
         for i, part in enumerate(self.fixed.split(" " + text if self.space_prefix and text else text)):
-            pieces = [part] if i % 2 else joined(part.replace(" ", SPACE), self.ids, self.scores)
+            pieces = [part] if i % 2 else merge_pieces(part.replace(" ", SPACE), self.ids, self.scores)
             for piece in pieces:
                 if piece in self.ids:
                     found.append(self.ids[piece])
@@ -126,7 +126,7 @@ class SPMTokenizer:
         return found
 
 
-def joined(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
+def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
     """Returns the pieces of a text: the neighbours with the best-scored piece are joined first.
 
     Among equal scores the leftmost pair is first.

@@ -206,8 +206,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             reader.problems.append(f"{path}: {section} stands outside a section; put it under one of {names}")
     for text in overrides:
         reader.override(text)
-    if reader.pretrains:
-        warn(f"{path}: train.objective = 'pretrain' is now 'sft' with data.loss_on = 'all'")
+    if reader.pretrain:
+        warn(f"{reader.pretrain}: train.objective = 'pretrain' is now 'sft' with data.loss_on = 'all'")
         reader.values["data"]["loss_on"] = "all"
     run = {"name": path.stem} | {k: v for k, v in reader.values["run"].items() if v != ""}
     reader.values["run"] = {"dir": f"runs/{run['name']}"} | run
@@ -243,7 +243,7 @@ class _Reader:
         self.values: dict[str, dict] = {name: {} for name in SECTIONS}
         self.problems: list[str] = []
         self.rejected: list[str] = []  # known keys whose value is wrong
-        self.pretrains = False  # whether the last train.objective is "pretrain", the old name
+        self.pretrain = ""  # where the last train.objective is the old "pretrain", or ""
         self.written: dict[str, str] = {}  # key -> the name under which it was given
 
     def override(self, text: str) -> None:
@@ -291,8 +291,8 @@ class _Reader:
             warn(f"{where}: {name} is now called {RENAMED[name]}; the old name will be removed")
             section, key = RENAMED[name].split(".")
         if name == "train.objective":
-            self.pretrains = value == "pretrain"
-            value = "sft" if self.pretrains else value
+            self.pretrain = where if value == "pretrain" else ""
+            value = "sft" if self.pretrain else value
         if section in ("data", "model", "adapter"):
             many = isinstance(value, list)
             value = [_moved(v, name, where) for v in value] if many else _moved(value, name, where)

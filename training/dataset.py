@@ -81,7 +81,8 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
         sets.append(("validation", held_out))
     held_out = [sample for _, samples in sets for sample in samples]
-    tasks = {name: choose_task(cfg.data.task, samples) for name, samples in sets}  # by all rows
+    # All rows of a file decide on its task, not only those that are measured.
+    tasks = {name: choose_task(cfg.data.task, samples) for name, samples in sets}
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _documents(cfg, objective, base, train)
@@ -93,7 +94,7 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     kept = {d.id for d in documents}
     left_out = [s.id for s in train if s.id not in kept]
-    files = [*cfg.data.train, *cfg.data.validation]
+    files = cfg.data.train + cfg.data.validation
     return TrainingData(documents, validation, files, checks, left_out, counts)
 
 

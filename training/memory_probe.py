@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common.device import Precision
+from common.device import Precision, pick_device
 from common.machine import peak_memory
 from generation.generate import generate
 from training import build, evaluation, loop
@@ -114,8 +114,8 @@ def _work(cfg: Config, room: int, sender) -> None:
 def _phases(cfg: Config, room: int):
     """Yields the Probe as it grows: loading, training, evaluation, completions."""
     found = Probe()
-    cfg, precision = build.prepare(cfg)
-    device = precision.device
+    device = pick_device(cfg.train.device)
+    precision = Precision(cfg.train.precision, device)
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         base, data = build.load_base(cfg, precision)
     found.parts["base weights"] = sum(p.nbytes for p in base.model.parameters())
@@ -165,7 +165,7 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
 
     loader = build.build_loader(cfg, data.documents)
     schedule = build.build_schedule(cfg, loader)
-    batches = schedule.total_steps * schedule.train.gradient_accumulation_steps
+    batches = schedule.total_steps * cfg.train.gradient_accumulation_steps
     wanted, start, slow = sizes(cfg.train, data), _seconds(), False
     for size, train in wanted:
         slow = len(found.sizes) > 1 and _seconds() - start > MOST_SECONDS
@@ -180,7 +180,7 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
         smaller = build.build_loader(replace(cfg, train=train), data.documents)
         done = smaller.plan(0)[: -(-batches * wanted[-1][0] // size)]  # those that a short run gets to
         heaviest = smaller.batch(max(done, key=lambda group: _tokens([data.documents[i] for i in group])))
-        found.sizes.append((size, step([heaviest] * min(2, schedule.train.gradient_accumulation_steps))))
+        found.sizes.append((size, step([heaviest] * min(2, cfg.train.gradient_accumulation_steps))))
         found.phases["training"] = found.sizes[-1][1]
         yield found
     peaks, start, seconds = [found.phases["training"]], _seconds(), SECONDS[precision.name]
@@ -194,8 +194,8 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
 
 
 def _seconds() -> float:
-    """Returns the processor time of a thread; unlike a clock, it is the same on a busy machine."""
-    return time.process_time() / torch.get_num_threads()
+    """Returns the processor time of this thread; unlike a clock, it is the same on a busy machine."""
+    return time.thread_time()
 
 
 def extended(peaks: list[int], steps: int) -> int:
