@@ -11,6 +11,9 @@ from hypothesis import settings
 from tests.folders import make_adapter, make_model
 from tests.makers import write_run
 
+# The models of the tests are so small that a second thread costs more than it gains. A command that a test
+# starts as a process has as many threads as a user's.
+torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None)  # A busy machine fails no test.
 settings.load_profile("fixed")
 
