@@ -157,7 +157,7 @@ def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
     process, start = writing(), time.monotonic()
     assert process.wait() == 0
     seconds, rng, seen = time.monotonic() - start, random.Random(1), 0
-    for _ in range(12):
+    for _ in range(20):
         out.unlink(missing_ok=True)
         process = writing()
         time.sleep(rng.uniform(0, 1.1) * seconds)
