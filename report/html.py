@@ -112,8 +112,8 @@ def example(n: int, item: dict, task: ModuleType) -> str:
     )
     kinds = [kind for kind, _ in answers.get("after", [])]
     verdict = "as expected" if gold and item.get("after") == gold else _verdict(kinds, task)
-    told = f'<span class="soft">{verdict and f"after: {verdict}"}</span>'
-    head = f"<h3>{n}. {escaped(item.get('set', ''))} {told}</h3>"
+    remark = f'<span class="soft">{verdict and f"after: {verdict}"}</span>'
+    head = f"<h3>{n}. {escaped(item.get('set', ''))} {remark}</h3>"
     return f'<article class="example">{head}<div class="cells">\n{body}</div></article>\n'
 
 
