@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from common.errors import DONE, run
+from common.files import moved
 from common.progress import bar, warn
 from data.render import Document, render_all
 from data.rows import Sample, read_samples
@@ -32,7 +33,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--data", required=True, metavar="FILE", help="a JSON array or JSONL, rows as for training")
+    add("--data", required=True, type=moved, metavar="FILE", help="a JSON array or JSONL as for training")
     add("--limit", type=int, metavar="N", help="take the first N rows only")
     add(
         "--task", default="auto", choices=["auto", *TASKS], help="decides the measures (default: by the rows)"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from common.errors import DONE, FAILED, run
+from common.files import moved
 
 FORMATS = {
     "gguf": "one file for llama.cpp, adapter merged",
@@ -37,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="a folder that train.py wrote")
     models = "tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it"
-    source.add_argument("--model", metavar="M", help=models)
+    source.add_argument("--model", type=moved, metavar="M", help=models)
     add("--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)")
     add("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ or PEFT's")
     formats = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())

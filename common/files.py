@@ -10,6 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from common.progress import warn
+
+# Files of Loupe's own that lay elsewhere in earlier releases.
+MOVED = {"data/samples/": "assets/samples/", "model/tiny": "assets/tiny"}
+
 
 def sha256(path: str | Path) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hex digits."""
@@ -114,3 +119,14 @@ def need_space(path: Path, size: int, what: str, remedy: str) -> None:
             f"{folder}: {what} needs {size / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; "
             f"make room there, or {remedy}"
         )
+
+
+def moved(value, where: str = ""):
+    """Returns the new path of a file that an earlier release kept elsewhere, or any other value unchanged."""
+    for old, new in MOVED.items():
+        if isinstance(value, str) and value.startswith(old) and not Path(value).exists():
+            there = new + value.removeprefix(old)
+            if Path(there).exists():
+                warn(f"{where}{value} is now {there}; the old path will be removed")
+                return there
+    return value

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.files import moved
+
 if TYPE_CHECKING:  # --help must not wait for torch.
     from common.device import Precision
     from model.gemma3 import Gemma3ForCausalLM
@@ -16,6 +18,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
+        type=moved,
         required=True,
         metavar="M",
         help="tiny (embedded), a folder, or a hub id: google/gemma-3-270m-it",

@@ -84,7 +84,3 @@ class LoRALinear(nn.Module):
     def merged_weight(self) -> torch.Tensor:
         """Returns W + scaling * B A, (out, in) float32: the weight of the merged linear layer."""
         return self.base_layer.weight.float() + self.delta_weight()
-
-    def extra_repr(self) -> str:
-        fields = ("r", "lora_alpha", "lora_dropout", "use_rslora")
-        return ", ".join(f"{field}={getattr(self, field)}" for field in fields)

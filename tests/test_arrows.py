@@ -121,6 +121,13 @@ def twice(texts):
     return [where for where in groups.values() if len({w.split("/")[0] for w in where}) > 1]
 
 
+def long_functions(path, text, most=60):
+    """Returns the functions of more than `most` lines, as "file: name has n lines"."""
+    made = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    lines = {n.name: n.end_lineno - n.lineno + 1 for n in made}
+    return [f"{path}: {name} has {count} lines" for name, count in lines.items() if count > most]
+
+
 def strings(tree):
     """Returns (line, text) of every string, the fixed parts of f-strings included, but docstrings."""
     nodes = list(ast.walk(tree))
@@ -228,6 +235,12 @@ def test_no_files_import_each_other_in_a_circle():
 def test_no_helper_stands_in_two_rooms():
     found = twice(sources())
     assert not found, "\n".join(" = ".join(where) for where in found)
+
+
+def test_no_function_is_longer_than_60_lines():
+    found = [line for path, text in sources().items() for line in long_functions(path, text)]
+    assert not found, "\n".join(found)
+    assert long_functions("a.py", "def f():\n" + "    pass\n" * 60) == ["a.py: f has 61 lines"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from common.errors import closest
+from common.files import moved
 from common.progress import warn
 
 
@@ -186,7 +187,6 @@ RENAMED = {
     "train.recompute": "train.gradient_checkpointing",
     "train.keep_checkpoints": "train.save_total_limit",
 }
-MOVED = {"data/samples/": "assets/samples/", "model/tiny": "assets/tiny"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -294,20 +294,9 @@ class _Reader:
             self.pretrain = where if value == "pretrain" else ""
             value = "sft" if self.pretrain else value
         if section in ("data", "model", "adapter"):
-            many = isinstance(value, list)
-            value = [_moved(v, name, where) for v in value] if many else _moved(value, name, where)
+            place = f"{where}: {name}: "
+            value = [moved(v, place) for v in value] if isinstance(value, list) else moved(value, place)
         return section, key, value
-
-
-def _moved(value, name: str, where: str):
-    """Returns the path under which a file of Loupe's own lies now."""
-    for old, new in MOVED.items():
-        if isinstance(value, str) and value.startswith(old) and not Path(value).exists():
-            there = new + value.removeprefix(old)
-            if Path(there).exists():
-                warn(f"{where}: {name}: {value} is now {there}; the old path will be removed")
-                return there
-    return value
 
 
 def _convert(value, kind):

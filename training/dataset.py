@@ -45,7 +45,7 @@ class TrainingData:
     validation: list[ValidationSet]
     files: list[str]
     checks: dict  # data.checks.examine's findings
-    left_out: list[str]  # ids of training samples without a document: too long, or nothing supervised
+    left_out: list[Sample]  # training samples without a document: too long, or nothing supervised
     counts: Counts
 
 
@@ -93,7 +93,7 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
     if problems:
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     kept = {d.id for d in documents}
-    left_out = [s.id for s in train if s.id not in kept]
+    left_out = [s for s in train if s.id not in kept]
     files = cfg.data.train + cfg.data.validation
     return TrainingData(documents, validation, files, checks, left_out, counts)
 

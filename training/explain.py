@@ -8,6 +8,7 @@ from itertools import pairwise
 from common.errors import SHOWN
 from common.progress import say
 from data.packing import Batch
+from data.render import IGNORE_INDEX, render
 from model.hub import resolve
 from model.tokenizer import Tokenizer
 from report.metrics_log import printable
@@ -25,14 +26,14 @@ def explain_batch(cfg: Config) -> None:
     files, data = read(cfg, build.make_objective(cfg), folder)
     loader = build.build_loader(cfg, data.documents)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for line in left_out(data, cfg):
+    for line in left_out(data, files.tokenizer, cfg):
         say(line)
     say(f"\nmicro-batch 1 of {len(loader)} in the first epoch")
     for line in describe(next(iter(loader.batches(0))), files.tokenizer, colour):
         say(line)
 
 
-def left_out(data: TrainingData, cfg: Config) -> Iterator[str]:
+def left_out(data: TrainingData, tokenizer: Tokenizer, cfg: Config) -> Iterator[str]:
     """Yields which training samples have no document or lost their end, and why."""
     counts = data.counts
     if counts.truncated:
@@ -41,7 +42,10 @@ def left_out(data: TrainingData, cfg: Config) -> Iterator[str]:
         yield f"left out: {len(data.left_out):,} samples"
         yield f"  {counts.dropped:,} exceed data.max_length = {cfg.data.max_length}"
         yield f"  {counts.unsupervised:,} have no supervised token"
-        yield from (f"  {name}" for name in data.left_out[:SHOWN])
+        for sample in data.left_out[:SHOWN]:
+            document = render(sample, tokenizer, cfg.data.loss_on)
+            supervised = len(document.labels) - document.labels.count(IGNORE_INDEX)
+            yield f"  {sample.id}: {len(document.input_ids):,} tokens, {supervised:,} supervised"
         if len(data.left_out) > SHOWN:
             yield f"  ... and {len(data.left_out) - SHOWN:,} more"
 

@@ -332,8 +332,8 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
         say(f"\nprompt     {task.shown_prompt(prompt)}")
         say(f"before     {printable(then)}\nafter      {printable(now)}")
-    weights = path / ("model" if run.trains_all else "adapter")
-    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; adapter: {weights}")
+    kind = "model" if run.trains_all else "adapter"
+    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
 
 
 def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.files import lock, need_space, read_json, recover, replacing, sha256, write_together
+from common.files import lock, moved, need_space, read_json, recover, replacing, sha256, write_together
 
 
 def content(path):
@@ -111,3 +111,14 @@ def test_a_json_file_is_an_object_or_an_error_with_the_path_the_reason_and_the_r
     assert all(fact in str(error.value) for fact in (str(path), reason, "download it again"))
     path.write_text('{"a": "ü"}', encoding="utf-8")
     assert read_json(path, "") == {"a": "ü"}
+
+
+def test_an_old_path_of_our_own_files_is_found_at_its_new_place_with_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert moved("model/tiny") == "model/tiny", "nothing lies at the new place"
+    (tmp_path / "assets" / "tiny").mkdir(parents=True)
+    assert moved("model/tiny", "--model: ") == "assets/tiny"
+    assert "--model: model/tiny is now assets/tiny" in capsys.readouterr().err
+    (tmp_path / "model" / "tiny").mkdir(parents=True)
+    assert moved("model/tiny") == "model/tiny", "a folder of the user's own comes first"
+    assert (moved("elsewhere"), moved(3), capsys.readouterr().err) == ("elsewhere", 3, "")

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.files import MOVED
 from tests.folders import ROOT
-from training.config import MOVED, SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
+from training.config import SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
 
 
 def config_file(folder: Path, text: str, start: str = '[data]\ntrain = "rows.jsonl"\n') -> Path:
