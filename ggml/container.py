@@ -109,7 +109,7 @@ def _packed_string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _packed_value(kind: str, value) -> bytes:
+def _packed_value(kind: str, value: Any) -> bytes:
     """Returns the id of the type, then the value."""
     if kind.startswith("["):
         item = kind[1:-1]

@@ -8,6 +8,8 @@ The deviations from the paper are PEFT's, so that adapters can be exchanged:
 3. A bias is left as it is.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +20,7 @@ from lora.layer import LoRALinear
 class DoRALinear(LoRALinear):
     """y = g * (W x + scaling * B A x) + b, g = m / ||W + scaling * B A|| per output; m starts as ||W||."""
 
-    def __init__(self, base_layer: nn.Linear, *args, **kwargs):
+    def __init__(self, base_layer: nn.Linear, *args: Any, **kwargs: Any):
         """Takes the arguments of LoRALinear."""
         super().__init__(base_layer, *args, **kwargs)
         self.lora_magnitude_vector = nn.Parameter(self.row_norms())

@@ -67,7 +67,9 @@ def inject(
     return names
 
 
-def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pattern: dict) -> list[str]:
+def bad_settings(
+    type: str, r: int, lora_alpha: float, lora_dropout: float, rank_pattern: dict, alpha_pattern: dict
+) -> list[str]:
     """Returns a line for each setting that no adapter can have."""
     ranks = {"r": r} | {f"rank_pattern.{key}": v for key, v in rank_pattern.items()}
     alphas = {"lora_alpha": lora_alpha} | {f"alpha_pattern.{key}": v for key, v in alpha_pattern.items()}
@@ -75,9 +77,9 @@ def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pa
     for field, v in ranks.items():
         if not isinstance(v, int) or not is_number(v) or v < 1:
             problems.append(f"{field}: {v!r} is not a whole number above 0")
-    for field, v in alphas.items():
-        if not is_number(v) or v <= 0:
-            problems.append(f"{field}: {v!r} is not a number above 0")
+    for field, alpha in alphas.items():
+        if not is_number(alpha) or alpha <= 0:
+            problems.append(f"{field}: {alpha!r} is not a number above 0")
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
     return problems + [
@@ -88,7 +90,7 @@ def bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern: dict, alpha_pa
     ]
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -259,7 +259,7 @@ class PackedAttention:
         ends = zip(y.split(self._key_lengths(True)), self.lengths, strict=True)
         return torch.cat([document[len(document) - n :] for document, n in ends])
 
-    def _varlen(self, q, k, v, sliding):
+    def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
         """Computes causal attention of the stream in one launch of FlashAttention.
 
         Where a document has more keys than queries, its queries are the last tokens: query i sees the keys
@@ -273,7 +273,9 @@ class PackedAttention:
             k, v = (repeat_prefixes(x, self.lengths, self.shared_prefix, most) for x in (k, v))
         bounds = (self.cu_seqlens, self.key_bounds[sliding], max(self.lengths), self.longest)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        return varlen_attn(q, k, v, *bounds, scale=self.scale, window_size=(back, 0), enable_gqa=True)
+        y = varlen_attn(q, k, v, *bounds, scale=self.scale, window_size=(back, 0), enable_gqa=True)
+        assert isinstance(y, torch.Tensor)
+        return y
 
 
 class Gemma3Attention(nn.Module):

@@ -111,19 +111,19 @@ def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
     return Gemma3Config(**good)
 
 
-def _is_size(value) -> bool:
+def _is_size(value: Any) -> bool:
     return _is_id(value) and value >= 1
 
 
-def _is_positive(value) -> bool:
+def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _is_id(value) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_id_or_ids(value) -> bool:
+def _is_id_or_ids(value: object) -> bool:
     return _is_id(value) or (isinstance(value, list) and len(value) > 0 and all(map(_is_id, value)))
 
 

@@ -7,13 +7,7 @@ from pathlib import Path
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # an organisation or user, and a name
 EXAMPLE = "a hub id such as google/gemma-3-270m-it"
-FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.*",
-]
+FILES = "config.json generation_config.json tokenizer.json tokenizer_config.json chat_template.*".split()
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 

@@ -7,18 +7,20 @@ all other weights of the 270M model. So the head runs at supervised positions on
 entries at a time.
 """
 
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # Bytes of a chunk's float32 logits. On a CPU they stay in its cache; a GPU wants few launches.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 def reference_token_log_probs(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
-) -> torch.Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
     """Returns log softmax(hidden_s W^T)[target_s] for each position s, in nats, from all logits at once.
 
     Args:
@@ -36,13 +38,13 @@ def reference_token_log_probs(
 
 
 def token_log_probs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     softcap: float | None = None,
     chunk: int | None = None,
     compiled: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Returns reference_token_log_probs in chunks of the vocabulary, and whether each target has the largest
     logit.
 
@@ -119,7 +121,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         return None if dh is None else dh * grad.to(dh.dtype), dw, None, None, None, None
 
 
-def _chunks(weight, dtype, targets, chunk: int):
+def _chunks(
+    weight: Tensor, dtype: torch.dtype, targets: Tensor, chunk: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields for each chunk: the targets' indices in it (S, 1), its rows of W (chunk, D), which targets it
     has (S, 1).
     """
@@ -128,7 +132,9 @@ def _chunks(weight, dtype, targets, chunk: int):
         yield (targets - s).clamp(0, len(w) - 1), w, (targets >= s) & (targets < s + len(w))
 
 
-def _fold(z, targets, top, softcap, wide, wants_p: bool):
+def _fold(
+    z: Tensor, targets: Tensor, top: Tensor, softcap: float | None, wide: torch.dtype, wants_p: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Folds the logits z (S, chunk) of one chunk into the running sums.
 
     Returns the largest logit so far, the sum of p = exp(logit - largest), the logits at `targets`, each (S,
@@ -145,12 +151,12 @@ def _fold(z, targets, top, softcap, wide, wants_p: bool):
 
 
 @cache
-def _compiled_fold():
+def _compiled_fold() -> Callable:
     """Returns _fold in two passes over the logits instead of six, for chunks of every size."""
     return torch.compile(_fold, dynamic=True)
 
 
-def _capped(logits, softcap):
+def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """Returns c tanh(z / c) and its slope 1 - tanh^2; the logits as they are and None without a cap."""
     if softcap is None:
         return logits, None
@@ -159,8 +165,15 @@ def _capped(logits, softcap):
 
 
 def _weight_gradient(
-    hidden, weight, targets, log_z, slope_at_target, grad, softcap, chunk: int
-) -> torch.Tensor:
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_z: Tensor,
+    slope_at_target: Tensor,
+    grad: Tensor,
+    softcap: float | None,
+    chunk: int,
+) -> Tensor:
     """Returns dL/dW (V, D) = sum over s of grad_s (softmax(z_s) - onehot(t_s)) h_s^T, from the finished log_z
     (S, 1).
     """

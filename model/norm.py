@@ -19,7 +19,7 @@ def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
     return (y * (1.0 + weight.to(y.dtype))).type_as(x)
 
 
-def _normed(x, weight, eps: float):
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the norm of x, and s = 1 / sqrt(mean(x^2) + eps) (..., 1)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from common.errors import listed
@@ -218,10 +219,8 @@ def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> 
     return problems
 
 
-def _open(file: Path):
+def _open(file: Path) -> safe_open:
     """Returns safe_open(file); its errors name the file."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError, ValueError) as e:
@@ -341,13 +340,13 @@ def hash_model(folder: str | Path) -> str:
     return ("sampled-" if sampled else "") + digest.hexdigest()
 
 
-def _hash_whole(file: Path, digest) -> None:
+def _hash_whole(file: Path, digest: "hashlib._Hash") -> None:
     with open(file, "rb") as f:
         while block := f.read(HASH_BLOCK):
             digest.update(block)
 
 
-def _hash_sample(file: Path, digest) -> None:
+def _hash_sample(file: Path, digest: "hashlib._Hash") -> None:
     size = file.stat().st_size
     digest.update(size.to_bytes(8, "little"))
     with open(file, "rb") as f:
