@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import DONE, listed, run
 from generation.load import LoadedModel, add_model_arguments, load_for_inference
@@ -107,7 +107,7 @@ class Bot:
             print(stream.flush(), end="")
         return done
 
-    def complete_all(self, prompts: list[list[int]], **options) -> list["Completion"]:
+    def complete_all(self, prompts: list[list[int]], **options: Any) -> list["Completion"]:
         """Returns the completions of prompts; `options` are those of generation.generate.generate."""
         from generation.generate import generate
 

@@ -35,7 +35,7 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
     """
     stops = []
 
-    def interrupt(*_) -> None:
+    def interrupt(*_: object) -> None:
         stops.append(True)
         raise KeyboardInterrupt  # Sending SIGINT would not do: a shell's background jobs ignore it.
 

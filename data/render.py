@@ -9,17 +9,30 @@ ends the turn is supervised. Without it the loss falls just as well, but the mod
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from common.errors import listed
 from common.progress import bar
-from data.rows import Sample
+from data.rows import Messages, Sample
 
 # The label of a position without a target, as in torch and Hugging Face.
 IGNORE_INDEX = -100
 # This many samples are tokenized at a time.
 CHUNK = 1000
+
+
+class Tokenizer(Protocol):
+    """What render needs of model.tokenizer.Tokenizer, which this folder may not import."""
+
+    bos_id: int
+    eos_id: int
+
+    @property
+    def vocab_size(self) -> int: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def render_batch(self, conversations: Iterable[Messages]) -> list[list[tuple[list[int], bool]]]: ...
 
 
 @dataclass
@@ -56,7 +69,7 @@ class Counts:
         return True
 
 
-def render(sample: Sample, tokenizer, loss_on: str = "response") -> Document:
+def render(sample: Sample, tokenizer: Tokenizer, loss_on: str = "response") -> Document:
     """Returns the document of one sample: <bos>, then its turns, or its text and <eos>.
 
     Args:
@@ -71,7 +84,7 @@ def render(sample: Sample, tokenizer, loss_on: str = "response") -> Document:
 
 def render_all(
     samples: Sequence[Sample],
-    tokenizer,
+    tokenizer: Tokenizer,
     loss_on: str = "response",
     max_length: int | None = None,
     on_long: str = "error",
@@ -117,7 +130,7 @@ def render_all(
     return documents, counts
 
 
-def _tokenize(samples, tokenizer, loss_on) -> Iterator[Document]:
+def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> Iterator[Document]:
     """Yields the documents of the samples; the tokenizer takes many texts at a time, in parallel."""
     # One int object for each token id: a list of them takes 8 bytes a token instead of 36.
     same: dict[int, int] = {}
@@ -125,7 +138,7 @@ def _tokenize(samples, tokenizer, loss_on) -> Iterator[Document]:
         for start in range(0, len(samples), CHUNK):
             chunk = samples[start : start + CHUNK]
             texts = iter(tokenizer.encode_batch([s.text for s in chunk if s.text is not None]))
-            chats = iter(tokenizer.render_batch([s.messages for s in chunk if s.text is None]))
+            chats = iter(tokenizer.render_batch([s.messages or () for s in chunk if s.text is None]))
             for sample in chunk:
                 is_chat = sample.text is None
                 pieces = next(chats) if is_chat else [([*next(texts), tokenizer.eos_id], True)]
@@ -145,7 +158,7 @@ def _truncate(document, length):
     return Document(document.input_ids[:length], document.labels[: length - 1] + [IGNORE_INDEX], document.id)
 
 
-def _check_ids(document, vocab_size):
+def _check_ids(document: Document, vocab_size: int) -> None:
     highest = max(document.input_ids)
     if highest >= vocab_size or min(document.input_ids) < 0:
         raise ValueError(

@@ -53,7 +53,7 @@ def load_or_render(
     return found
 
 
-def _load(file) -> Rendered | None:
+def _load(file: Path) -> Rendered | None:
     """Returns the documents and counts, or None if the file is missing or broken."""
     with suppress(OSError):
         os.utime(file)  # the time of the last use

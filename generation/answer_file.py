@@ -7,7 +7,7 @@ number, tab and line. The next run reads them there; when none is waiting, FILE.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -45,7 +45,7 @@ class AnswerFile:
         self._write()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if not any(row >= self.written for row in self.lines):
             self.waiting.path.unlink(missing_ok=True)
         self.waiting.close()
@@ -121,7 +121,7 @@ class _LineFile:
             self.file.close()
 
     @contextmanager
-    def _naming_path(self, done: str):
+    def _naming_path(self, done: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -134,5 +134,5 @@ def _parse_waiting(line: bytes) -> tuple[int, bytes]:
     return int(row) if row.isdigit() else -1, answer
 
 
-def _encode(value) -> bytes:
+def _encode(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()

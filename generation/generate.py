@@ -8,7 +8,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -130,7 +130,7 @@ def _prompt_problems(cfg: Gemma3Config, prompts: Sequence[Sequence[int]]) -> lis
 
 
 @contextmanager
-def _inference(model):
+def _inference(model: Gemma3ForCausalLM) -> Iterator[None]:
     """Sets eval mode without gradients and compilation, and afterwards restores the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     # Every step has another shape, and torch.compile would compile each of them.
@@ -251,7 +251,7 @@ def _longest_first(requests: Sequence[Request], window: int) -> Iterator[Request
         yield from sorted(requests[i : i + window], key=lambda r: (-len(r.prompt), r.prompt))
 
 
-def _matmul_settings(rows: int, device: torch.device):
+def _matmul_settings(rows: int, device: torch.device) -> AbstractContextManager:
     """Disables oneDNN for one row on a CPU: it would rearrange bfloat16 weights for each product."""
     if rows == 1 and device.type == "cpu":
         return torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
@@ -259,7 +259,11 @@ def _matmul_settings(rows: int, device: torch.device):
 
 
 def _read_prompts(
-    model, cache: KVCache, rows: list[int], prompts: list[tuple], shared_prefix: SharedPrefix | None
+    model: Gemma3ForCausalLM,
+    cache: KVCache,
+    rows: list[int],
+    prompts: list[tuple[int, ...]],
+    shared_prefix: SharedPrefix | None,
 ) -> Tensor:
     """Reads n prompts into rows of the cache and returns the hidden states (n, D) of their last tokens.
 
@@ -279,7 +283,9 @@ def _read_prompts(
     return torch.cat(last)[source]
 
 
-def _read_shared_prefix(model, prompts: list[tuple], device: torch.device) -> SharedPrefix | None:
+def _read_shared_prefix(
+    model: Gemma3ForCausalLM, prompts: list[tuple[int, ...]], device: torch.device
+) -> SharedPrefix | None:
     """Runs the tokens that all prompts begin with through the model; returns None if they are too few."""
     if len(set(prompts)) < 2:
         return None

@@ -6,7 +6,7 @@ matched first, then each gap between them as a whole, word by word, or character
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -86,7 +86,9 @@ class Alignment:
             self.inserted.append(start)
         self.spans.append(Span(start, end, _class_of(label)))
 
-    def _copy_equal(self, start: int, ours, theirs, shortest: int, fill: Callable) -> None:
+    def _copy_equal(
+        self, start: int, ours: Sequence[str], theirs: list[str], shortest: int, fill: Callable
+    ) -> None:
         """Flags the equal runs of two token sequences as copied, and passes what lies between them to `fill`.
 
         `start` is the source position of our first token; runs below `shortest` characters do not count.
