@@ -1,4 +1,4 @@
-"""Devices and dtypes: the only file that decides on them, on autocast and on loss scaling."""
+"""Chooses the device, the dtypes, autocast and loss scaling. No other file decides on these."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the named device, ready for work; "auto" is CUDA if there is a GPU.
+    """Returns the named device and prepares PyTorch for it; "auto" is CUDA if there is a GPU, else the CPU.
 
     Raises ValueError if the device cannot be used.
     """
@@ -48,16 +48,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the name of a GPU, or the number of CPU threads, for people."""
+    """Returns the name of a CUDA GPU; for other devices the number of CPU threads ("8 CPU threads")."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads"
 
 
 def missing_to_compile(device: torch.device) -> str | None:
-    """Returns what torch.compile needs on a CPU and does not find, with the remedy, or None.
+    """Returns an error message if torch.compile cannot work on this CPU, otherwise None.
 
-    It needs a C++ compiler and Python's headers (torch/_inductor/cpp_builder.py).
+    On a CPU it needs a C++ compiler and Python's headers (torch/_inductor/cpp_builder.py).
     """
     if device.type != "cpu":
         return None
@@ -71,9 +71,10 @@ def missing_to_compile(device: torch.device) -> str | None:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep the memory of freed tensors; other C libraries are left alone.
+    """Makes glibc keep the memory of freed tensors for new tensors; does nothing with other C libraries.
 
-    Every step frees and allocates the same gigabytes. A page that Linux got back costs a page fault.
+    Every step frees and allocates the same gigabytes. If Linux got them back, each page would cost a page
+    fault.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
@@ -84,7 +85,7 @@ def _keep_freed_memory() -> None:
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Returns whether bfloat16 is faster than float32: on GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
+    """Returns whether bfloat16 beats float32: on GPUs since Ampere, on CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (
@@ -93,9 +94,10 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 class Precision:
-    """The autocast and the loss scaling of a run; outside of fp16 the scaler does nothing.
+    """Holds autocast and the gradient scaler for a precision. The scaler has an effect in fp16 only.
 
-    The name is "fp32", "bf16", "fp16", or "auto": bf16 on devices that multiply it faster, else fp32.
+    `name` is "fp32", "bf16", "fp16" or "auto", which is bf16 where the hardware multiplies it faster, else
+    fp32.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -111,7 +113,9 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype of the base weights. Trainable ones are float32: bfloat16 loses small updates."""
+        """Returns the dtype for base weights: float32 if they are trained, since bfloat16 loses small
+        updates.
+        """
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32

@@ -1,4 +1,4 @@
-"""What all entry scripts share: exit codes, the way errors are printed, and the form of an error message."""
+"""Exit codes and error messages that all entry scripts (train.py, generate.py, ...) share."""
 
 import difflib
 import os
@@ -12,7 +12,7 @@ SHOWN = 20  # An error message lists this many problems and counts the rest.
 
 
 def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
-    """Returns one message: the head, the first SHOWN problems, a count of the rest, and the remedy."""
+    """Returns a message: `head`, the first SHOWN problems, the number of those not shown, and `remedy`."""
     lines = [head, *(f"  {problem}" for problem in problems[:SHOWN])]
     if len(problems) > SHOWN:
         lines.append(f"  ... and {len(problems) - SHOWN} more")
@@ -20,18 +20,19 @@ def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown name: the known name most like it, or all known names."""
+    """Returns "; did you mean NAME?" with the known name most like `word`, or else a list of all known names.
+    """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(map(repr, known))}"
 
 
 def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
-    """Calls work() and returns its exit code, or the exit code of the error that ended it.
+    """Calls work() and returns an exit code. If work() fails, prints its error on stderr without a traceback.
 
-    A ValueError (the user's input) gives 2, Ctrl-C and SIGTERM give 130, other errors 1. An error is
-    printed as one message on stderr, without a traceback; with LOUPE_TRACEBACK=1 set, it is raised. `stopped`
-    returns the message after Ctrl-C or SIGTERM.
+    The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C or SIGTERM, and 1 after any
+    other error. stopped() returns the message for Ctrl-C and SIGTERM. If the environment variable
+    LOUPE_TRACEBACK is set, errors are raised.
     """
     stops = []
 
@@ -68,9 +69,10 @@ def _message(error: Exception) -> str:
 
 
 def _reader_is_gone() -> bool:
-    """Returns whether stdout's reader has closed it (`| head`), and drops the rest of the output then.
+    """Returns whether the program that reads stdout through a pipe has ended, such as `head` in `... | head`.
 
-    Other broken pipes, such as a connection to a registry, are errors.
+    If so, it also discards all further output. Other broken pipes, such as a connection to a registry, are
+    errors.
     """
     stdout = select.poll()
     stdout.register(1, 0)  # poll() reports POLLERR without being asked for it.

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, JSON files, locks, SHA-256 and free disk space."""
+"""Files and folders that are replaced as a whole, JSON files, locks, SHA-256 and free disk space."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,8 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: Path, remedy: str) -> dict:
-    """Returns the object that a JSON file holds; raises ValueError with path, reason and remedy."""
+    """Returns the object in a JSON file; raises ValueError (path, reason and remedy) if that is impossible.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -39,10 +40,11 @@ def read_json(path: Path, remedy: str) -> dict:
 
 @contextmanager
 def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path for a file or folder, which replaces `path` when the block ends.
+    """Yields a temporary path. The file or folder that the block writes there replaces `path` when it ends.
 
-    The bytes are on the disk before the rename. If the block raises, `path` stays as it was. Only one process
-    at a time may replace a path; where several can, each passes a `part` of its own in the same folder.
+    Its bytes are flushed to the disk before it is renamed. If the block raises, `path` stays as it was. If
+    several processes may replace the same path at once, each passes its own temporary path in the same folder
+    as `part`.
     """
     part = part or path.with_name(f".{path.name}.part")
     recover(path)
@@ -60,7 +62,9 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Repairs what a process killed in `replacing(path)` left: restores the old folder, removes the rest."""
+    """Cleans up after a process that was killed in replacing(path): restores the old folder if `path` is
+    gone.
+    """
     if _aside(path).exists() and not path.exists():
         os.replace(_aside(path), path)
     remove(_aside(path))
@@ -72,7 +76,7 @@ def _aside(path: Path) -> Path:
 
 
 def write_together(folder: Path, files: dict[str, Iterable[bytes]]) -> None:
-    """Writes {name: pieces of its bytes}; no file changes before the content of every file is on the disk."""
+    """Writes {name: pieces of bytes}; the disk has all of the bytes before the first file is replaced."""
     with ExitStack() as stack:
         for name, pieces in files.items():
             part = stack.enter_context(replacing(folder / name))
@@ -90,7 +94,7 @@ def remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's list of names, are on the disk."""
+    """Waits until the bytes of a file, or the list of names in a folder, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -99,9 +103,9 @@ def _sync(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Returns whether this process now holds the lock of an open file; closing the file releases it.
+    """Tries to lock an open file; returns whether this process has the lock. Closing the file releases it.
 
-    A file that its last holder removed or renamed cannot be locked: nobody else would see the lock.
+    It fails if another process has the lock, or if the file was removed or renamed after it was opened.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +115,7 @@ def lock(file: IO) -> bool:
 
 
 def need_space(path: Path, size: int, what: str, remedy: str) -> None:
-    """Raises ValueError if the disk that is to hold `path` has fewer than `size` bytes free."""
+    """Raises ValueError if the disk on which `path` lies has fewer than `size` bytes free."""
     folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if free < size:

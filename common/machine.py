@@ -15,7 +15,7 @@ def mebibytes(n: int) -> str:
 
 
 def free(device: torch.device) -> int:
-    """Returns the bytes that a new process may take: of the GPU, or of this machine or container."""
+    """Returns the available memory in bytes: of the GPU on CUDA, else of this machine or its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if sys.platform != "linux":
@@ -38,7 +38,8 @@ def free(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak of the GPU's allocator on CUDA, else the largest resident size of this process."""
+    """Returns the most memory used so far, in bytes: by tensors on a CUDA GPU, else by this process in RAM.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it

@@ -1,4 +1,4 @@
-"""What people see of a command's progress: bars, lines on stdout, warnings on stderr."""
+"""Output about progress: a bar on stderr, lines on stdout, and warnings on stderr."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # A command without a bar must not wait for the import.
 
 
 def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0) -> "tqdm":
-    """Returns a tqdm bar on stderr; it prints nothing if `quiet` is true or stderr is not a terminal."""
+    """Returns a tqdm bar on stderr. It shows nothing if `quiet` is true or stderr is not a terminal."""
     from tqdm import tqdm
 
     off = quiet or not sys.stderr.isatty()

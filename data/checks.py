@@ -1,4 +1,4 @@
-"""Checks of the training data for what most often spoils a run. They change no data and stop no run."""
+"""Looks for common faults in training data, such as duplicates. It only reports: no data is changed."""
 
 import re
 from collections import defaultdict
@@ -31,10 +31,11 @@ def examine(
     problems: Sequence[str] = (),
     counts: Counts | None = None,
 ) -> dict:
-    """Returns sizes and suspicious samples of a training set.
+    """Returns a dict with counts of a training set, and with the ids of suspicious samples.
 
-    `documents` and `counts` come from render_all, `problems` from read_samples. Each of FINDINGS is a list of
-    sample ids, "longest" is in tokens.
+    Each key of FINDINGS has a list of sample ids. "tokens" and "longest" are numbers of tokens, and
+    "supervised_share" is the fraction of tokens that have a label. `documents` and `counts` are the results
+    of data.render.render_all, `problems` those of data.rows.read_samples.
     """
     counts = counts or Counts()
     tokens = sum(len(d.input_ids) for d in documents)
@@ -59,7 +60,7 @@ def examine(
 
 
 def brief(report: dict) -> str:
-    """Returns the lines that a training run prints: the sizes, and each finding that is not empty."""
+    """Returns the dict that examine() made as a short text: its counts, and the faults that were found."""
     head = f"data: {report['samples']:,} samples, {report['validation']:,} held out"
     if report["tokens"]:
         share = f"{report['supervised_share']:.0%} supervised"
@@ -84,7 +85,7 @@ def _duplicates(samples):
 
 
 def _contradictions(conversations):
-    """Returns the ids of conversations whose prompt has several responses, which no model can learn."""
+    """Returns the ids of the conversations whose prompt occurs with two or more different responses."""
     responses, ids = defaultdict(set), defaultdict(list)
     for sample in conversations:
         prompt = sample.messages[:-1]

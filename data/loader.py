@@ -1,7 +1,7 @@
-"""Which documents form which micro-batch: a pure function of (seed, epoch, index).
+"""Divides documents into micro-batches. Each is a pure function of (seed, epoch, its index in the epoch).
 
-There is no iterator state to save. A checkpoint holds the epoch and the index of the next micro-batch, and
-`loader.batches(epoch, start=index)` continues the run exactly.
+To resume, a run therefore needs only the epoch and the index of its next micro-batch: `loader.batches(epoch,
+start=index)` yields the micro-batches that an uninterrupted run would have had.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from data.rows import Sample
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
-    """Returns the order of n documents in an epoch, as indices.
+    """Returns the indices 0 to n - 1 in the order in which an epoch visits n documents.
 
-    Python's generator shuffles alike in every version and on every machine; torch's does not promise that.
-    The seed is a text, because a sum of numbers would make (seed 1, epoch 2) equal (seed 2, epoch 1).
+    Without `shuffle` the order is 0, 1, 2, ... Python's `random` shuffles, so the order does not depend on
+    torch's version. Its seed is a text with seed and epoch, because their sum would be 3 for both (1, 2) and
+    (2, 1).
     """
     order = list(range(n))
     if shuffle:
@@ -26,18 +27,19 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> list[int
 
 
 class Loader:
-    """Micro-batches of documents in a reproducible order; the last one of an epoch may be short.
+    """Makes micro-batches of documents, in an order that depends on the seed and the epoch only.
 
     Args:
         documents: the documents of the training set.
-        batch_size: documents in a micro-batch; unused if max_tokens is given.
-        seed: determines the order together with the epoch.
-        shuffle: False keeps the order of `documents` in every epoch.
-        max_tokens: tokens in a micro-batch at most, so that micro-batches cost about the same.
-        share_prefix: compute a prefix that documents of a micro-batch share once (data/packing.py).
+        batch_size: documents per micro-batch (the last one of an epoch may have fewer); unused with
+            max_tokens.
+        seed: seed of the order.
+        shuffle: if False, every epoch has the order of `documents`.
+        max_tokens: the most tokens in a micro-batch. Micro-batches then take about equal time.
+        share_prefix: compute a prefix that documents of a micro-batch share only once (data/packing.py).
 
     Raises:
-        ValueError: there is no document, batch_size is below 1, or one document exceeds max_tokens.
+        ValueError: `documents` is empty, batch_size is below 1, or a document exceeds max_tokens.
     """
 
     def __init__(
@@ -60,26 +62,26 @@ class Loader:
         self.groups = self._group_by_tokens(max_tokens) if max_tokens else None
 
     def __len__(self) -> int:
-        """Returns the number of micro-batches in an epoch, which is the same in every epoch."""
+        """Returns the number of micro-batches in an epoch. All epochs have the same number."""
         return len(self.groups) if self.groups else -(-len(self.documents) // self.batch_size)
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """Returns the document indices of each micro-batch of an epoch; every document occurs once."""
+        """Returns a list of document indices for each micro-batch of an epoch; every document occurs once."""
         if self.groups:
             return [self.groups[i] for i in epoch_order(len(self.groups), self.seed, epoch, self.shuffle)]
         order = epoch_order(len(self.documents), self.seed, epoch, self.shuffle)
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     def batches(self, epoch: int, start: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """Yields the packed micro-batches start, start + stride, ... of an epoch.
+        """Yields the packed micro-batches start, start + stride, start + 2 * stride, ... of an epoch.
 
-        With the number of processes as the stride and its rank as the start, each process gets its share.
+        With start = r and stride = n, process r of n processes gets its share of the micro-batches.
         """
         for group in self.plan(epoch)[start::stride]:
             yield self.batch(group)
 
     def batch(self, group: list[int]) -> Batch:
-        """Returns the packed micro-batch of the documents with these indices."""
+        """Returns one packed micro-batch: the documents whose indices are in `group`."""
         return pack([self.documents[i] for i in group], self.share_prefix)
 
     def _group_by_tokens(self, max_tokens: int) -> list[list[int]]:
@@ -99,11 +101,11 @@ class Loader:
 def split_validation(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Returns (training samples, validation samples) in their old order, with no prompt on both sides.
+    """Splits samples into (training samples, validation samples). Both keep the order of `samples`.
 
-    About `fraction` of the samples is held out, and never none unless fraction is 0. Samples with the same
-    prompt stay together; otherwise validation would measure memorization. The groups are taken in the order
-    of a hash of seed and prompt, so that rows added to a file move few others to the other side.
+    About the given fraction of the samples becomes validation, and at least one sample if fraction > 0.
+    Samples with the same prompt stay together; otherwise validation would measure memorization. Prompts are
+    taken for validation in the order of a hash, so few old samples change sides when a file gets new rows.
 
     Raises:
         ValueError: the fraction is not in [0, 1), or all samples have the same prompt.
@@ -135,7 +137,7 @@ def split_validation(
 
 
 def prompt_of(sample: Sample) -> str:
-    """Returns the text before the first response, with its roles; of raw text, all of it."""
+    """Returns a string that identifies a sample's prompt: the turns before a response, or the raw text."""
     if sample.text is not None:
         return repr(sample.text.strip())
     messages = sample.messages or ()

@@ -1,22 +1,22 @@
 """Packing: documents laid end to end in one stream, without padding.
 
-    T  tokens of the whole batch       D  documents       S  supervised positions
+    T  tokens in the stream      D  documents in the stream      S  supervised positions (with a label)
 
     documents         a0 a1 a2 | b0 b1
     tokens            a0 a1 a2   b0 b1        (T,)
-    position_ids      0  1  2    0  1         (T,)    restart with each document
+    position_ids      0  1  2    0  1         (T,)    start at 0 in each document
     cu_seqlens        0        3        5     (D+1,)  document d is tokens[cu_seqlens[d] : cu_seqlens[d+1]]
 
-The loss runs at the S supervised positions only.
+The loss is computed at the S supervised positions only.
 
-Documents that begin with the same tokens, for example a constant instruction, can share them. The shared
-prefix is then a document of its own, and the documents that share it follow without it.
+If several documents begin with the same tokens, for example with the same instruction, the stream can hold
+this prefix once. It is then a document of its own, followed by the other tokens of each document.
 
     documents         p0 p1 p2 a3 a4 | p0 p1 p2 b3
     tokens            p0 p1 p2   a3 a4   b3
     position_ids      0  1  2    3  4    3
     cu_seqlens        0          3       5      6
-    shared_prefix     -1         0       0      (D,)  the document with the prefix, -1 for none
+    shared_prefix     -1         0       0      (D,)  index of the document that is the prefix, -1 for none
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ MIN_PREFIX_TOKENS = 16
 
 @dataclass
 class Batch:
-    """A packed stream of documents and its targets."""
+    """A packed stream of documents, with the tokens to predict."""
 
     tokens: torch.Tensor  # (T,) int64
     position_ids: torch.Tensor  # (T,) int64
@@ -54,11 +54,12 @@ class Batch:
         return self.targets.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Returns the batch on another device; cu_seqlens stays, because the launch of a kernel reads it."""
+        """Returns the batch on another device. cu_seqlens stays on the CPU, where attention reads its values.
+        """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """Returns the batch in page-locked memory, so that a copy to the GPU overlaps with its work."""
+        """Returns the batch in pinned memory, from which the copy to a GPU runs in the background."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function):
@@ -67,12 +68,12 @@ class Batch:
 
 
 def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
-    """Returns the documents as one stream, in order, on the CPU.
+    """Packs documents into one stream on the CPU. Without share_prefix, it keeps their order.
 
     Args:
-        documents: D documents, none of them empty.
-        share_prefix: put a prefix of MIN_PREFIX_TOKENS or more that documents share into the stream once,
-            right before these documents.
+        documents: at least one document; none may be empty.
+        share_prefix: if documents begin with the same MIN_PREFIX_TOKENS or more unsupervised tokens, put
+            these tokens into the stream once, right before the documents.
     """
     assert documents, "a batch needs a document"
     num_tokens = sum(len(d.input_ids) for d in documents)
@@ -98,9 +99,9 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
 
 
 def _split_shared_prefixes(documents):
-    """Returns the documents with each shared prefix as a document of its own, and Batch.shared_prefix.
+    """Returns (documents, Batch.shared_prefix) after making each shared prefix a document of its own.
 
-    No supervised position is shared, and every document keeps at least one token.
+    A prefix ends before the first supervised position, and leaves every document at least one token.
     """
     groups = {}
     for number, document in enumerate(documents):
@@ -123,7 +124,7 @@ def _split_shared_prefixes(documents):
 
 
 def grouped(items: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Yields the items in order, in groups of at most `limit` tokens; a longer item is alone in its group."""
+    """Yields groups of consecutive items with at most `limit` tokens; a longer item is a group of its own."""
     group: list[T] = []
     size = 0
     for item in items:
@@ -137,9 +138,9 @@ def grouped(items: Iterable[T], tokens: Callable[[T], int], limit: int) -> Itera
 
 
 def common_prefix_length(rows: Sequence[list[int]] | Sequence[tuple[int, ...]], most: int) -> int:
-    """Returns the number of tokens that all rows begin with, at most `most`.
+    """Returns the length in tokens of the prefix that all rows have in common, at most `most`.
 
-    It compares the first and the last row in lexicographic order: what these two share, all rows share.
+    It compares the first and the last row in lexicographic order: a prefix of both is a prefix of all rows.
     """
     low, high = min(rows), max(rows)
     return next((i for i in range(most) if low[i] != high[i]), most)

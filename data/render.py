@@ -1,11 +1,11 @@
-"""From a sample to token ids and the labels of the loss.
+"""Turns a sample into token ids and labels. An example with the prompt "u1 u2" and the response "r1 r2":
 
-    tokens    <bos>  u1   u2   r1   r2   end
-    labels     --    --   r1   r2   end  --        "response": the response and the id that ends its turn
-    labels     u1    u2   r1   r2   end  --        "all": every token but the first
+    input_ids  <bos>  u1   u2   r1   r2   end     `end` is the id that ends a turn
+    labels      --    --   r1   r2   end  --      loss_on = "response": the response and `end`
+    labels      u1    u2   r1   r2   end  --      loss_on = "all": every token but the first
 
-The labels are shifted here and nowhere else: labels[i] is the token that position i must predict. The id that
-ends the turn is supervised. Without it the loss falls just as well, but the model never learns to stop.
+labels[i] is the token that the model must predict at position i; "--" is a position without a label. The
+labels are shifted in this file only. `end` needs a label: without it a model never learns to stop.
 """
 
 import math
@@ -24,7 +24,7 @@ CHUNK = 1000
 
 
 class Tokenizer(Protocol):
-    """What render needs of model.tokenizer.Tokenizer, which this folder may not import."""
+    """The part of model.tokenizer.Tokenizer that this file uses. It may not import the model folder."""
 
     bos_id: int
     eos_id: int
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
 
 @dataclass
 class Document:
-    """Token ids and labels of one sample, two lists of the same length."""
+    """The token ids and the labels of one sample: two lists of the same length."""
 
     input_ids: list[int]
     labels: list[int]
@@ -46,7 +46,7 @@ class Document:
 
 @dataclass
 class Counts:
-    """What became of the samples; each is in exactly one of kept, dropped and unsupervised."""
+    """Counts of samples and of tokens. Every sample is either kept, dropped or unsupervised."""
 
     kept: int = 0
     dropped: int = 0  # longer than max_length
@@ -57,7 +57,7 @@ class Counts:
     longest: int = 0  # tokens of the longest sample before any cut
 
     def keep(self, document: Document, was_cut: bool) -> bool:
-        """Counts a document and returns whether it is kept: whether any position is supervised."""
+        """Counts a document and returns whether it is kept, that is, whether it has any label."""
         supervised = len(document.labels) - document.labels.count(IGNORE_INDEX)
         if not supervised:
             self.unsupervised += 1
@@ -70,13 +70,13 @@ class Counts:
 
 
 def render(sample: Sample, tokenizer: Tokenizer, loss_on: str = "response") -> Document:
-    """Returns the document of one sample: <bos>, then its turns, or its text and <eos>.
+    """Tokenizes one sample: <bos> and the turns of a chat, or <bos>, a raw text and <eos>.
 
     Args:
-        sample: messages or text.
-        tokenizer: the model.tokenizer.Tokenizer of the base model.
-        loss_on: "response" supervises the assistant's turns, "all" every token; raw text is always
-            supervised whole.
+        sample: a chat (`messages`) or a raw text (`text`).
+        tokenizer: the tokenizer of the base model.
+        loss_on: "response" gives labels to the assistant's turns, "all" to every token. All tokens of a raw
+            text have labels in either case.
     """
     (document,) = _tokenize([sample], tokenizer, loss_on)
     return document
@@ -90,17 +90,17 @@ def render_all(
     on_long: str = "error",
     vocab_size: int | None = None,
 ) -> tuple[list[Document], Counts]:
-    """Returns the documents and their Counts; a sample without a supervised token has no document.
+    """Tokenizes samples; returns their documents and Counts. Samples without any label are left out.
 
     Args:
         samples, tokenizer, loss_on: as in render.
-        max_length: tokens, <bos> and the end of the turn included; None or 0 for no limit.
+        max_length: limit of a document in tokens, with <bos> and the end of the turn; None or 0 for no limit.
         on_long: "error", "drop" (leaves longer samples out) or "truncate" (cuts off their ends).
         vocab_size: vocabulary entries of the model; by default those of the tokenizer.
 
     Raises:
-        ValueError: samples are too long under "error", a token id is outside the vocabulary, or no document
-            is left.
+        ValueError: a sample is too long and on_long is "error", a token id is outside the vocabulary, or no
+            document is left.
     """
     documents, counts, too_long = [], Counts(), []
     for document in _tokenize(samples, tokenizer, loss_on):
@@ -131,7 +131,7 @@ def render_all(
 
 
 def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> Iterator[Document]:
-    """Yields the documents of the samples; the tokenizer takes many texts at a time, in parallel."""
+    """Yields one document for each sample. The tokenizer gets CHUNK samples at a time, in parallel."""
     # One int object for each token id: a list of them takes 8 bytes a token instead of 36.
     same: dict[int, int] = {}
     with bar(len(samples), "tokenizing", "samples", quiet=len(samples) <= CHUNK) as progress:
@@ -154,7 +154,7 @@ def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> 
 
 
 def _truncate(document, length):
-    """Returns the first `length` tokens; the last position loses its label, which is cut off."""
+    """Returns the first `length` tokens. The last one has no label: the token after it is cut off."""
     return Document(document.input_ids[:length], document.labels[: length - 1] + [IGNORE_INDEX], document.id)
 
 

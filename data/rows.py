@@ -1,4 +1,4 @@
-"""Training files to Samples; all problems of all files are collected into one error.
+"""Reads training files into Samples. Faulty rows of all files are collected into one error.
 
 A file is a JSON array or JSONL, in UTF-8. A row is one of
 
@@ -7,7 +7,8 @@ A file is a JSON array or JSONL, in UTF-8. A row is one of
     {"messages": [{"role", "content"}, ...]}   [system,] user, assistant, user, assistant, ...
     {"text"}                                   raw text, for pretraining
 
-Other keys are ignored. A file of prompts needs no responses; a .txt file has one prompt a line.
+Other keys of a row are ignored. In a file of prompts (read_prompts) the rows need no response, and a .txt
+file has one prompt a line.
 """
 
 import json
@@ -29,7 +30,7 @@ Messages = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: a conversation that ends with the assistant, or raw text; the other field is None."""
+    """One row of a file: either a conversation (`messages`) or raw text (`text`). The other field is None."""
 
     id: str  # "train.jsonl:12" is a line, "train.json:[11]" an element of an array
     messages: Messages | None = None
@@ -39,7 +40,7 @@ class Sample:
 def read_samples(
     paths: str | Path | Sequence[str | Path], format: str = "auto", on_bad: str = "error"
 ) -> tuple[list[Sample], list[str]]:
-    """Returns the samples of one or several files, in order, and one problem for each skipped row.
+    """Reads files; returns their samples in order, and an error message for each row that was skipped.
 
     Args:
         paths: one path or several.
@@ -47,18 +48,18 @@ def read_samples(
         on_bad: "error" raises for a bad row, "skip" leaves it out.
 
     Raises:
-        ValueError: lists every problem of every file. A file that cannot be read as a whole and a set without
-            a sample are errors under "skip" too.
+        ValueError: lists every problem of every file. Even with "skip" it is raised if a file as a whole
+            cannot be read, or if there is no sample.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     return _read_files([Path(p) for p in paths], format, on_bad, _sample)
 
 
 def read_prompts(path: str | Path) -> list[Sample]:
-    """Returns the prompts of a file as Samples whose messages end with the user.
+    """Returns the prompts of a file as Samples whose last message is the user's.
 
-    The rows are those of training, and need no last response. The text of a {"text"} row or of a line of a
-    .txt file is the user's message.
+    The rows are those of training; a response at the end of a row is ignored and may be missing. In a .txt
+    file each line is a user's message, and so is the text of a {"text"} row.
 
     Raises:
         ValueError: lists every problem of the file.
@@ -86,11 +87,13 @@ def _read_files(paths, format, on_bad, parse):
 
 
 class _UnreadableFile(Exception):
-    """The file as a whole cannot be used; the message starts with the line number."""
+    """No row of a file can be used. The message is what follows "FILE:" in the error, such as a line number.
+    """
 
 
 def _read_file(path, label, format, parse, samples, problems):
-    """Appends the file's samples, which parse(id, row) returns, and its problems to the two lists."""
+    """Adds a file's samples and problems to the two lists; parse(id, row) returns (Sample or None, faults).
+    """
     text = _read_text(path)
     if not text.strip():
         problems.append(f"{label}:1: the file is empty")
@@ -127,7 +130,7 @@ def _lines(text, label):
 
 
 def _jsonl_rows(text, label):
-    """Yields (id, line number, row, error or None) for each line that is not blank."""
+    """Yields (id, line number, row, error or None) for each line of JSONL that is not blank."""
     decoder, repeated = _decoder()
     for row_id, number, line, error in _lines(text, label):
         row = None
@@ -139,7 +142,7 @@ def _jsonl_rows(text, label):
 
 
 def _array_rows(text, label):
-    """Yields (id, line number, row, error or None) for each element; json.loads would not give the line."""
+    """Yields (id, line number, row, error or None) for each element; json.loads would not give its line."""
     decoder, repeated = _decoder()
     line, counted, index = 1, 0, 0
     try:
@@ -163,9 +166,9 @@ def _array_rows(text, label):
 
 
 def _decoder():
-    """Returns a JSON decoder, and the list to which it appends each key that an object has twice.
+    """Returns a JSON decoder, and a list to which the decoder adds every key that an object has twice.
 
-    json itself keeps the last value of such a key and raises no error.
+    Python's json module accepts such an object without an error and keeps the last value of the key.
     """
     repeated = []
 
@@ -180,19 +183,19 @@ def _decoder():
 
 
 def _repeated_keys(repeated):
-    """Returns the error for the repeated keys of the last row, or None; empties the list."""
+    """Returns an error message that names the keys in the list, or None if it is empty; empties the list."""
     keys = ", ".join(f'"{key}"' for key in repeated)
     repeated.clear()
     return f"the same key twice in one object: {keys}" if keys else None
 
 
 def _json_fault(error):
-    """Returns json's message; a RecursionError and a number of over 4,300 digits come without one."""
+    """Returns json's error message, or our own for a RecursionError or a number of over 4,300 digits."""
     return getattr(error, "msg", "nested too deeply, or an endless number")
 
 
 def _separator(text, position, allowed):
-    """Returns the separator after the blanks at `position`, and the position of the next value."""
+    """Skips blanks; returns the separator that follows, and the position of the next value."""
     position = BLANKS.match(text, position).end()
     found = text[position : position + 1]
     if not found or found not in allowed:
@@ -201,7 +204,7 @@ def _separator(text, position, allowed):
 
 
 def _bad_bytes(text):
-    """Returns the error for the first bad byte of text decoded with surrogateescape, or None."""
+    """Returns an error message for the first byte that is not UTF-8 (now a lone surrogate), or None."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -232,7 +235,8 @@ def _sample(row_id, row):
 
 
 def _prompt(row_id, row):
-    """Returns _sample without its last response; a row without one gets a placeholder, which is removed."""
+    """Returns (Sample that ends with the last user turn, []) or (None, faults); the row may lack a response.
+    """
     if isinstance(row, dict):
         if "messages" in row:
             turns = row["messages"]
@@ -278,7 +282,7 @@ def _from_messages(turns):
 
 
 def _string_faults(row, key, empty=None):
-    """Returns what is wrong with row[key] as a text; `empty` is the fault of a blank one, None allows it."""
+    """Returns the faults of the string row[key]; if `empty` is given, it is the fault of a blank string."""
     if key not in row:
         return [f'missing key "{key}"']
     value = row[key]

@@ -1,13 +1,13 @@
-"""Documents on disk, so that a large training set is tokenized once and not in every run.
+"""A cache of tokenized documents on disk, so that several runs tokenize a large training set once.
 
-The file is an .npz named after the SHA-256 of everything that the documents depend on: the samples, the
-tokenizer, the settings and the code. T tokens, D documents.
+Each file is an .npz. Its name is the SHA-256 of everything that determines the documents: the samples, the
+tokenizer, the settings and the code. T is the number of tokens of all documents, D that of documents.
 
     tokens      (T,) int32   token ids of all documents
-    supervised  (T,) bool    whether position i must predict token i + 1
-    lengths     (D,) int64   tokens of each document
+    supervised  (T,) bool    whether position i has a label, which is then token i + 1
+    lengths     (D,) int64   number of tokens of each document
     ids         uint8        names of the documents in UTF-8, with a zero byte between two
-    counts      int64        the fields of data.render.Counts in order
+    counts      int64        the values of data.render.Counts, in the order of its fields
 """
 
 import hashlib
@@ -35,10 +35,10 @@ Rendered = tuple[list[Document], Counts]
 def load_or_render(
     folder: Path, samples: Sequence[Sample], depends_on: Callable[[], bytes], render: Callable[[], Rendered]
 ) -> Rendered:
-    """Returns render(), from a file in `folder` if an earlier call stored it there.
+    """Returns render(). If an earlier call stored the same result in `folder`, it is read from there.
 
-    The folder is made if it is missing, readable by this user only. If it cannot be written, nothing is
-    stored. depends_on() returns the bytes of everything besides the samples that the documents depend on.
+    A result is stored from MIN_SAMPLES samples on, if the folder can be written; a new folder is readable by
+    this user only. depends_on() returns bytes that identify all inputs of render() other than `samples`.
     """
     if len(samples) < MIN_SAMPLES:
         return render()
@@ -54,7 +54,7 @@ def load_or_render(
 
 
 def _load(file: Path) -> Rendered | None:
-    """Returns the documents and counts, or None if the file is missing or broken."""
+    """Returns the documents and their Counts from a file, or None if it is missing or damaged."""
     with suppress(OSError):
         os.utime(file)  # the time of the last use
     try:
@@ -78,7 +78,7 @@ def _decode(tokens, supervised, lengths, ids, counts):
 
 
 def _save(file, documents, counts):
-    """Writes the file whole or not at all, and not if it is large for MAX_BYTES or the disk."""
+    """Writes the file if it fits MAX_BYTES and a tenth of the free disk; then removes the oldest files."""
     arrays = {
         "tokens": np.concatenate([np.array(d.input_ids, np.int32) for d in documents]),
         "supervised": np.concatenate([np.array(d.labels) != IGNORE_INDEX for d in documents]),
