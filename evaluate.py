@@ -1,4 +1,4 @@
-"""Evaluates a model: its loss on a file, and its responses against the file's.
+"""Evaluates a model on a file: its loss, and how its responses compare with the responses of the file.
 
 python evaluate.py --model DIR|hub-id|tiny [--adapter DIR] --data FILE [--limit N] [--json]
 """
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def render(samples: list[Sample], loaded: LoadedModel, file: str) -> tuple[list[Sample], list[Document], int]:
-    """Returns the samples that fit the model's positions, their documents, and the number of longer ones."""
+    """Returns (samples that fit the model's positions, their documents, number of longer samples)."""
     vocab_size, positions = loaded.model.config.vocab_size, loaded.model.config.max_position_embeddings
     documents, counts = render_all(
         samples, loaded.tokenizer, max_length=positions, on_long="drop", vocab_size=vocab_size
@@ -78,7 +78,7 @@ def render(samples: list[Sample], loaded: LoadedModel, file: str) -> tuple[list[
 
 
 def loss(documents: list[Document], loaded: LoadedModel) -> dict:
-    """Returns {"loss": mean over the supervised tokens, "tokens": their number}.
+    """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": number of these tokens}.
 
     Raises ValueError if the loss is not finite.
     """
@@ -101,7 +101,7 @@ def loss(documents: list[Document], loaded: LoadedModel) -> dict:
 
 
 def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, task: ModuleType) -> dict:
-    """Returns the task's measures of the greedy responses, {} for raw text."""
+    """Generates responses greedily and returns the task's measures of them; returns {} for raw text."""
     from training import evaluation
     from training.config import Generate
 
@@ -117,7 +117,7 @@ def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, ta
 
 
 def table(figures: dict, task: ModuleType) -> str:
-    """Returns the figures as an aligned table, with a line for each label of the task."""
+    """Returns the figures as an aligned table; for a task with labels, one line per label follows."""
     lines = [f"{name:16}{figures[name]}" for name in ("model", "adapter", "data") if figures[name]]
     lines += [f"{'rows':16}{figures['rows']:,}, {figures['tokens']:,} supervised tokens", ""]
     lines += [f"{m.label:16}{figure(m, figures[m.key]):>8}" for m in present_metrics(figures)]

@@ -1,4 +1,4 @@
-"""Answers a prompt or a file of prompts, or chats.
+"""Generates the answer to a prompt, the answers to a file of prompts, or a chat.
 
 python generate.py --model DIR|hub-id|tiny [--adapter DIR] [--prompt TEXT | --input FILE --output FILE]
 """
@@ -22,10 +22,7 @@ if TYPE_CHECKING:  # --help must not wait for torch.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answers one prompt, a file of prompts, or a chat that ends with Ctrl-D; returns the exit code.
-
-    Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
-    """
+    """Answers one prompt, a file of prompts, or a chat; returns the exit code (common/errors.py)."""
     args = parse_arguments(argv)
     command = shlex.join(["python", "generate.py", *(sys.argv[1:] if argv is None else argv)])
     stopped = f"stopped; continue with:\n    {command}" if args.input else "stopped"
@@ -33,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Returns the options; exits with code 2 if they exclude each other."""
+    """Returns the options; exits with code 2 if they are wrong or exclude each other."""
     parser = argparse.ArgumentParser(
         prog="generate.py",
         description="Answer a prompt or a file of prompts, or chat (Ctrl-D ends the chat).",
@@ -78,10 +75,9 @@ class Bot:
         }
 
     def signature(self, seed: int) -> str:
-        """Returns a short hash of everything that determines an answer.
+        """Returns a hash, 12 hex digits, of everything besides the prompt that determines an answer.
 
-        That is the config, the first values of each weight, the scales of the adapters, the dtype and the
-        settings.
+        It reads only the first 4,096 values of each weight.
         """
         from lora.inject import adapters
 
@@ -94,7 +90,7 @@ class Bot:
         return found.hexdigest()[:12]
 
     def complete(self, prompt: list[int], seed: int, show: bool) -> "Completion":
-        """Returns the completion of a prompt; `show` prints its text while it grows (no final newline)."""
+        """Returns the completion of a prompt; `show` prints its text as it grows, without a final newline."""
         from model.tokenizer import TextStream
 
         stream = TextStream(self.tokenizer)
@@ -116,7 +112,7 @@ class Bot:
 
 
 def open_bot(args: argparse.Namespace) -> Bot:
-    """Loads the model; before that, raises ValueError with every setting that is out of range."""
+    """Loads the model. If settings are out of range, raises a ValueError that lists them, before loading."""
     from generation.generate import problems
     from generation.sampling import Sampling
 
@@ -127,7 +123,7 @@ def open_bot(args: argparse.Namespace) -> Bot:
 
 
 def with_instruction(text: str, instruction: str | None) -> str:
-    """Returns the instruction, a blank line and the text; a name of PROMPTS stands for a task's prompt."""
+    """Returns instruction, blank line and text. The instruction "redact" stands for that of redaction."""
     from tasks.choose import PROMPTS
 
     if instruction in PROMPTS:
@@ -142,7 +138,7 @@ def talk(args: argparse.Namespace) -> int:
 
 
 def answer(bot: Bot, args: argparse.Namespace) -> int:
-    """Answers one prompt: token by token on a terminal, else as a whole."""
+    """Prints the answer to --prompt: token by token if stdout is a terminal, otherwise as a whole."""
     tokenizer, text = bot.tokenizer, with_instruction(args.prompt, args.instruction)
     raw = [tokenizer.bos_id, *tokenizer.encode(text)]
     stream = sys.stdout.isatty() and not args.json
@@ -157,7 +153,7 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 
 
 def answer_file(args: argparse.Namespace) -> int:
-    """Answers the rows of --input that --output has no answer for, and writes the answers in that order."""
+    """Answers the rows of --input without an answer in --output; writes the answers in the rows' order."""
     from common.progress import bar, warn
     from data.rows import read_prompts
     from generation.answer_file import AnswerFile
@@ -192,7 +188,7 @@ def answer_file(args: argparse.Namespace) -> int:
 
 
 def refuse_long(ids: Sequence[str], prompts: Sequence[list[int]], positions: int) -> None:
-    """Raises ValueError that names every row without room for an answer."""
+    """Raises a ValueError that lists every prompt that leaves no position for an answer."""
     long = [f"{id}: {len(p)} tokens" for id, p in zip(ids, prompts, strict=True) if len(p) >= positions]
     if long:
         rule = f"too long for the model's {positions} positions; shorten or remove them:"
@@ -200,7 +196,7 @@ def refuse_long(ids: Sequence[str], prompts: Sequence[list[int]], positions: int
 
 
 def chat(bot: Bot, seed: int) -> int:
-    """Answers lines until Ctrl-D; the model sees the whole conversation each time."""
+    """Answers each line of stdin until Ctrl-D; the model sees the whole conversation each time."""
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows has no readline.
             importlib.import_module("readline")  # Once it is loaded, input() understands the arrow keys.

@@ -23,10 +23,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the named device and prepares PyTorch for it; "auto" is CUDA if there is a GPU, else the CPU.
-
-    Raises ValueError if the device cannot be used.
-    """
+    """Returns a device, ready for use; "auto" is CUDA, else the CPU. Raises ValueError if it is unusable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -55,15 +52,13 @@ def device_name(device: torch.device) -> str:
 
 
 def missing_to_compile(device: torch.device) -> str | None:
-    """Returns an error message if torch.compile cannot work on this CPU, otherwise None.
-
-    On a CPU it needs a C++ compiler and Python's headers (torch/_inductor/cpp_builder.py).
-    """
+    """Returns an error message if torch.compile lacks a C++ compiler or Python.h on a CPU, otherwise None."""
     if device.type != "cpu":
         return None
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
         return f"the C++ compiler {compiler} is missing; install it, or name another in CXX"
+    # What torch.compile needs is in torch/_inductor/cpp_builder.py.
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
         return f"{header} is missing; install Python's headers (python3-dev on Debian)"
@@ -71,11 +66,8 @@ def missing_to_compile(device: torch.device) -> str | None:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep the memory of freed tensors for new tensors; does nothing with other C libraries.
-
-    Every step frees and allocates the same gigabytes. If Linux got them back, each page would cost a page
-    fault.
-    """
+    """Makes glibc keep the memory of freed tensors for new tensors; does nothing with other C libraries."""
+    # Every step frees and allocates the same gigabytes. A page that Linux got back costs a page fault.
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD, see mallopt(3): the heap never shrinks.
@@ -96,8 +88,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 class Precision:
     """Holds autocast and the gradient scaler for a precision. The scaler has an effect in fp16 only.
 
-    `name` is "fp32", "bf16", "fp16" or "auto", which is bf16 where the hardware multiplies it faster, else
-    fp32.
+    `name` is "fp32", "bf16", "fp16" or "auto": bf16 where the hardware multiplies it faster, else fp32.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -113,9 +104,7 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype for base weights: float32 if they are trained, since bfloat16 loses small
-        updates.
-        """
+        """Returns the dtype for base weights: float32 if they train, as bfloat16 loses small updates."""
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32

@@ -20,8 +20,7 @@ def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean NAME?" with the known name most like `word`, or else a list of all known names.
-    """
+    """Returns "; did you mean NAME?" with the known name most like `word`, or else lists all known names."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(map(repr, known))}"
@@ -30,9 +29,9 @@ def closest(word: str, known: Iterable[str]) -> str:
 def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
     """Calls work() and returns an exit code. If work() fails, prints its error on stderr without a traceback.
 
-    The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C or SIGTERM, and 1 after any
-    other error. stopped() returns the message for Ctrl-C and SIGTERM. If the environment variable
-    LOUPE_TRACEBACK is set, errors are raised.
+    The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C or SIGTERM, else 1.
+    stopped() returns the message for Ctrl-C and SIGTERM. With LOUPE_TRACEBACK=1 in the environment, errors
+    are raised.
     """
     stops = []
 
@@ -69,12 +68,8 @@ def _message(error: Exception) -> str:
 
 
 def _reader_is_gone() -> bool:
-    """Returns whether the program that reads stdout through a pipe has ended, such as `head` in `... | head`.
-
-    If so, it also discards all further output. Other broken pipes, such as a connection to a registry, are
-    errors.
-    """
-    stdout = select.poll()
+    """Returns whether stdout's reader (`| head`) has ended; if so, it also discards all further output."""
+    stdout = select.poll()  # Other broken pipes, such as a connection to a registry, are errors.
     stdout.register(1, 0)  # poll() reports POLLERR without being asked for it.
     gone = bool(stdout.poll(0))
     if gone:

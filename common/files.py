@@ -23,8 +23,7 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: Path, remedy: str) -> dict:
-    """Returns the object in a JSON file; raises ValueError (path, reason and remedy) if that is impossible.
-    """
+    """Returns the object in a JSON file; raises ValueError (path, reason, remedy) if that is impossible."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -40,11 +39,10 @@ def read_json(path: Path, remedy: str) -> dict:
 
 @contextmanager
 def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path. The file or folder that the block writes there replaces `path` when it ends.
+    """Yields a temporary path. What the block writes there, a file or a folder, replaces `path` at its end.
 
-    Its bytes are flushed to the disk before it is renamed. If the block raises, `path` stays as it was. If
-    several processes may replace the same path at once, each passes its own temporary path in the same folder
-    as `part`.
+    The bytes are on the disk before the rename. If the block raises, `path` stays as it was. Where several
+    processes may replace one path at a time, each passes a `part` of its own in the same folder.
     """
     part = part or path.with_name(f".{path.name}.part")
     recover(path)
@@ -62,8 +60,7 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Cleans up after a process that was killed in replacing(path): restores the old folder if `path` is
-    gone.
+    """Cleans up after a killed replacing(path). If `path` is missing, the old folder takes its place again.
     """
     if _aside(path).exists() and not path.exists():
         os.replace(_aside(path), path)
@@ -103,12 +100,10 @@ def _sync(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Tries to lock an open file; returns whether this process has the lock. Closing the file releases it.
-
-    It fails if another process has the lock, or if the file was removed or renamed after it was opened.
-    """
+    """Tries to lock an open file for this process; returns whether it did. Closing the file unlocks it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A file that its last holder removed or renamed does not count: nobody else would see the lock.
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
     except (BlockingIOError, FileNotFoundError):
         return False

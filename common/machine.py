@@ -38,8 +38,7 @@ def free(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the most memory used so far, in bytes: by tensors on a CUDA GPU, else by this process in RAM.
-    """
+    """Returns the most memory used so far, in bytes: by tensors on a CUDA GPU, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it

@@ -8,8 +8,7 @@ from data.loader import prompt_of
 from data.render import IGNORE_INDEX, Counts, Document
 from data.rows import Sample
 
-# A summary names this many samples for each finding.
-EXAMPLES = 3
+EXAMPLES = 3  # A summary names this many samples for each finding.
 # UTF-8 text that was decoded as Latin-1 or Windows-1252 shows each lead byte as a character of its own (A
 # circumflex or tilde for accents, a circumflex for dashes and quotes, eth for emoji) before a trailing byte.
 _TAIL = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", errors="ignore")) + "\u0080-\u00bf"

@@ -16,9 +16,8 @@ from data.rows import Sample
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
     """Returns the indices 0 to n - 1 in the order in which an epoch visits n documents.
 
-    Without `shuffle` the order is 0, 1, 2, ... Python's `random` shuffles, so the order does not depend on
-    torch's version. Its seed is a text with seed and epoch, because their sum would be 3 for both (1, 2) and
-    (2, 1).
+    Python's `random` shuffles them, so the order does not depend on torch's version. Its seed is a text with
+    seed and epoch, because their sum would be the same for (1, 2) and (2, 1).
     """
     order = list(range(n))
     if shuffle:
@@ -31,8 +30,7 @@ class Loader:
 
     Args:
         documents: the documents of the training set.
-        batch_size: documents per micro-batch (the last one of an epoch may have fewer); unused with
-            max_tokens.
+        batch_size: documents per micro-batch, fewer in an epoch's last one; unused if max_tokens is given.
         seed: seed of the order.
         shuffle: if False, every epoch has the order of `documents`.
         max_tokens: the most tokens in a micro-batch. Micro-batches then take about equal time.
@@ -57,8 +55,7 @@ class Loader:
             raise ValueError(f"train.batch_size = {batch_size} must be at least 1")
         self.documents, self.batch_size, self.seed = documents, batch_size, seed
         self.shuffle, self.share_prefix = shuffle, share_prefix
-        # These groups are the same in all epochs, so all epochs have equally many steps, as the schedule of
-        # the learning rate needs.
+        # All epochs have the same groups: the learning rate schedule needs equally many steps in each.
         self.groups = self._group_by_tokens(max_tokens) if max_tokens else None
 
     def __len__(self) -> int:
@@ -137,7 +134,7 @@ def split_validation(
 
 
 def prompt_of(sample: Sample) -> str:
-    """Returns a string that identifies a sample's prompt: the turns before a response, or the raw text."""
+    """Returns a string to compare prompts by: the turns before the first response, or the raw text."""
     if sample.text is not None:
         return repr(sample.text.strip())
     messages = sample.messages or ()

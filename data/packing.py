@@ -29,10 +29,8 @@ import torch
 from data.render import IGNORE_INDEX, Document
 
 T = TypeVar("T")
-# Batch.shared_prefix of a document without a shared prefix.
-NO_PREFIX = -1
-# Shorter prefixes do not pay for the extra document.
-MIN_PREFIX_TOKENS = 16
+NO_PREFIX = -1  # Batch.shared_prefix of a document without a shared prefix
+MIN_PREFIX_TOKENS = 16  # Shorter prefixes do not pay for the extra document.
 
 
 @dataclass
@@ -54,8 +52,7 @@ class Batch:
         return self.targets.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Returns the batch on another device. cu_seqlens stays on the CPU, where attention reads its values.
-        """
+        """Returns the batch on another device; cu_seqlens stays on the CPU, where attention reads it."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
@@ -99,13 +96,11 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
 
 
 def _split_shared_prefixes(documents):
-    """Returns (documents, Batch.shared_prefix) after making each shared prefix a document of its own.
-
-    A prefix ends before the first supervised position, and leaves every document at least one token.
-    """
+    """Returns (documents, Batch.shared_prefix), with each shared prefix as a document of its own."""
     groups = {}
     for number, document in enumerate(documents):
         last = len(document.labels) - 1
+        # Positions from the first supervised one on are not shared, nor is the last token.
         shareable = next((i for i in range(last) if document.labels[i] != IGNORE_INDEX), last)
         key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if shareable >= MIN_PREFIX_TOKENS else number
         groups.setdefault(key, []).append((document, shareable))
@@ -138,9 +133,6 @@ def grouped(items: Iterable[T], tokens: Callable[[T], int], limit: int) -> Itera
 
 
 def common_prefix_length(rows: Sequence[list[int]] | Sequence[tuple[int, ...]], most: int) -> int:
-    """Returns the length in tokens of the prefix that all rows have in common, at most `most`.
-
-    It compares the first and the last row in lexicographic order: a prefix of both is a prefix of all rows.
-    """
-    low, high = min(rows), max(rows)
+    """Returns the length in tokens of the prefix that all rows have in common, at most `most`."""
+    low, high = min(rows), max(rows)  # What these two share in lexicographic order, all rows share.
     return next((i for i in range(most) if low[i] != high[i]), most)

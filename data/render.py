@@ -17,14 +17,12 @@ from common.errors import listed
 from common.progress import bar
 from data.rows import Messages, Sample
 
-# The label of a position without a target, as in torch and Hugging Face.
-IGNORE_INDEX = -100
-# This many samples are tokenized at a time.
-CHUNK = 1000
+IGNORE_INDEX = -100  # the label of a position without a target, as in torch and Hugging Face
+CHUNK = 1000  # This many samples are tokenized at a time.
 
 
 class Tokenizer(Protocol):
-    """The part of model.tokenizer.Tokenizer that this file uses. It may not import the model folder."""
+    """The part of model.tokenizer.Tokenizer that is used here; this folder imports nothing of model/."""
 
     bos_id: int
     eos_id: int

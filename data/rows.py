@@ -20,12 +20,10 @@ from pathlib import Path
 from common.errors import listed
 
 ROW_SHAPES = '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"} or {"text"}'
-# The blanks that JSON allows between values.
-BLANKS = re.compile(r"[ \t\n\r]*")
+BLANKS = re.compile(r"[ \t\n\r]*")  # JSON allows these between values.
 TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number"}
 
-# (role, content) of each turn; the role is system, user or assistant.
-Messages = tuple[tuple[str, str], ...]
+Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; a role is system, user or assistant.
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,11 @@ def _read_files(paths, format, on_bad, parse):
 
 
 class _UnreadableFile(Exception):
-    """No row of a file can be used. The message is what follows "FILE:" in the error, such as a line number.
-    """
+    """No row of a file can be used. The message is the part of the error after "FILE:"."""
 
 
 def _read_file(path, label, format, parse, samples, problems):
-    """Adds a file's samples and problems to the two lists; parse(id, row) returns (Sample or None, faults).
-    """
+    """Adds a file's samples and problems to two lists; parse(id, row) returns (Sample or None, faults)."""
     text = _read_text(path)
     if not text.strip():
         problems.append(f"{label}:1: the file is empty")
@@ -166,10 +162,7 @@ def _array_rows(text, label):
 
 
 def _decoder():
-    """Returns a JSON decoder, and a list to which the decoder adds every key that an object has twice.
-
-    Python's json module accepts such an object without an error and keeps the last value of the key.
-    """
+    """Returns a JSON decoder, and a list to which it adds each key that an object has twice."""
     repeated = []
 
     def make_object(pairs):
@@ -179,6 +172,7 @@ def _decoder():
             repeated.extend(key for key in found if keys.count(key) > 1)
         return found
 
+    # Without the hook, json keeps the last value of such a key and raises no error.
     return json.JSONDecoder(object_pairs_hook=make_object), repeated
 
 
@@ -235,8 +229,7 @@ def _sample(row_id, row):
 
 
 def _prompt(row_id, row):
-    """Returns (Sample that ends with the last user turn, []) or (None, faults); the row may lack a response.
-    """
+    """Returns (Sample that ends with its last user turn, []) or (None, faults); needs no response."""
     if isinstance(row, dict):
         if "messages" in row:
             turns = row["messages"]

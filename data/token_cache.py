@@ -24,10 +24,8 @@ from common.files import replacing
 from data.render import IGNORE_INDEX, Counts, Document
 from data.rows import Sample
 
-# Tokenizing fewer samples takes no time that anybody notices.
-MIN_SAMPLES = 2000
-# Bytes of all files in the folder; the least recently used files are removed.
-MAX_BYTES = 2**30
+MIN_SAMPLES = 2000  # Tokenizing fewer samples takes no time that anybody notices.
+MAX_BYTES = 2**30  # of all files in the folder; the least recently used files are removed
 
 Rendered = tuple[list[Document], Counts]
 
@@ -78,7 +76,7 @@ def _decode(tokens, supervised, lengths, ids, counts):
 
 
 def _save(file, documents, counts):
-    """Writes the file if it fits MAX_BYTES and a tenth of the free disk; then removes the oldest files."""
+    """Writes the file if it is not too large; then removes the least recently used files over MAX_BYTES."""
     arrays = {
         "tokens": np.concatenate([np.array(d.input_ids, np.int32) for d in documents]),
         "supervised": np.concatenate([np.array(d.labels) != IGNORE_INDEX for d in documents]),

@@ -1,9 +1,9 @@
-"""A file of completions that an interrupted run continues.
+"""The output file of generate.py --input, which a later run can continue.
 
-A line of the file is {"prompt", "response", "stop_reason", "made_by"}; the lines are in the order of the
-prompts. `made_by` is a short hash of the model and its settings. Together with the prompts it shows whether
-a file belongs to a run. Completions that finish before those of earlier prompts go to FILE.waiting, as row
-number, tab and line. The next run reads them there; when none is waiting, FILE.waiting is removed.
+Each line is {"prompt", "response", "stop_reason", "made_by"}; the lines have the order of the prompts.
+`made_by` is a short hash of the model and its settings: a file is continued only with the same prompts and
+the same hash. A completion that finishes before those of earlier prompts is stored in FILE.waiting, as row
+number, tab and line. FILE.waiting is removed at the end if no completion waits.
 """
 
 import json
@@ -16,9 +16,9 @@ from common.files import lock
 
 
 class AnswerFile:
-    """The answers to prompts: `with AnswerFile(...) as file: file.add(...)`.
+    """The answers to a list of prompts, on disk: `with AnswerFile(...) as file: file.add(...)`.
 
-    `missing` lists the row numbers of the prompts without an answer. Before `with`, no file is changed.
+    `missing` lists the row numbers of the prompts without an answer. The constructor changes no file.
 
     Args:
         path: a new file, or one of an earlier run.
@@ -26,7 +26,7 @@ class AnswerFile:
         made_by: a text that depends on the model and its settings only.
 
     Raises:
-        ValueError: the file or FILE.waiting holds something else, or cannot be read, or, on `with`, written.
+        ValueError: a file is of another run or cannot be read. `with` raises it if one cannot be written.
     """
 
     def __init__(self, path: str | Path, prompts: Sequence[str], made_by: str):
@@ -52,7 +52,7 @@ class AnswerFile:
         self.output.close()
 
     def add(self, row: int, response: str, stop_reason: str) -> None:
-        """Stores the answer to prompts[row]; the output gets it as soon as it has all rows before."""
+        """Stores the answer to prompts[row]; the output gets it as soon as all earlier rows are answered."""
         rest = {"response": response, "stop_reason": stop_reason, "made_by": self.made_by}
         self.lines[row] = self._line_start(row) + b", " + _encode(rest)[1:]
         if row > self.written:
@@ -69,7 +69,7 @@ class AnswerFile:
         return _encode({"prompt": self.prompts[row]})[:-1]
 
     def _check(self, file: "_LineFile", numbered: Iterable[tuple[int, bytes]]) -> None:
-        """Raises ValueError if a line, given as (row number, line), is no answer of this run."""
+        """Raises ValueError if a (row number, line) of the file is not this run's answer to that prompt."""
         remedy = f"name another --output, or remove {self.output.path}"
         if self.waiting.path.exists():
             remedy += f" and {self.waiting.path}"
@@ -90,7 +90,7 @@ class AnswerFile:
 
 
 class _LineFile:
-    """A file that grows by whole lines; open() removes a part of a line that an interrupted run left."""
+    """A file that grows by whole lines. open() removes an incomplete last line of an interrupted run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -129,7 +129,7 @@ class _LineFile:
 
 
 def _parse_waiting(line: bytes) -> tuple[int, bytes]:
-    """Returns the row number of a waiting line, -1 if it has none, and the answer."""
+    """Splits a line of FILE.waiting into (row number, or -1 if it has none; line for the output)."""
     row, _, answer = line.partition(b"\t")
     return int(row) if row.isdigit() else -1, answer
 

@@ -1,17 +1,17 @@
-"""The KV cache: keys and values of earlier tokens, so that a new token costs one position, not a whole text.
+"""The KV cache: keys and values of earlier tokens, so that a decoding step computes only the new token.
 
-B rows (one text each), H query heads, K key/value heads, G = H / K query heads that share one, D head_dim,
-T tokens of a packed stream, C cache positions, W sliding window.
+B rows (one text each), H query heads, K key/value heads, G = H / K query heads per key/value head, D
+head_dim, T tokens of a packed stream, C cache positions, W sliding window in tokens.
 
-The token at position p of a row is at cache position p, whatever the other rows hold. On a sliding layer it
-is at p % W, a ring: it replaces the token that just left its window.
+The token at position p of a text is at cache position p of its row, whatever the other rows hold. On a layer
+with a sliding window it is at p % W (a ring buffer): it replaces the token that has just left the window.
 
     cache position   0  1  2  3  4  5
     row 0            a  b  c  d  e  f        length 6
     row 1            p  q  r  .  .  .        length 3; the positions after it are masked
 
-So a new text can start in a row as soon as another one ends. The keys are stored after RoPE has turned them,
-so the order of the positions in a ring does not matter.
+So a new text can start in a row as soon as another text ends there. RoPE is applied to keys before they are
+stored, so attention does not need them in the order of their positions.
 """
 
 import torch
@@ -27,10 +27,10 @@ BLOCK = 16
 
 
 class KVCache:
-    """Keys and values of B rows. The layers of a decoding step call it as the model's `attend`."""
+    """The keys and values of B rows, and the attention of a decoding step: model(..., attend=cache)."""
 
     def __init__(self, cfg: Gemma3Config, rows: int, room: int, device: torch.device | str = "cpu"):
-        """Makes B empty rows of `room` positions with 2 K D values each; W positions on a sliding layer."""
+        """Makes B = `rows` empty rows of `room` positions; min(W, room) on layers with a sliding window W."""
         self.cfg, self.room, self.device = cfg, room, torch.device(device)
         self.ring = min(cfg.sliding_window, room)
         self.lengths = [0] * rows  # tokens in each row, with the one of the current step
@@ -40,16 +40,14 @@ class KVCache:
     def prefill(
         self, rows: list[int], lengths: list[int], shared_prefix: "SharedPrefix | None" = None
     ) -> "Prefill":
-        """Returns the `attend` that reads prompts of these lengths into these rows."""
+        """Returns what model(..., attend=...) needs to read prompts of these lengths into these rows."""
         for row, length in zip(rows, lengths, strict=True):
             self.lengths[row] = length
         return Prefill(self, rows, lengths, shared_prefix)
 
     def advance(self) -> Tensor:
-        """Opens the next position of every row and returns the position ids (B,) of the step's tokens.
-
-        Only a finished row can be full; it overwrites its last position.
-        """
+        """Moves every row to its next position; returns the position ids (B,) of the tokens of this step."""
+        # Only the row of a finished text can be full; it stays at its last position.
         self.lengths = [min(n + 1, self.room) for n in self.lengths]
         lengths = torch.tensor(self.lengths, device=self.device)
         self.rows, self.position = torch.arange(len(lengths), device=self.device), lengths - 1
@@ -59,9 +57,9 @@ class KVCache:
         return self.position
 
     def _block(self, rows: slice, lengths: Tensor) -> tuple[slice, dict[bool, tuple]]:
-        """Returns rows that attend together in this step, and {sliding: (used positions, mask)}.
+        """Returns (rows, {False for full attention or True for sliding: (number of used positions, mask)}).
 
-        The mask (B, 1, 1, C) has -inf after the end of a row; it is None if nothing is masked.
+        The mask (rows, 1, 1, C) is -inf at positions after the end of a row; it is None if nothing is masked.
         """
         longest, shortest = max(self.lengths[rows]), min(self.lengths[rows])
         hidden = torch.arange(longest, device=self.device) >= lengths[rows, None]  # (B, C)
@@ -73,7 +71,7 @@ class KVCache:
         return rows, {sliding: (n, mask[..., :n] if shortest < n else None) for sliding, n in used.items()}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sliding: bool) -> Tensor:
-        """Stores k and v (B, K, D) of one token a row, and attends: q (B, H, D) -> (B, H, D)."""
+        """Stores k and v (B, K, D) of one token per row; returns the attention (B, H, D) of q (B, H, D)."""
         keys, values = self.keys[layer], self.values[layer]
         position = self.ring_position if sliding else self.position
         keys[self.rows, :, position], values[self.rows, :, position] = k.to(keys.dtype), v
@@ -86,7 +84,7 @@ class KVCache:
         return torch.cat(parts).flatten(1, 2)  # (B, H, D)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns softmax(q k^T * scale + mask) v; q (B, K, G, D), k and v (B, K, C, D) -> (B, K, G, D)."""
+        """Returns softmax(q k^T * scale + mask) v, (B, K, G, D), for q (B, K, G, D), k and v (B, K, C, D)."""
         scale, softcap = self.cfg.attention_scale, self.cfg.attn_logit_softcapping
         if softcap is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -113,18 +111,17 @@ class KVCache:
             x[rows] = x[sources]
 
     def buffers(self, layer: int, like: Tensor, sliding: bool) -> tuple[Tensor, Tensor]:
-        """Returns a layer's keys and values (B, K, C, D); makes them with the dtype of `like` (T, K, D).
-
-        They start as zeros: a masked position has weight 0, and 0 * NaN would be NaN.
+        """Returns a layer's keys and values (B, K, C, D); the first call takes the dtype of `like` (T, K, D).
         """
         if layer not in self.keys:
             shape = (len(self.lengths), like.shape[1], self.ring if sliding else self.room, like.shape[2])
+            # Zeros, because a masked position has weight 0, and 0 * NaN would be NaN.
             self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
         return self.keys[layer], self.values[layer]
 
 
 class SharedPrefix:
-    """The `attend` that reads P tokens that all prompts begin with, once for all Prefills after it."""
+    """Attention over a prefix that all prompts share. It keeps q, k and v of the prefix for each Prefill."""
 
     def __init__(self, cfg: Gemma3Config, length: int, device: torch.device | str = "cpu"):
         self.length = length
@@ -141,16 +138,17 @@ class SharedPrefix:
 
 
 class Prefill:
-    """Packed attention over prompts that stores their keys and values in the cache.
+    """Attention over packed prompts, for model(..., attend=...). It stores their keys and values in the
+    cache.
 
-    With a shared prefix the model gets only the tokens after it. Attention sees the prefix before each prompt
-    (model/attention.py), and every row of the cache gets a copy of it.
+    With a shared prefix, the model gets only the tokens after it. Their attention includes the prefix
+    (model/attention.py), and every row of the cache gets a copy of the prefix.
     """
 
     def __init__(
         self, cache: KVCache, rows: list[int], lengths: list[int], shared_prefix: SharedPrefix | None = None
     ):
-        """Makes position_ids and cu_seqlens of the stream; `lengths` are those of the whole prompts."""
+        """Makes position_ids and cu_seqlens for the model; `lengths` count tokens with the shared prefix."""
         cfg, device, shared = cache.cfg, cache.device, shared_prefix.length if shared_prefix else 0
         self.cache, self.shared_prefix = cache, shared_prefix
         bounds = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))  # (rows + 1,)

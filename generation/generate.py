@@ -1,7 +1,8 @@
 """Text generation with continuous batching (Orca, Yu et al. 2022): when a completion ends, the next prompt
 takes its slot in the batch.
 
-Prompts are read in packed streams; then every slot gets one token a step. B slots, D hidden size.
+Prompts first go through the model in packed streams (prefill). Then each step generates one token for every
+slot. B slots, D hidden size.
 """
 
 import math
@@ -72,12 +73,12 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
-    """Returns the completions of prompts of token ids; up to rounding they do not depend on the batch.
+    """Returns a completion per prompt (token ids); up to rounding, it does not depend on the other prompts.
 
     Args:
-        max_new_tokens, max_new_ratio: limits of a completion, in tokens and as a multiple of the prompt.
+        max_new_tokens, max_new_ratio: limits of a completion, in tokens and as a multiple of its prompt.
         temperature, top_k, top_p, seed: see Sampling.
-        numbers: each prompt's number among those that share the seed; by default 0, 1, ...
+        numbers: seed and number of a prompt determine its random numbers; by default 0, 1, ...
         batch_size: number of slots.
         on_token: is called with the index of the prompt and each new token except stop ids.
         on_done: is called with the index of the prompt and its finished completion.
@@ -104,7 +105,7 @@ def generate(
 def problems(
     sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float | None = None
 ) -> list[str]:
-    """Returns what is wrong with these arguments of generate(), for which no model is needed."""
+    """Returns an error message for each bad argument of generate() that can be found without a model."""
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     found = sampling.problems()
     found += [f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1]
@@ -131,7 +132,7 @@ def _prompt_problems(cfg: Gemma3Config, prompts: Sequence[Sequence[int]]) -> lis
 
 @contextmanager
 def _inference(model: Gemma3ForCausalLM) -> Iterator[None]:
-    """Sets eval mode without gradients and compilation, and afterwards restores the mode of every module."""
+    """Runs a block in eval mode without gradients and torch.compile; then restores each module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     # Every step has another shape, and torch.compile would compile each of them.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -149,7 +150,7 @@ def _inference(model: Gemma3ForCausalLM) -> Iterator[None]:
 
 
 class BatchScheduler:
-    """B slots that share a KV cache, in which slot i is row i."""
+    """Generates completions in B slots, which share a KV cache; slot i uses row i of it."""
 
     def __init__(
         self,
@@ -177,7 +178,9 @@ class BatchScheduler:
             self.step()
 
     def admit(self) -> bool:
-        """Gives free slots to waiting requests, or removes them; returns False when all requests are done."""
+        """Gives free slots to waiting requests, or removes some if none waits; returns False when all is
+        done.
+        """
         while self.waiting or any(self.slots):
             free = [i for i, request in enumerate(self.slots) if request is None]
             if not self.waiting or len(free) < ADMIT_SHARE * len(self.slots):
@@ -209,7 +212,7 @@ class BatchScheduler:
         self.slots = [self.slots[i] for i in slots]
 
     def _next_tokens(self, hidden: Tensor, slots: Sequence[int]) -> Tensor:
-        """Returns the next tokens (n,) of n slots from the hidden states (n, D), and hands them out."""
+        """Chooses the next tokens (n,) of n slots from hidden states (n, D); adds them to the completions."""
         requests = [self.slots[i] for i in slots]
         plain_greedy = not self.sampling.temperature and self.model.config.final_logit_softcapping is None
         if plain_greedy and self.device.type == "cpu":
@@ -246,13 +249,14 @@ class BatchScheduler:
 
 
 def _longest_first(requests: Sequence[Request], window: int) -> Iterator[Request]:
-    """Yields the requests, sorted within each `window` of them; equal prompts come one after the other."""
+    """Sorts each `window` of consecutive requests, the longest prompts first; equal prompts are neighbours.
+    """
     for i in range(0, len(requests), window):
         yield from sorted(requests[i : i + window], key=lambda r: (-len(r.prompt), r.prompt))
 
 
 def _matmul_settings(rows: int, device: torch.device) -> AbstractContextManager:
-    """Disables oneDNN for one row on a CPU: it would rearrange bfloat16 weights for each product."""
+    """Returns a context. For one row on a CPU it disables oneDNN, which would rearrange bfloat16 weights."""
     if rows == 1 and device.type == "cpu":
         return torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
     return nullcontext()
@@ -265,10 +269,8 @@ def _read_prompts(
     prompts: list[tuple[int, ...]],
     shared_prefix: SharedPrefix | None,
 ) -> Tensor:
-    """Reads n prompts into rows of the cache and returns the hidden states (n, D) of their last tokens.
-
-    Equal prompts, as in a group of GRPO, are read once and copied.
-    """
+    """Runs n prompts through the model and fills rows of the cache; returns last hidden states (n, D)."""
+    # Equal prompts, as in a group of GRPO, are read once and copied.
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     source = [index[prompt] for prompt in prompts]
     first_rows = [rows[source.index(i)] for i in range(len(index))]

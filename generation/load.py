@@ -1,4 +1,4 @@
-"""The command-line options that name a model, and the model that they name."""
+"""Command-line options that name a model and an adapter, and a function that loads both."""
 
 import argparse
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class LoadedModel:
-    """A model with its adapter on its device, and what belongs to it."""
+    """A model on its device (with an adapter, if one was named), its tokenizer, folder and precision."""
 
     model: "Gemma3ForCausalLM"
     tokenizer: "Tokenizer"
@@ -41,7 +41,7 @@ class LoadedModel:
 
 
 def load_for_inference(args: argparse.Namespace) -> LoadedModel:
-    """Loads the model and the adapter that the options of add_model_arguments name."""
+    """Loads the model and the adapter that the parsed options of add_model_arguments name."""
     from common.device import Precision, pick_device
     from lora.peft_io import load_adapter
     from model.hub import resolve

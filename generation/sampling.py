@@ -1,4 +1,4 @@
-"""Choosing the next token. B rows, D hidden size, V vocabulary entries, n candidates."""
+"""Chooses the next token of each row. B rows, D hidden size, V vocabulary entries, n candidate tokens."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# Vocabulary entries that a CPU multiplies at a time, so that their logits stay in its cache.
-CHUNK = 16_384
+CHUNK = 16_384  # vocabulary entries that a CPU multiplies at a time, so that the logits stay in its cache
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy decoding (temperature 0), or softmax(logits / temperature), cut to top_k and top_p."""
+    """Settings: greedy decoding if temperature is 0, else sampling from softmax(logits / temperature).
+
+    With top_k, only the k most likely tokens are sampled (0: all). With top_p, only the fewest most likely
+    tokens that together have this probability are sampled (1: all).
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -31,16 +34,16 @@ class Sampling:
         return found
 
     def uniforms(self, number: int, count: int) -> torch.Tensor:
-        """Returns random numbers (count,) for the tokens of a prompt, by the seed and the prompt's number."""
+        """Returns `count` random numbers in [0, 1), which depend on the seed and the prompt's number only."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
         return torch.rand(count, generator=generator)
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns probabilities (B, n) of n candidates for logits (B, V), and their ids (B, n) or None for all.
+    """Returns (probabilities, token ids), both (B, n), for logits (B, V). Ids None means 0 to V - 1 in order.
 
-    As in transformers, the temperature comes first, then top_k, then the fewest tokens that have top_p of the
-    remaining probability (Holtzman et al. 2020). The result is not normalized again.
+    As in transformers, the temperature is applied first, then top_k, then top_p (Holtzman et al. 2020).
+    Tokens outside top_p get probability 0, and the others are not normalized again.
     """
     logits, ids = logits.float() / sampling.temperature, None
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -55,10 +58,10 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
-    """Returns the next ids (B,) for logits (B, V).
+    """Returns the next token ids (B,) for logits (B, V): greedy ones if `uniform` is None, else random ones.
 
-    Inverse transform sampling: the first id whose cumulative probability exceeds `uniform` (B,) in [0, 1);
-    without `uniform`, greedy decoding.
+    Inverse transform sampling: `uniform` (B,) holds random numbers u in [0, 1). The result is the first token
+    whose cumulative probability exceeds u times the sum of all probabilities.
     """
     if uniform is None:
         return logits.argmax(-1)
@@ -71,9 +74,10 @@ def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
 
 
 def greedy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Returns argmax(hidden (B, D) weight^T (V, D)) (B,) from a chunk of the logits at a time.
+    """Returns argmax(hidden weight^T), the ids (B,) of the largest logits; hidden (B, D), weight (V, D).
 
-    It is for models without a softcap, which can make the largest logits equal.
+    It computes CHUNK logits of each row at a time, but all of a single row. A model with a logit softcap
+    needs `sample`, because the softcap can round different logits to the same value.
     """
     size = CHUNK if len(hidden) > 1 else len(weight)
     best = [F.linear(hidden, chunk.to(hidden.dtype)).max(-1) for chunk in weight.split(size)]

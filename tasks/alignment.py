@@ -1,8 +1,9 @@
-"""Aligns a redaction to its source: what each label stands for, and what is copied.
+"""Aligns a redaction to its source text: which source characters a label replaces, and which are copied.
 
-A redaction is literal text with labels such as [CITY_1] in it. If the source has all literals in order, each
-label stands for the text between two of them. Otherwise the redaction has altered text: equal tokens are
-matched first, then each gap between them as a whole, word by word, or character by character.
+A redaction is text with labels such as [CITY_1] in it. The pieces of text around the labels are called
+literals. If the source contains all literals in order, each label stands for the source text between two
+literals. Otherwise the redaction has altered the text. Then equal tokens are matched first, and each gap
+between them is aligned as a whole, word by word, or by equal runs of characters.
 """
 
 import re
@@ -11,23 +12,19 @@ from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-# A model may invent a class.
-LABEL = re.compile(r"\[[A-Z]+(?:_[A-Z]+)*(?:_\d+)?\]")
+LABEL = re.compile(r"\[[A-Z]+(?:_[A-Z]+)*(?:_\d+)?\]")  # A model may invent a class.
 _TOKEN = re.compile(r" ?\w+|\s|[^\w\s]")
 _WORD = re.compile(r"\s*\S+")
-# Two different words share shorter runs of characters by chance.
-_MIN_RUN = 3
-# With more pairs of places than this in one text, each literal takes its leftmost place.
-_MAX_PAIRS = 4000
-# The cost of a label that ends inside a word.
-_CUT = 3.0
+_MIN_RUN = 3  # Two different words share shorter runs of characters by chance.
+_MAX_PAIRS = 4000  # With more pairs of places in one text, each literal takes its leftmost place.
+_CUT = 3.0  # the cost of a label that ends inside a word
 
 # Maps (class, source text) to a number: how unlike its class the text looks.
 Cost = Callable[[str, str], float]
 
 
 class Span(NamedTuple):
-    """The source characters [start, end) that a label of class `label` stands for."""
+    """A label of the class `label` stands for the source characters [start, end)."""
 
     start: int
     end: int
@@ -35,18 +32,18 @@ class Span(NamedTuple):
 
 
 class Alignment:
-    """Where each part of a redaction comes from in its source.
+    """The alignment of a redaction to its source.
 
     Attributes:
-        spans: of the labels, in order, without white space at their ends.
-        masked: one flag a source character, 1 if it is in a span.
-        copied: one flag a source character, 1 if the redaction repeats the character in its place.
-        inserted: source positions before which the redaction has text of its own.
-        literal: the redaction's text with a NUL for each label.
+        spans: one Span for each label, in order; white space at its ends is left out.
+        masked: one byte per source character, 1 if the character is in a span.
+        copied: one byte per source character, 1 if the redaction repeats the character in its place.
+        inserted: source positions before which the redaction has additional text.
+        literal: the text of the redaction with a NUL character in place of each label.
     """
 
     def __init__(self, source: str, redacted: str, cost: Cost):
-        """Aligns the texts; `cost` decides how labels side by side divide a text."""
+        """Aligns the texts. Where several labels share one text, the division of least `cost` is taken."""
         self.source, self.cost = source, cost
         self.spans: list[Span] = []
         self.masked, self.copied = bytearray(len(source)), bytearray(len(source))
@@ -62,7 +59,7 @@ class Alignment:
         self.literal = "\0".join(literals)
 
     def _fit(self, start: int, end: int, literals: list[str], labels: list[str]) -> bool:
-        """Records the labels if source[start:end] consists of the literals and text for each label."""
+        """Records the labels and returns True if literals and labels can make up source[start:end]."""
         bounds = _place(self.source[start:end], literals, labels, self.cost)
         if bounds is None:
             return False
@@ -76,7 +73,7 @@ class Alignment:
         self.copied[start:end] = b"\1" * (end - start)
 
     def _add(self, label: str, start: int, end: int) -> None:
-        """Records that the label stands for source[start:end]; a label for nothing is inserted text."""
+        """Records that a label stands for source[start:end]; if that is blank, the label is inserted text."""
         self.copied[start:end] = bytes(end - start)
         text = self.source[start:end]
         start += len(text) - len(text.lstrip())
@@ -89,9 +86,10 @@ class Alignment:
     def _copy_equal(
         self, start: int, ours: Sequence[str], theirs: list[str], shortest: int, fill: Callable
     ) -> None:
-        """Flags the equal runs of two token sequences as copied, and passes what lies between them to `fill`.
+        """Marks as copied what `ours` (source tokens from position `start` on) and `theirs` have in common.
 
-        `start` is the source position of our first token; runs below `shortest` characters do not count.
+        Equal runs of fewer than `shortest` characters do not count. For each gap between runs, it calls
+        fill(start and end of the gap in the source, tokens of `theirs` in the gap).
         """
         starts = list(accumulate(map(len, ours), initial=start))
         i = j = 0
@@ -102,7 +100,7 @@ class Alignment:
                 self._copy(starts[a], starts[i])
 
     def _fill_gap(self, start: int, end: int, tokens: list[str]) -> None:
-        """Aligns source[start:end] with the tokens in its place: as a whole, by words, or by characters."""
+        """Aligns source[start:end] with the redaction's `tokens`: as a whole, by words or by characters."""
         text = "".join(tokens)
         if not text or self._fit(start, end, *_parse(text, self.source)):
             return
@@ -120,7 +118,7 @@ class Alignment:
                 self._copy_equal(a, self.source[a:b], tokens, _MIN_RUN, self._share)
 
     def _share(self, start: int, end: int, tokens: list[str]) -> None:
-        """Divides source[start:end] among the labels in its place; characters in its place are inserted."""
+        """Divides source[start:end] among the labels in `tokens`, which the redaction has in its place."""
         labels = [token for token in tokens if len(token) > 1]
         if len(labels) < len(tokens) and (labels or start == end):
             self.inserted.append(end)
@@ -134,10 +132,7 @@ def _class_of(label: str) -> str:
 
 
 def _parse(text: str, source: str) -> tuple[list[str], list[str]]:
-    """Splits a redaction into its n labels and the n + 1 literals around them.
-
-    A bracketed word that `source` has too belongs to a literal.
-    """
+    """Splits a redaction into (n + 1 literals, n labels). A label that `source` has too is in a literal."""
     literals, labels, at = [""], [], 0
     for match in LABEL.finditer(text):
         literals[-1] += text[at : match.start()]
@@ -152,7 +147,7 @@ def _parse(text: str, source: str) -> tuple[list[str], list[str]]:
 
 
 def _tokens(literals: list[str], labels: list[str], split: Callable[[str], list[str]]) -> list[str]:
-    """Returns the tokens of the literals with the labels between them, each label as one token."""
+    """Splits the literals into tokens and puts the labels between them; each label is one token."""
     tokens = split(literals[0])
     for label, literal in zip(labels, literals[1:], strict=True):
         tokens += [label, *split(literal)]
@@ -160,11 +155,7 @@ def _tokens(literals: list[str], labels: list[str], split: Callable[[str], list[
 
 
 def _place(text: str, literals: list[str], labels: list[str], cost: Cost) -> list[tuple[int, int]] | None:
-    """Returns the bounds of each label in the text, or None if the literals do not fit.
-
-    Each label has a character or more. Each inner literal has a leftmost and a rightmost place; of all places
-    between, those with the least cost are taken.
-    """
+    """Returns (start, end) in `text` for each label at the least cost, or None if the literals do not fit."""
     if not labels:
         return [] if text == literals[0] else None
     head, *inner, tail = literals
@@ -194,7 +185,7 @@ def _place(text: str, literals: list[str], labels: list[str], cost: Cost) -> lis
 def _cheapest(
     text: str, literals: list[str], labels: list[str], places: list[list[int]], cost: Cost
 ) -> list[int]:
-    """Returns the places of all literals but the first with the least sum of costs (dynamic programming)."""
+    """Chooses a place for each literal but the first at the least sum of costs (dynamic programming)."""
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # {place: (sum, path to it)}
     for label, literal, ends in zip(labels, literals[:-1], places, strict=True):
         following = {}

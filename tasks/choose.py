@@ -1,13 +1,12 @@
-"""The tasks, and the choice of one for a set of rows.
+"""Chooses the task that suits a set of samples. A task is a module with
 
-A task is a module with
-
-    applies(samples)         whether the samples are of this task
-    score(rows)              {measure: value} of one or more rows; of a task with labels also "per_label"
-    METRICS                  the measures that the report shows besides the loss and exact_match
-    overall(measures)        precision, recall and F1 over all labels, None for a task without labels
-    shown_prompt, pieces     what the report shows of a prompt and of a response
-    LEGEND, TITLES           {kind of piece: its text in the report}, {part of an example: its heading}
+applies(samples)      returns whether the samples belong to this task
+score(rows)           returns {measure: value} for tasks.measures.Rows; with labels also "per_label"
+METRICS               the measures that the report shows, besides the loss and exact_match
+overall(measures)     returns precision, recall and F1 over all labels; None for a task without labels
+shown_prompt(prompt)  returns the part of a prompt that the report shows
+pieces                splits a response into (kind, text) pairs, which the report marks by kind
+LEGEND, TITLES        the report's {kind: explanation} and {part of an example: heading}
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ PROMPTS: dict[str, Callable[[str], str]] = {"redact": redaction.prompt_for}
 
 
 def choose_task(name: str, samples: list[Sample]) -> ModuleType:
-    """Returns the named task, or for "auto" the first that applies to the samples."""
+    """Returns the task called `name`; for "auto", the first task in TASKS that applies to the samples."""
     if name != "auto":
         return TASKS[name]
     return next(task for task in TASKS.values() if task.applies(samples))

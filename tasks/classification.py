@@ -1,8 +1,9 @@
-"""Classification: each response is one of a few labels.
+"""Classification: each response is one of a few labels. Case and white space at the ends do not count.
 
-accuracy    rows whose response is the gold label / rows; case and white space at the ends do not count
-macro_f1    mean over the gold labels of F1 = 2 right / (responses with the label + rows of the label)
-invalid     rows whose response is no gold label / rows
+accuracy    rows whose response is their gold label / all rows
+macro_f1    mean over the gold labels of F1 = 2 c / (p + g): the label is the response of p rows, the gold
+            label of g rows, and both in c rows
+invalid     rows whose response is not a gold label of any row / all rows
 """
 
 from collections import Counter
@@ -21,9 +22,11 @@ MIN_ROWS, MAX_LABELS, MAX_WORDS, ROWS_A_LABEL = 20, 50, 5, 3
 
 
 def applies(samples: list[Sample]) -> bool:
-    """Returns whether 20 samples or more are single exchanges with at most 50 different responses.
+    """Returns whether the samples are single exchanges whose responses look like labels.
 
-    A response has at most 5 words, and occurs 3 times on average or more often.
+    - There are 20 samples or more, each with one user turn and one response.
+    - There are at most 50 different responses, of at most 5 words each.
+    - A response occurs 3 times or more on average.
     """
     roles = [[role for role, _ in s.messages or ()] for s in samples]
     single = all(r in (["user", "assistant"], ["system", "user", "assistant"]) for r in roles)
@@ -35,7 +38,8 @@ def applies(samples: list[Sample]) -> bool:
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns the measures above, exact_match, and per_label {label: precision, recall, f1, support}."""
+    """Returns accuracy, macro_f1, invalid, exact_match and per_label {label: precision, recall, f1, support}.
+    """
     pairs = [(_label(row.gold), _label(row.text)) for row in rows]
     expected, predicted = Counter(gold for gold, _ in pairs), Counter(text for _, text in pairs)
     right = Counter(gold for gold, text in pairs if gold == text)
@@ -50,7 +54,7 @@ def score(rows: list[Row]) -> dict:
 
 
 def overall(measures: dict) -> dict | None:
-    """Returns the means over the labels."""
+    """Returns the means of precision, recall and F1 over the labels."""
     scores = measures["per_label"].values()
     return {key: sum(s[key] for s in scores) / len(scores) for key in ("precision", "recall", "f1")}
 

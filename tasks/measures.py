@@ -1,4 +1,4 @@
-"""What all tasks share: the description of a measure, and the comparison of a response with the gold one."""
+"""Measures that all tasks share, and the comparison of a response with its gold (expected) response."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,17 +6,14 @@ from difflib import SequenceMatcher
 from itertools import groupby
 from typing import NamedTuple
 
-# Longer texts are not compared.
-MAX_CHARACTERS = 4000
-# The differences of texts that are less alike are accidents.
-MIN_RATIO = 0.3
-# +49 is one token.
-TOKEN = re.compile(r"\+?\w+|\s+|[^\w\s]")
+MAX_CHARACTERS = 4000  # Longer texts are not compared.
+MIN_RATIO = 0.3  # The differences of texts that are less alike are accidents.
+TOKEN = re.compile(r"\+?\w+|\s+|[^\w\s]")  # +49 is one token.
 KINDS = {"equal": "", "insert": "wrong", "replace": "wrong", "delete": "missing"}
 
 
 class Metric(NamedTuple):
-    """A measure: its key, its label, whether it is a fraction to show in per cent, and its direction."""
+    """Describes a measure: its key, its label, whether to show it in per cent, and which way is better."""
 
     key: str
     label: str
@@ -25,7 +22,7 @@ class Metric(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The last user turn of a sample, its gold response, and the model's response."""
+    """One scored row: the last user turn, the gold (expected) response, and the model's response."""
 
     prompt: str
     gold: str
@@ -37,12 +34,15 @@ EXACT_MATCH = Metric("exact_match", "exact match", percent=True, lower_is_better
 
 
 def exact_match(rows: Sequence[tuple[str, str, str]]) -> float:
-    """Returns the fraction of responses that equal the gold one, without white space at their ends."""
+    """Returns the fraction of responses that equal the gold response, up to white space at the ends."""
     return sum(gold.strip() == text.strip() for _, gold, text in rows) / len(rows)
 
 
 def label_scores(found: int, predicted: int, expected: int) -> dict[str, float]:
-    """Returns precision, recall and F1 of counts, and the support; 0 / 0 counts as 1."""
+    """Returns precision found / predicted, recall found / expected, F1, and the support (= expected).
+
+    If `predicted` and `expected` are both 0, the scores are 1; if only one of them is 0, the scores are 0.
+    """
     precision = found / predicted if predicted else float(not expected)
     recall = found / expected if expected else float(not predicted)
     f1 = 2 * found / (predicted + expected) if predicted + expected else 1.0
@@ -54,8 +54,8 @@ def differences(
 ) -> list[tuple[str, list[str]]]:
     """Compares a response with the gold one; returns runs of tokens with their kinds: [(kind, tokens)].
 
-    The kind is "" for equal text, "wrong" for text that is not in the gold, and "missing" for text that only
-    the gold has. A response that has little in common with the gold is one run of kind `unlike`.
+    The kind is "" for text that both have, "wrong" for text of the response only, and "missing" for text of
+    the gold only. If the two have little in common, the whole response is one run of the kind `unlike`.
     """
     if not gold or max(len(text), len(gold)) > MAX_CHARACTERS:
         return [("", [text])]
@@ -68,5 +68,5 @@ def differences(
 
 
 def joined(pieces: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns the pieces with neighbours of one kind joined."""
+    """Joins neighbouring (kind, text) pieces of the same kind into one."""
     return [(kind, "".join(t for _, t in run)) for kind, run in groupby(pieces, key=lambda piece: piece[0])]

@@ -1,17 +1,17 @@
-"""Redaction: leaks, entities, excess masking, and text that is kept as it was.
+"""Redaction: measures of leaked entities, found entities, text masked in excess, and text kept unchanged.
 
-A label such as [GIVENNAME_1] or [MASKED] stands for a piece of the source; all other text of a redaction is
-the source's, byte for byte. The gold redaction and the model's are aligned to the source
+A label such as [GIVENNAME_1] or [MASKED] stands for a piece of the source text. All other text of a redaction
+is copied from the source. The gold (expected) redaction and the model's are aligned to the source
 (tasks/alignment.py). The measures count source characters and spans:
 
-    entity      a gold span [start, end) of the source, of one class; its index is not judged
-    masked      a source character under a label of the model's redaction
+    entity      a span [start, end) of the source that a label of the gold stands for, with the label's class
+    masked      a source character that a label of the model's redaction stands for
     copied      a source character that the model's redaction repeats in its place
-    leaked      an entity character that is copied, in a run with a letter or digit; or each character of an
-                entity whose value, of 3 characters or more, occurs more often in the text of the model's
-                redaction than in that of the gold's
+    leaked      an entity character that is copied, in a run with a letter or digit. Besides, if the text of the
+                model's redaction has a value (3 characters or more) n times more often than that of the gold,
+                n entities with this value leak as a whole
 
-An empty response leaks nothing, and fails `preserved`, the entity scores and `exact_match`.
+An empty response leaks nothing, but fails `preserved`, the entity scores and `exact_match`.
 """
 
 import re
@@ -49,8 +49,7 @@ TITLES = {"source": "Source", "gold": "Gold"}
 _TEXT_MARK = "\n\nText:\n"
 _KNOWN_LABEL = re.compile(r"\[(?:{}|MASKED)(?:_\d+)?\]".format("|".join(CLASSES)))
 _SHOWN_TOKEN = re.compile(LABEL.pattern + "|" + TOKEN.pattern)
-# A shorter value occurs inside other words by chance.
-_MIN_VERBATIM = 3
+_MIN_VERBATIM = 3  # A shorter value occurs inside other words by chance.
 # How unlike its class a text is: the costs of each word after the first, of digits, of their absence, and of
 # each word with a lower-case letter. Most classes are numbers: 8631 BY is a postal code, Den Haag is not.
 _COSTS = dict.fromkeys(CLASSES, (0.4, 0.0, 10.0, 3.0))
@@ -60,12 +59,12 @@ _COSTS |= dict.fromkeys(("EMAIL", "USERNAME", "PASSWORD"), (5.0, 0.0, 0.0, 0.0))
 
 
 def prompt_for(text: str) -> str:
-    """Returns the prompt that asks for the redaction of a text, which may have the instruction already."""
+    """Returns the prompt for a redaction: INSTRUCTION before the text, if the text does not begin with it."""
     return text if text.startswith(INSTRUCTION) else INSTRUCTION + _TEXT_MARK + text
 
 
 def source_text(prompt: str) -> str:
-    """Returns the text after a blank line, `Text:` and a line break; without these, the whole prompt."""
+    """Returns the text after a blank line and the line `Text:`, or the whole prompt if it lacks these."""
     _, mark, text = prompt.partition(_TEXT_MARK)
     return text if mark else prompt
 
@@ -82,27 +81,27 @@ def applies(samples: list[Sample]) -> bool:
 
 
 def spans(source: str, redacted: str) -> list[Span]:
-    """Returns the source spans that the labels of a redaction stand for, without white space at their ends.
+    """Returns the source span that each label of a redaction stands for, without white space at its ends.
 
-    A bracketed word that the source has too is text, unless the rest aligns only if it is a label. Where
-    labels stand side by side (two labels for three words), the split that suits their classes best is taken.
+    A word in brackets that the source has too is a label only if the redaction cannot be aligned otherwise.
+    If two labels stand for three words, the words are divided as suits the classes of the labels best.
     """
     return _align(source, redacted).spans
 
 
 def score(rows: Sequence[tuple[str, str, str]]) -> dict:
-    """Returns the measures of one or more rows (prompt, gold, response), without white space at their ends.
+    """Returns the measures of one or more rows (prompt, gold, response), stripped of outer white space.
 
-    exact_match       = rows with response == gold / rows
-    leak_rate         = leaked characters / entity characters (0 without entities)
-    entity_precision  = predicted spans that equal a gold span in bounds and class / predicted spans
-    entity_recall     = the same spans / gold spans
-    entity_f1         = 2 * the same spans / (predicted + gold spans)
-    over_mask_rate    = masked characters outside entities / characters outside entities
-    preserved         = rows that copy all that the gold copies, and insert text inside entities only / rows
-    per_label         = {class: precision, recall, f1, support (gold spans)}
+        exact_match       = rows with response == gold / rows
+        leak_rate         = leaked entity characters / entity characters (0 without entities)
+        entity_precision  = correct spans (equal to a gold span in bounds and class) / spans of the response
+        entity_recall     = correct spans / gold spans
+        entity_f1         = 2 * correct spans / (spans of the response + gold spans)
+        over_mask_rate    = masked characters outside entities / characters outside entities
+        preserved         = rows that copy all text outside entities and add no text there / rows
+        per_label         = {class: {precision, recall, f1, support (number of gold spans)}}
 
-    Without any span on either side, precision, recall and F1 are 1.
+    A span is a range of source characters that a label stands for. Without any span, the entity scores are 1.
     """
     total, found, expected, predicted = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for prompt, gold, text in rows:
@@ -174,14 +173,14 @@ def _leaked(truth: Alignment, guess: Alignment) -> int:
     return leaked
 
 
-# How a row is shown.
-
 shown_prompt = source_text
 
 
 def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
-    """Returns the response in pieces with their kinds: "" for copied text, "ok" for a right label, or a kind
-    of LEGEND. A "missing" piece is the gold's text.
+    """Splits a response into (kind, text) pieces. A "missing" piece is text that only the gold response has.
+
+    The other kinds are "" for text as in the gold, "ok" for a label as in the gold, "leaked" for words of an
+    entity, and "wrong" for other text that the gold does not have.
     """
     source, found = source_text(prompt)[:MAX_CHARACTERS], []
     entities = [source[start:end] for start, end, _ in spans(source, gold[:MAX_CHARACTERS])]
@@ -198,7 +197,7 @@ def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
 
 
 def _wrong_or_leaked(tokens: list[str], secret: set[str]) -> list[tuple[str, str]]:
-    """Returns [(kind, token)]: "leaked" for the words of entities and for the text between two of them."""
+    """Returns (kind, token) pairs: "leaked" for words in `secret` and between two of them, else "wrong"."""
     words = [i for i, token in enumerate(tokens) if re.search(r"\w", token)]
     kinds = ["leaked" if i in words and t.casefold() in secret else "wrong" for i, t in enumerate(tokens)]
     for a, b in pairwise(words):

@@ -1,4 +1,4 @@
-"""Chats and raw text: the task of rows that belong to no other."""
+"""Chats and raw text: the task of samples to which no other task applies."""
 
 from data.rows import Sample
 from tasks.measures import Metric, Row, differences, exact_match
@@ -24,7 +24,8 @@ def shown_prompt(prompt: str) -> str:
 
 
 def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
-    """Returns the response in pieces with their kinds: "" for equal text, or a kind of LEGEND."""
+    """Splits a response into (kind, text) pieces; the kind "" is text as in the gold, others are in LEGEND.
+    """
     return [(kind, "".join(tokens)) for kind, tokens in differences(text, gold)]
 
 

@@ -1,4 +1,4 @@
-"""Translation: chrF (Popovic 2015) and BLEU (Papineni et al. 2002), if sacrebleu is installed."""
+"""Translation, measured by chrF (Popovic 2015) and BLEU (Papineni et al. 2002), if sacrebleu is there."""
 
 from common.progress import warn
 from data.rows import Sample
@@ -19,7 +19,7 @@ def applies(samples: list[Sample]) -> bool:
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns exact_match and, with sacrebleu, "chrf" and "bleu" of all rows together, from 0 to 100."""
+    """Returns exact_match (0 to 1) and, if sacrebleu is installed, corpus "chrf" and "bleu" (0 to 100)."""
     measures = {"exact_match": exact_match(rows)}
     try:
         import sacrebleu
