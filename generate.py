@@ -77,7 +77,8 @@ class Bot:
     def signature(self, seed: int) -> str:
         """Returns a hash, 12 hex digits, of everything besides the prompt that determines an answer.
 
-        It reads only the first 4,096 values of each weight.
+        It covers the model's config, the first 4,096 values of each weight, the scales of the adapters, the
+        dtype, the stop ids, the seed and the settings.
         """
         from lora.inject import adapters
 

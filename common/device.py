@@ -52,13 +52,15 @@ def device_name(device: torch.device) -> str:
 
 
 def missing_to_compile(device: torch.device) -> str | None:
-    """Returns an error message if torch.compile lacks a C++ compiler or Python.h on a CPU, otherwise None."""
+    """Returns what torch.compile needs on a CPU but cannot find, with a remedy; None if nothing is missing.
+
+    It needs a C++ compiler and Python's headers (torch/_inductor/cpp_builder.py).
+    """
     if device.type != "cpu":
         return None
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
         return f"the C++ compiler {compiler} is missing; install it, or name another in CXX"
-    # What torch.compile needs is in torch/_inductor/cpp_builder.py.
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
         return f"{header} is missing; install Python's headers (python3-dev on Debian)"
@@ -104,7 +106,11 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype for base weights: float32 if they train, as bfloat16 loses small updates."""
+        """Returns the dtype for the base weights. `wanted` is "float32", "bfloat16", or "auto" for the
+        precision's own.
+
+        Weights that are trained (trains_all) are always float32, because bfloat16 loses small updates.
+        """
         if trains_all or wanted == "float32":
             return torch.float32
         return torch.bfloat16 if wanted == "bfloat16" or self.name == "bf16" else torch.float32

@@ -60,8 +60,7 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Cleans up after a killed replacing(path). If `path` is missing, the old folder takes its place again.
-    """
+    """Cleans up after a killed replacing(path). If `path` is missing, restores the old folder."""
     if _aside(path).exists() and not path.exists():
         os.replace(_aside(path), path)
     remove(_aside(path))
@@ -100,10 +99,12 @@ def _sync(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Tries to lock an open file for this process; returns whether it did. Closing the file unlocks it."""
+    """Tries to lock an open file for this process; returns whether it did. Closing the file unlocks it.
+
+    A file that was removed or renamed after it was opened is not locked: other processes would not see it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file that its last holder removed or renamed does not count: nobody else would see the lock.
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -77,6 +77,7 @@ def generate(
 
     Args:
         max_new_tokens, max_new_ratio: limits of a completion, in tokens and as a multiple of its prompt.
+        stop_ids: tokens that end a completion, such as <eos>.
         temperature, top_k, top_p, seed: see Sampling.
         numbers: seed and number of a prompt determine its random numbers; by default 0, 1, ...
         batch_size: number of slots.
@@ -249,8 +250,7 @@ class BatchScheduler:
 
 
 def _longest_first(requests: Sequence[Request], window: int) -> Iterator[Request]:
-    """Sorts each `window` of consecutive requests, the longest prompts first; equal prompts are neighbours.
-    """
+    """Sorts each `window` of consecutive requests, the longest prompts first and equal prompts together."""
     for i in range(0, len(requests), window):
         yield from sorted(requests[i : i + window], key=lambda r: (-len(r.prompt), r.prompt))
 

@@ -132,7 +132,10 @@ def _class_of(label: str) -> str:
 
 
 def _parse(text: str, source: str) -> tuple[list[str], list[str]]:
-    """Splits a redaction into (n + 1 literals, n labels). A label that `source` has too is in a literal."""
+    """Splits a redaction into (n + 1 literals, the n labels between them).
+
+    If `source` has a label too, such as [NOTE], it is not a label here but belongs to a literal.
+    """
     literals, labels, at = [""], [], 0
     for match in LABEL.finditer(text):
         literals[-1] += text[at : match.start()]
@@ -155,7 +158,11 @@ def _tokens(literals: list[str], labels: list[str], split: Callable[[str], list[
 
 
 def _place(text: str, literals: list[str], labels: list[str], cost: Cost) -> list[tuple[int, int]] | None:
-    """Returns (start, end) in `text` for each label at the least cost, or None if the literals do not fit."""
+    """Returns (start, end) in `text` for each label, or None if the literals do not fit.
+
+    Each label gets one character or more. Of several ways to place the literals, the one of least cost is
+    taken.
+    """
     if not labels:
         return [] if text == literals[0] else None
     head, *inner, tail = literals

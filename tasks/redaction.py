@@ -7,9 +7,9 @@ is copied from the source. The gold (expected) redaction and the model's are ali
     entity      a span [start, end) of the source that a label of the gold stands for, with the label's class
     masked      a source character that a label of the model's redaction stands for
     copied      a source character that the model's redaction repeats in its place
-    leaked      an entity character that is copied, in a run with a letter or digit. Besides, if the text of the
-                model's redaction has a value (3 characters or more) n times more often than that of the gold,
-                n entities with this value leak as a whole
+    leaked      an entity character that is copied, in a run with a letter or digit. Besides, if the text of
+                the model's redaction has a value (3 characters or more) n times more often than the text of
+                the gold, n entities with this value leak as a whole
 
 An empty response leaks nothing, but fails `preserved`, the entity scores and `exact_match`.
 """
