@@ -106,8 +106,8 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype for the base weights. `wanted` is "float32", "bfloat16", or "auto" for the
-        precision's own.
+        """Returns the dtype for the base weights. For `wanted` = "auto" it is bfloat16 under bf16, else
+        float32.
 
         Weights that are trained (trains_all) are always float32, because bfloat16 loses small updates.
         """

@@ -25,8 +25,7 @@ from model.gemma3 import Gemma3ForCausalLM
 PREFILL_TOKENS = 4096
 # Prompts are admitted when this share of the slots is free, because each prefill has a fixed cost.
 ADMIT_SHARE = 1 / 16
-# Within this many batches the longest prompts go first. Prompts of similar length then decode together, and
-# completions still finish nearly in the order of the prompts.
+# Within this many batches the longest prompts go first, so that prompts of similar length decode together.
 SORTED_BATCHES = 4
 # When no prompt waits, free slots are removed once they are this share. Removing copies the cache.
 SHRINK_SHARE = 1 / 4

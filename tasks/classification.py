@@ -38,7 +38,7 @@ def applies(samples: list[Sample]) -> bool:
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns accuracy, macro_f1, invalid, exact_match and per_label {label: {precision, recall, f1, ...}}.
+    """Returns accuracy, macro_f1, invalid, exact_match, and for each label precision, recall, F1 and support.
     """
     pairs = [(_label(row.gold), _label(row.text)) for row in rows]
     expected, predicted = Counter(gold for gold, _ in pairs), Counter(text for _, text in pairs)

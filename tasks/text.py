@@ -24,8 +24,7 @@ def shown_prompt(prompt: str) -> str:
 
 
 def pieces(text: str, gold: str, prompt: str) -> list[tuple[str, str]]:
-    """Splits a response into (kind, text) pieces. The kind "" is text as in the gold; LEGEND has the others.
-    """
+    """Splits a response into (kind, text) pieces: "" for text as in the gold, or another kind of LEGEND."""
     return [(kind, "".join(tokens)) for kind, tokens in differences(text, gold)]
 
 
