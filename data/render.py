@@ -111,7 +111,9 @@ def render_all(
             counts.dropped += 1
             continue
         if is_long:
-            document = _truncate(document, max_length)
+            # The last token has no label: the token after it is cut off.
+            labels = document.labels[: max_length - 1] + [IGNORE_INDEX]
+            document = Document(document.input_ids[:max_length], labels, document.id)
         if counts.keep(document, was_cut=is_long):
             documents.append(document)
     if too_long and on_long == "error":
@@ -149,11 +151,6 @@ def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> 
                 # <bos> has no label, so each label is one position before its token: the shift.
                 yield Document(input_ids, labels + [IGNORE_INDEX], sample.id)
             progress.update(len(chunk))
-
-
-def _truncate(document, length):
-    """Returns the first `length` tokens. The last one has no label: the token after it is cut off."""
-    return Document(document.input_ids[:length], document.labels[: length - 1] + [IGNORE_INDEX], document.id)
 
 
 def _check_ids(document: Document, vocab_size: int) -> None:

@@ -5,7 +5,6 @@ llama.cpp's with the weight, so the file has the 1 added.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -70,9 +69,3 @@ def model_of(config: Gemma3Config, read: Callable[[str], torch.Tensor]) -> Gemma
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, nn.Parameter(read(name), requires_grad=False))
     return model
-
-
-def load_gguf(path: str | Path) -> Gemma3ForCausalLM:
-    """Returns the file's model in float32; raises ValueError for a damaged file."""
-    file = GGUFFile(path)
-    return model_of(read_gguf_config(file), lambda name: read_tensor(file, name))

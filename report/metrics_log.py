@@ -42,12 +42,6 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
 
 def read_metrics(path: str | Path) -> tuple[list[dict], list[dict]]:
     """Returns the steps and the evaluations of metrics.jsonl, with "nan" and "inf" as floats.

@@ -17,7 +17,7 @@ from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
 from model.weights import Checkpoint, hash_model
 from training.config import Config
-from training.dataset import BaseFiles, TrainingData, read, refuse_missing_files
+from training.dataset import TrainingData, read, refuse_missing_files
 from training.flops import step_flops
 from training.loop import Schedule
 from training.objectives.sft import SupervisedFineTuning
@@ -74,7 +74,9 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
     if cfg.model.init == "random":
         files, data = read(cfg, make_objective(cfg), folder)
         # A Linear that is made outside the meta device would draw float32 values.
-        model = empty_model(files).to(dtype).to_empty(device="cpu")
+        with torch.device("meta"):
+            model = Gemma3ForCausalLM(files.config).to(dtype)
+        model = model.to_empty(device="cpu")
         model.reset_parameters(cfg.run.seed)
         origin = f"random weights of seed {cfg.run.seed}"
         return BaseModel(model.to(precision.device), files.tokenizer, folder, precision, origin), data
@@ -83,12 +85,6 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
         hashing = threads.submit(hash_model, folder)
         files, data = read(cfg, make_objective(cfg), folder)
         return BaseModel(loading.result(), files.tokenizer, folder, precision, hashing.result()), data
-
-
-def empty_model(files: BaseFiles) -> Gemma3ForCausalLM:
-    """Returns the base model with shapes on the meta device and no values."""
-    with torch.device("meta"):
-        return Gemma3ForCausalLM(files.config)
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:

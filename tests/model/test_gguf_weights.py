@@ -7,7 +7,7 @@ import export
 from exporting.verify import compare_config
 from ggml.container import GGUFFile
 from model.gguf_names import gguf_name
-from model.gguf_weights import load_gguf, read_gguf_config, read_rows, read_tensor
+from model.gguf_weights import model_of, read_gguf_config, read_rows, read_tensor
 from model.weights import load_model
 from tests.folders import make_model
 
@@ -22,6 +22,11 @@ def file(tmp_path_factory, base) -> str:
     out = str(tmp_path_factory.mktemp("file") / "x.gguf")
     assert export.main(["--model", base, "--to", "gguf", "--quant", "f32", "--out", out]) == 0
     return out
+
+
+def load_gguf(path):
+    opened = GGUFFile(path)
+    return model_of(read_gguf_config(opened), lambda name: read_tensor(opened, name))
 
 
 @pytest.mark.parametrize(

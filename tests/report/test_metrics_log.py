@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import closing
 
 import pytest
 
@@ -7,14 +8,14 @@ from report.metrics_log import MetricsLog, before_after_table, printable, read_m
 
 
 def test_a_line_is_on_disk_before_the_next_step(tmp_path):
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+    with closing(MetricsLog(tmp_path / "metrics.jsonl")) as log:
         log.write({"step": 1, "loss": 2.5})
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.5}\n'
 
 
 def test_non_finite_figures_are_valid_json_and_return_as_floats(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as log:
+    with closing(MetricsLog(path)) as log:
         log.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
         log.write({"step": 1, "eval": {"val": {"loss": -math.inf, "per_label": [1, math.nan]}}})
 
@@ -33,7 +34,7 @@ def test_resume_drops_later_steps_and_the_line_that_a_kill_tore(tmp_path):
     path.write_text(
         '{"step": 1}\n{"step": 2}\n{"step": 2, "eval": {"loss": 1}}\n{"step": 3}\n{"step": 4, "lo'
     )
-    with MetricsLog(path) as log:
+    with closing(MetricsLog(path)) as log:
         log.truncate_after(2, 2)
         log.write({"step": 3, "again": True})
     kept = '{"step": 1}\n{"step": 2}\n{"step": 2, "eval": {"loss": 1}}\n'

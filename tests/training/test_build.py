@@ -9,6 +9,7 @@ from common.device import Precision, pick_device
 from data.render import IGNORE_INDEX
 from lora.inject import adapters
 from lora.peft_io import save_adapter
+from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import needs_compiler, tiny_model, write_jsonl
 from training import build
 from training.config import load_config
@@ -18,7 +19,8 @@ from training.flops import step_flops
 
 def model_and_documents(cfg) -> tuple:
     files, data = read(cfg, build.make_objective(cfg), Path("base"))
-    model = build.empty_model(files)
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(files.config)
     build.add_adapters(model, cfg)
     return model, data.documents
 
