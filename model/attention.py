@@ -1,15 +1,17 @@
-"""Attention over a packed stream: causal, within each document, and on local layers within the window.
+"""Attention over a packed stream, in which several documents (training samples) follow one another.
 
-T tokens of all documents in one stream, H query heads, K key/value heads (H a multiple of K), D head_dim, W
+A token sees itself and the earlier tokens of its own document; on a local layer, only the last W of these.
+Shapes: T tokens in the stream, H query heads, K key/value heads (H is a multiple of K), D head_dim, W sliding
 window in tokens. cu_seqlens (documents + 1,): document d is tokens[cu_seqlens[d] : cu_seqlens[d + 1]].
 
-Documents may share a prefix, which then stands in the stream once, as a document of its own before them:
+A prefix that several documents share can be in the stream once, as a document of its own before them. Here
+the letters are tokens, and | separates documents:
 
-    a b c d | a b e f g   ->   a b | c d | e f g     shared_prefix  -1 0 0
+    a b c d | a b e f g   ->   a b | c d | e f g     shared_prefix = [-1, 0, 0]
 
-shared_prefix[d] is the index of the document that precedes document d's own tokens, or -1 for none. A token
-sees the prefix as it sees the start of its own document, so the result is the same, and the prefix is
-computed once (Hydragen, arXiv 2402.05099, does so in decoding).
+shared_prefix[d] is the index of the document that holds the prefix of document d, or -1 for none. A token
+sees the prefix as it sees the start of its own document. So the results are the same as without sharing, and
+the prefix is computed once (Hydragen, arXiv 2402.05099, does this in decoding).
 """
 
 from functools import cached_property
@@ -44,11 +46,11 @@ def reference_attention(
     softcap: float | None = None,
     shared_prefix: list[int] | None = None,
 ) -> torch.Tensor:
-    """Returns softmax(q k^T * scale + mask) v, (T, H, D), of q (T, H, D), k and v (T, K, D).
+    """Returns softmax(q k^T * scale + mask) v, (T, H, D), for q (T, H, D), k and v (T, K, D).
 
-    Token i sees token j if j is in i's document or in its shared prefix, is not later, and is less than
-    `window` tokens back. With a softcap c, a score s becomes c * tanh(s / c). The mask is (T, T): this is the
-    definition, which tests and models with a softcap use.
+    Token i sees token j if j is in i's document or its shared prefix, j is not later than i, and j is less
+    than `window` tokens back. The mask (T, T) is 0 there and -inf elsewhere. With a softcap c, each score s =
+    q k^T * scale becomes c * tanh(s / c).
     """
     total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (T, H, D)
@@ -74,11 +76,11 @@ def reference_attention(
 def masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Returns softmax(q k^T * scale) v of N independent blocks; keeps N H I J scores for the backward pass.
+    """Returns softmax(q k^T * scale) v, (N, I, H, D), for N independent blocks of I queries and J keys.
 
     Args:
-        q: (N, I, H, D); k and v: (N, J, K, D). The result is (N, I, H, D).
-        hidden: (N or 1, I, J) bool, the keys that a query does not see.
+        q: (N, I, H, D); k and v: (N, J, K, D).
+        hidden: (N, I, J) or (1, I, J) bool, True where a query does not see a key.
     """
     queries, groups = q.shape[1], q.shape[2] // k.shape[2]
     # (N, K, H/K * I, D): one matrix for all query heads of a key head.
@@ -93,10 +95,7 @@ def masked_attention(
 
 
 def plain_is_faster(q: torch.Tensor, keys: int) -> bool:
-    """Returns whether masked_attention is faster than PyTorch's fused kernel.
-
-    The fused backward pass is slow in bfloat16 on a CPU.
-    """
+    """Returns whether masked_attention beats the fused kernel, whose bfloat16 backward is slow on a CPU."""
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= MAX_PLAIN_KEYS
 
 
@@ -109,10 +108,10 @@ def document_attention(
     shared_prefix: list[int] | None = None,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Computes causal attention one document at a time; shapes as in reference_attention.
+    """Returns causal attention (T, H, D) for q, k, v as in reference_attention, one document at a time.
 
-    A long document goes through PyTorch's fused kernel, which builds no mask and has no window: `window` is
-    for documents that plain_is_faster accepts.
+    Documents for which plain_is_faster is true use masked_attention. All others use PyTorch's fused kernel,
+    which builds no mask and ignores `window`. `lengths` has the number of tokens of each document.
     """
     out, documents = [], list(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
     prefixes = shared_prefix or [NO_PREFIX] * len(lengths)
@@ -136,7 +135,7 @@ def document_attention(
 
 
 def repeat_prefixes(x: torch.Tensor, lengths: list[int], shared_prefix: list[int], most: int) -> torch.Tensor:
-    """Returns the stream x (T, ...) with the last `most` tokens of its prefix before each document."""
+    """Returns the stream x (T, ...) with the last `most` tokens of its shared prefix before each document."""
     documents, parts = x.split(lengths), []
     ends = {p: documents[p][max(0, lengths[p] - most) :] for p in set(shared_prefix) - {NO_PREFIX}}
     for own, prefix in zip(documents, shared_prefix, strict=True):
@@ -145,16 +144,17 @@ def repeat_prefixes(x: torch.Tensor, lengths: list[int], shared_prefix: list[int
 
 
 def varlen_is_possible(v: torch.Tensor) -> bool:
-    """Returns whether FlashAttention supports v: half precision, D = 8, 16, ... 256, Ampere or later."""
+    """Returns whether FlashAttention takes v: 16-bit, D = 8, 16, ..., or 256, on an Ampere or newer GPU."""
     half = v.device.type == "cuda" and v.dtype in (torch.bfloat16, torch.float16)
     fits = v.shape[-1] <= 256 and v.shape[-1] % 8 == 0
     return half and fits and torch.cuda.get_device_capability(v.device) >= (8, 0)
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:
-    """Returns which keys the queries of band_attention see, (N, 1, W, 2W) bool, N = ceil(T / W) blocks.
+    """Returns a mask (N, 1, W, 2W) bool for band_attention, True where a query sees a key.
 
-    A block of W queries has the keys of its own block and of the one before.
+    The stream is cut into N = ceil(T / W) blocks of W tokens. The W queries of a block have 2W keys: those of
+    the previous block and those of their own.
     """
     blocks = -(-total // window)
     padding = blocks * window - total
@@ -169,10 +169,11 @@ def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor
 def band_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, window: int, scale: float
 ) -> torch.Tensor:
-    """Computes sliding-window attention in one call, with 2 W scores per token; `mask` is band_mask.
+    """Returns sliding-window attention (T, H, D), with 2W scores per token instead of T.
 
-    A key less than W tokens back is in the query's own block of W tokens or in the one before (Longformer,
-    Beltagy et al. 2020). Shapes as in reference_attention.
+    The stream is cut into blocks of W tokens. A key less than W tokens back is in the query's own block or in
+    the previous one (Longformer, Beltagy et al. 2020). q, k and v are as in reference_attention, `mask` as
+    returned by band_mask.
     """
     total, blocks = q.shape[0], mask.shape[0]
     padding = (0, 0, 0, 0, 0, blocks * window - total)
@@ -193,7 +194,7 @@ def _copy_to(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class PackedAttention:
-    """Chooses an implementation for one stream; each layer calls it as attend(layer, q, k, v, sliding)."""
+    """Attention of one packed stream. All layers call the same object, which selects the implementation."""
 
     def __init__(
         self,
@@ -206,10 +207,7 @@ class PackedAttention:
         shared_prefix: list[int] | None = None,
         device: torch.device | None = None,
     ):
-        """Reads cu_seqlens, which should be on the CPU: reading it from a GPU would wait for it.
-
-        `device` is the device of q, k and v.
-        """
+        """Takes cu_seqlens (documents + 1,), best on the CPU, and the device of q, k and v."""
         self.window, self.scale, self.softcap, self.shared_prefix = window, scale, softcap, shared_prefix
         self.reference = reference or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()
@@ -219,13 +217,13 @@ class PackedAttention:
         self.longest = max(map(sum, zip(self.before, self.lengths, strict=True)))
 
     def _key_lengths(self, sliding: bool) -> list[int]:
-        """Returns the number of keys of each document: a prefix counts as far as the window reaches."""
+        """Returns each document's number of keys: its own tokens and the visible part of its prefix."""
         most = self.window - 1 if sliding else self.longest
         return [min(b, most) + n for b, n in zip(self.before, self.lengths, strict=True)]
 
     @cached_property
     def key_bounds(self) -> dict[bool, torch.Tensor]:
-        """Returns {sliding: cu_seqlens (documents + 1,)} of the stream that repeat_prefixes returns."""
+        """Returns {sliding: cu_seqlens (documents + 1,) of the keys}, which include those of the prefixes."""
         if self.shared_prefix is None:
             return {False: self.cu_seqlens, True: self.cu_seqlens}
         bounds = {sliding: [0, *accumulate(self._key_lengths(sliding))] for sliding in (False, True)}
@@ -260,10 +258,11 @@ class PackedAttention:
         return torch.cat([document[len(document) - n :] for document, n in ends])
 
     def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sliding: bool) -> torch.Tensor:
-        """Computes causal attention of the stream in one launch of FlashAttention.
+        """Returns causal attention (T, H, D) of all documents in one launch of FlashAttention.
 
-        Where a document has more keys than queries, its queries are the last tokens: query i sees the keys
-        from n - window + 1 to n, with n = i + keys - queries (FlashAttention's README).
+        A document with a shared prefix has more keys than queries; its queries belong to the last keys. So
+        query i belongs to key n = i + keys - queries (FlashAttention's README). It sees the keys up to n, on
+        a local layer only from n - window + 1.
         """
         from torch.nn.attention.varlen import varlen_attn
 
@@ -279,7 +278,7 @@ class PackedAttention:
 
 
 class Gemma3Attention(nn.Module):
-    """Grouped-query attention; queries and keys are RMS-normed before RoPE (Gemma 3 report, section 2)."""
+    """The projections, RMSNorm and RoPE of grouped-query attention (Gemma 3 report, section 2)."""
 
     def __init__(
         self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float, bias: bool = False
@@ -296,7 +295,7 @@ class Gemma3Attention(nn.Module):
     def project(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Projects x (T, hidden) to q (T, H, D), k and v (T, K, D); q and k are RMS-normed and rotated."""
+        """Projects x (T, hidden) to q (T, H, D), k and v (T, K, D); q and k are RMS-normed, then rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v

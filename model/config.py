@@ -1,4 +1,4 @@
-"""Gemma3Config: config.json of a checkpoint, in the old or new style, text-only or multimodal."""
+"""Reads a Gemma 3 config.json: of a text-only or multimodal model, written by transformers 4 or 5."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,10 @@ TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 @dataclass
 class Gemma3Config:
-    """The architecture of a Gemma 3 text model, with the fields of Hugging Face's Gemma3TextConfig.
+    """The architecture of a Gemma 3 text model.
 
-    The defaults are that class's too, because published files omit them.
+    Fields and defaults are those of Hugging Face's Gemma3TextConfig, because published config.json files omit
+    some. Only rope_linear_factor is our name: the factor of linear RoPE scaling on global layers.
     """
 
     hidden_size: int
@@ -46,11 +47,11 @@ class Gemma3Config:
 
     @property
     def attention_scale(self) -> float:
-        """Returns the factor of the scores q k^T: query_pre_attn_scalar ** -0.5."""
+        """Returns query_pre_attn_scalar ** -0.5, by which the attention scores q k^T are multiplied."""
         return self.query_pre_attn_scalar**-0.5
 
     def to_json(self) -> dict:
-        """Returns a config.json of type gemma3_text that Gemma3TextConfig reads as the same architecture."""
+        """Returns a config.json's content (model_type gemma3_text) for transformers' Gemma3TextConfig."""
         out = asdict(self)
         full = {"rope_type": "default", "rope_theta": out.pop("rope_theta")}
         factor = out.pop("rope_linear_factor")
@@ -66,10 +67,7 @@ class Gemma3Config:
 
 
 def read_config(folder: str | Path) -> Gemma3Config:
-    """Reads config.json of a text model, or the text_config of a multimodal one.
-
-    Raises ValueError that names every bad key.
-    """
+    """Reads config.json, of a multimodal model its text part; raises ValueError that lists all wrong keys."""
     path = Path(folder) / "config.json"
     raw = read_json(path, "a model folder holds config.json, tokenizer.json and *.safetensors")
     kind = raw.get("model_type")
@@ -91,7 +89,7 @@ def read_config(folder: str | Path) -> Gemma3Config:
 
 
 def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
-    """Returns the config for config.json's content; raises ValueError that lists every wrong value."""
+    """Returns the config in `raw`, a parsed config.json; raises ValueError that lists all wrong values."""
     # {field: (its place in config.json, value)}
     found = {k: (k, raw[k]) for k in Gemma3Config.__dataclass_fields__ if raw.get(k) is not None}
     problems = [f"{k} is missing" for k in REQUIRED if k not in found]
@@ -147,10 +145,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _read_rope(raw: dict, problems: list[str]) -> dict:
-    """Returns {field: (place, value)} of both styles.
+    """Returns {field of Gemma3Config: (place in config.json, value)} from nested RoPE settings.
 
-    The old style is a flat rope_scaling beside the fields rope_theta and rope_local_base_freq. Transformers 5
-    has rope_parameters by layer type.
+    Transformers 4 wrote rope_scaling. Transformers 5 writes rope_parameters, with one entry per layer type.
     """
     new, found = raw.get("rope_parameters") or {}, {}
     if new and not (isinstance(new, dict) and new.keys() & {FULL, SLIDING}):
@@ -181,7 +178,7 @@ def _read_rope(raw: dict, problems: list[str]) -> dict:
 
 
 def _read_pattern(raw: dict, problems: list[str]) -> dict:
-    """Returns layer_types from "every n-th layer is global"; every sixth is, if config.json says nothing."""
+    """Returns layer_types in which every n-th layer is global: n is sliding_window_pattern, by default 6."""
     keys = ("sliding_window_pattern", "_sliding_window_pattern")
     key = next((k for k in keys if raw.get(k) is not None), None)
     pattern, layers = raw[key] if key else 6, raw.get("num_hidden_layers")
@@ -195,7 +192,7 @@ def _read_pattern(raw: dict, problems: list[str]) -> dict:
 
 
 def _impossible(good: dict[str, Any], raw: dict) -> list[str]:
-    """Returns a line for each bad list or name, and for values that are impossible together."""
+    """Returns an error message for each unsupported value, and for values that contradict each other."""
     cfg, found = Gemma3Config(**dict.fromkeys(REQUIRED, 1) | good), []
     layers, kinds = good.get("num_hidden_layers"), good.get("layer_types", [])
     known = isinstance(kinds, list) and all(kind in (SLIDING, FULL) for kind in kinds)

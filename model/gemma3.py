@@ -1,7 +1,7 @@
-"""Gemma 3's decoder, from token ids to hidden states, with Hugging Face's module names.
+"""Gemma 3's decoder: token ids in, hidden states out. The modules have Hugging Face's names.
 
-T tokens of a packed stream, D hidden size, V vocabulary entries; H, K and E: query heads, key/value heads and
-head_dim of the attention.
+Shapes: T tokens of a packed stream (documents one after the other), D hidden size, V vocabulary entries, H
+query heads, K key/value heads, E head_dim.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.T
 
 
 class Gemma3DecoderLayer(nn.Module):
-    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x)))."""
+    """Computes x += norm(attention(norm(x))), then x += norm(mlp(norm(x))), with four different norms."""
 
     def __init__(self, cfg: Gemma3Config, index: int):
         super().__init__()
@@ -55,7 +55,7 @@ class Gemma3DecoderLayer(nn.Module):
         attend: Attend,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps x (T, D) to (T, D), or to the rows of it at output_positions."""
+        """Maps x (T, D) to (T, D); with output_positions (n,), computes and returns only these n rows."""
         before, after = self.before_attention, self.after_attention
         if self.compiled and self.training:
             before, after = self.compiled
@@ -67,8 +67,8 @@ class Gemma3DecoderLayer(nn.Module):
 class Gemma3TextModel(nn.Module):
     """Embedding, decoder layers and final norm.
 
-    gradient_checkpointing keeps only the inputs of the layers and computes each layer again in the backward
-    pass (Chen et al. 2016, arXiv 1604.06174).
+    With gradient_checkpointing, training stores only the input of each layer, and the backward pass computes
+    the layer again (Chen et al. 2016, arXiv 1604.06174).
     """
 
     def __init__(self, cfg: Gemma3Config):
@@ -87,7 +87,7 @@ class Gemma3TextModel(nn.Module):
         attend: Attend,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps tokens and position_ids (T,) to hidden states (T, D), or to those at output_positions."""
+        """Maps tokens and position_ids (T,) to hidden states (T, D), or (n, D) at output_positions (n,)."""
         cfg, weight = self.config, self.embed_tokens.weight
         # As in Google's code, the scale is rounded to the weights' dtype before it multiplies: sqrt(640) is
         # 25.298 in float32 and 25.25 in bfloat16.
@@ -109,7 +109,7 @@ class Gemma3TextModel(nn.Module):
 
 
 class Gemma3ForCausalLM(nn.Module):
-    """The language model; its forward pass ends at the hidden states, before the head."""
+    """The language model. `forward` returns hidden states; `logits` maps them to logits."""
 
     def __init__(self, cfg: Gemma3Config):
         super().__init__()
@@ -120,7 +120,7 @@ class Gemma3ForCausalLM(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """Returns the weight (V, D) of the language-model head, which is the embedding if they are tied."""
+        """Returns the weight (V, D) of the language-model head: the embedding's weight if they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(
@@ -133,14 +133,14 @@ class Gemma3ForCausalLM(nn.Module):
         shared_prefix: list[int] | None = None,
         output_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns the hidden states (T, D) of a packed stream, or those at output_positions.
+        """Returns the hidden states (T, D) of a packed stream, or (n, D) at output_positions (n,).
 
         Args:
-            tokens, position_ids: (T,).
-            cu_seqlens: (documents + 1,) the bounds of the documents.
-            attend: replaces packed attention (the KV cache).
-            reference: use reference_attention.
-            shared_prefix: for each document the index of its prefix (model/attention.py).
+            tokens, position_ids: (T,) token ids, and the position of each token in its document.
+            cu_seqlens: (documents + 1,); document d is tokens[cu_seqlens[d] : cu_seqlens[d + 1]].
+            attend: the function that computes attention, such as a KV cache; by default a PackedAttention.
+            reference: whether that PackedAttention uses the slow reference_attention.
+            shared_prefix: for each document the index of the document that holds its prefix, or -1 for none.
         """
         if attend is None:
             cfg = self.config
@@ -151,15 +151,16 @@ class Gemma3ForCausalLM(nn.Module):
         return self.model(tokens, position_ids, attend, output_positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps a few hidden states (n, D) to float32 logits hidden W^T (n, V), with the config's softcap."""
+        """Returns float32 logits hidden W^T (n, V) with the head's weight W and the softcap of the config."""
         z = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
         cap = self.config.final_logit_softcapping
         return z if cap is None else cap * torch.tanh(z / cap)
 
     def compile_layers(self) -> None:
-        """Compiles the halves of each layer around its attention, and the loss, for streams of every length.
+        """Compiles each layer's parts before and after attention, and the loss, for streams of every length.
 
-        Attention is not compiled: its shapes change with the documents. Evaluation runs the plain code.
+        Attention is not compiled, because its shapes change with the documents. Only training uses the
+        compiled code.
         """
         self.compiled = True
         for layer in self.model.layers:
@@ -168,9 +169,9 @@ class Gemma3ForCausalLM(nn.Module):
             layer.compiled = before, torch.compile(layer.after_attention, dynamic=True)
 
     def reset_parameters(self, seed: int, std: float = 0.02) -> None:
-        """Draws weights for pretraining: matrices normal(0, std), norm weights zero.
+        """Initializes the weights for pretraining: matrices from normal(0, std), vectors to zero.
 
-        The projections into the residual stream are smaller by sqrt(2 * layers), as in GPT-2.
+        As in GPT-2, o_proj and down_proj, which write to the residual stream, use std / sqrt(2 * layers).
         """
         generator = torch.Generator().manual_seed(seed)
         shrink = (2 * self.config.num_hidden_layers) ** -0.5

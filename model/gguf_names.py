@@ -1,4 +1,4 @@
-"""Names of Gemma 3 tensors in a GGUF file (llama.cpp, gguf-py/gguf/constants.py)."""
+"""Translates Hugging Face names of Gemma 3 tensors to GGUF names (llama.cpp, gguf-py/gguf/constants.py)."""
 
 import re
 
@@ -21,7 +21,7 @@ OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", 
 
 
 def gguf_name(name: str) -> str:
-    """Returns the name in a GGUF file: blk.3.ffn_up.weight for model.layers.3.mlp.up_proj.weight."""
+    """Returns the GGUF name: "blk.3.ffn_up.weight" for "model.layers.3.mlp.up_proj.weight"."""
     if layer := re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name):
         return f"blk.{layer[1]}.{LAYER_NAMES[layer[2]]}.weight"
     return OTHER_NAMES[name.removesuffix(".weight")] + ".weight"

@@ -1,7 +1,7 @@
-"""A GGUF file as a Gemma 3: its config from the gemma3.* keys, and its tensors by our names.
+"""Loads a Gemma 3 from a GGUF file: its config from the gemma3.* keys, its tensors by Hugging Face names.
 
-Source: llama.cpp, src/models/gemma3.cpp and conversion/gemma.py. Gemma's norms multiply with 1 + weight and
-llama.cpp's with the weight, so the file has the 1 added.
+Gemma's norms multiply by 1 + weight. llama.cpp's norms multiply by the weight alone, so a GGUF file holds 1 +
+weight. Source: llama.cpp, src/models/gemma3.cpp and conversion/gemma.py.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LAYERS_27B = 62  # a model of so many layers scales its scores by hidden / heads
 
 
 def read_gguf_config(file: GGUFFile) -> Gemma3Config:
-    """Returns the architecture as llama.cpp reads it, with its defaults for keys that are not there."""
+    """Returns the config in the file's metadata; a missing optional key has llama.cpp's default value."""
     known = {key.removeprefix("gemma3."): value for key, value in file.metadata.items()}
     get = known.__getitem__
     layers, hidden, heads = get("block_count"), get("embedding_length"), get("attention.head_count")
@@ -49,20 +49,20 @@ def read_gguf_config(file: GGUFFile) -> Gemma3Config:
 
 
 def read_rows(file: GGUFFile, name: str, start: int, stop: int) -> torch.Tensor:
-    """Returns rows start to stop of a tensor by our name, in float32; a vector is one row."""
+    """Returns rows start to stop - 1 of a tensor, by Hugging Face name, in float32; a vector is one row."""
     tensor = file.tensors[gguf_name(name)]
     rows = dequantize(torch.tensor(file.data(tensor.name)[start:stop]), tensor.type)
     return rows - 1.0 if name.endswith("norm.weight") else rows
 
 
 def read_tensor(file: GGUFFile, name: str) -> torch.Tensor:
-    """Returns a whole tensor by our name, in float32 and in its shape."""
+    """Returns a whole tensor, by Hugging Face name, in float32."""
     shape = file.tensors[gguf_name(name)].shape
     return read_rows(file, name, 0, shape[0] if len(shape) > 1 else 1).view(shape)
 
 
 def model_of(config: Gemma3Config, read: Callable[[str], torch.Tensor]) -> Gemma3ForCausalLM:
-    """Returns a model in float32 whose parameters read(name) gives, one at a time."""
+    """Returns a frozen model of this architecture, with read(name) as the value of each parameter."""
     with torch.device("meta"):
         model = Gemma3ForCausalLM(config)
     for name, _ in list(model.named_parameters()):

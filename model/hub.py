@@ -1,4 +1,4 @@
-"""From a model's name to its folder: "tiny", a folder, or a hub id, which is downloaded once and cached."""
+"""Finds the folder of a model; downloads a model of the Hugging Face hub once and caches it."""
 
 import os
 import re
@@ -12,15 +12,15 @@ WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
-    """Returns the folder of a model: the embedded "tiny", an existing folder, or a download from the hub.
+    """Returns the folder of a model.
 
     Args:
-        revision: a branch, tag or commit of the hub model.
-        weights: download the weights too, not only the small files.
+        name: "tiny" (the small model in assets/tiny), a folder, or a hub id such as google/gemma-3-270m-it.
+        revision: the branch, tag or commit of a model on the hub.
+        weights: whether to download the weights too, and not only the config and the tokenizer.
 
     Raises:
-        ValueError: one line with the remedy if there is no such folder or model, access is refused, or the
-            hub cannot be reached.
+        ValueError: no such folder or model, access refused, or hub not reachable, with a remedy in one line.
     """
     if name == "tiny":
         return TINY
@@ -61,7 +61,7 @@ def _download(name: str, revision: str, weights: bool) -> Path:
 
 
 def _explain(name: str, revision: str, error: Exception) -> str:
-    """Returns one line: what the hub's answer means and what to do about it."""
+    """Returns a one-line error message for a failed download: its cause, and what the user can do."""
     from huggingface_hub import constants, errors
 
     hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name}"

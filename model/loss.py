@@ -1,14 +1,15 @@
-"""Log-probabilities of the target tokens, without ever holding all logits.
+"""Log-probabilities of the target tokens, computed without holding all logits in memory.
 
-S supervised positions, D hidden size, V vocabulary entries.
+Shapes: S supervised positions (positions that have a target), D hidden size, V vocabulary entries.
 
-Gemma's vocabulary has 262,144 entries. The float32 logits of one sample of 2,048 tokens take 2 GiB, more than
-all other weights of the 270M model. So the head runs at supervised positions only, over a chunk of vocabulary
-entries at a time.
+Gemma's vocabulary has 262,144 entries. The float32 logits of 2,048 tokens take 2 GiB, twice as much as all
+float32 weights of the 270M model. So logits are computed only at supervised positions, and only for one chunk
+of vocabulary entries at a time.
 """
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,13 @@ CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 def reference_token_log_probs(
     hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
 ) -> Tensor:
-    """Returns log softmax(hidden_s W^T)[target_s] for each position s, in nats, from all logits at once.
+    """Returns the log-probabilities (S,) log softmax(hidden[s] W^T)[targets[s]] in nats, for each position s.
 
     Args:
         hidden: (S, D) hidden states.
         weight: (V, D) the language-model head W.
         targets: (S,) the token id that each position predicts.
-        softcap: c of logits c * tanh(z / c), None for none.
+        softcap: c, which replaces each logit z by c * tanh(z / c); None leaves the logits as they are.
     """
     logits = F.linear(hidden, weight)  # (S, V)
     # The sum of V exponentials loses digits in bfloat16.
@@ -45,14 +46,14 @@ def token_log_probs(
     chunk: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns reference_token_log_probs in chunks of the vocabulary, and whether each target has the largest
-    logit.
+    """Returns the targets' log-probabilities (S,) in nats, and which targets have the largest logit, (S,) bool.
 
-    The (S,) log-probabilities carry gradient, each position its own: sft sums them, dpo and grpo weigh them.
+    The log-probabilities equal those of reference_token_log_probs, but are computed in chunks of the
+    vocabulary. The first four arguments are also those of reference_token_log_probs.
 
     Args:
-        chunk: vocabulary entries at a time; by default as many as CHUNK_BYTES of float32 logits.
-        compiled: torch.compile the elementwise part between the matrix products.
+        chunk: vocabulary entries in a chunk; by default as many as CHUNK_BYTES of float32 logits.
+        compiled: whether to apply torch.compile to the elementwise operations between the matrix products.
     """
     device = hidden.device.type
     chunk = chunk or vocab_chunk_size(len(targets), device)
@@ -67,18 +68,18 @@ def token_log_probs(
 
 
 def vocab_chunk_size(positions: int, device: str) -> int:
-    """Returns the vocabulary entries of one chunk for so many supervised positions."""
+    """Returns the vocabulary entries per chunk: CHUNK_BYTES of logits for all positions, but at least 128."""
     return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, positions)))
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """log p_s = z_s[t_s] - log sum_v exp(z_sv), with d(-log p_s)/dh_s computed in the forward pass.
+    """Computes log p_s = z_s[t_s] - log sum_v exp(z_s[v]), and its gradient already in the forward pass.
 
-    d(-log p)/dh = softmax(z) W - W[t] is attention with W as keys and values, and is summed as fused
-    attention is (Milakov and Gimelshein 2018, arXiv 1805.02867): exponentials are taken below the largest
-    logit so far, and the sums shrink when a chunk brings a larger one. The backward pass scales row s by the
-    gradient of log p_s. dL/dW needs that gradient and the finished sums, so for a trainable W the backward
-    pass computes the chunks again.
+    z_s = W h_s (V,) are the logits of the hidden state h_s (D,), and t_s is the target. The gradient of -log
+    p_s is dh_s = softmax(z_s) W - W[t_s], which is a sum over v too. Both sums use an online softmax (Milakov
+    and Gimelshein 2018, arXiv 1805.02867): each term is exp(z - largest logit so far), and a chunk with a
+    larger logit first rescales the sums. The backward pass multiplies dh_s by dL/d(-log p_s), with L the
+    loss. For a trainable W it computes the chunks again, because dL/dW needs the finished sums.
     """
 
     @staticmethod
@@ -111,21 +112,19 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        dh, hidden, weight, targets, log_z, slope = ctx.saved_tensors
+        dh, _, weight, *_ = ctx.saved_tensors
         grad = -grad[:, None]  # (S, 1) of -log p
-        dw = None
-        if weight is not None:
-            dw = _weight_gradient(
-                hidden, weight, targets[:, None], log_z, slope, grad, ctx.softcap, ctx.chunk
-            )
+        dw = None if weight is None else _weight_gradient(ctx, grad)
         return None if dh is None else dh * grad.to(dh.dtype), dw, None, None, None, None
 
 
 def _chunks(
     weight: Tensor, dtype: torch.dtype, targets: Tensor, chunk: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields for each chunk: the targets' indices in it (S, 1), its rows of W (chunk, D), which targets it
-    has (S, 1).
+    """Yields (entries, w, here) for each chunk of the vocabulary.
+
+    w (chunk, D) are the chunk's rows of W. `here` (S, 1) is True where the target is in the chunk, and
+    `entries` (S, 1) is then its row number in w.
     """
     for s in range(0, len(weight), chunk):
         w = weight[s : s + chunk].to(dtype)
@@ -135,10 +134,10 @@ def _chunks(
 def _fold(
     z: Tensor, targets: Tensor, top: Tensor, softcap: float | None, wide: torch.dtype, wants_p: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Folds the logits z (S, chunk) of one chunk into the running sums.
+    """Processes one chunk of logits z (S, chunk); `top` (S, 1) is the largest logit of the earlier chunks.
 
-    Returns the largest logit so far, the sum of p = exp(logit - largest), the logits at `targets`, each (S,
-    1), and, if wanted, p times the softcap's slope in z's dtype.
+    Returns the largest logit so far, the sum of p = exp(logit - largest) over this chunk, and the logits at
+    `targets`, each (S, 1). Then, if wants_p, p (S, chunk) times the softcap's derivative, in z's dtype.
     """
     narrow = z.dtype
     logits, slope = _capped(z.to(wide), softcap)
@@ -152,34 +151,27 @@ def _fold(
 
 @cache
 def _compiled_fold() -> Callable:
-    """Returns _fold in two passes over the logits instead of six, for chunks of every size."""
+    """Returns the compiled _fold for chunks of any size; it passes over the logits twice, not six times."""
     return torch.compile(_fold, dynamic=True)
 
 
 def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Returns c tanh(z / c) and its slope 1 - tanh^2; the logits as they are and None without a cap."""
+    """Returns c * tanh(logits / c) and its derivative 1 - tanh(logits / c)^2; (logits, None) if c is None."""
     if softcap is None:
         return logits, None
     tanh = logits.div_(softcap).tanh_()
     return tanh * softcap, 1 - tanh**2
 
 
-def _weight_gradient(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    log_z: Tensor,
-    slope_at_target: Tensor,
-    grad: Tensor,
-    softcap: float | None,
-    chunk: int,
-) -> Tensor:
-    """Returns dL/dW (V, D) = sum over s of grad_s (softmax(z_s) - onehot(t_s)) h_s^T, from the finished log_z
-    (S, 1).
+def _weight_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    """Returns dL/dW (V, D) = sum over s of grad_s (softmax(z_s) - onehot(t_s)) h_s^T.
+
+    grad (S, 1) is dL/d(-log p_s). `ctx` holds what the forward pass of _ChunkedLogProbs saved.
     """
+    _, hidden, weight, targets, log_z, slope_at_target = ctx.saved_tensors
     dw, s = torch.empty_like(weight), 0
-    for entries, w, here in _chunks(weight, hidden.dtype, targets, chunk):
-        logits, slope = _capped(F.linear(hidden, w).to(log_z.dtype), softcap)
+    for entries, w, here in _chunks(weight, hidden.dtype, targets[:, None], ctx.chunk):
+        logits, slope = _capped(F.linear(hidden, w).to(log_z.dtype), ctx.softcap)
         d = logits.sub_(log_z).exp_()
         d = d if slope is None else d.mul_(slope)
         d.scatter_add_(1, entries, -slope_at_target * here).mul_(grad)

@@ -1,4 +1,4 @@
-"""The feed-forward layer of Gemma 3. T tokens, D hidden size."""
+"""The feed-forward layer of Gemma 3, for T tokens with hidden size D."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Gemma3MLP(nn.Module):
-    """GeGLU: down(gelu_tanh(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202), (T, D) -> (T, D)."""
+    """Maps x (T, D) to down(gelu_tanh(gate(x)) * up(x)) (T, D): GeGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Gemma 3's RMSNorm. x (..., D), weight (D,).
+"""Gemma 3's RMSNorm of x (..., D) with a weight (D,).
 
-It computes in float32: Gemma's activations reach 8e5, whose square overflows float16, and bfloat16 has 8
-significant bits. The product with the weight is rounded last, as in Google's code: (x * w).to(float16), not
-x.to(float16) * w.
+The norm is computed in float32 at least. Gemma's activations reach 8e5, whose square overflows float16, and
+bfloat16 has only 8 significant bits. As in Google's code, the result is rounded to x's dtype after the
+multiplication by the weight: (x * w).to(float16), not x.to(float16) * w.
 """
 
 import torch
@@ -10,17 +10,14 @@ from torch import nn
 
 
 def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Returns x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis (Zhang and Sennrich 2019).
-
-    The 1 is Gemma's: weight decay pulls the norm towards the identity.
-    """
+    """Returns x / sqrt(mean(x^2) + eps) * (1 + weight), mean over the last axis (Zhang and Sennrich 2019)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (y * (1.0 + weight.to(y.dtype))).type_as(x)
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the norm of x, and s = 1 / sqrt(mean(x^2) + eps) (..., 1)."""
+    """Returns x * s * (1 + weight) (..., D), and s = 1 / sqrt(mean(x^2) + eps) (..., 1)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     s.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -28,9 +25,11 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
 
 
 class _RMSNorm(torch.autograd.Function):
-    """reference_rms_norm in a quarter of its time on a CPU: in place, and saving x and s, not five tensors.
+    """Computes reference_rms_norm in a quarter of its time on a CPU, with in-place operations.
 
-    With n = x s and g = dL/dy (1 + weight): dL/dx = s (g - n mean(g n)), dL/dweight = sum of dL/dy n.
+    The forward pass saves x, the weight and s = 1 / sqrt(mean(x^2) + eps). With output y, loss L, n = x * s
+    and g = dL/dy * (1 + weight): dL/dx = s * (g - n * mean(g * n)), and dL/dweight = sum over tokens of dL/dy
+    * n.
     """
 
     @staticmethod
@@ -50,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class Gemma3RMSNorm(nn.Module):
-    """reference_rms_norm with a trainable weight (D,), which starts at zero."""
+    """Applies reference_rms_norm with a trainable weight (D,), which is initialized to zero."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()

@@ -1,7 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021) in the half-split layout of Hugging Face's checkpoints.
-
-T tokens, H heads, D head_dim.
-"""
+"""RoPE (Su et al. 2021) with Hugging Face's channel pairs (i, i + D/2); T tokens, H heads, D head_dim."""
 
 import torch
 
@@ -9,9 +6,9 @@ import torch
 def rope_angles(
     position_ids: torch.Tensor, head_dim: int, theta: float, linear_factor: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin (T, D) in float32 of the angles position * theta^(-2i/D) / linear_factor, i < D/2.
+    """Returns cos and sin, (T, D) float32, of the angles position * theta^(-2i/D) / linear_factor.
 
-    The second half of the columns repeats the first.
+    Column i is for i = 0 to D/2 - 1; columns D/2 to D - 1 repeat these.
     """
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)
@@ -21,6 +18,6 @@ def rope_angles(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the pairs (x_i, x_{i+D/2}) of x (T, H, D) by their angles: x cos + (-x2, x1) sin."""
+    """Rotates channel pairs (i, i + D/2) of x (T, H, D): x * cos + (-x2, x1) * sin, x1 and x2 x's halves."""
     x1, x2 = x.chunk(2, dim=-1)
     return (x * cos[:, None, :] + torch.cat((-x2, x1), dim=-1) * sin[:, None, :]).type_as(x)

@@ -1,7 +1,7 @@
-"""Text to token ids and back. Only this file knows Gemma's chat turns and the ids at which generation stops.
+"""Converts text to token ids and back, and writes conversations in the format of Gemma's chat template:
 
-<bos><start_of_turn>user\\n{system and a blank line, if there is a system turn}{user}<end_of_turn>\\n
-<start_of_turn>model\\n{response}<end_of_turn>\\n
+<bos><start_of_turn>user\\n{system message and a blank line, if any}{user message}<end_of_turn>\\n
+ <start_of_turn>model\\n{response}<end_of_turn>\\n
 """
 
 import json
@@ -19,10 +19,10 @@ Piece = tuple[list[int], bool]  # ids, and whether they are a response
 
 
 class Tokenizer:
-    """A tokenizer.json. Text never becomes a control token: "<bos>" in a text is encoded as plain text."""
+    """The tokenizer of a model folder. Text that spells a control token, such as "<bos>", stays text."""
 
     def __init__(self, path: str | Path):
-        """Reads tokenizer.json in a folder; raises ValueError if it is missing, broken, or not Gemma 3's."""
+        """Reads tokenizer.json in `path`; raises ValueError if it is missing, damaged or not Gemma 3's."""
         from tokenizers import Tokenizer as Backend  # Its import takes 60 ms, which --help does not need.
 
         file = Path(path) / "tokenizer.json"
@@ -54,11 +54,11 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Returns the highest id plus one, which takes 0.2 s for Gemma's 262,144 entries."""
+        """Returns the highest token id plus one. The first access takes 0.2 s with Gemma's vocabulary."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of plain text, without <bos> and other control tokens."""
+        """Returns the token ids of a text; adds no <bos> or other control token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -70,20 +70,20 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
-        """Returns the entry of an id as tokenizer.json spells it ("\u2581" for a space), or ""."""
+        """Returns a token's text in tokenizer.json, where "\u2581" is a space, or "" for an unknown id."""
         return self.backend.id_to_token(token) or ""
 
     def render_turns(self, messages: Messages) -> list[Piece]:
-        """Returns a conversation as pieces (ids, is a response), without <bos>.
+        """Returns a conversation as pieces (token ids, whether they are a response), without <bos>.
 
-        A system turn, if any, comes first; it is put before the first user's text. User and assistant then
-        alternate. As in Gemma's published template, their content is stripped and the system's is not. A
-        response includes its <end_of_turn>.
+        A system message, if any, comes first and is put before the first user message. User and assistant
+        messages then alternate. As in Gemma's published template, these two are stripped of surrounding
+        whitespace, and the system message is not. The piece of a response ends with <end_of_turn>.
         """
         return self.render_batch([messages])[0]
 
     def render_batch(self, conversations: Iterable[Messages]) -> list[list[Piece]]:
-        """Returns render_turns of each conversation; encodes all texts at once, in parallel."""
+        """Returns the pieces of each conversation as render_turns does; encodes all texts in parallel."""
         rendered = [self._parts(messages) for messages in conversations]
         parts = {part for pieces in rendered for piece, _ in pieces for part in piece}
         texts = [part for part in parts if isinstance(part, str)]
@@ -95,7 +95,7 @@ class Tokenizer:
         ]
 
     def _parts(self, messages: Messages) -> list[tuple[list[str | int], bool]]:
-        """Returns the pieces of render_turns as texts and control ids; a text stays a text."""
+        """Returns the pieces of render_turns before encoding: lists of texts and control-token ids."""
         pieces: list[tuple[list[str | int], bool]] = []
         start, end, system = self.start_of_turn_id, self.end_of_turn_id, ""
         for role, content in messages:
@@ -111,19 +111,19 @@ class Tokenizer:
         return pieces
 
     def render_prompt(self, messages: Messages) -> list[int]:
-        """Returns <bos>, the conversation so far, and the start of the model's turn, for generation."""
+        """Returns the ids of a generation prompt: <bos>, the conversation and "<start_of_turn>model\\n"."""
         ids = [i for piece, _ in self.render_turns(messages) for i in piece]
         return [self.bos_id, *ids, self.start_of_turn_id] + self.encode(ROLES["assistant"] + "\n")
 
 
 class TextStream:
-    """Turns ids that arrive one by one into text that never ends inside a UTF-8 character."""
+    """Decodes token ids that arrive one by one, and holds back the bytes of an incomplete UTF-8 character."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.ids, self.done = tokenizer, list[int](), 0
 
     def push(self, token: int) -> str:
-        """Returns the text that `token` completes, or "" while bytes of a character are missing."""
+        """Adds a token and returns the new text, or "" if it ends within a UTF-8 character."""
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
         if text.endswith(REPLACEMENT):
@@ -139,7 +139,7 @@ class TextStream:
 
 
 def _generation_stops(path: Path) -> set[int]:
-    """Returns the eos_token_id entries of generation_config.json, or none without that file."""
+    """Returns the ids in eos_token_id of generation_config.json; an empty set if there is no such file."""
     if not path.is_file():
         return set()
     try:

@@ -1,9 +1,9 @@
-"""Reads and writes the safetensors of a model folder, one tensor at a time.
+"""Reads and writes the safetensors files of a model folder, one tensor at a time.
 
-The names and shapes of all tensors are checked before the first is read. A folder holds model.safetensors, or
-shards with model.safetensors.index.json = {"metadata": {"total_size": bytes}, "weight_map": {name: shard}}.
-A safetensors file is 8 bytes, the header's length (little endian); the header, JSON of {name: {"dtype",
-"shape", "data_offsets"}}; and the tensors' bytes.
+All tensor names and shapes are checked before any tensor is read. A folder holds model.safetensors, or shards
+and model.safetensors.index.json: {"metadata": {"total_size": bytes}, "weight_map": {tensor name: shard}}. A
+safetensors file has three parts: the header's length in bytes (8 bytes, little endian); the header, which is
+JSON of {tensor name: {"dtype", "shape", "data_offsets"}}; and the bytes of the tensors.
 """
 
 import hashlib
@@ -48,9 +48,9 @@ class _Stored(NamedTuple):
 def load_model(
     folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> Gemma3ForCausalLM:
-    """Loads the model of a folder, cast to `dtype`, with one copy of the weights in memory.
+    """Loads the model in a folder, cast to `dtype`; the weights are in memory only once.
 
-    Raises ValueError with the missing, unexpected and misshapen tensors, or with the file that is broken.
+    Raises ValueError that lists all missing, unexpected and misshapen tensors, or names the damaged file.
     """
     return Checkpoint(folder).load(dtype, torch.device(device))
 
@@ -58,9 +58,10 @@ def load_model(
 def _empty_tensors(
     shapes: dict[str, torch.Size], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields an empty tensor for each name.
+    """Yields (name, uninitialized tensor) for each name in `shapes`.
 
-    On a CPU they share one block of numpy's, which asks Linux for huge pages and halves the time of a load.
+    On a CPU they share one NumPy array, for which NumPy asks Linux for huge pages: that halves the loading
+    time.
     """
     if device.type != "cpu":
         yield from ((name, torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items())
@@ -74,13 +75,14 @@ def _empty_tensors(
 
 
 class Checkpoint:
-    """The tensors of a folder, which fit its config.json, read one at a time.
+    """Reads the tensors of a model folder one at a time.
 
-    `model` has shapes and no values; `names` are in the order of the files.
+    `config` is its parsed config.json. `model` has parameters without values until `load` is called. `names`
+    lists the text model's tensors.
     """
 
     def __init__(self, folder: str | Path):
-        """Opens the folder and reads no tensor; raises ValueError for tensors that do not fit config.json."""
+        """Reads config.json and the file headers; raises ValueError if a tensor does not fit config.json."""
         folder = Path(folder)
         self.config = read_config(folder)
         with torch.device("meta"):
@@ -93,7 +95,7 @@ class Checkpoint:
         self.names = list(self._found)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Gemma3ForCausalLM:
-        """Returns `model` with its weights, cast to `dtype`."""
+        """Loads all weights, cast to `dtype`, into `model` and returns it."""
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
         for name, tensor in _empty_tensors(shapes, dtype, device):
             module, _, leaf = name.rpartition(".")
@@ -102,16 +104,17 @@ class Checkpoint:
         return self.model
 
     def read(self, name: str) -> torch.Tensor:
-        """Returns the tensor as it is stored, a view of the mapped file."""
+        """Returns a tensor in its stored dtype, as a view of the memory-mapped file."""
         stored = self._found[name]
         # While a mapping is open, the pages that were read count as this process's memory.
         with _open(stored.file) as f:
             return f.get_tensor(stored.name)
 
     def read_into(self, name: str, tensor: torch.Tensor) -> None:
-        """Reads a tensor into `tensor`, which has its shape.
+        """Copies the stored tensor `name` into `tensor`, which has the same shape.
 
-        Bytes of the same dtype are read from the file: the page faults of a mapping would double the time.
+        On a CPU, if the dtypes are equal too, it reads the file without memory mapping, whose page faults
+        would double the time.
         """
         stored = self._found[name]
         if tensor.device.type != "cpu" or FLOATS.get(tensor.dtype) != stored.dtype:
@@ -128,14 +131,14 @@ class Checkpoint:
                 left = left[count:]
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Returns rows start to stop of a matrix as they are stored, and reads no others."""
+        """Returns rows start to stop - 1 of a matrix in its stored dtype; reads only these rows."""
         stored = self._found[name]
         with _open(stored.file) as f:
             return f.get_slice(stored.name)[start:stop]
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Returns the safetensors files of a folder in the index's order; raises ValueError if one is missing."""
+    """Returns a model folder's safetensors files; raises ValueError if there is none or one is missing."""
     folder = Path(folder)
     if (folder / SINGLE).is_file():  # goes before the index, as in transformers
         return [folder / SINGLE]
@@ -173,7 +176,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict[str, _Stored], list[str]]:
-    """Returns the text model's tensors by name, and a line for each that is stored twice."""
+    """Returns the text model's stored tensors by name, and an error message for each one stored twice."""
     found: dict[str, _Stored] = {}
     problems = []
     for file in weight_files(folder):
@@ -194,7 +197,7 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict[str, _Stored], 
 
 
 def _text_name(stored: str) -> str | None:
-    """Returns Gemma3ForCausalLM's name of a stored tensor, or None for a tensor of the vision part."""
+    """Returns Gemma3ForCausalLM's name for a stored tensor, or None for a tensor of the vision part."""
     if VISION.match(stored):
         return None
     if stored == "language_model.lm_head.weight":
@@ -203,7 +206,7 @@ def _text_name(stored: str) -> str | None:
 
 
 def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> list[str]:
-    """Returns a line for each tensor that is missing, unexpected, misshapen, or quantized."""
+    """Returns an error message for each tensor that is missing, unexpected, misshapen or quantized."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     problems += [f"unexpected: {s.name} {s.shape}" for name, s in found.items() if name not in wanted]
@@ -228,7 +231,7 @@ def _open(file: Path) -> safe_open:
 
 
 def _first_bytes(file: Path) -> dict[str, int]:
-    """Returns the position of each tensor's first byte in a safetensors file."""
+    """Returns {tensor name: position of the tensor's first byte in the safetensors file}."""
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         header = json.loads(f.read(length))
@@ -242,10 +245,11 @@ def save_model(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights, cast to `dtype`, over the model in the folder.
+    """Writes config.json and the weights, cast to `dtype`, to a folder, and replaces the model that is there.
 
-    A shard has at most `shard_bytes`, or one tensor. No file changes before all of them are on the disk, so a
-    save that fails leaves the old model. A tied head is not written.
+    Each shard has at most `shard_bytes` bytes, or a single larger tensor. No file is replaced before all new
+    files are on the disk, so if writing fails, the old model remains. A head tied to the embedding is not
+    saved.
     """
     parameters = dict(model.named_parameters())
     with torch.device("meta"):
@@ -261,7 +265,7 @@ def save_tensors(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model as save_model does, one tensor at a time; read(name) gives its rows in pieces."""
+    """Writes a model as save_model does; read(name) yields the rows of a tensor in one or more pieces."""
     with torch.device("meta"):
         parameters = dict(Gemma3ForCausalLM(config).named_parameters())
     folder = Path(folder)
@@ -286,7 +290,7 @@ def save_tensors(
 
 
 def _shard(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
-    """Divides the parameters in order into dicts of at most `limit` bytes, or of one tensor."""
+    """Splits {name: parameter} into dicts of at most `limit` bytes; a larger parameter has its own dict."""
     shards: list[dict] = [{}]
     size = 0
     for name, p in parameters.items():
@@ -300,7 +304,7 @@ def _shard(parameters: dict, dtype: torch.dtype, limit: int) -> list[dict]:
 
 
 def _safetensors(shard: dict, read: Callable, dtype: torch.dtype) -> Iterator[bytes]:
-    """Yields the bytes of a safetensors file, casting one piece at a time; save_file needs all cast first."""
+    """Yields the bytes of a safetensors file; casts one piece at a time to save memory, unlike save_file."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, p in shard.items():
@@ -319,7 +323,7 @@ def _json(content: dict) -> list[bytes]:
 
 
 def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
-    """Copies the tokenizer, generation_config.json and chat_template.* from one model folder to another."""
+    """Copies tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.* to `dst`."""
     src, dst = Path(src), Path(dst)
     for pattern in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.*"):
         for file in src.glob(pattern):
@@ -328,10 +332,11 @@ def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
 
 
 def hash_model(folder: str | Path) -> str:
-    """Returns the SHA-256 of the weight files' bytes, as `cat *.safetensors | sha256sum` prints it.
+    """Returns the SHA-256 of a folder's weight files, as `cat *.safetensors | sha256sum` prints it.
 
-    Above 1 GiB it is "sampled-" and the SHA-256 of each file's size, header and 64 evenly spread blocks of
-    1 MiB. That distinguishes models and training steps within a second, but misses damage between the blocks.
+    If the files have more than 1 GiB together, it returns "sampled-" and the SHA-256 of a sample: each file's
+    size, header and 64 evenly spread blocks of 1 MiB. This takes under a second and tells models and training
+    steps apart, but misses damage between the blocks.
     """
     files, digest = weight_files(folder), hashlib.sha256()
     sampled = sum(file.stat().st_size for file in files) > HASH_WHOLE
