@@ -1,11 +1,11 @@
-"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA turns the rows of W, a vector trains their norms.
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA changes the direction of W's rows, and a vector their norms.
 
-x (..., in), weight (out, in), lora_magnitude_vector (out,).
+Shapes: x (..., in), W (out, in), lora_magnitude_vector (out,).
 
-The deviations from the paper are PEFT's, so that adapters can be exchanged:
-1. A norm is taken over the input features of one output: a row here, a column in the paper's notation.
-2. With active dropout, W x uses the whole input. Only the part that DoRA adds uses the dropped-out input.
-3. A bias is left as it is.
+Three details follow PEFT instead of the paper, so that adapters can be exchanged with PEFT:
+1. The norms are those of the rows of W, one for each output. The paper writes them as norms of columns.
+2. With dropout, W x uses the whole input x; only the change that DoRA adds to it uses dropout(x).
+3. The bias is neither scaled nor trained.
 """
 
 from typing import Any
@@ -18,7 +18,10 @@ from lora.layer import LoRALinear
 
 
 class DoRALinear(LoRALinear):
-    """y = g * (W x + scaling * B A x) + b, g = m / ||W + scaling * B A|| per output; m starts as ||W||."""
+    """Computes y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A|| for each output.
+
+    The norm is that of a row. m is the trainable lora_magnitude_vector; it starts as ||W||, so g starts as 1.
+    """
 
     def __init__(self, base_layer: nn.Linear, *args: Any, **kwargs: Any):
         """Takes the arguments of LoRALinear."""
@@ -26,7 +29,7 @@ class DoRALinear(LoRALinear):
         self.lora_magnitude_vector = nn.Parameter(self.row_norms())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps x (..., in) to (..., out), in the dtype of the base layer's output."""
+        """Maps x (..., in) to y (..., out), in the dtype of the base layer's output."""
         y = self.base_layer(x)
         if not self.enabled:
             return y
@@ -39,11 +42,11 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """Returns ||W + scaling * B A|| per row, (out,) float32, without gradient.
+        """Returns the norm of each row of W + scaling * B A, (out,) float32, without gradient.
 
-        Section 4.3 of the paper: "we suggest treating ||V + dV||_c in Eq. (5) as a constant, thereby
-        detaching it from the gradient graph. This means that while ||V + dV||_c dynamically reflects the
-        updates of dV, it won't receive any gradient during backpropagation".
+        Section 4.3 of the paper, where V + dV is W + scaling * B A: "we suggest treating ||V + dV||_c in Eq.
+        (5) as a constant, thereby detaching it from the gradient graph. This means that while ||V + dV||_c
+        dynamically reflects the updates of dV, it won't receive any gradient during backpropagation".
         """
         return torch.linalg.vector_norm(super().merged_weight(), dim=1)
 

@@ -1,16 +1,16 @@
-"""LoRALinear's forward and backward pass for training, with fewer passes over memory.
+"""LoRALinear's forward and backward pass for training, with fewer temporary tensors.
 
-x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r); n tokens.
+Shapes: x (..., in) with n tokens, weight W (out, in), lora_A (r, in), lora_B (out, r).
 """
 
 import torch
 
 
 class FusedLoRA(torch.autograd.Function):
-    """y = W x + scaling * B A x, and dL/dx = W^T g + scaling * A^T B^T g with g = dL/dy.
+    """Computes y = W x + scaling * B A x, and dL/dx = W^T g + scaling * A^T B^T g with loss L and g = dL/dy.
 
-    In both sums the second product is added in place; the plain sum in lora/layer.py makes three tensors.
-    A and B are cast once; autocast casts them for each of four uses. x and W have one dtype. A, B and their
+    In both formulas, the second product is added to the first in place. A and B are cast to x's dtype once,
+    where autocast would cast them for each of four matrix products. x and W have one dtype. A, B and their
     gradients may have a wider one.
     """
 

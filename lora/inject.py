@@ -1,4 +1,4 @@
-"""Puts adapters around a model's linear layers, finds them again, and disables them."""
+"""Adds adapters to a model's linear layers, lists them, turns them off, and removes them."""
 
 import hashlib
 import re
@@ -34,17 +34,17 @@ def inject(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
 ) -> list[str]:
-    """Freezes the model, wraps the targeted linear layers and returns their paths.
+    """Freezes the model, adds an adapter to each targeted linear layer and returns the paths of these layers.
 
-    The initial values of an adapter depend on `seed` and its path only.
+    The initial values of an adapter depend only on `seed` and the path of its layer.
 
     Args:
-        target_modules: paths or ends of paths, "all-linear", or one regular expression for whole paths.
-        rank_pattern: {regular expression for the end of a path: r}; the first that matches is used.
-        alpha_pattern: the same for lora_alpha.
+        target_modules: a list of paths or path ends, "all-linear", or a regular expression for whole paths.
+        rank_pattern: {regular expression for the end of a path: r}; the first that matches replaces `r`.
+        alpha_pattern: {regular expression for the end of a path: lora_alpha}, in the same way.
 
     Raises:
-        ValueError: names every bad setting; the model is unchanged then.
+        ValueError: lists all wrong settings; the model is then as before.
     """
     rank_pattern, alpha_pattern = rank_pattern or {}, alpha_pattern or {}
     problems = bad_settings(type, r, lora_alpha, lora_dropout, rank_pattern, alpha_pattern)
@@ -70,7 +70,7 @@ def inject(
 def bad_settings(
     type: str, r: int, lora_alpha: float, lora_dropout: float, rank_pattern: dict, alpha_pattern: dict
 ) -> list[str]:
-    """Returns a line for each setting that no adapter can have."""
+    """Returns an error message for each invalid setting."""
     ranks = {"r": r} | {f"rank_pattern.{key}": v for key, v in rank_pattern.items()}
     alphas = {"lora_alpha": lora_alpha} | {f"alpha_pattern.{key}": v for key, v in alpha_pattern.items()}
     problems = [] if type in ("lora", "dora") else [f'type: {type!r} is neither "lora" nor "dora"']
@@ -103,7 +103,7 @@ def is_regex(text: str) -> bool:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Returns the paths of the nn.Linear layers that can have an adapter, in the model's order."""
+    """Returns the paths of all nn.Linear layers except the language-model head, in the model's order."""
     linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     return [name for name in linear if name.rpartition(".")[2] != OUTPUT_HEAD]
 
@@ -111,7 +111,8 @@ def linear_names(model: nn.Module) -> list[str]:
 def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]:
     """Returns the paths of the linear layers that target_modules selects.
 
-    Raises ValueError with every entry that selects none, and the names that exist.
+    Raises ValueError that lists the entries of target_modules that select no layer, and the names to choose
+    from.
     """
     names = linear_names(model)
     found = [name for name in names if is_target(name, target_modules)]
@@ -128,10 +129,10 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
 
 
 def is_target(name: str, target_modules: list[str] | str) -> bool:
-    """Returns whether PEFT's rule selects a path.
+    """Returns whether target_modules selects the layer with this path, by PEFT's rules.
 
-    A list holds whole paths, or ends of paths after a dot. A string is "all-linear" or a regular expression
-    for the whole path.
+    An entry of a list selects the path that equals it, and every path that ends with a dot and the entry. A
+    string is "all-linear" or a regular expression that must match the whole path.
     """
     if isinstance(target_modules, str):
         if target_modules == ALL_LINEAR:
@@ -145,21 +146,21 @@ def is_target(name: str, target_modules: list[str] | str) -> bool:
 
 
 def matches_end(pattern: str, name: str) -> bool:
-    """Returns whether a regular expression matches the end of a path after a dot (PEFT's get_pattern_key)."""
+    """Returns whether a regular expression matches a path or its end after a dot (PEFT's get_pattern_key)."""
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def pattern_value(pattern: dict[str, T], name: str, default: T) -> T:
-    """Returns the value of the first key that matches the path, or the default."""
+    """Returns the value of the first key of `pattern` that matches_end accepts for a path, or `default`."""
     return next((value for key, value in pattern.items() if matches_end(key, name)), default)
 
 
 def wrap(
     model: nn.Module, sizes: Sizes, *, type: str, lora_dropout: float, use_rslora: bool, seed: int
 ) -> None:
-    """Freezes the model and puts an adapter around each linear layer named in `sizes`.
+    """Freezes the model and adds an adapter to each linear layer in `sizes`, {path: (r, lora_alpha)}.
 
-    Raises ValueError if the model has adapters.
+    Raises ValueError if the model already has adapters.
     """
     if adapters(model):
         raise ValueError("the model has adapters already; merge them or load the model again")
@@ -173,7 +174,7 @@ def wrap(
 
 
 def module_seed(seed: int, name: str) -> int:
-    """Returns a seed below 2^63 for one module. Python's hash() differs from process to process."""
+    """Returns a seed below 2^63 for a module's path. Python's hash() would differ from process to process."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
 
 
@@ -184,19 +185,19 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def unwrap(model: nn.Module) -> None:
-    """Removes every adapter and leaves the frozen base layers as they were."""
+    """Removes every adapter and puts its base layer, which stays frozen, back into the model."""
     for name, layer in adapters(model).items():
         set_module(model, name, layer.base_layer)
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """Returns the adapters by the path of the layer that they wrap, in the model's order."""
+    """Returns {path of the wrapped layer: adapter} for all adapters, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Turns all adapters off inside the block, so that the model is its base, and restores them after it."""
+    """Turns all adapters off inside a `with` block, so that the model equals its base; then restores them."""
     before = {layer: layer.enabled for layer in adapters(model).values()}
     try:
         for layer in before:
@@ -208,9 +209,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns {path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}, detached.
+    """Returns all adapter tensors, detached: {path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}.
 
-    The tensors share memory with the parameters: clone those that must outlive the next step.
+    The tensors share memory with the parameters, so the next optimizer step changes them; clone to keep them.
     """
     return {
         f"{name}.{key}": p.detach()
@@ -221,9 +222,9 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copies the tensors of adapter_state into the model's adapters.
+    """Copies `state`, which has the keys of adapter_state, into the model's adapters.
 
-    Raises ValueError with every missing, unexpected or misshapen tensor; the model is unchanged then.
+    Raises ValueError that lists all missing, unexpected and misshapen tensors; the model is then as before.
     """
     own = adapter_state(model)
     problems = [f"missing: {key}" for key in own.keys() - state.keys()]

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): a frozen linear layer plus the product of two small matrices.
 
-x (..., in), weight (out, in), lora_A (r, in), lora_B (out, r).
+Shapes: x (..., in), weight W (out, in), lora_A (r, in), lora_B (out, r).
 """
 
 import math
@@ -13,11 +13,11 @@ from lora.fused import FusedLoRA
 
 
 class LoRALinear(nn.Module):
-    """y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r.
+    """Computes y = W x + b + scaling * B A dropout(x), with scaling = lora_alpha / r and b the bias, if any.
 
-    With use_rslora, scaling = lora_alpha / sqrt(r) (arXiv 2312.03732). A is Kaiming-uniform and depends on
-    `seed` only. B is zero, so a new adapter changes nothing. Both are float32 for every dtype of the base:
-    bfloat16 has 8 significant bits, and an update as small as the learning rate would be rounded away.
+    With use_rslora, scaling = lora_alpha / sqrt(r) (arXiv 2312.03732). A starts at Kaiming-uniform values,
+    which depend on `seed` only. B starts at zero, so a new adapter changes no output. A and B are float32
+    even if W is bfloat16, whose 8 significant bits would round away an update as small as the learning rate.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(rows, r, dtype=torch.float32, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps x (..., in) to (..., out), in the dtype of the base layer's output."""
+        """Maps x (..., in) to y (..., out), in the dtype of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
         dtype = self.fused_dtype(x)
@@ -53,9 +53,10 @@ class LoRALinear(nn.Module):
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
 
     def fused_dtype(self, x: torch.Tensor) -> torch.dtype | None:
-        """Returns the dtype in which FusedLoRA computes, or None where it does not apply.
+        """Returns the dtype in which FusedLoRA computes, or None if FusedLoRA cannot be used.
 
-        It needs gradients, one dtype, and neither a bias nor active dropout.
+        It needs enabled gradients, no bias and no active dropout. Without autocast, x, W and A must have one
+        dtype.
         """
         dropout = self.training and self.lora_dropout > 0
         if not torch.is_grad_enabled() or self.base_layer.bias is not None or dropout:
@@ -65,13 +66,13 @@ class LoRALinear(nn.Module):
         return x.dtype if x.dtype == self.base_layer.weight.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns dropout(x) in float32, as PEFT does; under autocast, in x's dtype."""
+        """Returns dropout(x): in float32 as in PEFT, or, under autocast, in x's dtype."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.dtype)
         return F.dropout(x, self.lora_dropout, self.training)
 
     def adapter_product(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns scaling * B A x; scaling A x costs r multiplications a token, scaling the result `out`."""
+        """Returns scaling * B A x. A x is scaled, because it has r values per token, and B A x has `out`."""
         return F.linear(F.linear(x, self.lora_A) * self.scaling, self.lora_B)
 
     def delta_weight(self) -> torch.Tensor:
@@ -82,5 +83,5 @@ class LoRALinear(nn.Module):
             return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> torch.Tensor:
-        """Returns W + scaling * B A, (out, in) float32: the weight of the merged linear layer."""
+        """Returns W + scaling * B A, (out, in) float32: the weight of the layer after merging."""
         return self.base_layer.weight.float() + self.delta_weight()

@@ -1,4 +1,4 @@
-"""Adds adapters into the weights of their base layers, which gives an ordinary model."""
+"""Merges LoRA and DoRA adapters into the weights of their base layers, and removes the adapters."""
 
 import math
 
@@ -11,14 +11,14 @@ from lora.layer import LoRALinear
 
 @torch.no_grad()
 def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
-    """Merges every adapter into its base layer, removes it and returns {path: Frobenius norm of the change}.
+    """Merges every adapter into its base layer; returns {path of the layer: Frobenius norm of the change}.
 
-    The sum is computed in float32 and rounded once to the weight's dtype. The norms are those of the rounded
-    change: bfloat16 loses a change below half of its step.
+    Each merged weight is computed in float32 and rounded once, to the base weight's dtype. The norms are
+    taken after rounding: a change that bfloat16 rounds away has the norm 0.
 
     Raises:
-        ValueError: the model has no adapters, a weight would not be finite, or, unless allow_zero, no weight
-            would change (the adapter is untrained or too small). The model is unchanged then.
+        ValueError: the model has no adapters; a merged weight is not finite; or allow_zero is False and no
+            weight changes (adapter untrained, or change rounded away). The model is then as before.
     """
     layers = adapters(model)
     if not layers:
@@ -35,7 +35,7 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
 def refuse_empty(
     norms: dict[str, float], allow_zero: bool = False, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Raises ValueError if a norm is not finite or, unless allow_zero, all are zero."""
+    """Raises ValueError if a norm is not finite, or if all norms are zero and allow_zero is False."""
     broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if broken:
         raise ValueError("not merged: these weights would not be finite: " + ", ".join(broken))
@@ -47,7 +47,7 @@ def refuse_empty(
 
 
 def rounded(layer: LoRALinear) -> torch.Tensor:
-    """Returns the merged weight (out, in) in the base weight's dtype."""
+    """Returns a layer's merged weight (out, in), rounded to the base weight's dtype."""
     return layer.merged_weight().to(layer.base_layer.weight.dtype)
 
 

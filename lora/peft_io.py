@@ -1,4 +1,4 @@
-"""Adapter folders of Hugging Face PEFT 0.21: adapter_model.safetensors and adapter_config.json."""
+"""Saves and loads adapters in PEFT 0.21's format: adapter_model.safetensors and adapter_config.json."""
 
 import json
 from collections import Counter
@@ -44,11 +44,11 @@ PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 def save_adapter(
     model: nn.Module, folder: str | Path, *, base_model_name: str, config: dict | None = None
 ) -> None:
-    """Writes the model's adapters as PEFT loads them; each file appears whole or not at all.
+    """Saves the model's adapters in PEFT's format; each file is written completely or not at all.
 
     Args:
-        config: may give the revision, and the r and lora_alpha of the layers that are not in rank_pattern and
-            alpha_pattern (by default the most common ones). Other keys are ignored.
+        config: may give the revision, r and lora_alpha to write; other keys are ignored. By default, r and
+            lora_alpha are those of most layers.
 
     Raises:
         ValueError: the model has no adapters.
@@ -66,7 +66,7 @@ def save_adapter(
 
 
 def file_key(key: str) -> str:
-    """Returns PEFT's name of a parameter: A and B are linear layers there and have a weight."""
+    """Returns PEFT's key for a key of adapter_state: lora_A and lora_B get ".weight" at the end."""
     return key if key.endswith("lora_magnitude_vector") else key + ".weight"
 
 
@@ -100,9 +100,10 @@ def peft_config(model: nn.Module, base_model_name: str, config: dict) -> dict:
 
 
 def shortest_targets(model: nn.Module) -> list[str]:
-    """Returns the last components of the adapters' paths if these select no other layer, or the whole paths.
+    """Returns target_modules: the last parts of the adapters' paths, such as "q_proj", or the whole paths.
 
-    "all-linear" would not do: PEFT resolves it differently for the multimodal wrapper.
+    Whole paths are necessary if a layer without an adapter has such a last part too. PEFT resolves
+    "all-linear" differently in a multimodal model.
     """
     names = list(adapters(model))
     lasts = sorted({name.rpartition(".")[2] for name in names})
@@ -112,11 +113,10 @@ def shortest_targets(model: nn.Module) -> list[str]:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> dict:
-    """Adds the adapter that PEFT or save_adapter wrote and returns its config; its weights are trainable.
+    """Adds an adapter, saved by PEFT or save_adapter, to the model and returns its config; it is trainable.
 
-    Raises ValueError for settings that are not supported and files that cannot be read, and with every
-    missing, unexpected or misshapen tensor in one message. The model has no adapters then. A pickle is never
-    opened.
+    Raises ValueError for unsupported settings, for an unreadable file, and with a list of all missing,
+    unexpected and misshapen tensors. The model then has no part of the adapter. A pickle is never opened.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -143,27 +143,27 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict:
 
 
 def file_paths(tensors: dict[str, torch.Tensor], names: list[str]) -> dict[str, str]:
-    """Returns {path in the file: path in the model}; the multimodal wrapper's adapters have other paths."""
+    """Returns {layer's path in the file: path in the model}; they differ for a multimodal model's adapter."""
     wrapped = (prefix for prefix in WRAPPED_TEXT_MODEL if any(k.startswith(PREFIX + prefix) for k in tensors))
     prefix = next(wrapped, "model.")
     return {prefix + n.removeprefix("model.") if n.startswith("model.") else n: n for n in names}
 
 
 def adapter_tensors(model: nn.Module, folder: str | Path) -> dict[str, torch.Tensor]:
-    """Returns the file's tensors by the keys of adapter_state, for a model that load_adapter prepared."""
+    """Reads an adapter folder's tensors, keyed as in adapter_state; the model must have that adapter."""
     tensors = read_tensors(Path(folder))
     paths = file_paths(tensors, list(adapters(model)))
     return {own_key(key, paths): t for key, t in tensors.items()}
 
 
 def own_key(key: str, paths: dict[str, str]) -> str:
-    """Returns adapter_state's key for a key of the file, or the key itself if the model lacks the layer."""
+    """Returns adapter_state's key for a key of the file, or the key itself if `paths` lacks its layer."""
     path, _, kind = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
     return f"{paths[path]}.{kind}" if path in paths and key.startswith(PREFIX) else key
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Returns the file's memory-mapped tensors, without those of the vision part."""
+    """Returns the tensors in adapter_model.safetensors, memory-mapped, except those of a vision part."""
     path, pickle = folder / WEIGHTS, folder / PICKLE
     if not path.is_file() and pickle.is_file():
         raise ValueError(
@@ -182,7 +182,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_config(folder: Path) -> dict:
-    """Returns adapter_config.json; raises ValueError with every key that is missing, wrong or unsupported."""
+    """Returns adapter_config.json; raises ValueError that lists all missing, wrong and unsupported keys."""
     path = folder / CONFIG
     config = read_json(path, f"an adapter folder holds {WEIGHTS} and {CONFIG}")
     problems = config_problems(config)
@@ -192,7 +192,7 @@ def read_config(folder: Path) -> dict:
 
 
 def config_problems(config: dict) -> list[str]:
-    """Returns a line for each key of adapter_config.json that load_adapter does not support."""
+    """Returns an error message for each missing, wrong or unsupported key of adapter_config.json."""
     problems = [f"{key}: is missing" for key in REQUIRED_KEYS if config.get(key) is None]
     if config.get("peft_type", "LORA") != "LORA":
         problems.append(f"peft_type: {config['peft_type']!r} is not supported, only LORA is")
