@@ -1,19 +1,23 @@
-"""GGML's block types: their layout, and torch functions that turn blocks into weights on any device.
+"""GGML's block types: their layouts in bytes, and torch functions that turn blocks into float32 weights.
 
-    Q8_0   34 bytes: d f16, 32 int8                                 weight = d * q
-    Q4_0   18 bytes: d f16, 16 of nibbles                           weight = d * (q - 8)
-    Q4_1   20 bytes: d f16, m f16, 16 of nibbles                    weight = d * q + m
-    Q5_0   22 bytes: d f16, 4 of fifth bits, 16 of nibbles          weight = d * (q - 16)
-    Q5_1   24 bytes: d f16, m f16, 4 of fifth bits, 16 of nibbles   weight = d * q + m
-    Q4_K  144 bytes: d f16, dmin f16, 12 of 6-bit scales and mins, 128 of nibbles
-                                                                    weight = d * scale * q - dmin * min
-    Q5_K  176 bytes: the same, with 32 of fifth bits before the nibbles
-    Q6_K  210 bytes: 128 of nibbles, 64 of the two high bits, 16 of int8 scales, d f16
-                                                                    weight = d * scale * (q - 32)
+A block holds 32 weights, or 256 in a K type. In these formulas, q is the integer stored for a weight, and d,
+m and dmin are float16 numbers of the block:
 
-In a block of 32, byte i of the nibbles has weight i in its low half and weight 16 + i in its high half; bit i
-of the fifth bits, a little-endian uint32, belongs to weight i. Source: llama.cpp, ggml/src/ggml-common.h and
-ggml-quants.c.
+    Q8_0   34 bytes: d, 32 int8                                          weight = d * q
+    Q4_0   18 bytes: d, 16 bytes of nibbles                              weight = d * (q - 8)
+    Q4_1   20 bytes: d, m, 16 bytes of nibbles                           weight = d * q + m
+    Q5_0   22 bytes: d, 4 bytes of fifth bits, 16 bytes of nibbles       weight = d * (q - 16)
+    Q5_1   24 bytes: d, m, 4 bytes of fifth bits, 16 bytes of nibbles    weight = d * q + m
+    Q4_K  144 bytes: d, dmin, 12 bytes of 6-bit scales and mins, 128 bytes of nibbles
+                                                                         weight = d * scale * q - dmin * min
+    Q5_K  176 bytes: as Q4_K, with 32 bytes of fifth bits before the nibbles
+    Q6_K  210 bytes: 128 bytes of nibbles, 64 bytes of two high bits, 16 int8 scales, d
+                                                                         weight = d * scale * (q - 32)
+
+A nibble has the low 4 bits of a q. In a block of 32, byte i of the nibbles has weight i in its low half and
+weight 16 + i in its high half; bit i of the fifth bits, a little-endian uint32, belongs to weight i. Q4_K and
+Q5_K have a scale and a min for each 32 weights, Q6_K a scale for each 16. Source: llama.cpp,
+ggml/src/ggml-common.h and ggml-quants.c.
 """
 
 from typing import NamedTuple
@@ -24,7 +28,7 @@ SLICE = 2**22  # This many weights are dequantized at a time, so that temporary 
 
 
 class QuantType(NamedTuple):
-    """A type: its name, its id in a GGUF file, and the weights and bytes of a block."""
+    """A block type: its name, its id in GGUF files, and the number of weights and of bytes in a block."""
 
     name: str
     ggml_id: int
@@ -52,7 +56,7 @@ FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are
 
 
 def type_of(ggml_id: int) -> QuantType | None:
-    """Returns the type with this id, from TYPES or from the gguf package, or None if neither knows it."""
+    """Returns the block type with this GGUF id, from TYPES or the gguf package; None if neither has it."""
     for known in TYPES.values():
         if known.ggml_id == ggml_id:
             return known
@@ -77,7 +81,7 @@ def type_named(name: str) -> QuantType:
 
 
 def row_bytes(name: str, n_cols: int) -> int:
-    """Returns the bytes of a row of `n_cols` weights; raises ValueError if its blocks are not whole."""
+    """Returns the bytes of a row of n_cols weights; raises ValueError if they do not fill whole blocks."""
     quant = type_named(name)
     if n_cols % quant.block_size:
         remedy = f"take {FALLBACK.get(name, 'f16')} for this tensor"
@@ -86,9 +90,9 @@ def row_bytes(name: str, n_cols: int) -> int:
 
 
 def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
-    """Returns the weights (n_rows, n_cols) float32 of data (n_rows, row_bytes) uint8, on the same device.
+    """Returns the float32 weights (n_rows, n_cols) of data (n_rows, bytes of a row) uint8, on its device.
 
-    Raises ValueError if row_bytes is no whole number of the type's blocks.
+    `name` is the block type. Raises ValueError if the bytes of a row are no whole number of blocks.
     """
     quant, (n_rows, n_bytes) = type_named(name), data.shape
     if n_bytes % quant.block_bytes:
@@ -104,7 +108,7 @@ def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
-    """Returns the weights (n, block_size) float32 of blocks (n, block_bytes) uint8."""
+    """Returns the float32 weights (n, block_size) in n blocks (n, block_bytes) uint8 of the type `name`."""
     if name in ("f32", "f16", "bf16"):
         dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
         return blocks.view(dtype).float()
@@ -123,12 +127,12 @@ def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
-    """Returns the float16 at byte `at` of each block as (n, 1) float32."""
+    """Returns the float16 number at byte `at` of each of n blocks as (n, 1) float32."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _bits(packed: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Returns the bits of each byte at the shifts: (..., len(shifts)) for packed (...) uint8."""
+    """Returns the bits of each byte in packed (...) uint8 at the positions `shifts`, (..., len(shifts))."""
     return packed[..., None] >> shifts & 1
 
 

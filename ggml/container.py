@@ -1,13 +1,13 @@
-"""llama.cpp's file format of one model, GGUF version 3: a writer, and a reader that checks the file.
+"""Writes and reads GGUF version 3, llama.cpp's file format of one model. All numbers are little endian:
 
-    "GGUF" | version u32 | number of tensors u64 | number of pairs u64     24 bytes; all is little endian
+    "GGUF" | version u32 | number of tensors u64 | number of pairs u64     24 bytes
     pairs      key string | type u32 | value        string: length u64, UTF-8
                                                     array: type of an item u32, length u64, items
     tensors    name string | number of dimensions u32 | dimensions u64 each | type u32 | offset u64
     zeros up to a multiple of 32: the data starts there
     data       the bytes of each tensor, and zeros up to the next multiple of 32
 
-The dimensions are in the reverse of numpy's order: a matrix of shape (rows, columns) has columns, rows. An
+The dimensions are in the reverse of NumPy's order: a matrix of shape (rows, columns) has columns, rows. An
 offset counts bytes from the start of the data. Source: ggml's docs/gguf.md.
 """
 
@@ -37,7 +37,7 @@ Metadata = dict[str, tuple[str, Any]]  # {key: (type, value)}; the type of an ar
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's name, shape in numpy's order, type such as "q8_0", and offset of its bytes in the data."""
+    """A tensor's name, shape in NumPy's order, type such as "q8_0", and offset in bytes within the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,10 +59,10 @@ def write_gguf(
     tensors: list[TensorInfo],
     read: Callable[[str], Iterable[np.ndarray]],
 ) -> dict[str, str]:
-    """Writes a file, one tensor at a time, and returns the SHA-256 of the bytes: {HEADER or tensor: digest}.
+    """Writes a GGUF file, one tensor at a time. Returns {tensor name: SHA-256 of its bytes}.
 
-    `read(name)` yields the bytes of a tensor in one or more arrays. Raises ValueError if their number is not
-    the one that the tensor's shape and type need.
+    The key HEADER has the SHA-256 of the bytes before the data. read(name) yields a tensor's bytes in one or
+    more arrays. Raises ValueError if they are not as many as the tensor's shape and type need.
     """
     start = header(metadata, tensors)
     digests = {HEADER: hashlib.sha256(start).hexdigest()}
@@ -85,7 +85,7 @@ def write_gguf(
 
 
 def header(metadata: Metadata, tensors: list[TensorInfo]) -> bytes:
-    """Returns all bytes before the data; it computes the offsets itself and ignores those in `tensors`."""
+    """Returns all bytes before the data; it computes the tensors' offsets and ignores TensorInfo.offset."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, (kind, value) in metadata.items():
         parts += [_packed_string(key), _packed_value(kind, value)]
@@ -100,7 +100,7 @@ def header(metadata: Metadata, tensors: list[TensorInfo]) -> bytes:
 
 
 def padding(size: int) -> int:
-    """Returns the number of zeros after `size` bytes, up to a multiple of 32."""
+    """Returns the number of zero bytes that extend `size` bytes to a multiple of 32."""
     return -size % ALIGNMENT
 
 
@@ -122,13 +122,13 @@ def _packed_value(kind: str, value: Any) -> bytes:
 
 
 class GGUFFile:
-    """A well-formed file: `metadata` {key: value}, `kinds` {key: type}, `tensors` {name: TensorInfo}.
+    """A GGUF file: `metadata` is {key: value}, `kinds` {key: value's type}, `tensors` {name: TensorInfo}.
 
-    The data stays on the disk.
+    Only the header is read into memory; `data` maps the bytes of a tensor.
     """
 
     def __init__(self, path: str | Path):
-        """Reads and checks the header; raises ValueError with the file, the place and the fault."""
+        """Reads and checks the header; raises ValueError that names the file, the position and the fault."""
         self.path = Path(path)
         self.kinds: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
@@ -177,7 +177,7 @@ class GGUFFile:
         self.tensors[name] = TensorInfo(name, tuple(sizes[::-1]), quant.name, offset)
 
     def _check_offsets(self) -> None:
-        """Raises ValueError for a gap between tensors, and for missing or surplus bytes at the end."""
+        """Raises ValueError if there are gaps between tensors, or missing or surplus bytes at the end."""
         expected = 0
         for tensor in self.tensors.values():
             if tensor.offset != expected:
@@ -197,13 +197,13 @@ class GGUFFile:
             raise ValueError(f"{self.path}: {left:,} bytes after the last tensor belong to no tensor")
 
     def data(self, name: str) -> np.ndarray:
-        """Returns a tensor's bytes as (rows, bytes of a row) uint8, mapped and not copied."""
+        """Returns a tensor's bytes, (rows, bytes of a row) uint8, memory-mapped and not copied."""
         tensor = self.tensors[name]
         shape = (tensor.rows, row_bytes(tensor.type, tensor.shape[-1]))
         return np.memmap(self.path, np.uint8, "r", self.data_start + tensor.offset, shape)
 
     def digest(self, name: str) -> str:
-        """Returns the SHA-256 of a tensor's bytes, or of the bytes before the data for HEADER."""
+        """Returns the SHA-256 of a tensor's bytes, or of all bytes before the data if `name` is HEADER."""
         start, size = 0, self.data_start
         if name != HEADER:
             start, size = self.data_start + self.tensors[name].offset, self.tensors[name].nbytes
@@ -216,7 +216,7 @@ class GGUFFile:
 
 
 class _Cursor:
-    """A position in the header; `what` names in an error what was being read there."""
+    """Reads one value of the header after the other; `what` names the value in an error message."""
 
     def __init__(self, path: Path, raw: mmap.mmap, at: int):
         self.path, self.raw, self.at = path, raw, at
@@ -235,9 +235,9 @@ class _Cursor:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form), what))
 
     def count(self, number: int, smallest: int, what: str) -> int:
-        """Returns `number`; raises ValueError if the file has no room for that many of `smallest` bytes each.
+        """Returns `number`; raises ValueError if so many items of `smallest` bytes exceed the file's rest.
 
-        Without this check, a damaged count could fill the memory.
+        Without this check, a damaged number could make the reader use all memory.
         """
         if number * smallest > len(self.raw) - self.at:
             raise self.error(f"the header announces {number:,} {what}, more than the file has room for")

@@ -1,12 +1,12 @@
-"""Quantizers of GGML's Q4_K, Q5_K and Q6_K: 256 weights a block, with a search for the best scales.
+"""Quantizers of GGML's Q4_K, Q5_K and Q6_K: 256 weights per block, with a search for the best scales.
 
 The bytes equal llama.cpp's without an importance matrix (ggml/src/ggml-quants.c, quantize_row_q4_K_ref and
-the functions beside it). As there, each sum adds float32 values from the first weight to the last. A
-llama.cpp that is built with fused multiply-add (arm64) may differ in the last bit.
-tests/ggml/reference_quantizers.py explains the search on one block, ggml/blocks.py the layouts.
+its neighbours). As there, float32 sums run from a group's first weight to its last. A llama.cpp that is built
+with fused multiply-add (arm64) may differ in the last bit. tests/ggml/reference_quantizers.py has a simple
+version for a single block; ggml/blocks.py describes the layouts.
 
-Shapes: n blocks of 8 groups of 32 weights (Q6_K: 16 groups of 16), N groups in all. The arrays are (32, N) or
-(16, N), because NumPy sums over the first axis in sequence, but along a row in pairs.
+Shapes: n blocks of 8 groups of 32 weights (Q6_K: 16 groups of 16), N groups in all. Arrays are (32, N) or
+(16, N), because NumPy adds along the first axis in order, but along the last axis in pairs.
 """
 
 import numpy as np
@@ -21,16 +21,16 @@ EPS = f32(1e-15)
 
 
 def nearest(v: np.ndarray) -> np.ndarray:
-    """Returns the nearest whole numbers, halves to even, as int32.
+    """Rounds v to whole numbers, halves to even, and returns them as int32.
 
-    They are the low bits of v + MAGIC, as in llama.cpp, so that the results agree above 2**22 and for
-    infinities and NaN too.
+    Like llama.cpp, it takes them from the low bits of v + MAGIC. So the results equal llama.cpp's even above
+    2**22, where this does not round correctly, and for infinities and NaN.
     """
     return ((np.asarray(v, f32) + MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
 
 
 def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
-    """Returns blocks of Q4_K (n, 144) or Q5_K (n, 176) for x (n, 256); reference_q45_k explains it."""
+    """Quantizes x (n, 256) float32 to blocks of Q4_K (n, 144) or Q5_K (n, 176), uint8."""
     n, top = len(x), SEARCH[name][0]
     x = np.ascontiguousarray(x.reshape(-1, 32).T)  # (32, N)
     scale, minimum, to_level, low = fast_scale_and_min(x, *SEARCH[name])
@@ -48,10 +48,11 @@ def fast_q45_k(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tuple[np.ndarray, ...]:
-    """Returns reference_scale_and_min of the columns of x (32, N): scale, min, to_level and low, each (N,).
+    """Returns scale, min, to_level and low, each (N,), for the groups in the columns of x (32, N).
 
-    to_level and low give the levels. A constant column needs no special case: to_level is infinite, so the
-    scale is 0, and the levels are nearest(infinity * 0) = nearest(NaN) = 0.
+    They are chosen so that scale * level - min is close to x, with level = nearest(to_level * (x - low)) in
+    0..top. For equal weights that are not positive, to_level is infinite: scale = 0, and level = nearest(NaN)
+    = 0.
     """
     w = np.sqrt((x * x).sum(axis=0) / f32(32)) + np.abs(x)
     sum_w, sum_x = w.sum(axis=0), (w * x).sum(axis=0)
@@ -82,7 +83,7 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
 
 
 def fast_round(v: np.ndarray, low: int, high: int) -> None:
-    """Sets v to nearest(v), limited to low..high, in float32 and without a conversion to int32."""
+    """Rounds float32 values in place as `nearest` does, and limits them to low..high."""
     v += MAGIC
     bits = v.view(np.int32)
     bits &= 0x7FFFFF
@@ -92,7 +93,7 @@ def fast_round(v: np.ndarray, low: int, high: int) -> None:
 
 
 def fast_error(x: np.ndarray, w: np.ndarray, q: np.ndarray, scale: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Returns the weighted square errors (N,), and overwrites q."""
+    """Returns the sum of w * (scale * q + low - x)^2 over each group, (N,); overwrites q."""
     q *= scale
     q += low
     q -= x
@@ -102,20 +103,20 @@ def fast_error(x: np.ndarray, w: np.ndarray, q: np.ndarray, scale: np.ndarray, l
 
 
 def fast_six_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns d (n, 1) float16 and levels (n, 8) uint8 in 0..63 for scales or mins (n, 8)."""
+    """Returns d (n, 1) float16 and levels (n, 8) uint8 in 0..63; d * levels is close to `values` (n, 8)."""
     largest = values.max(axis=1, keepdims=True, initial=0, where=values > 0)  # without NaN
     inverse = np.where(largest > 0, f32(63) / largest, f32(0))
     return (largest / f32(63)).astype(np.float16), np.minimum(nearest(inverse * values).astype(u8), u8(63))
 
 
 def fast_pack_scales(scales: np.ndarray, mins: np.ndarray) -> np.ndarray:
-    """Returns both (n, 8) uint8 as (n, 12); reference_pack_scales shows the bits."""
+    """Packs 6-bit scales and mins, each (n, 8) uint8, into 12 bytes per block, (n, 12) uint8."""
     first = [v[:, :4] | v[:, 4:] >> 4 << 6 for v in (scales, mins)]
     return np.concatenate([*first, scales[:, 4:] & 15 | (mins[:, 4:] & 15) << 4], axis=1)
 
 
 def fast_q6_k(x: np.ndarray) -> np.ndarray:
-    """Returns blocks of Q6_K (n, 210) for x (n, 256); reference_q6_k explains it."""
+    """Quantizes x (n, 256) float32 to Q6_K blocks (n, 210) uint8."""
     n = len(x)
     x = x.reshape(-1, 16)  # (N, 16)
     scale, to_level = (v.reshape(n, 16) for v in fast_scale(x))
@@ -138,7 +139,7 @@ def fast_q6_k(x: np.ndarray) -> np.ndarray:
 
 
 def fast_scale(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns reference_scale of the rows of x (N, 16): scales (N,) and to_level (N,), which gives levels."""
+    """Returns scale and to_level (N,) for rows of x (N, 16): scale * nearest(to_level * x) is close to x."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     x = np.ascontiguousarray(x.T)  # (16, N)
     x2, x3 = x * x, x * x * x

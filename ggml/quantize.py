@@ -1,9 +1,9 @@
-"""Quantizers: float32 weights to the blocks of a GGUF file, and the type that each tensor takes.
+"""Quantizes float32 weights to blocks of a GGUF file, and chooses the block type of each tensor.
 
 The bytes equal those of llama.cpp's ggml_quantize_chunk without an importance matrix, and the types equal
-those that its llama_model_quantize chooses (src/llama-quant.cpp). The types with 32 weights a block are here,
-those with 256 in ggml/kquants.py. ggml/blocks.py describes the layouts, and
-tests/ggml/reference_quantizers.py explains each type on one block.
+those that its llama_model_quantize chooses (src/llama-quant.cpp). The types with 32 weights per block are
+here, those with 256 in ggml/kquants.py. ggml/blocks.py describes the layouts of the blocks, and
+tests/ggml/reference_quantizers.py has a simple version of each quantizer for a single block.
 """
 
 import numpy as np
@@ -15,24 +15,12 @@ f32, u8 = np.float32, np.uint8
 SLICE = 2**17  # This many weights are quantized at a time, so that temporary arrays take some MiB.
 HALF = {"q4_0": 8, "q5_0": 16}  # The level of the weight 0.
 # general.file_type of a file for each --quant; llama.cpp's names of q4_k and q5_k are Q4_K_S and Q5_K_S.
-FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "q4_k": 14,
-    "q4_k_m": 15,
-    "q5_k": 16,
-    "q5_k_m": 17,
-    "q6_k": 18,
-    "bf16": 32,
-}
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q5_0": 8, "q5_1": 9}
+FILE_TYPES |= {"q4_k": 14, "q4_k_m": 15, "q5_k": 16, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
 
 
 def quantize(rows: np.ndarray, name: str) -> np.ndarray:
-    """Returns (n_rows, row_bytes) uint8 for (n_rows, n_cols) float32.
+    """Quantizes weights (n_rows, n_cols) to the block type `name`; returns (n_rows, bytes of a row) uint8.
 
     Raises ValueError if n_cols is no multiple of the type's block size, or if a weight is not finite.
     """
@@ -52,7 +40,7 @@ def quantize(rows: np.ndarray, name: str) -> np.ndarray:
 
 
 def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
-    """Returns blocks (n, block_bytes) uint8 for x (n, block_size) float32."""
+    """Quantizes x (n, block_size) float32 to blocks (n, block_bytes) uint8 of the type `name`."""
     if name == "f32":
         return x.astype("<f4", copy=False).view(np.uint8)
     if name == "f16":
@@ -72,7 +60,7 @@ def _quantize_blocks(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_q8_0(x: np.ndarray) -> np.ndarray:
-    """Returns blocks of Q8_0 (n, 34) uint8 for x (n, 32) float32."""
+    """Quantizes x (n, 32) float32 to Q8_0 blocks (n, 34) uint8."""
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)  # (n, 1)
     v = x * inverse_of(d)
     whole = np.trunc(v)
@@ -82,7 +70,7 @@ def fast_q8_0(x: np.ndarray) -> np.ndarray:
 
 
 def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
-    """Returns blocks of Q4_0 (n, 18) or Q5_0 (n, 22) uint8 for x (n, 32) float32."""
+    """Quantizes x (n, 32) float32 to blocks of Q4_0 (n, 18) or Q5_0 (n, 22), uint8."""
     half = HALF[name]
     # The first of two weights that differ in their sign only.
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
@@ -92,7 +80,7 @@ def fast_q45_0(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def fast_q5_1(x: np.ndarray) -> np.ndarray:
-    """Returns blocks of Q5_1 (n, 24) uint8 for x (n, 32) float32."""
+    """Quantizes x (n, 32) float32 to Q5_1 blocks (n, 24) uint8."""
     # The first of 0 and -0, because its sign is stored; x.min() may return either.
     low = np.take_along_axis(x, x.argmin(axis=1)[:, None], axis=1)
     d = np.abs(x.max(axis=1, keepdims=True) - low) / f32(31)  # abs: -0 - 0 is -0
@@ -105,17 +93,17 @@ def inverse_of(d: np.ndarray) -> np.ndarray:
 
 
 def finite(v: np.ndarray) -> np.ndarray:
-    """Returns v with 0 for infinities and NaN; reference_floor explains where they come from."""
+    """Returns v with 0 for infinities and NaN, which occur if the divisor d is close to zero."""
     return np.where(np.isfinite(v), v, f32(0))
 
 
 def half_bytes(d: np.ndarray) -> np.ndarray:
-    """Returns d (n, 1) as the bytes of little-endian float16, (n, 2) uint8."""
+    """Converts d (n, 1) to little-endian float16 and returns the bytes, (n, 2) uint8."""
     return d.astype("<f2").view(u8)
 
 
 def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
-    """Packs levels (n, 32) uint8 into nibbles (n, 16), for Q5 types after their fifth bits (n, 4)."""
+    """Packs levels (n, 32) uint8: their low 4 bits into (n, 16), for Q5 types after the fifth bits (n, 4)."""
     nibbles = q[:, :16] & 15 | (q[:, 16:] & 15) << 4
     if name == "q4_0":
         return nibbles
@@ -123,19 +111,19 @@ def fast_pack(q: np.ndarray, name: str) -> np.ndarray:
 
 
 def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bool = True) -> str:
-    """Returns the type of a GGUF tensor with rows of `n_cols` weights in a file of --quant `mix`.
+    """Returns the block type of a GGUF tensor with n_cols weights per row, in a file made with --quant `mix`.
 
-    The choice is llama_model_quantize's (src/llama-quant.cpp, llama_tensor_get_type_impl and
-    tensor_type_fallback), where q4_k and q5_k are Q4_K_S and Q5_K_S:
-    - norms are f32, and in an f32, f16 or bf16 file every matrix has that type;
-    - the output matrix (token_embd.weight if it is tied, else output.weight), in which an error costs most,
-      is q8_0 in a q8_0 file, else q6_k;
-    - in q4_k_m and q5_k_m, attn_v and ffn_down are q6_k in the first and the last eighth of the layers and in
-      every third layer between;
-    - in q4_k, the first four attn_v and the first eighth of the ffn_down are q5_k;
-    - all other matrices have the type that the mix is named after.
-    Rows that are no multiple of 256 take FALLBACK's type instead; rows that are no multiple of 32 take f16.
-    Raises ValueError for an unknown mix.
+    The choice is llama.cpp's (src/llama-quant.cpp, llama_tensor_get_type_impl and tensor_type_fallback). Its
+    names of q4_k and q5_k are Q4_K_S and Q5_K_S.
+    - Norms are f32. In an f32, f16 or bf16 file, every matrix has that type.
+    - The output matrix, in which an error costs most, is q8_0 in a q8_0 file, and q6_k in the others. It is
+      token_embd.weight if `tied`, otherwise output.weight.
+    - In q4_k_m and q5_k_m, attn_v and ffn_down are q6_k in the first and the last eighth of the layers, and
+      in every third layer between.
+    - In q4_k, attn_v is q5_k in the first four layers, and ffn_down in the first eighth of the layers.
+    - All other matrices have the type in the mix's name.
+    A type whose blocks do not divide n_cols is replaced by its entry in FALLBACK, or else by f16. Raises
+    ValueError for an unknown mix.
     """
     if mix not in FILE_TYPES:
         raise ValueError(f"--quant {mix}: no such type; take one of {', '.join(FILE_TYPES)}")
@@ -154,7 +142,7 @@ def tensor_type(mix: str, tensor_name: str, n_layers: int, n_cols: int, tied: bo
 
 
 def _more_bits(chosen: str, mix: str, tensor_name: str, n_layers: int) -> str:
-    """Returns the type of an attn_v or ffn_down matrix, whose errors change the output most."""
+    """Returns the type of an attn_v or ffn_down matrix: `chosen`, or in some layers one with more bits."""
     layer, eighth = int(tensor_name.split(".")[1]), n_layers // 8
     if mix.endswith("_m") and (layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2):
         return "q6_k"
