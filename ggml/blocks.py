@@ -132,7 +132,7 @@ def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
 
 
 def _bits(packed: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Returns the bits of each byte in packed (...) uint8 at the positions `shifts`, (..., len(shifts))."""
+    """Returns the bits (..., len(shifts)) at the positions `shifts` of each byte in `packed` (...) uint8."""
     return packed[..., None] >> shifts & 1
 
 

@@ -7,8 +7,8 @@
     zeros up to a multiple of 32: the data starts there
     data       the bytes of each tensor, and zeros up to the next multiple of 32
 
-The dimensions are in the reverse of NumPy's order: a matrix of shape (rows, columns) has columns, rows. An
-offset counts bytes from the start of the data. Source: ggml's docs/gguf.md.
+The dimensions are in the reverse of NumPy's order: for a matrix (rows, columns), the file has columns, rows.
+An offset counts bytes from the start of the data. Source: ggml's docs/gguf.md.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def write_gguf(
     """Writes a GGUF file, one tensor at a time. Returns {tensor name: SHA-256 of its bytes}.
 
     The key HEADER has the SHA-256 of the bytes before the data. read(name) yields a tensor's bytes in one or
-    more arrays. Raises ValueError if they are not as many as the tensor's shape and type need.
+    more arrays. Raises ValueError if a tensor has more or fewer bytes than its shape and type need.
     """
     start = header(metadata, tensors)
     digests = {HEADER: hashlib.sha256(start).hexdigest()}

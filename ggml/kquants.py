@@ -23,8 +23,8 @@ EPS = f32(1e-15)
 def nearest(v: np.ndarray) -> np.ndarray:
     """Rounds v to whole numbers, halves to even, and returns them as int32.
 
-    Like llama.cpp, it takes them from the low bits of v + MAGIC. So the results equal llama.cpp's even above
-    2**22, where this does not round correctly, and for infinities and NaN.
+    Like llama.cpp, it takes the result from the low bits of v + MAGIC in float32. For values above 2**22,
+    infinities and NaN this is no rounding, but it gives what llama.cpp gives.
     """
     return ((np.asarray(v, f32) + MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
 
@@ -51,8 +51,7 @@ def fast_scale_and_min(x: np.ndarray, top: int, first: float, steps: int) -> tup
     """Returns scale, min, to_level and low, each (N,), for the groups in the columns of x (32, N).
 
     They are chosen so that scale * level - min is close to x, with level = nearest(to_level * (x - low)) in
-    0..top. For equal weights that are not positive, to_level is infinite: scale = 0, and level = nearest(NaN)
-    = 0.
+    0..top. If all weights of a group are equal and not positive, its scale and levels are 0.
     """
     w = np.sqrt((x * x).sum(axis=0) / f32(32)) + np.abs(x)
     sum_w, sum_x = w.sum(axis=0), (w * x).sum(axis=0)

@@ -93,7 +93,7 @@ def inverse_of(d: np.ndarray) -> np.ndarray:
 
 
 def finite(v: np.ndarray) -> np.ndarray:
-    """Returns v with 0 for infinities and NaN, which occur if the divisor d is close to zero."""
+    """Returns v with infinities and NaN replaced by 0; they occur if a block's scale d is close to zero."""
     return np.where(np.isfinite(v), v, f32(0))
 
 

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA changes the direction of W's rows, and a vector their norms.
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): LoRA trains the directions of W's rows, a vector their norms.
 
 Shapes: x (..., in), W (out, in), lora_magnitude_vector (out,).
 
@@ -18,9 +18,10 @@ from lora.layer import LoRALinear
 
 
 class DoRALinear(LoRALinear):
-    """Computes y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A|| for each output.
+    """Computes y = g * (W x + scaling * B A x) + b, with g = m / ||W + scaling * B A|| (out,).
 
-    The norm is that of a row. m is the trainable lora_magnitude_vector; it starts as ||W||, so g starts as 1.
+    ||.|| is the norm of each row. m is the trainable lora_magnitude_vector; it starts as ||W||, so g starts
+    as 1.
     """
 
     def __init__(self, base_layer: nn.Linear, *args: Any, **kwargs: Any):

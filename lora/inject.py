@@ -209,7 +209,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns all adapter tensors, detached: {path.lora_A, path.lora_B, path.lora_magnitude_vector: tensor}.
+    """Returns {"<layer's path>.lora_A": tensor, ...} with every lora_A, lora_B and lora_magnitude_vector.
 
     The tensors share memory with the parameters, so the next optimizer step changes them; clone to keep them.
     """

@@ -113,7 +113,7 @@ def shortest_targets(model: nn.Module) -> list[str]:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> dict:
-    """Adds an adapter, saved by PEFT or save_adapter, to the model and returns its config; it is trainable.
+    """Adds an adapter saved by PEFT or save_adapter to the model, as trainable, and returns its config.
 
     Raises ValueError for unsupported settings, for an unreadable file, and with a list of all missing,
     unexpected and misshapen tensors. The model then has no part of the adapter. A pickle is never opened.

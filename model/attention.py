@@ -49,8 +49,8 @@ def reference_attention(
     """Returns softmax(q k^T * scale + mask) v, (T, H, D), for q (T, H, D), k and v (T, K, D).
 
     Token i sees token j if j is in i's document or its shared prefix, j is not later than i, and j is less
-    than `window` tokens back. The mask (T, T) is 0 there and -inf elsewhere. With a softcap c, each score s =
-    q k^T * scale becomes c * tanh(s / c).
+    than `window` tokens back. The mask (T, T) is 0 there and -inf elsewhere. With a softcap c, each score s
+    becomes c * tanh(s / c).
     """
     total, heads, groups = q.shape[0], q.shape[1], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (T, H, D)
@@ -207,7 +207,7 @@ class PackedAttention:
         shared_prefix: list[int] | None = None,
         device: torch.device | None = None,
     ):
-        """Takes cu_seqlens (documents + 1,), best on the CPU, and the device of q, k and v."""
+        """Reads cu_seqlens (documents + 1,), which should be on the CPU; `device` is that of q, k and v."""
         self.window, self.scale, self.softcap, self.shared_prefix = window, scale, softcap, shared_prefix
         self.reference = reference or softcap is not None
         self.lengths = cu_seqlens.diff().tolist()

@@ -67,7 +67,7 @@ class Gemma3Config:
 
 
 def read_config(folder: str | Path) -> Gemma3Config:
-    """Reads config.json, of a multimodal model its text part; raises ValueError that lists all wrong keys."""
+    """Reads config.json, or only text_config if multimodal; raises ValueError that lists all wrong keys."""
     path = Path(folder) / "config.json"
     raw = read_json(path, "a model folder holds config.json, tokenizer.json and *.safetensors")
     kind = raw.get("model_type")

@@ -1,7 +1,7 @@
 """Loads a Gemma 3 from a GGUF file: its config from the gemma3.* keys, its tensors by Hugging Face names.
 
-Gemma's norms multiply by 1 + weight. llama.cpp's norms multiply by the weight alone, so a GGUF file holds 1 +
-weight. Source: llama.cpp, src/models/gemma3.cpp and conversion/gemma.py.
+Gemma's norms multiply by 1 + weight, and llama.cpp's by the weight alone, so a GGUF file holds 1 + weight.
+Source: llama.cpp, src/models/gemma3.cpp and conversion/gemma.py.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def read_gguf_config(file: GGUFFile) -> Gemma3Config:
 
 
 def read_rows(file: GGUFFile, name: str, start: int, stop: int) -> torch.Tensor:
-    """Returns rows start to stop - 1 of a tensor, by Hugging Face name, in float32; a vector is one row."""
+    """Returns rows start to stop - 1 of a tensor, by its Hugging Face name, in float32; a vector is one row."""
     tensor = file.tensors[gguf_name(name)]
     rows = dequantize(torch.tensor(file.data(tensor.name)[start:stop]), tensor.type)
     return rows - 1.0 if name.endswith("norm.weight") else rows

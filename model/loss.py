@@ -46,7 +46,7 @@ def token_log_probs(
     chunk: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the targets' log-probabilities (S,) in nats, and which targets have the largest logit, (S,) bool.
+    """Returns the targets' log-probabilities (S,) in nats, and whether each target has the largest logit.
 
     The log-probabilities equal those of reference_token_log_probs, but are computed in chunks of the
     vocabulary. The first four arguments are also those of reference_token_log_probs.

@@ -28,8 +28,8 @@ class _RMSNorm(torch.autograd.Function):
     """Computes reference_rms_norm in a quarter of its time on a CPU, with in-place operations.
 
     The forward pass saves x, the weight and s = 1 / sqrt(mean(x^2) + eps). With output y, loss L, n = x * s
-    and g = dL/dy * (1 + weight): dL/dx = s * (g - n * mean(g * n)), and dL/dweight = sum over tokens of dL/dy
-    * n.
+    and g = dL/dy * (1 + weight): dL/dx = s * (g - n * mean(g * n)). dL/dweight is the sum of n * dL/dy over
+    tokens.
     """
 
     @staticmethod

@@ -8,7 +8,7 @@ def rope_angles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns cos and sin, (T, D) float32, of the angles position * theta^(-2i/D) / linear_factor.
 
-    Column i is for i = 0 to D/2 - 1; columns D/2 to D - 1 repeat these.
+    These are columns i = 0 to D/2 - 1. Columns D/2 to D - 1 repeat them.
     """
     i = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
     inverse_frequency = 1.0 / (theta ** (i / head_dim)) / linear_factor  # (D/2,)

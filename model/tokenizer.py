@@ -1,7 +1,7 @@
-"""Converts text to token ids and back, and writes conversations in the format of Gemma's chat template:
+"""Converts text to token ids and back, and renders Gemma's chat format, which is split into two lines here:
 
 <bos><start_of_turn>user\\n{system message and a blank line, if any}{user message}<end_of_turn>\\n
- <start_of_turn>model\\n{response}<end_of_turn>\\n
+<start_of_turn>model\\n{response}<end_of_turn>\\n
 """
 
 import json

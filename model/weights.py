@@ -77,8 +77,8 @@ def _empty_tensors(
 class Checkpoint:
     """Reads the tensors of a model folder one at a time.
 
-    `config` is its parsed config.json. `model` has parameters without values until `load` is called. `names`
-    lists the text model's tensors.
+    `config` is the parsed config.json. `model` has parameters without values until `load` is called. `names`
+    lists the tensors of the text model.
     """
 
     def __init__(self, folder: str | Path):
