@@ -38,7 +38,7 @@ def applies(samples: list[Sample]) -> bool:
 
 
 def score(rows: list[Row]) -> dict:
-    """Returns accuracy, macro_f1, invalid, exact_match; for each label precision, recall, F1 and support."""
+    """Returns accuracy, macro_f1, invalid, exact_match, and per label precision, recall, F1 and support."""
     pairs = [(_label(row.gold), _label(row.text)) for row in rows]
     expected, predicted = Counter(gold for gold, _ in pairs), Counter(text for _, text in pairs)
     right = Counter(gold for gold, text in pairs if gold == text)
