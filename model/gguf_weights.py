@@ -49,7 +49,7 @@ def read_gguf_config(file: GGUFFile) -> Gemma3Config:
 
 
 def read_rows(file: GGUFFile, name: str, start: int, stop: int) -> torch.Tensor:
-    """Returns rows start to stop - 1 of a tensor, by its Hugging Face name, in float32; a vector is one row."""
+    """Returns rows start to stop - 1 of a tensor, by Hugging Face's name, in float32; a vector is one row."""
     tensor = file.tensors[gguf_name(name)]
     rows = dequantize(torch.tensor(file.data(tensor.name)[start:stop]), tensor.type)
     return rows - 1.0 if name.endswith("norm.weight") else rows

@@ -1,5 +1,6 @@
 """Fixed seeds for every test, and the fixtures that several test files share."""
 
+import os
 import random
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from hypothesis import settings
 from tests.folders import make_adapter, make_model
 from tests.makers import write_run
 
-# The models of the tests are so small that a second thread costs more than it gains. A command that a test
-# starts as a process has as many threads as a user's.
+# The models of the tests are so small that a second thread costs more than it gains, here and in the commands
+# that tests start as processes; and threads that wait for each other starve when tests run in parallel.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("fixed", derandomize=True, deadline=None)  # A busy machine fails no test.
 settings.load_profile("fixed")
 
