@@ -17,7 +17,7 @@ MODES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains by a config, or does what --plan or --explain-batch asks; returns the exit code."""
+    """Parses the command line `argv`, does what it asks, and returns the exit code of the process."""
     parser = argparse.ArgumentParser(
         prog="train.py", description="Fine-tune a Gemma 3 model with LoRA and report what it gained."
     )
@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Does the whole run. It imports torch only after the config was found good."""
+    """Trains, or only prints what --plan or --explain-batch asks for; returns the exit code."""
     from training.config import load_config
 
     started = time.perf_counter()
-    cfg = load_config(args.config, args.overrides)
+    cfg = load_config(args.config, args.overrides)  # before the imports below, which load torch
     from training import explain, memory, trainer
 
     if args.plan:
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def resume_command(args: argparse.Namespace) -> str:
-    """Returns the command that continues this run, or that starts it again if it had not begun."""
+    """Returns the same command line as shell text, with --resume if `args.resume` is true."""
     import shlex
 
     sets = [word for override in args.overrides for word in ("--set", override)]

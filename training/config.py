@@ -1,7 +1,7 @@
-"""The run's config: every key with its type, default and meaning.
+"""The config of a training run: every key with its type, its default and its meaning.
 
-It is read from TOML, `--set section.key=value` overrides it, and one error lists all mistakes. A Config never
-changes; what a run resolves later (`"auto"`, say) becomes a new one through dataclasses.replace.
+load_config reads a TOML file, applies the options `--set section.key=value`, and reports all mistakes in one
+error. A Config is frozen. To change a value, make a new Config with dataclasses.replace.
 """
 
 import json
@@ -11,7 +11,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import closest
 from common.files import moved
@@ -25,7 +25,7 @@ class Run:
     dir: str = ""
     """Folder that the run writes; runs/<name> if empty."""
     seed: int = 3407
-    """Seed of initial adapters, dropout and the order of the data."""
+    """Seed of the initial weights, dropout, the validation split, the order of the data, and sampling."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Model:
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of a frozen base in memory and of a full run's written weights; "auto": as training computes, and
-    bfloat16.
+    """Dtype of the frozen base in memory. "auto": bfloat16 if train.precision is bf16, else float32.
+    With adapter.type "full" it is the dtype of the written weights instead, and "auto" is bfloat16.
     """
     init: Literal["pretrained", "random"] = "pretrained"
-    """"random" starts from new weights for the folder's config.json: pretraining."""
+    """"random": pretraining; takes the shapes from the model's config.json and draws new weights."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Adapter:
     lora_dropout: float = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     use_rslora: bool = False
-    """Multiply with lora_alpha / sqrt(r) instead (Kalajdzievski 2023)."""
+    """Multiply the adapter's output with lora_alpha / sqrt(r) instead (rsLoRA, Kalajdzievski 2023)."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers to adapt, or "all-linear"."""
     init_from: str = ""
-    """A PEFT folder to start from; its type, rank, scale and modules replace the ones here."""
+    """Folder of a PEFT adapter to start from; its settings replace all other keys of this section."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ class Data:
     train: list[str] = field(default_factory=list)
     """Training file or files (JSON array or JSONL)."""
     validation: list[str] = field(default_factory=list)
-    """Validation files; each is measured before and after training, the first also during it to select the
-    best weights.
+    """Validation files. Each is measured before and after training. The first is also measured during
+    training, to select the best weights.
     """
     validation_fraction: float = 0.05
-    """Share of the training rows that is held out if there is no validation file; 0: none."""
+    """Share of the training rows used as validation rows if data.validation is empty; 0: none."""
     format: Literal["auto", "json", "jsonl"] = "auto"
     """File format; "auto" looks at the content."""
     task: Literal["auto", "redaction", "classification", "translation", "text"] = "auto"
-    """What a good response is, which decides the measures; "auto" looks at the rows."""
+    """Kind of task, which decides how responses are measured; "auto" looks at the rows."""
     loss_on: Literal["response", "all"] = "response"
     """Which tokens are supervised; raw text is always supervised whole."""
     max_length: int = 2048
     """Longest sample, in tokens."""
     on_long: Literal["error", "drop", "truncate"] = "error"
-    """What happens to a longer one."""
+    """What happens to a sample longer than max_length."""
     on_bad: Literal["error", "skip"] = "error"
     """What happens to a row that cannot be used."""
 
@@ -87,15 +87,15 @@ class Data:
 @dataclass(frozen=True)
 class Train:
     objective: Literal["sft", "dpo", "grpo"] = "sft"
-    """What a step optimizes; its settings are in the section of that name."""
+    """What training optimizes: "sft" (supervised fine-tuning); "dpo" and "grpo" are not built yet."""
     epochs: float = 1
     """Passes over the data; may be a fraction."""
     max_steps: int = 0
-    """Optimizer steps; 0: by epochs."""
+    """Number of optimizer steps; 0: train.epochs decides."""
     batch_size: int = 8
     """Samples in a micro-batch."""
     max_tokens: int = 0
-    """Fill micro-batches up to this many tokens instead; 0: by batch_size."""
+    """If not 0, a micro-batch is filled up to this many tokens and batch_size is not used."""
     gradient_accumulation_steps: int = 1
     """Micro-batches in an optimizer step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -103,13 +103,13 @@ class Train:
     learning_rate: float = 2e-4
     """Highest learning rate."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up: in a line to 0, in half a cosine, or not at all."""
+    """Learning rate after the warm-up: falls linearly to 0, falls along a cosine to 0, or stays."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay (as in AdamW) of parameters with two or more dimensions."""
     max_grad_norm: float = 1.0
-    """Longer gradients are scaled down to this norm; 0: never."""
+    """A gradient with a larger norm is scaled down to this norm; 0: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Dtype of the matrix products; "auto": bf16 on devices that are fast at it."""
     force_fp16: bool = False
@@ -117,19 +117,19 @@ class Train:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", ..."""
     share_prefix: bool = True
-    """Compute the prefix that samples of a micro-batch share, an instruction say, once; the gradients stay
-    the same.
+    """If samples of a micro-batch begin with the same tokens, such as an instruction, compute these tokens
+    once. The gradients stay the same.
     """
     gradient_checkpointing: bool = False
-    """Keep only the input of each layer and compute the rest again in the backward pass: less memory, slower
-    steps.
+    """Store only the input of each layer, and compute its other activations again in the backward pass.
+    This takes less memory; steps are slower.
     """
     compile: Literal["auto", True, False] = "auto"
-    """torch.compile the layers and the loss: 30 s at the start, then steps 3 to 10% shorter on a CPU; "auto":
-    in runs of half an hour there.
+    """torch.compile the layers and the loss. On a CPU it takes 30 s at the start and makes steps 3 to 10%
+    shorter. "auto": compile on a CPU if the run takes about half an hour or more.
     """
     shuffle: bool = True
-    """A new order in each epoch."""
+    """Shuffle the samples anew in each epoch."""
     log_every: int = 10
     """Steps between printed lines if stdout is no terminal; metrics.jsonl has every step."""
     eval_every: int = 0
@@ -137,11 +137,11 @@ class Train:
     eval_samples: int = 100
     """Rows of each validation set that are measured; 0: all."""
     save_every: int = 0
-    """Steps between checkpoints; 0: only when stopped and at the end."""
+    """Steps between checkpoints; 0: one only at the end, or when the run is stopped."""
     save_total_limit: int = 2
     """Checkpoints that are kept."""
     early_stopping_patience: int = 0
-    """Evaluations without improvement after which the run stops; 0: never."""
+    """Training ends after this many evaluations in a row without improvement; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ class Generate:
     max_new_tokens: int = 512
     """Longest completion, in tokens."""
     temperature: float = 0.0
-    """0: greedy."""
+    """Sampling temperature; 0: greedy decoding."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
-    """Sample among the most likely tokens that make up this probability."""
+    """Sample among the fewest most likely tokens whose probabilities add up to at least this."""
     prompts: list[str] = field(default_factory=list)
     """Prompts that are answered before and after training, for the terminal and the report."""
 
@@ -175,7 +175,7 @@ class Config:
     generate: Generate = field(default_factory=Generate)
 
     def to_toml(self) -> str:
-        """Returns the config as TOML, which load_config reads back to an equal one."""
+        """Returns the config as the text of a TOML file; load_config reads it back to an equal Config."""
         lines = []
         for name, section in asdict(self).items():
             lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
@@ -190,7 +190,7 @@ RENAMED = {
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a TOML file and applies the overrides; raises ValueError that lists every problem."""
+    """Returns a TOML file's Config with overrides applied; one ValueError lists all wrong keys and values."""
     path = Path(path)
     reader = _Reader()
     for section, values in _read_toml(path).items():
@@ -237,7 +237,7 @@ SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
 class _Reader:
-    """Collects {section: {key: value}} and every problem on the way."""
+    """Collects the values that were set, as {section: {key: value}}, and messages about wrong ones."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict] = {name: {} for name in SECTIONS}
@@ -247,7 +247,7 @@ class _Reader:
         self.written: dict[str, str] = {}  # key -> the name under which it was given
 
     def override(self, text: str) -> None:
-        """Assigns one `section.key=value` of the command line."""
+        """Sets the key of one `--set` option, whose text is "section.key=value"."""
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
@@ -263,8 +263,8 @@ class _Reader:
             parsed = parsed if isinstance(parsed, str) else value.strip()
         self.assign(section, key, parsed, "--set")
 
-    def assign(self, section: str, key: str, value, where: str) -> None:
-        """Sets one key, or records what is wrong with it."""
+    def assign(self, section: str, key: str, value: object, where: str) -> None:
+        """Sets one key, or adds a message to `problems`; `where` is the file's path or "--set"."""
         given = f"{section}.{key}"
         section, key, value = self._translate(section, key, value, where)
         name = f"{section}.{key}"
@@ -284,8 +284,8 @@ class _Reader:
             self.problems.append(f"{where}: {name} = {value!r} {e}")
             self.rejected.append(name)
 
-    def _translate(self, section: str, key: str, value, where: str) -> tuple[str, str, object]:
-        """Returns section, key and value under their new names, with a warning for each old one."""
+    def _translate(self, section: str, key: str, value: object, where: str) -> tuple[str, str, object]:
+        """Returns (section, key, value) with names of earlier releases replaced; warns about each of them."""
         name = f"{section}.{key}"
         if name in RENAMED:
             warn(f"{where}: {name} is now called {RENAMED[name]}; the old name will be removed")
@@ -299,8 +299,8 @@ class _Reader:
         return section, key, value
 
 
-def _convert(value, kind):
-    """Returns `value` as the type `kind`; raises ValueError that says what was expected."""
+def _convert(value: object, kind: Any) -> object:
+    """Returns `value` as `kind`: a class, list[str] or a Literal. Raises ValueError with what is expected."""
     if get_origin(kind) is Literal:
         # 1 is not true.
         if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
@@ -335,7 +335,7 @@ BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction")
 
 
 def _check(cfg: Config, where: str) -> list[str]:
-    """Returns what no type can express: ranges, and keys that need each other."""
+    """Returns messages about values outside their range, and about keys that do not fit together."""
     found = []
     for low, name in ((low, name) for low, names in AT_LEAST.items() for name in names.split()):
         section, key = name.split(".")
@@ -373,7 +373,7 @@ def _check(cfg: Config, where: str) -> list[str]:
     return [f"{where}: {problem}" for problem in found]
 
 
-def _toml(value) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):  # a TOML basic string has JSON's escapes, and refuses a raw DEL
