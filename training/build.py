@@ -1,4 +1,4 @@
-"""From the config to a run's parts: base model, adapters, objective, loader and schedule."""
+"""Makes what training needs, from the config: base model, adapters, objective, loader and schedule."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -22,22 +22,21 @@ from training.flops import step_flops
 from training.loop import Schedule
 from training.objectives.sft import SupervisedFineTuning
 
-# FLOPs a thread of about half an hour. In a longer run half a minute of compiling is less than the 3 to 10%
-# that it saves.
+# FLOPs of one CPU thread in about half an hour; in longer runs compiling saves more time than it takes.
 WORTH_COMPILING = 3e14
 
 
 @dataclass
 class BaseModel(LoadedModel):
-    """The base model of a run, and the hash of its weights."""
+    """A loaded base model and the hash of its weights; for random weights, a text with their seed."""
 
     hash: str
 
 
 def prepare(cfg: Config) -> tuple[Config, Precision]:
-    """Returns the config with its adapter resolved, and the precision on the run's device.
+    """Returns the config, with the settings of adapter.init_from, and the device with its precision.
 
-    Raises ValueError if a data file, the device or a compiler is missing, before a model is downloaded.
+    Raises ValueError if a data file, the device, or a compiler that train.compile needs is missing.
     """
     refuse_missing_files(cfg)
     cfg, device = resolve_adapter(cfg), pick_device(cfg.train.device)
@@ -47,7 +46,7 @@ def prepare(cfg: Config) -> tuple[Config, Precision]:
 
 
 def resolve_adapter(cfg: Config) -> Config:
-    """Returns the config with the type, rank and scale of the adapter that the run starts from."""
+    """Returns the config with the type, rank, scale and dropout of the adapter in adapter.init_from."""
     if not cfg.adapter.init_from:
         return cfg
     peft = read_config(Path(cfg.adapter.init_from))
@@ -63,17 +62,17 @@ def resolve_adapter(cfg: Config) -> Config:
 
 
 def make_objective(cfg: Config) -> SupervisedFineTuning:
-    """Returns the objective that train.objective names; training/config.py refuses those not built."""
+    """Returns the objective of training; it is always supervised fine-tuning, the only one that is built."""
     return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
 
 
 def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingData]:
-    """Loads the frozen base in the run's dtype on its device, and reads the rows meanwhile."""
+    """Loads the base model on the device, and meanwhile, in this thread, reads tokenizer and data files."""
     folder = resolve(cfg.model.name, cfg.model.revision, weights=cfg.model.init == "pretrained")
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
     if cfg.model.init == "random":
         files, data = read(cfg, make_objective(cfg), folder)
-        # A Linear that is made outside the meta device would draw float32 values.
+        # On the meta device no values are drawn and no memory is taken.
         with torch.device("meta"):
             model = Gemma3ForCausalLM(files.config).to(dtype)
         model = model.to_empty(device="cpu")
@@ -88,7 +87,7 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
 
 
 def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
-    """Makes the adapters, or all parameters, trainable and returns the number of trainable parameters."""
+    """Adds or loads adapters, or for type "full" makes all parameters trainable; returns their number."""
     model.model.gradient_checkpointing = cfg.train.gradient_checkpointing
     a = cfg.adapter
     if a.type == "full":
@@ -102,16 +101,16 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the trainable parameters by name."""
+    """Returns the trainable parameters as {name: parameter}."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def resolve_compile(
     model: Gemma3ForCausalLM, cfg: Config, documents: list[Document], device: torch.device
 ) -> Config:
-    """Returns the config with train.compile = "auto" resolved: true for a long run on a CPU.
+    """Returns the config with train.compile = "auto" replaced by true for a long run on a CPU, else false.
 
-    FLOPs and not a clock decide, so that a machine computes a run in the same way whenever it starts.
+    A run is long by its FLOPs, not by measured time, so that the result is the same in each start.
     """
     if cfg.train.compile != "auto":
         return cfg
@@ -129,20 +128,20 @@ def resolve_compile(
 
 
 def tolerate_compiler_errors() -> None:
-    """Runs plain code wherever the compiler fails: nobody asked for compiling, so it must not end the run."""
+    """Makes torch.compile fall back to uncompiled code on errors; for train.compile = "auto"."""
     from torch import _dynamo
 
     _dynamo.config.suppress_errors = True
 
 
 def build_loader(cfg: Config, documents: list[Document]) -> Loader:
-    """Returns the loader of the training documents."""
+    """Returns the loader that packs the documents into micro-batches."""
     t = cfg.train
     return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, t.share_prefix)
 
 
 def build_schedule(cfg: Config, loader: Loader) -> Schedule:
-    """Returns the loop's schedule; train.max_steps goes before train.epochs."""
+    """Returns the schedule: train.max_steps optimizer steps, or if that is 0, train.epochs passes."""
     t = cfg.train
     steps_per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
     steps = math.ceil(round(t.epochs * steps_per_epoch, 6))  # 1.1 * 50 is 55.00000000000001

@@ -1,52 +1,53 @@
-"""Checkpoints from which a run continues to the same bits.
+"""Checkpoints. A run that continues from one computes the same bits as a run that was not interrupted.
 
     checkpoints/step-00000120/
         tensors.safetensors    trainable parameters, optimizer and RNG states
-        state.json             counters, optimizer settings, scaler, fingerprint of config, data and base
-        SHA256SUMS             of these two files, also for `sha256sum -c`
+        state.json             counters, optimizer settings, fp16 loss scaler, config keys, hashes of inputs
+        SHA256SUMS             SHA-256 of these two files, in the format of `sha256sum -c`
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed. So the newest complete one
-survives a crash at any moment.
+A checkpoint is written under a temporary name, flushed to the disk, and then renamed. If the program or the
+machine crashes, earlier checkpoints are whole.
 """
 
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.amp import GradScaler
 
 from common.files import recover, replacing, sha256
+from training.optim import Optimizers
 
+Tensors = dict[str, torch.Tensor]
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
-def capture(weights: dict[str, torch.Tensor], optimizers, scaler) -> tuple[dict[str, torch.Tensor], dict]:
-    """Returns all that the next step depends on besides the data, as named tensors and as JSON values."""
+def capture(weights: Tensors, optimizers: Optimizers, scaler: GradScaler) -> tuple[Tensors, dict]:
+    """Returns weights and states of optimizers, scaler and random generators: tensors, and JSON values."""
     tensors = {f"weights/{n}": p.detach() for n, p in weights.items()}
     settings = []
     for i, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
-        settings.append(state["param_groups"])
-        for index, entries in state["state"].items():
+        saved = optimizer.state_dict()
+        settings.append(saved["param_groups"])
+        for index, entries in saved["state"].items():
             tensors |= {f"optimizer/{i}/{index}/{k}": torch.as_tensor(v) for k, v in entries.items()}
     tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"rng/cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     version, numbers, gauss = random.getstate()
-    return tensors, {
-        "optimizers": settings,
-        "scaler": scaler.state_dict(),
-        "python_rng": [version, list(numbers), gauss],
-    }
+    state = {"optimizers": settings, "scaler": scaler.state_dict()}
+    return tensors, state | {"python_rng": [version, list(numbers), gauss]}
 
 
 def restore(
-    tensors: dict[str, torch.Tensor], state: dict, weights: dict[str, torch.Tensor], optimizers, scaler
+    tensors: Tensors, state: dict, weights: Tensors, optimizers: Optimizers, scaler: GradScaler
 ) -> None:
-    """Sets weights, optimizers, scaler and RNGs to what `capture` returned."""
+    """Copies `tensors` and `state` of `capture` into weights, optimizers, scaler and random generators."""
     with torch.no_grad():
         for n, p in weights.items():
             p.copy_(tensors[f"weights/{n}"])
@@ -66,10 +67,10 @@ def restore(
     random.setstate((version, tuple(numbers), gauss))
 
 
-def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int) -> Path:
-    """Writes folder/step-N and then removes all but the `keep` newest checkpoints.
+def save(folder: Path, step: int, tensors: Tensors, state: dict, keep: int) -> Path:
+    """Writes the checkpoint folder/step-<step>, removes all but the `keep` newest, and returns its path.
 
-    Raises OSError, on a full disk for example, and leaves the earlier checkpoints as they are.
+    Raises OSError if it cannot be written, for example on a full disk; earlier checkpoints stay unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clean(folder)
@@ -80,14 +81,14 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
             _write(part, tensors, {**state, "step": step})
     except SafetensorError as e:  # safetensors raises its own exception on a full disk
         raise OSError(str(e)) from e
-    # Later ones were damaged; the run went back to an earlier one.
+    # Checkpoints of later steps are damaged: the run went back to an earlier one.
     kept = [p for p in checkpoints(folder) if p <= final][-keep:]
     for old in set(checkpoints(folder)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+def _write(folder: Path, tensors: Tensors, state: dict) -> None:
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
     sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE))
@@ -95,21 +96,20 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Returns the finished checkpoints in `folder`, oldest first."""
+    """Returns the paths of the complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed save left, and restores the checkpoint that it was about to replace."""
+    """Removes temporary files of a `save` that was killed, and restores the checkpoint it was replacing."""
     for left in folder.glob(".step-*"):
         recover(folder / left.stem.removeprefix("."))
 
 
-def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | None:
+def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict] | None:
     """Returns tensors and state of the newest undamaged checkpoint, or None if there is no checkpoint.
 
-    `warn` is called for each damaged one. Raises ValueError if all are damaged, because a new start would
-    hide the loss.
+    Calls `warn` with a message for each damaged checkpoint. Raises ValueError if all are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -125,7 +125,7 @@ def load_newest(folder: Path, warn) -> tuple[dict[str, torch.Tensor], dict] | No
 
 
 def _damage(path: Path) -> str | None:
-    """Returns what is wrong with the first file whose SHA-256 is not the noted one, or None."""
+    """Returns a message about the first file that does not match its SHA-256 in SHA256SUMS, or None."""
     file = path / SUMS
     try:
         lines = [line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()]

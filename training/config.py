@@ -65,9 +65,7 @@ class Data:
     train: list[str] = field(default_factory=list)
     """Training file or files (JSON array or JSONL)."""
     validation: list[str] = field(default_factory=list)
-    """Validation files. Each is measured before and after training. The first is also measured during
-    training, to select the best weights.
-    """
+    """Validation files, measured before and after training; the first also selects the best weights."""
     validation_fraction: float = 0.05
     """Share of the training rows used as validation rows if data.validation is empty; 0: none."""
     format: Literal["auto", "json", "jsonl"] = "auto"
@@ -117,13 +115,9 @@ class Train:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", ..."""
     share_prefix: bool = True
-    """If samples of a micro-batch begin with the same tokens, such as an instruction, compute these tokens
-    once. The gradients stay the same.
-    """
+    """Compute tokens at the beginning that samples of a micro-batch have in common once; same gradients."""
     gradient_checkpointing: bool = False
-    """Store only the input of each layer, and compute its other activations again in the backward pass.
-    This takes less memory; steps are slower.
-    """
+    """Compute activations again in the backward pass instead of storing them: less memory, slower steps."""
     compile: Literal["auto", True, False] = "auto"
     """torch.compile the layers and the loss. On a CPU it takes 30 s at the start and makes steps 3 to 10%
     shorter. "auto": compile on a CPU if the run takes about half an hour or more.

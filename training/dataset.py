@@ -1,4 +1,4 @@
-"""What a run reads besides the weights: the config and the tokenizer of the base, and the rows."""
+"""Reads the config and the tokenizer of the base model, and the training and validation data."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,18 +13,20 @@ from data.checks import brief, examine
 from data.loader import split_validation
 from data.render import Counts, Document
 from data.rows import Sample, read_samples
+from data.token_cache import Rendered
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
 from tasks.choose import choose_task
 from training.config import Config
+from training.objectives.sft import SupervisedFineTuning
 
 TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
 
 @dataclass
 class BaseFiles:
-    """What the rows need of a base model's folder."""
+    """A base model's folder with its config and tokenizer, without its weights."""
 
     folder: Path
     config: Gemma3Config
@@ -49,14 +51,14 @@ class TrainingData:
     counts: Counts
 
 
-def read(cfg: Config, objective, folder: Path) -> tuple[BaseFiles, TrainingData]:
-    """Reads config and tokenizer of the base in `folder`, and the run's documents."""
+def read(cfg: Config, objective: SupervisedFineTuning, folder: Path) -> tuple[BaseFiles, TrainingData]:
+    """Reads config and tokenizer of the base model in `folder`, and the data files that `cfg` names."""
     base = BaseFiles(folder, read_config(folder), Tokenizer(folder))
     return base, build_data(cfg, objective, base)
 
 
 def refuse_missing_files(cfg: Config) -> None:
-    """Raises ValueError that lists every data file that cannot be read."""
+    """Raises ValueError that lists every data file that does not exist or is a folder."""
     named = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
     missing = []
     for key, file in ((key, file) for key, files in named.items() for file in files):
@@ -68,8 +70,8 @@ def refuse_missing_files(cfg: Config) -> None:
         raise ValueError(listed("the data is not there:", missing, remedy))
 
 
-def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
-    """Reads, splits, renders and checks the run's files; raises ValueError that lists all their problems."""
+def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) -> TrainingData:
+    """Reads the data files, splits off validation rows if there is no file of them, tokenizes and checks."""
     train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
     sets = []
     for file in cfg.data.validation:
@@ -86,7 +88,9 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _documents(cfg, objective, base, train)
-    validation = [_validation_set(cfg, objective, base, tasks[name], name, rows) for name, rows in sets]
+    rendered = [_documents(cfg, objective, base, rows) for _, rows in sets]
+    pairs = zip(sets, rendered, strict=True)
+    validation = [_validation_set(name, tasks[name], rows, made) for (name, rows), made in pairs]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
     checks = examine(train, documents, held_out, problems, counts)
     say(brief(checks))
@@ -98,9 +102,9 @@ def build_data(cfg: Config, objective, base: BaseFiles) -> TrainingData:
     return TrainingData(documents, validation, files, checks, left_out, counts)
 
 
-def _validation_set(cfg: Config, objective, base: BaseFiles, task, name: str, samples) -> ValidationSet:
-    """Returns the samples that have a document, and the documents; warns about those that are too long."""
-    documents, counts = _documents(cfg, objective, base, samples)
+def _validation_set(name: str, task: ModuleType, samples: list[Sample], rendered: Rendered) -> ValidationSet:
+    """Returns the set without samples that are too long or unsupervised; warns about those too long."""
+    documents, counts = rendered
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
     kept = {d.id for d in documents}
@@ -108,9 +112,9 @@ def _validation_set(cfg: Config, objective, base: BaseFiles, task, name: str, sa
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:
-    """Raises ValueError if the longest row or a prompt of generate.prompts exceeds the model's positions.
+    """Raises ValueError if a document or a prompt has more tokens than the model has positions.
 
-    Such a prompt must leave one position for its completion.
+    A prompt of generate.prompts must leave one position for its completion.
     """
     positions, problems = base.config.max_position_embeddings, []
     longest = max((len(d.input_ids) for documents in sets for d in documents), default=0)
@@ -126,10 +130,9 @@ def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -
         raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
-def _documents(cfg: Config, objective, base: BaseFiles, samples) -> tuple[list[Document], Counts]:
-    """Returns the objective's documents; those of many rows are kept on disk for the next run."""
-    limits = {"max_length": cfg.data.max_length, "on_long": cfg.data.on_long}
-    limits["vocab_size"] = base.config.vocab_size
+def _documents(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles, rows: list[Sample]) -> Rendered:
+    """Returns the documents of the rows; for 2,000 rows or more they are cached on disk, in TOKEN_CACHE."""
+    limits = (cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
 
     def depends_on() -> bytes:
         files = [Path(module.__file__ or "") for module in (render, token_cache, tokenizer)]
@@ -137,5 +140,5 @@ def _documents(cfg: Config, objective, base: BaseFiles, samples) -> tuple[list[D
         return repr((cfg.train.objective, cfg.data.loss_on, limits, version("tokenizers"), hashes)).encode()
 
     return token_cache.load_or_render(
-        TOKEN_CACHE, samples, depends_on, lambda: objective.documents(samples, base.tokenizer, **limits)
+        TOKEN_CACHE, rows, depends_on, lambda: objective.documents(rows, base.tokenizer, *limits)
     )

@@ -1,4 +1,4 @@
-"""Evaluates a model: the mean loss at the supervised tokens, and its responses against the gold ones."""
+"""Evaluates a model: the mean loss per supervised token, and generated responses against gold responses."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,28 +16,31 @@ from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
 from tasks.measures import Row
 from training.config import Generate
+from training.objectives.sft import SupervisedFineTuning
 
-# A forward pass has at most this many tokens, or one document.
+# A forward pass has at most this many tokens, or one longer document.
 LOSS_TOKENS = 8192
 
 
 @dataclass
 class Answers:
-    """The prompts and gold responses of some rows, and the model's responses to them."""
+    """Prompts, gold responses and generated responses: three lists with one entry for each conversation."""
 
-    prompts: list[str]
+    prompts: list[str]  # the last message before the response
     golds: list[str]
-    texts: list[str]
+    texts: list[str]  # the generated responses
 
 
 @torch.no_grad()
 def mean_loss(
-    model: Gemma3ForCausalLM, objective, documents: Iterable[Document], precision: Precision
+    model: Gemma3ForCausalLM,
+    objective: SupervisedFineTuning,
+    documents: Iterable[Document],
+    precision: Precision,
 ) -> dict:
-    """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": their number}.
+    """Returns {"loss", "token_accuracy", "tokens"} of the documents, without gradients and dropout.
 
-    The dict also has the mean of each metric of the objective. The model is evaluated in eval mode, and its
-    mode is restored afterwards.
+    The loss is the mean of -log p over the supervised tokens, in nats. The number of these is "tokens".
     """
     was_training = model.training
     model.eval()
@@ -56,12 +59,12 @@ def mean_loss(
 
 
 def groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yields the documents in groups that go through the model together."""
+    """Yields groups of documents, one a forward pass: up to LOSS_TOKENS tokens, or one longer document."""
     return grouped(documents, lambda document: len(document.input_ids), LOSS_TOKENS)
 
 
 def last_exchange(sample: Sample) -> tuple[Messages, str] | None:
-    """Returns the messages before the last response, and that response; None for raw text."""
+    """Returns (the messages before the last one, the text of the last message), or None for raw text."""
     if sample.messages is None:
         return None
     return sample.messages[:-1], sample.messages[-1][1].strip()
@@ -75,7 +78,7 @@ def answer(
     what: str = "answers",
     quiet: bool = False,
 ) -> Answers:
-    """Generates the last response of each sample that is a conversation."""
+    """Generates the last message of each conversation from those before it; skips samples of raw text."""
     tokenizer, exchanges = loaded.tokenizer, [e for e in map(last_exchange, samples) if e]
     prompts = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
     options = {name: value for name, value in vars(settings).items() if name != "prompts"}
@@ -87,6 +90,6 @@ def answer(
 
 
 def measures(answers: Answers, task: ModuleType) -> dict:
-    """Returns the task's measures of the responses, {} if there are none."""
+    """Returns {measure: value} of the generated responses, as the task defines it; {} without responses."""
     rows = [Row(*row) for row in zip(answers.prompts, answers.golds, answers.texts, strict=True)]
     return task.score(rows) if rows else {}

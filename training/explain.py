@@ -1,4 +1,4 @@
-"""train.py --explain-batch: the first micro-batch of a run as the model will see it, one line a token."""
+"""train.py --explain-batch prints the first micro-batch of the training data, one token on each line."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 
 
 def explain_batch(cfg: Config) -> None:
-    """Prints what was left out of the data, and the first micro-batch; loads no weights and writes no run."""
+    """Prints the samples left out, then the first micro-batch; loads no weights and writes no run folder."""
     refuse_missing_files(cfg)
     folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
     files, data = read(cfg, build.make_objective(cfg), folder)
@@ -34,7 +34,7 @@ def explain_batch(cfg: Config) -> None:
 
 
 def left_out(data: TrainingData, tokenizer: Tokenizer, cfg: Config) -> Iterator[str]:
-    """Yields which training samples have no document or lost their end, and why."""
+    """Yields lines about the training samples that are left out or truncated, and why."""
     counts = data.counts
     if counts.truncated:
         yield f"truncated: {counts.truncated:,} samples end at data.max_length = {cfg.data.max_length}"
@@ -51,9 +51,9 @@ def left_out(data: TrainingData, tokenizer: Tokenizer, cfg: Config) -> Iterator[
 
 
 def describe(batch: Batch, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
-    """Yields the packed stream: its bounds, then each document with position, id and text of its tokens.
+    """Yields lines about a micro-batch: cu_seqlens, then position, id and text of each document's tokens.
 
-    A supervised position shows the token that it predicts behind an arrow, and is green if `colour` is true.
+    At a supervised position an arrow and the target token follow; the line is green if `colour` is true.
     """
     bounds = batch.cu_seqlens.tolist()
     prefixes = batch.shared_prefix or [-1] * (len(bounds) - 1)

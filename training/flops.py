@@ -1,5 +1,6 @@
-"""The floating-point operations of a step, and the peak of the GPU, which give MFU, model FLOPs utilization
-(Chowdhery et al. 2022, PaLM, appendix B).
+"""Floating-point operations (FLOPs) of a training step, and the peak FLOP/s of a GPU.
+
+FLOPs / seconds / peak is the model FLOPs utilization, MFU (Chowdhery et al. 2022, PaLM, appendix B).
 """
 
 import re
@@ -8,8 +9,8 @@ import torch
 
 from model.gemma3 import Gemma3ForCausalLM
 
-# FLOP/s of dense bfloat16 products that are summed in float32, from NVIDIA's data sheets. The first pattern
-# that is found in the device's name counts.
+# FLOP/s of dense bfloat16 products with float32 accumulation, from NVIDIA's data sheets. The first pattern
+# that occurs in the device's name counts.
 PEAKS = {
     r"H100 PCIe": 756e12,
     r"H[12]00 NVL": 835e12,
@@ -19,17 +20,16 @@ PEAKS = {
     r"RTX 4090": 165e12,
     r"RTX 3090": 71e12,
 }
-# Other cards with such a name, and parts of a card, have another peak.
+# Devices whose name has one of these parts have another peak.
 OTHERS = r" Laptop| D\b| Ti\b|MIG"
 
 
 def step_flops(model: Gemma3ForCausalLM, tokens: int, targets: int) -> int:
-    """Returns the FLOPs of the products with weights in a step over so many tokens and supervised positions.
+    """Returns the FLOPs of a training step over `tokens` tokens, of which `targets` are supervised positions.
 
-    A token costs 2 n FLOPs forward for a matrix of n values, 2 n for the gradient of its input, and 2 n for
-    the matrix's own gradient if it is trainable. The head, and all that follows the last layer's attention,
-    run at the supervised positions only. The products inside attention are left out; they are a twelfth of
-    the total for short documents.
+    A matrix of n values costs 2 n FLOPs a token forward, 2 n for the gradient of its input, and 2 n for its
+    own gradient if it is trainable. The head, and the last layer's o_proj and MLP, are computed at supervised
+    positions only. Attention's products of q, k and v are not counted: a twelfth of all in short documents.
     """
     last, head = model.model.layers[-1], model.head_weight
     at_targets = {id(p) for n, p in last.named_parameters() if n.startswith(("self_attn.o_proj", "mlp"))}
@@ -39,7 +39,7 @@ def step_flops(model: Gemma3ForCausalLM, tokens: int, targets: int) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Returns the FLOP/s that the GPU's data sheet promises for 16-bit products, or None if it is unknown."""
+    """Returns the peak FLOP/s of a GPU for products in bfloat16 or float16; None for others or unknown."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,9 +1,7 @@
-"""The training loop: it adds up gradients over micro-batches, divides them once, steps, and keeps what a
-resume needs.
+"""The training loop: optimizer steps with gradient accumulation, evaluations and checkpoints.
 
-The objective returns a sum of losses and the number of tokens that it is over. The gradients of the sums are
-added up and divided by all tokens of the step, so a token weighs the same however the batch is cut. (The mean
-of the micro-batches' means would favour the tokens of micro-batches that have few.)
+For each micro-batch the objective returns the sum of the losses and the number of supervised tokens. The
+gradients of these sums are added up and divided by all supervised tokens of the step: each weighs the same.
 """
 
 import math
@@ -18,15 +16,17 @@ import torch
 from common.device import Precision
 from data.loader import Loader
 from data.packing import Batch
+from model.gemma3 import Gemma3ForCausalLM
 from training.config import Train
-from training.optim import lr_factor
+from training.objectives.sft import SupervisedFineTuning
+from training.optim import Optimizers, lr_factor
 
 MAX_BAD_STEPS = 3  # This many non-finite steps in a row stop the run.
 
 
 @dataclass
 class State:
-    """Where a run stands: what a checkpoint holds besides tensors."""
+    """The progress of a training run: counters and the best metrics, which a checkpoint stores as JSON."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0
@@ -41,16 +41,16 @@ class State:
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and its checkpoint is saved."""
+    """Raised after SIGINT or SIGTERM, when a checkpoint has been saved."""
 
 
 class Diverged(RuntimeError):
-    """Several steps in a row were not finite."""
+    """Raised if the loss or gradient was NaN or infinite in several steps in a row."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the loop runs; the config's [train] section says how it steps, evaluates and saves."""
+    """Number of steps, and when to evaluate, save and end, by `train`, the config's [train] section."""
 
     total_steps: int
     batches_per_epoch: int
@@ -73,7 +73,7 @@ class Schedule:
 
 @dataclass
 class Hooks:
-    """The functions that the loop calls."""
+    """Functions that the training loop calls, for output and for files."""
 
     on_step: Callable[[dict], None]
     evaluate: Callable[[int], dict | None]  # step -> metrics that select the best weights; None without data
@@ -83,16 +83,16 @@ class Hooks:
 
 
 def fit(
-    model,
-    objective,
+    model: Gemma3ForCausalLM,
+    objective: SupervisedFineTuning,
     loader: Loader,
-    optimizers: list,
+    optimizers: Optimizers,
     precision: Precision,
     schedule: Schedule,
     state: State,
     hooks: Hooks,
 ) -> None:
-    """Trains until the last step or early stopping, evaluates, and saves.
+    """Trains until the last step or early stopping, with evaluations and checkpoints also at the end.
 
     Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS non-finite steps in a row.
     """
@@ -101,7 +101,11 @@ def fit(
             batches = iter(loader.batches(state.epoch, state.batch))
             accumulate = schedule.train.gradient_accumulation_steps
             while not schedule.done(state) and (micro_batches := list(islice(batches, accumulate))):
-                _step(model, objective, micro_batches, optimizers, precision, schedule, state, hooks)
+                start, lr, clip = time.perf_counter(), schedule.lr(state.step), schedule.train.max_grad_norm
+                record = train_step(model, objective, micro_batches, optimizers, precision, lr, clip)
+                state.step, state.batch = state.step + 1, state.batch + len(micro_batches)
+                handle_nonfinite(model, objective, micro_batches, record, state, precision, hooks)
+                _record(record, time.perf_counter() - start, schedule, state, hooks)
                 if schedule.evaluates(state.step):
                     _evaluate(objective, hooks, state)
                 if stop.asked or schedule.saves(state.step):
@@ -120,17 +124,8 @@ def fit(
             raise Stopped
 
 
-def _step(
-    model, objective, micro_batches, optimizers, precision, schedule: Schedule, state: State, hooks: Hooks
-) -> None:
-    """Does one optimizer step and records it."""
-    start, lr = time.perf_counter(), schedule.lr(state.step)
-    record = train_step(
-        model, objective, micro_batches, optimizers, precision, lr, schedule.train.max_grad_norm
-    )
-    state.step, state.batch = state.step + 1, state.batch + len(micro_batches)
-    handle_nonfinite(model, objective, micro_batches, record, state, precision, hooks)
-    seconds = time.perf_counter() - start
+def _record(record: dict, seconds: float, schedule: Schedule, state: State, hooks: Hooks) -> None:
+    """Adds tokens and seconds of a step to `state`, and passes its record with the speed to hooks.on_step."""
     state.tokens, state.seconds = state.tokens + record["tokens"], state.seconds + seconds
     epoch = round(state.epoch + state.batch / schedule.batches_per_epoch, 4)
     speed = {"tokens_per_second": round(record["tokens"] / seconds, 1), "seconds": round(seconds, 4)}
@@ -138,23 +133,22 @@ def _step(
 
 
 def train_step(
-    model,
-    objective,
+    model: Gemma3ForCausalLM,
+    objective: SupervisedFineTuning,
     micro_batches: list[Batch],
-    optimizers: list,
+    optimizers: Optimizers,
     precision: Precision,
     lr: float,
     max_grad_norm: float,
 ) -> dict:
-    """Does one optimizer step over the micro-batches and returns its record.
+    """Does one optimizer step over the micro-batches and returns its record, a dict.
 
-    The record has the mean loss, the objective's metrics, the gradient's norm before clipping, and "applied":
-    nothing is applied if the loss or the norm is not finite. The only wait for the device is where loss, norm
-    and metrics are read at the end.
+    The record has mean loss (nats) and metrics, learning rate, norm of the gradient before clipping, and
+    numbers of tokens. If loss or norm is not finite, the weights stay unchanged and "applied" is False.
     """
     model.train()
     sums: dict[str, torch.Tensor] = {}
-    total, weight, tokens, stream_tokens = 0.0, 0, 0, 0
+    total, weight, tokens, stream_tokens = torch.zeros(()), 0, 0, 0
     for batch in micro_batches:
         batch = objective.prepare(model, _move(batch, precision.device))
         with precision.autocast():
@@ -165,7 +159,7 @@ def train_step(
         tokens, stream_tokens = tokens + batch.num_tokens, stream_tokens + len(batch.tokens)
     assert weight, "data/render.py leaves out documents without supervision"
     for optimizer in optimizers:
-        precision.scaler.unscale_(optimizer)
+        precision.scaler.unscale_(optimizer)  # type: ignore[arg-type]
     trainable = [p for p in model.parameters() if p.requires_grad]
     grads = [p.grad for p in trainable if p.grad is not None]
     torch._foreach_div_(grads, float(weight))
@@ -179,7 +173,7 @@ def train_step(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            precision.scaler.step(optimizer)
+            precision.scaler.step(optimizer)  # type: ignore[arg-type]
     if precision.scaler.is_enabled():
         precision.scaler.update()
     return {
@@ -195,9 +189,15 @@ def train_step(
 
 
 def handle_nonfinite(
-    model, objective, micro_batches, record: dict, state: State, precision, hooks: Hooks
+    model: Gemma3ForCausalLM,
+    objective: SupervisedFineTuning,
+    micro_batches: list[Batch],
+    record: dict,
+    state: State,
+    precision: Precision,
+    hooks: Hooks,
 ) -> None:
-    """Clears the gradients, counts and explains a step that was not applied, and may raise Diverged."""
+    """Clears the gradients, reports a step that was not applied, and raises Diverged after too many."""
     if record.pop("applied"):
         state.bad_steps = 0
         model.zero_grad(set_to_none=True)
@@ -218,7 +218,7 @@ def handle_nonfinite(
         )
 
 
-def _first_bad_gradient(model) -> str:
+def _first_bad_gradient(model: Gemma3ForCausalLM) -> str:
     # The backward pass runs from the last layer to the first.
     for name, p in reversed(list(model.named_parameters())):
         if p.grad is not None and not torch.isfinite(p.grad).all():
@@ -227,8 +227,13 @@ def _first_bad_gradient(model) -> str:
 
 
 @torch.no_grad()
-def first_bad_layer(model, objective, micro_batches: list[Batch], precision: Precision) -> str | None:
-    """Runs the micro-batches again; returns the first parameter or module output that is not finite."""
+def first_bad_layer(
+    model: Gemma3ForCausalLM,
+    objective: SupervisedFineTuning,
+    micro_batches: list[Batch],
+    precision: Precision,
+) -> str | None:
+    """Returns the first parameter or module output that is not finite in another forward pass, or None."""
     found: list[str] = []
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
@@ -252,11 +257,8 @@ def first_bad_layer(model, objective, micro_batches: list[Batch], precision: Pre
     return found[0] if found else None
 
 
-def _evaluate(objective, hooks: Hooks, state: State) -> None:
-    """Evaluates, and keeps the weights if they are the best so far.
-
-    Without validation data the latest are the best.
-    """
+def _evaluate(objective: SupervisedFineTuning, hooks: Hooks, state: State) -> None:
+    """Evaluates, and keeps the weights if they are the best so far, or if there is no validation data."""
     metrics = hooks.evaluate(state.step)
     state.evaluated = state.step
     if metrics is None or state.best_step < 0 or objective.better(metrics, state.best):
@@ -271,7 +273,7 @@ def _move(batch: Batch, device: torch.device) -> Batch:
 
 
 class _StopSignal:
-    """Turns the first SIGINT or SIGTERM into a flag that is read between steps; a second one acts at once."""
+    """Context in which the first SIGINT or SIGTERM only sets `asked`; a second one has its usual effect."""
 
     def __init__(self):
         self.asked, self.before = False, {}
@@ -291,11 +293,11 @@ class _StopSignal:
 
 
 def state_dict(state: State) -> dict:
-    """Returns the counters as JSON values; a NaN or infinity, which JSON lacks, becomes null."""
+    """Returns the fields of `state` as JSON values; a NaN or infinity in `best` becomes None (null)."""
     values = asdict(state)
     return values | {"best": {k: v if math.isfinite(v) else None for k, v in state.best.items()}}
 
 
 def state_from(values: dict) -> State:
-    """Returns the State that state_dict wrote."""
+    """Returns the State from the values that state_dict returned."""
     return State(**values | {"best": {k: math.nan if v is None else v for k, v in values["best"].items()}})

@@ -1,4 +1,4 @@
-"""train.py --plan: the memory that a run takes, and the largest micro-batch that fits."""
+"""train.py --plan prints the memory that a training run will take, and the largest batch that fits."""
 
 from common.machine import free, mebibytes
 from common.progress import say
@@ -12,14 +12,11 @@ MARGIN = 1.1  # This many times the estimate has to be free: a long run grows a 
 
 
 def plan(cfg: Config) -> None:
-    """Prints the estimate.
-
-    It needs the rows and the base's config.json and tokenizer.json, and writes no run.
-    """
+    """Measures and prints the memory of a run; needs no weights of the base, and writes no run folder."""
     cfg, precision = build.prepare(cfg)
     device = precision.device
     folder = resolve(cfg.model.name, cfg.model.revision, weights=False)
-    # Tells what is wrong with the rows before anything is measured.
+    # Raises for mistakes in the rows before anything is measured.
     read(cfg, build.make_objective(cfg), folder)
     room = free(device)
     say("probing    some of the run's steps, with random weights: half a minute, more for a large base")
@@ -40,7 +37,7 @@ def _line(name: str, size: int, remark: str = "") -> None:
 
 
 def _remedy(cfg: Config, found: Probe, room: int) -> str:
-    """Returns the largest micro-batch that fits into `room` bytes, for steps of as many samples as before."""
+    """Returns the advice to print if a run does not fit into `room` bytes: the settings to lower."""
     t, name = cfg.train, "max_tokens" if cfg.train.max_tokens else "batch_size"
     wanted, size = getattr(t, name), found.largest(room)
     if not size:

@@ -1,9 +1,8 @@
-"""The memory probe: some of a run's steps for real, with random weights, in a process of its own.
+"""The memory probe: measures the peak memory of some training steps, with random weights, in a new process.
 
-Counting tensors does not predict the peak on a CPU: the heap has gaps between tensors of unlike sizes,
-operators allocate inside, and in bfloat16 oneDNN keeps kernels for each shape. So the probe does what takes
-most and reads the peak of its process (on CUDA, of the allocator). It begins with micro-batches of one row
-and doubles them, so that it also knows what smaller batches take.
+The probe runs the largest micro-batches, evaluations and prompts and reads the peak memory of its process; on
+CUDA, that of the allocator. Counting tensors would not give the peak on a CPU, where the heap has gaps,
+operators allocate inside, and oneDNN keeps bfloat16 kernels for each shape.
 """
 
 import multiprocessing
@@ -11,10 +10,12 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import log2
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ import torch
 
 from common.device import Precision, pick_device
 from common.machine import peak_memory
+from data.packing import Batch
+from data.render import Document
 from generation.generate import generate
 from training import build, evaluation, loop
 from training.build import BaseModel
 from training.config import Config, Train
 from training.dataset import TrainingData
-from training.optim import make_optimizers
+from training.optim import Optimizers, make_optimizers
 
-# No further step begins after so many seconds. In float32 the heaviest step decides (docs/log.md).
+# Seconds after which no further training step begins. In float32 the largest step decides (docs/log.md).
 SECONDS = {"fp32": 3, "bf16": 20, "fp16": 20}
-# No larger micro-batch is tried after so many seconds; its peak is extrapolated from the two before it.
+# Seconds after which no larger micro-batch is tried; its peak is extrapolated from the last two.
 MOST_SECONDS = 16
 MOST_DOUBLINGS = 3  # The growth of the peak is extended to at most 2^3 times the steps that were done.
 NEW_TOKENS = 2  # of each completion
@@ -40,7 +43,7 @@ ROWS = 64  # prompts that are decoded together: generation's default
 
 @dataclass
 class Probe:
-    """What the probe found; `failed` names the phase in which memory ran out."""
+    """Peak memory in bytes that the probe measured; `failed` is the phase in which memory ran out, or ""."""
 
     parts: dict[str, int] = field(default_factory=dict)  # bytes that can be counted
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (rows or tokens of a micro-batch, peak)
@@ -53,11 +56,11 @@ class Probe:
 
     @property
     def heaviest(self) -> str:
-        """Returns the first phase that reaches the peak."""
+        """Returns the name of the first phase with the highest peak."""
         return next(name for name, peak in self.phases.items() if peak == self.peak)
 
     def largest(self, room: int) -> int:
-        """Returns the largest micro-batch with a peak up to `room`, interpolated; 0 for none."""
+        """Returns the largest size of a micro-batch that fits into `room` bytes, interpolated; 0 for none."""
         fitting = [0, *(size for size, peak in self.sizes if peak <= room)]
         for (low, below), (high, above) in zip(self.sizes, self.sizes[1:], strict=False):
             if below <= room < above:
@@ -66,9 +69,9 @@ class Probe:
 
 
 def probe(cfg: Config, room: int) -> Probe:
-    """Runs the probe in a new process; a process that Linux kills for want of memory is a failed probe.
+    """Runs the probe in a new process; if Linux kills that for lack of memory, returns the results so far.
 
-    `room` is in bytes: a size that would exceed it, by the sizes before it, is not tried.
+    A micro-batch whose predicted peak exceeds `room` bytes is not run.
     """
     context = multiprocessing.get_context("spawn")  # a fork would lack OpenMP's threads
     receiver, sender = context.Pipe(duplex=False)
@@ -95,8 +98,8 @@ def probe(cfg: Config, room: int) -> Probe:
         process.kill()
 
 
-def _work(cfg: Config, room: int, sender) -> None:
-    """Sends a Probe after each phase, in the child process; if the child is killed, the last one counts."""
+def _work(cfg: Config, room: int, sender: Connection) -> None:
+    """Runs in the child process: sends a Probe after each phase, or the exception that ended the probe."""
     with suppress(OSError):  # where memory runs out, Linux kills this process and not the user's others
         Path("/proc/self/oom_score_adj").write_text("1000")
     found = Probe(phases={"loading": 0}, failed="loading")
@@ -111,8 +114,8 @@ def _work(cfg: Config, room: int, sender) -> None:
             sender.send(e)
 
 
-def _phases(cfg: Config, room: int):
-    """Yields the Probe as it grows: loading, training, evaluation, completions."""
+def _phases(cfg: Config, room: int) -> Iterator[Probe]:
+    """Yields one growing Probe, after loading, each measured training size, evaluation and completions."""
     found = Probe()
     device = pick_device(cfg.train.device)
     precision = Precision(cfg.train.precision, device)
@@ -131,7 +134,7 @@ def _phases(cfg: Config, room: int):
     found.parts["optimizer state"] = trainable * (2 if t.optimizer == "adamw" else 1)
     found.failed = "training"
     yield found
-    for _ in _train(cfg, base, data, optimizers, precision, room, found):
+    for _ in _train(cfg, base, data, optimizers, room, found):
         yield found
     if found.failed:
         return
@@ -149,19 +152,19 @@ def _phases(cfg: Config, room: int):
     yield found
 
 
-def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precision, room: int, found: Probe):
-    """Trains on the largest micro-batch of each size, then does the run's first steps; yields after each.
+def _train(
+    cfg: Config, base: BaseModel, data: TrainingData, optimizers: Optimizers, room: int, found: Probe
+) -> Iterator[Probe]:
+    """Measures the largest micro-batch of each size, then the first steps of the run; yields after each size.
 
-    It stops at a size that is predicted to exceed `room`, and extrapolates after MOST_SECONDS.
+    Stops at a size whose predicted peak exceeds `room` bytes. After MOST_SECONDS it extrapolates the peak.
     """
-    objective, device = build.make_objective(cfg), precision.device
+    objective, precision, clip = build.make_objective(cfg), base.precision, cfg.train.max_grad_norm
 
-    def step(micro_batches: list) -> int:
-        loop.train_step(
-            base.model, objective, micro_batches, optimizers, precision, 0.0, cfg.train.max_grad_norm
-        )
+    def step(micro_batches: list[Batch]) -> int:
+        loop.train_step(base.model, objective, micro_batches, optimizers, precision, 0.0, clip)
         base.model.zero_grad(set_to_none=True)
-        return peak_memory(device)
+        return peak_memory(precision.device)
 
     loader = build.build_loader(cfg, data.documents)
     schedule = build.build_schedule(cfg, loader)
@@ -194,14 +197,14 @@ def _train(cfg: Config, base: BaseModel, data: TrainingData, optimizers, precisi
 
 
 def _seconds() -> float:
-    """Returns the processor time of this thread; unlike a clock, it is the same on a busy machine."""
+    """Returns the processor time of this thread in seconds; other processes do not change it."""
     return time.thread_time()
 
 
 def extended(peaks: list[int], steps: int) -> int:
-    """Returns the peak after so many steps: each doubling of the steps adds as much as the last one did.
+    """Returns the predicted peak after `steps` steps, from `peaks`: before the steps and after each of them.
 
-    Steps of unlike shapes break up the heap, in bfloat16 far more than in float32 (docs/log.md).
+    Each doubling of the steps is taken to add as much as the last measured one did (docs/log.md).
     """
     done = len(peaks) - 1
     doublings = min(MOST_DOUBLINGS, log2(max(1, steps / max(1, done))))
@@ -209,9 +212,9 @@ def extended(peaks: list[int], steps: int) -> int:
 
 
 def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
-    """Returns (size, [train] with that size), doubling up to the run's size.
+    """Returns [(size of a micro-batch, `train` with this size)], doubling up to the size in `train`.
 
-    The sizes are rows, from one; or with train.max_tokens tokens, from the longest row.
+    Sizes are samples, from 1. If train.max_tokens is set they are tokens, from the longest sample.
     """
     name, smallest = "batch_size", 1
     if train.max_tokens:
@@ -225,20 +228,19 @@ def sizes(train: Train, data: TrainingData) -> list[tuple[int, Train]]:
 
 
 def _predicted(known: list[tuple[int, int]], size: int) -> int:
-    """Returns the peak at `size` by the line through the last two known sizes."""
+    """Returns the peak in bytes at `size`, on the line through the last two known (size, peak)."""
     (a, low), (b, high) = known[-2:]
     return high + (high - low) * (size - b) // (b - a)
 
 
-def _tokens(documents: list) -> int:
+def _tokens(documents: list[Document]) -> int:
     return sum(len(d.input_ids) for d in documents)
 
 
-def _exceeds_training(cfg: Config, base: BaseModel, data: TrainingData, documents: list) -> bool:
+def _exceeds_training(cfg: Config, base: BaseModel, data: TrainingData, documents: list[Document]) -> bool:
     """Returns whether an evaluation of the documents may take more memory than a training step.
 
-    Without gradients, the activations of one layer are in memory at a time; a training step keeps those of
-    all layers. So a smaller evaluation need not be done, which takes half a minute for the 270M model.
+    An evaluation holds the activations of one layer at a time, a training step those of all layers.
     """
     groups = build.build_loader(cfg, data.documents).plan(0)
     heaviest = max(_tokens([data.documents[i] for i in group]) for group in groups)
@@ -247,7 +249,7 @@ def _exceeds_training(cfg: Config, base: BaseModel, data: TrainingData, document
 
 
 def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[list[list[int]]]:
-    """Returns the longest prompts that are decoded together: each validation set's, and generate.prompts."""
+    """Returns the ROWS longest prompts of each validation set and of generate.prompts, as token ids."""
     sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in data.validation]
     sets.append([(("user", prompt),) for prompt in cfg.generate.prompts])
     rendered = [[base.tokenizer.render_prompt(messages) for messages in one] for one in sets]
@@ -255,11 +257,11 @@ def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[l
 
 
 class _Enough(Exception):
-    """The cache is allocated, and some tokens were decoded."""
+    """Ends generation once the KV cache is allocated and NEW_TOKENS of each completion are decoded."""
 
 
 def _complete(cfg: Config, base: BaseModel, prompts: list[list[int]], precision: Precision) -> None:
-    """Decodes the first NEW_TOKENS of the completions, in a cache with room for whole ones."""
+    """Decodes NEW_TOKENS for each prompt, in a KV cache that is as large as for whole completions."""
     tokens = count(1)
 
     def on_token(row: int, token: int) -> None:

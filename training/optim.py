@@ -1,4 +1,4 @@
-"""AdamW, the choice of optimizers, and the learning rate schedule."""
+"""AdamW, the choice between AdamW and Muon, and the learning rate schedule."""
 
 import math
 
@@ -12,17 +12,16 @@ HYPERPARAMETERS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, 
 class AdamW:
     """p <- p - lr (m / (sqrt(v) + eps) + weight_decay p) (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
-    m and v are the exponential moving averages of g and g^2 with beta1 and beta2, each divided by 1 - beta^t.
-    The result equals torch.optim.AdamW's to the last bit, because both call torch's fused kernel. That class
-    is not used because its first step imports PyTorch's compiler, which takes about two seconds.
+    p is a parameter and g its gradient. m and v are the moving averages of g with beta1 and of g^2 with
+    beta2; in step t they are divided by 1 - beta1^t and 1 - beta2^t. The result has the same bits as that of
+    torch.optim.AdamW, which is slower to start: its first step imports PyTorch's compiler (two seconds).
     """
 
     def __init__(self, groups: list[dict], lr: float):
-        """Takes groups {"params": tensors, "weight_decay": w}."""
+        """Takes the parameter groups, a list of {"params": list of tensors, "weight_decay": float}."""
         self.param_groups = [group | {"lr": lr} for group in groups]
-        self.state: dict[
-            torch.Tensor, dict[str, torch.Tensor]
-        ] = {}  # "step", "exp_avg" (m), "exp_avg_sq" (v)
+        # parameter -> {"step": t, "exp_avg": m, "exp_avg_sq": v}
+        self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -40,7 +39,7 @@ class AdamW:
         return [p for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict:
-        """Returns the state in torch.optim's format, in which a parameter is its index."""
+        """Returns the state in the format of torch.optim, where each parameter is replaced by its index."""
         index = {p: i for i, p in enumerate(self._params())}
         groups = [group | {"params": [index[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": {index[p]: entries for p, entries in self.state.items()}, "param_groups": groups}
@@ -55,11 +54,14 @@ class AdamW:
             group.update(lr=old["lr"], weight_decay=old["weight_decay"])
 
 
-def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> list:
-    """Returns AdamW for all trainable parameters, or Muon for the layers' matrices and AdamW for the rest.
+Optimizers = list[AdamW | torch.optim.Optimizer]  # GradScaler takes both; its hints name only the second.
 
-    Only matrices have weight decay. Muon (Jordan et al. 2024) orthogonalizes the momentum of each matrix;
-    with "match_rms_adamw" the same learning rate suits both (Liu et al. 2025).
+
+def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> Optimizers:
+    """Returns [AdamW] for "adamw"; for "muon", AdamW and a Muon that updates the matrices of the layers.
+
+    Muon (Jordan et al. 2024) orthogonalizes the momentum. Its updates are scaled so that AdamW's learning
+    rate suits them (Liu et al. 2025). Parameters of one dimension have no weight decay.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     outside = ("embed_tokens", "lm_head")
@@ -72,17 +74,17 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]  # Muon may take all parameters of an adapter
-    optimizers: list = [AdamW(groups, learning_rate)] if groups else []
+    optimizers: Optimizers = [AdamW(groups, learning_rate)] if groups else []
     if muon:
         optimizers.append(torch.optim.Muon(muon, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
 def lr_factor(step: int, total: int, warmup: int, kind: str) -> float:
-    """Returns the factor of the learning rate in step 0 <= step < total.
+    """Returns the factor of the learning rate in a step, 0 <= step < total.
 
-    It is (step + 1) / (warmup + 1) during the warm-up, and then falls from 1 to 0, which it would reach one
-    step after the last ("linear", "cosine"), or stays 1 ("constant").
+    In the first `warmup` steps it is (step + 1) / (warmup + 1). In step `warmup` it is 1. Then it stays 1
+    ("constant"), or falls to 0 ("linear", "cosine"); it would be 0 in step `total`, which is never done.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""Creates and locks a run's folder, and checks that a resume finds unchanged what it depends on."""
+"""Creates and locks the folder of a run, and compares config and input files when a run is resumed."""
 
 import json
 import platform
@@ -19,14 +19,13 @@ FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.sav
 
 
 class RunFolder:
-    """runs/<name>, which one process holds by a lock until it ends."""
+    """The folder runs/<name> of a training run. One process holds its lock until it ends."""
 
     def __init__(self, cfg: Config, resume: bool):
-        """Makes the folder, or opens it to resume; an older run stays in it until `begin`.
+        """Creates or opens the folder and locks it. An older run in it stays there until `begin` is called.
 
-        Raises:
-            ValueError: another process holds the folder; there is no run to resume; the folder cannot be
-                written, holds files of the user's, or holds an older run that this run reads from.
+        Raises ValueError if another process holds the lock, if there is no run to resume, or if the folder
+        cannot be written, holds files that no run wrote, or holds input files of this run.
         """
         self.path = Path(cfg.run.dir)
         self.checkpoints = self.path / "checkpoints"
@@ -46,10 +45,7 @@ class RunFolder:
             raise self._unwritable(e) from None
 
     def begin(self, cfg: Config) -> None:
-        """Moves an older run aside and writes the config; call it once base and data have been read.
-
-        A mistake in the input therefore moves nothing.
-        """
+        """Renames the folder of an older run, if there is one, and writes config.toml into the new folder."""
         try:
             if self._replaces:
                 self.metrics.close()
@@ -64,7 +60,7 @@ class RunFolder:
         (self.path / "config.toml").write_text(cfg.to_toml(), encoding="utf-8")
 
     def write_json(self, name: str, value: dict) -> None:
-        """Writes a small JSON file whole or not at all."""
+        """Writes `value` to the JSON file `name`, whole or not at all."""
         text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         with replacing(self.path / name) as part:
             part.write_text(text + "\n", encoding="utf-8")
@@ -77,13 +73,13 @@ class RunFolder:
         return ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can")
 
     def _holds_a_run(self) -> bool:
-        """Returns whether a step was done here; a start that failed on its input leaves nothing to keep."""
+        """Returns whether the folder has a log of steps, weights or checkpoints of an older run."""
         log = self.path / "metrics.jsonl"
         logged = log.is_file() and log.stat().st_size > 0
         return logged or any((self.path / n).exists() for n in ("adapter", "model", "checkpoints"))
 
     def _refuse_foreign(self) -> None:
-        """Raises ValueError for a folder of the user's: it has files, and no lock, which a run leaves."""
+        """Raises ValueError if the folder is the cwd or above it, or has files but no .lock of a run."""
         names = sorted(p.name for p in self.path.iterdir())
         problem = ""
         if names and not (self.path / ".lock").exists():
@@ -94,7 +90,7 @@ class RunFolder:
             raise ValueError(f"{self.path}: {problem}; set run.dir to a new folder")
 
     def _refuse_own_input(self, cfg: Config) -> None:
-        """Raises ValueError if this run reads a file of the older run, which is about to be moved."""
+        """Raises ValueError if an input of this run lies in the folder, whose older run is to be renamed."""
         folder = self.path.resolve()
         inputs = [("adapter.init_from", cfg.adapter.init_from), ("model.name", cfg.model.name)]
         inputs += [("data.train", file) for file in cfg.data.train]
@@ -124,14 +120,14 @@ class RunFolder:
 
 
 def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str, str]:
-    """Returns what a resume must find unchanged: config keys, and the hashes of the data and the base."""
+    """Returns the values that a resume may not change: config keys, and hashes of data files and base."""
     keys = {f"{s}.{k}": str(v) for s, section in asdict(cfg).items() for k, v in section.items()}
     keys = {name: value for name, value in keys.items() if name not in FREE}
     return keys | {f"file {f}": sha256(f) for f in data_files} | {"base model": base_hash}
 
 
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError if two fingerprints differ; it lists each key with its old and its new value."""
+    """Raises ValueError if two fingerprints differ, with the old and new value of each key that differs."""
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())
@@ -143,7 +139,7 @@ def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Returns the versions that a result may depend on."""
+    """Returns the versions of Loupe, Python and torch, the machine type and the operating system."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""A run, in the order in which train.py calls it: open, load, measure, fit, measure again, report."""
+"""The parts of a training run, in the order of their calls: open, load, measure, fit, measure, report."""
 
 import sys
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from common import machine
 from common.device import Precision, device_name
@@ -29,13 +30,13 @@ from training.config import Config, load_config
 from training.dataset import TrainingData
 from training.flops import peak_flops, step_flops
 from training.objectives.sft import SupervisedFineTuning
-from training.optim import make_optimizers
+from training.optim import Optimizers, make_optimizers
 from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that has its folder and its device, and nothing loaded yet."""
+    """A run that has locked its folder and picked its device; model and data are not loaded."""
 
     cfg: Config
     folder: RunFolder
@@ -45,7 +46,7 @@ class OpenRun:
 
 @dataclass(frozen=True)
 class LoadedRun(OpenRun):
-    """A run with its model, adapters and documents; `cfg` is resolved."""
+    """A run with model, adapters and data; in `cfg`, train.compile is true or false and no longer "auto"."""
 
     base: build.BaseModel
     data: TrainingData
@@ -58,11 +59,11 @@ class LoadedRun(OpenRun):
 
 
 def open_run(cfg: Config, resume: bool) -> OpenRun:
-    """Takes the run's folder and picks device and dtype."""
+    """Picks device and precision, seeds torch, and creates and locks the folder of the run."""
     cfg, precision = build.prepare(cfg)
     torch.manual_seed(cfg.run.seed)
     folder = RunFolder(cfg, resume)
-    # Resolved as it was then: this machine may have more threads now.
+    # As when the run began: "auto" depends on the number of CPU threads, which may be another now.
     if resume and cfg.train.compile == "auto":
         compiled = load_config(folder.path / "config.toml").train.compile
         cfg = replace(cfg, train=replace(cfg.train, compile=compiled))
@@ -72,7 +73,7 @@ def open_run(cfg: Config, resume: bool) -> OpenRun:
 
 
 def load(run: OpenRun) -> LoadedRun:
-    """Loads base and data, adds the adapters, checks the disk, and makes the folder this run's."""
+    """Loads base and data, adds adapters, checks the free disk space; a new run then writes its config."""
     base, data = build.load_base(run.cfg, run.precision)
     trainable = build.add_adapters(base.model, run.cfg)
     cfg = build.resolve_compile(base.model, run.cfg, data.documents, run.precision.device)
@@ -92,7 +93,7 @@ def load(run: OpenRun) -> LoadedRun:
 
 
 def measure(run: LoadedRun, what: str) -> dict:
-    """Returns losses, measures and completions of each validation set and of generate.prompts."""
+    """Returns losses, measures and responses for each validation set, and responses to generate.prompts."""
     cfg, base, measured, texts = run.cfg, run.base, {}, {}
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
@@ -107,10 +108,9 @@ def measure(run: LoadedRun, what: str) -> dict:
 
 
 def measure_before(run: LoadedRun) -> dict | None:
-    """Measures a model that training will change for good.
+    """Returns the measures of the model before training, and keeps them in before.json for a resume.
 
-    Returns None for new adapters: they can be disabled afterwards, so nobody waits for this before the first
-    step. The result is kept in before.json, because a resumed run no longer has that model.
+    Returns None for new adapters: measure_after disables these to measure the base.
     """
     if not run.trains_all and not run.cfg.adapter.init_from:
         return None
@@ -120,7 +120,7 @@ def measure_before(run: LoadedRun) -> dict | None:
 
 
 def measure_after(run: LoadedRun, before: dict | None) -> tuple[dict, dict]:
-    """Returns (before, after): measures the best weights and, with new adapters, the base without them."""
+    """Returns (before, after): measures the trained model; if `before` is None, also the base model."""
     after = measure(run, "after training")
     if before is None:
         with disabled(run.base.model):
@@ -129,10 +129,9 @@ def measure_after(run: LoadedRun, before: dict | None) -> tuple[dict, dict]:
 
 
 def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
-    """Trains and loads the best weights; returns the exit code and where the run stands.
+    """Trains and loads the best weights; returns the exit code and the progress.
 
-    The code is STOPPED or FAILED, with what to do on stderr, if the run was stopped, ran out of memory or
-    diverged.
+    The code is STOPPED after a signal. It is FAILED after divergence, a full disk or memory, told on stderr.
     """
     cfg, model = run.cfg, run.base.model
     loader = build.build_loader(cfg, run.data.documents)
@@ -178,7 +177,7 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
 
 
 def _fingerprint(run: LoadedRun) -> dict[str, str]:
-    """Returns what a resume must find unchanged: config, data, base, and the adapter it starts from."""
+    """Returns the values that a resume may not change: config keys, and hashes of data, base and adapter."""
     base, start = run.base, run.cfg.adapter.init_from
     prints = fingerprint(run.cfg, run.data.files, base.hash)
     prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
@@ -187,7 +186,7 @@ def _fingerprint(run: LoadedRun) -> dict[str, str]:
 
 
 def _smaller(cfg: Config) -> str:
-    """Returns what takes less memory: smaller micro-batches while there are any, then shorter samples."""
+    """Returns advice for less memory: halve the micro-batches, or shorten the samples."""
     t = cfg.train
     name, smallest = ("max_tokens", cfg.data.max_length) if t.max_tokens else ("batch_size", 1)
     size = getattr(t, name)
@@ -200,8 +199,8 @@ def _smaller(cfg: Config) -> str:
     )
 
 
-def _restore(run: LoadedRun, optimizers: list, prints: dict[str, str]) -> loop.State:
-    """Returns the state to start from: a new one, or the newest whole checkpoint's if the run resumes."""
+def _restore(run: LoadedRun, optimizers: Optimizers, prints: dict[str, str]) -> loop.State:
+    """Returns a new state; a resume loads the newest undamaged checkpoint and returns the state in that."""
     found = checkpoint.load_newest(run.folder.checkpoints, warn) if run.resume else None
     if found is None:
         run.folder.metrics.truncate_after(-1, -1)
@@ -220,11 +219,10 @@ def _restore(run: LoadedRun, optimizers: list, prints: dict[str, str]) -> loop.S
     return state
 
 
-def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress) -> Callable[[dict], None]:
-    """Returns the function that the loop calls after each step.
+def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress: tqdm) -> Callable[[dict], None]:
+    """Returns the function on_step(record), which writes the record of a step to metrics.jsonl and prints it.
 
-    It adds the peak memory and, on a known GPU, the MFU (model FLOPs utilization) to the record, writes the
-    record to metrics.jsonl, and updates the display.
+    on_step adds the peak memory in bytes and, on a known GPU, the MFU (model FLOPs utilization, 0 to 1).
     """
     seconds: list[float] = []  # of the steps of this process
     device, model, total = run.precision.device, run.base.model, schedule.total_steps
@@ -249,8 +247,8 @@ def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress) -> Callable[[d
     return on_step
 
 
-def _evaluate(run: LoadedRun, step: int, progress) -> dict | None:
-    """Returns the metrics of the first validation set, which select the best weights, and records them."""
+def _evaluate(run: LoadedRun, step: int, progress: tqdm) -> dict | None:
+    """Measures the first validation set, logs and returns its loss and metrics; None without such a set."""
     if not run.data.validation:
         return None
     first = run.data.validation[0]
@@ -261,8 +259,10 @@ def _evaluate(run: LoadedRun, step: int, progress) -> dict | None:
     return measured
 
 
-def _save_checkpoint(run: LoadedRun, optimizers: list, prints: dict[str, str], state: loop.State) -> None:
-    """Writes a checkpoint; a failure is only a warning, because the earlier checkpoints are still there."""
+def _save_checkpoint(
+    run: LoadedRun, optimizers: Optimizers, prints: dict[str, str], state: loop.State
+) -> None:
+    """Writes a checkpoint. If the disk is full, it only warns: earlier checkpoints are still there."""
     weights = build.trainable_weights(run.base.model)
     tensors, extra = checkpoint.capture(weights, optimizers, run.precision.scaler)
     extra |= {"loop": loop.state_dict(state), "fingerprint": prints}
@@ -292,7 +292,7 @@ def save_weights(run: LoadedRun) -> None:
 
 
 def _load_best(run: LoadedRun) -> None:
-    """Loads the best weights by validation into the model, for the measures after training."""
+    """Loads the weights of the best evaluation, from adapter/ or model/ of the run's folder."""
     model, path = run.base.model, run.folder.path
     if not run.trains_all:
         unwrap(model)
@@ -302,7 +302,7 @@ def _load_best(run: LoadedRun) -> None:
 
 
 def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
-    """Writes manifest.json and report.html, and prints the measures."""
+    """Writes manifest.json and report.html, and prints the measures and responses before and after."""
     cfg, path, device = run.cfg, run.folder.path, run.precision.device
     steps, evals = read_metrics(path / "metrics.jsonl")
     facts = {
@@ -337,7 +337,7 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
 
 
 def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
-    """Returns the config's prompts and the first rows of each validation set, as the report shows them."""
+    """Returns the report's examples: generate.prompts, and the first 12 rows of each validation set."""
     rows = [
         ("prompt", p, "", b, a) for p, b, a in zip(prompts, before["prompts"], after["prompts"], strict=True)
     ]
@@ -348,7 +348,7 @@ def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
 
 
 def _shown_as(run: LoadedRun) -> ModuleType:
-    """Returns the task that shows the examples: the first validation set's that is not plain text."""
+    """Returns the first task of a validation set that is not `text`, else `text`; it formats the examples."""
     return next((v.task for v in run.data.validation if v.task is not text), text)
 
 

@@ -1,12 +1,11 @@
-"""Supervised fine-tuning: cross-entropy at the supervised positions of a packed stream.
+"""Supervised fine-tuning: cross-entropy at the supervised positions of packed documents.
 
-An objective says what a step means; the loop only steps. Each is a class with the methods below, made from
-its own section of the config. Metrics are sums over the same tokens as the loss, so that the loop and the
-evaluation divide both by one weight.
+T, S and D are the tokens and supervised positions of a micro-batch, and the model's hidden size. Losses and
+metrics are sums over S positions. training/loop.py and training/evaluation.py divide them by the total S.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,30 +14,33 @@ from data.render import Counts, Document, render_all
 from data.rows import Sample
 from model.gemma3 import Gemma3ForCausalLM
 from model.loss import token_log_probs
+from model.tokenizer import Tokenizer
 
 HIGHER_IS_BETTER = {"loss": False, "token_accuracy": True}
 
 
 class SupervisedFineTuning:
-    """L = sum over supervised tokens of -log p(token | the tokens before it), in nats."""
+    """L = the sum over supervised tokens of -log p(token | earlier tokens of its document), in nats."""
 
-    def __init__(self, metric_for_best_model: str = "loss", loss_on: str = "response"):
+    def __init__(self, metric_for_best_model: str = "loss", loss_on: str = "response") -> None:
         self.metric, self.loss_on = metric_for_best_model, loss_on
 
-    def documents(self, samples: list[Sample], tokenizer, **limits) -> tuple[list[Document], Counts]:
-        """Returns what the loader packs: one document a sample, within render_all's limits."""
-        return render_all(samples, tokenizer, self.loss_on, **limits)
+    def documents(
+        self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
+    ) -> tuple[list[Document], Counts]:
+        """Returns the token ids and labels of each sample, and counts of samples kept and left out."""
+        return render_all(samples, tokenizer, self.loss_on, max_length, on_long, vocab_size)
 
     def prepare(self, model: Gemma3ForCausalLM, batch: Batch) -> Batch:
-        """Returns the batch with all that `loss` needs; it has everything already."""
+        """Returns the batch unchanged; objectives that compute more before the loss do it here."""
         return batch
 
     def loss(
         self, model: Gemma3ForCausalLM, batch: Batch
     ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
-        """Returns the loss, the number of supervised tokens, and {metric: sum over these tokens}.
+        """Returns the loss L (summed), S, and {"token_accuracy": c}.
 
-        "token_accuracy" counts the tokens that have the largest logit at their position.
+        c is the number of supervised tokens that have the largest logit at their position.
         """
         hidden = model(
             batch.tokens,
@@ -54,7 +56,7 @@ class SupervisedFineTuning:
         return -log_probs.sum(), batch.num_targets, {"token_accuracy": correct.sum()}
 
     def better(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        """Returns whether evaluation `new` is better than `best`; any finite value is better than a NaN."""
+        """Returns whether metrics `new` are better than `best`; finite is better than NaN or infinite."""
         value, record = new[self.metric], best[self.metric]
         if not (math.isfinite(value) and math.isfinite(record)):
             return math.isfinite(value)
