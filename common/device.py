@@ -23,7 +23,10 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns a device, ready for use; "auto" is CUDA, else the CPU. Raises ValueError if it is unusable."""
+    """Returns the named device, ready for use. "auto" is CUDA if there is a CUDA GPU, else the CPU.
+
+    Raises ValueError if the device cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -106,8 +109,7 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def base_dtype(self, wanted: str, trains_all: bool) -> torch.dtype:
-        """Returns the dtype for the base weights. For `wanted` = "auto" it is bfloat16 under bf16, else
-        float32.
+        """Returns the dtype of the base weights: `wanted`, or for "auto" bfloat16 under bf16, else float32.
 
         Weights that are trained (trains_all) are always float32, because bfloat16 loses small updates.
         """

@@ -16,8 +16,8 @@ from data.rows import Sample
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
     """Returns the indices 0 to n - 1 in the order in which an epoch visits n documents.
 
-    Python's `random` shuffles them, so the order does not depend on torch's version. Its seed is a text with
-    seed and epoch, because their sum would be the same for (1, 2) and (2, 1).
+    If `shuffle`, Python's `random` shuffles them, so the order does not depend on torch's version. Its seed
+    is a text with seed and epoch, because their sum would be the same for (1, 2) and (2, 1).
     """
     order = list(range(n))
     if shuffle:
@@ -34,7 +34,7 @@ class Loader:
         seed: seed of the order.
         shuffle: if False, every epoch has the order of `documents`.
         max_tokens: the most tokens in a micro-batch. Micro-batches then take about equal time.
-        share_prefix: compute a prefix that documents of a micro-batch share only once (data/packing.py).
+        share_prefix: compute the common prefix of documents in a micro-batch once (data/packing.py).
 
     Raises:
         ValueError: `documents` is empty, batch_size is below 1, or a document exceeds max_tokens.

@@ -198,7 +198,7 @@ def _separator(text, position, allowed):
 
 
 def _bad_bytes(text):
-    """Returns an error message for the first byte that is not UTF-8 (now a lone surrogate), or None."""
+    """Returns an error message for the first byte that is not UTF-8 (now a surrogate in `text`), or None."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:

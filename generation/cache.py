@@ -111,7 +111,7 @@ class KVCache:
             x[rows] = x[sources]
 
     def buffers(self, layer: int, like: Tensor, sliding: bool) -> tuple[Tensor, Tensor]:
-        """Returns a layer's keys and values (B, K, C, D), made at first in the dtype of `like` (T, K, D)."""
+        """Returns a layer's keys and values (B, K, C, D); creates them in the dtype of `like` (T, K, D)."""
         if layer not in self.keys:
             shape = (len(self.lengths), like.shape[1], self.ring if sliding else self.room, like.shape[2])
             # Zeros, because a masked position has weight 0, and 0 * NaN would be NaN.

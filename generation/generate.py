@@ -178,9 +178,7 @@ class BatchScheduler:
             self.step()
 
     def admit(self) -> bool:
-        """Gives free slots to waiting requests, or removes some if none waits; returns False when all is
-        done.
-        """
+        """Fills free slots from the queue, or removes some if it is empty; returns False when all is done."""
         while self.waiting or any(self.slots):
             free = [i for i, request in enumerate(self.slots) if request is None]
             if not self.waiting or len(free) < ADMIT_SHARE * len(self.slots):

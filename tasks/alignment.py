@@ -134,7 +134,7 @@ def _class_of(label: str) -> str:
 def _parse(text: str, source: str) -> tuple[list[str], list[str]]:
     """Splits a redaction into (n + 1 literals, the n labels between them).
 
-    If `source` has a label too, such as [NOTE], it is not a label here but belongs to a literal.
+    A word in brackets that `source` has too, such as [NOTE], is not a label but part of a literal.
     """
     literals, labels, at = [""], [], 0
     for match in LABEL.finditer(text):
@@ -160,8 +160,7 @@ def _tokens(literals: list[str], labels: list[str], split: Callable[[str], list[
 def _place(text: str, literals: list[str], labels: list[str], cost: Cost) -> list[tuple[int, int]] | None:
     """Returns (start, end) in `text` for each label, or None if the literals do not fit.
 
-    Each label gets one character or more. Of several ways to place the literals, the one of least cost is
-    taken.
+    Each label gets one character or more. Of several places for a literal, the one of least cost is taken.
     """
     if not labels:
         return [] if text == literals[0] else None
