@@ -1,9 +1,9 @@
-"""Writes a Gemma 3 text model as GGUF with llama.cpp's keys, tensor names and transforms.
+"""Writes a Gemma 3 text model as a GGUF file, with llama.cpp's metadata keys and tensor names.
 
-Source: llama.cpp, conversion/gemma.py and src/models/gemma3.cpp. Two facts have no key in the file:
-1. Gemma's norms multiply with 1 + weight and llama.cpp's with the weight, so the file holds 1 + weight.
-2. llama.cpp scales attention scores by head_dim ** -0.5 or, for 62 layers (27B), by (hidden_size / heads)
-   ** -0.5. Models with another scale are refused.
+Source: llama.cpp, conversion/gemma.py and src/models/gemma3.cpp. Two facts have no metadata key:
+1. Gemma's RMSNorm multiplies by 1 + weight, and llama.cpp's by the stored value. The file stores 1 + weight.
+2. llama.cpp multiplies attention scores by head_dim ** -0.5, or by (hidden_size / num_attention_heads) **
+   -0.5 in a model of 62 layers (Gemma 3 27B). A model with another scale is refused.
 """
 
 import json
@@ -28,12 +28,12 @@ from model.tokenizer import Tokenizer
 
 
 def export_gguf(source: Source, path: Path, name: str, quant: str, verified_by: str | None) -> str:
-    """Writes the merged model to `path`, verifies it, and returns a summary.
+    """Writes the model, with its adapter merged in, as the GGUF file `path`, and returns a summary.
 
     Args:
-        name: general.name in the file.
+        name: the model's name, stored under the key general.name.
         quant: the type of the weights, such as "q4_k_m".
-        verified_by: "loupe" compares the file with the model, "llama.cpp" also in llama.cpp, None does not.
+        verified_by: "loupe" compares file and model, "llama.cpp" also runs llama.cpp, None compares nothing.
     """
     model = MergedCheckpoint(source.folder, source.adapter)
     tokenizer = Tokenizer(source.folder)
@@ -61,15 +61,15 @@ def write_model(
     origin: dict[str, str],
     progress: Callable[[int], object],
 ) -> dict[str, str]:
-    """Writes the merged model in the types of `quant` and returns write_gguf's digests.
+    """Writes the merged model as a GGUF file; returns {part: SHA-256} for the header and each tensor.
 
     Args:
-        origin: {key: text}, written as loupe.* keys.
-        progress: called with the number of bytes after each piece.
+        quant: the type of the weights, such as "q4_k_m".
+        origin: {key: text}; each text is stored in the file under the key loupe.<key>.
+        progress: called after each written piece with the size of that piece in bytes.
 
     Raises:
-        ValueError: llama.cpp's Gemma 3 cannot express the architecture or the tokenizer, or a weight is not
-            finite.
+        ValueError: llama.cpp does not support the config or the tokenizer, or a weight is infinite or NaN.
     """
     tensors = plan(model, quant)
     sources = {gguf_name(ours): ours for ours in model.names}
@@ -93,7 +93,7 @@ def write_model(
 
 
 def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
-    """Returns the tensors in the order of the checkpoint, each with the type that it has in `quant`."""
+    """Returns each tensor's GGUF name, shape and type for the file type `quant`, in checkpoint order."""
     layers, tied = model.config.num_hidden_layers, model.config.tie_word_embeddings
     shapes = {gguf_name(name): model.shapes[name] for name in model.names}
     return [
@@ -103,15 +103,15 @@ def plan(model: MergedCheckpoint, quant: str) -> list[TensorInfo]:
 
 
 def transformed(model: MergedCheckpoint, name: str) -> Iterator[np.ndarray]:
-    """Yields a tensor in float32 as (rows, columns) pieces; a norm's weight is one row and has 1 added."""
+    """Yields a tensor in float32 in pieces (rows, columns). A norm's weight w becomes one row, 1 + w."""
     for rows in model.pieces(name):
         yield rows.contiguous().numpy() if rows.ndim > 1 else (rows + 1.0).numpy()[None]
 
 
 def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> Metadata:
-    """Returns the general.* and gemma3.* keys in the order of llama.cpp's converter.
+    """Returns the metadata keys general.* and gemma3.*, in the order of llama.cpp's converter.
 
-    Raises ValueError with everything that the keys cannot express.
+    Raises ValueError that lists every setting of `cfg` that llama.cpp's Gemma 3 does not support.
     """
     refuse_inexpressible(cfg)
     own: Metadata = {
@@ -146,7 +146,7 @@ def architecture_metadata(cfg: Gemma3Config, quant: str, name: str) -> Metadata:
 
 
 def refuse_inexpressible(cfg: Gemma3Config) -> None:
-    """Raises ValueError with everything in the config that has no key in the file."""
+    """Raises ValueError that lists every setting of `cfg` that llama.cpp's Gemma 3 does not support."""
     width = cfg.hidden_size / cfg.num_attention_heads if cfg.num_hidden_layers == LAYERS_27B else cfg.head_dim
     problems = []
     if cfg.query_pre_attn_scalar != width:
@@ -162,7 +162,7 @@ def refuse_inexpressible(cfg: Gemma3Config) -> None:
 
 
 def chat_template(folder: Path) -> str:
-    """Returns the Jinja template of the folder or, if it has none, of the embedded model."""
+    """Returns the Jinja chat template of the model in `folder`; without one, the embedded tiny model's."""
     for source in (folder, TINY):
         if (source / "chat_template.jinja").is_file():
             return (source / "chat_template.jinja").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Gemma's tokenizer.json as llama.cpp's vocabulary, and llama.cpp's way to tokenize with it.
+"""Converts Gemma's tokenizer.json to llama.cpp's vocabulary, and tokenizes with it as llama.cpp does.
 
-tokenizer.json lists merges in the order in which they are tried. llama.cpp has no merges but a score for each
-piece, and joins the neighbours whose piece has the highest score. Both tokenize alike if the scores fall in
-the order in which the merges first make each piece.
+tokenizer.json lists merges in order of priority. llama.cpp stores a score for each piece instead. It joins
+the two neighbours whose joined piece has the highest score. Both give the same tokens if a piece that the
+merges make earlier has a higher score.
 """
 
 import heapq
@@ -22,7 +22,7 @@ SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unknown": "<unk>", "padding": "<pad>
 
 
 def tokenizer_metadata(folder: str | Path, vocab_size: int) -> Metadata:
-    """Returns the tokenizer.ggml.* keys; raises ValueError for a tokenizer that is not of Gemma's kind."""
+    """Returns the keys tokenizer.ggml.* for vocab_size entries; raises ValueError if it is not Gemma's."""
     tokens, scores, types = vocabulary(read_tokenizer(Path(folder)), vocab_size)
     missing = [piece for piece in SPECIAL.values() if piece not in tokens]
     if missing:
@@ -42,7 +42,7 @@ def tokenizer_metadata(folder: str | Path, vocab_size: int) -> Metadata:
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """Returns tokenizer.json; raises ValueError unless it is BPE with byte fallback, as llama.cpp needs."""
+    """Returns the content of tokenizer.json; raises ValueError unless it is BPE with byte fallback."""
     path = folder / "tokenizer.json"
     raw = read_json(path, "download the model again")
     try:
@@ -57,9 +57,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def vocabulary(raw: dict[str, Any], size: int) -> tuple[list[str], list[float], list[int]]:
-    """Returns (pieces, scores, types) of `size` vocabulary entries.
+    """Returns three lists, indexed by token id: the pieces, their scores and llama.cpp's token types.
 
-    Ids without a piece become [PADn]. Pieces with an id of `size` or more are left out.
+    Each list has `size` items; `raw` is the content of tokenizer.json. An id without a piece gets the piece
+    [PAD<id>]. A piece whose id is `size` or larger is left out.
     """
     tokens, scores, types = [f"[PAD{i}]" for i in range(size)], [PAD_SCORE] * size, [UNUSED] * size
     added = {token["id"]: token for token in raw["added_tokens"]}
@@ -83,10 +84,10 @@ def vocabulary(raw: dict[str, Any], size: int) -> tuple[list[str], list[float], 
 
 
 def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
-    """Returns {piece: rank}, from 1, in the order in which the merges first make the pieces.
+    """Returns {piece: rank}. The first piece that a merge makes has rank 1; later pieces have higher ranks.
 
-    The rank rises with each merge that makes another piece than the merge before it, and a piece keeps its
-    first rank, so some ranks may be unused. Merges that make a piece in `skipped` are ignored.
+    Consecutive merges that make the same piece count once, and a piece keeps its first rank. Merges that make
+    a piece in `skipped` are ignored.
     """
     ranks: dict[str, int] = {}
     count, before = 0, None
@@ -101,9 +102,10 @@ def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
 
 
 class SPMTokenizer:
-    """Tokenizes plain text as llama.cpp does: user-defined pieces first, then neighbours joined by score.
+    """Tokenizes plain text as llama.cpp does, with the pieces, scores and token types of a GGUF file.
 
-    Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm. Control tokens in the text stay text.
+    User-defined pieces are found first; other neighbours are joined by score. The text "<bos>" stays text.
+    Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm.
     """
 
     def __init__(self, tokens: list[str], scores: list[float], types: list[int], space_prefix: bool = False):
@@ -114,7 +116,7 @@ class SPMTokenizer:
         self.fixed = re.compile("(" + "|".join(map(re.escape, reversed(fixed))) + ")" if fixed else r"((?!))")
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text; -1 is a byte for which the file has no piece of the type BYTE."""
+        """Returns the token ids of `text`; -1 stands for a byte that has no BYTE token in the vocabulary."""
         found = []
         for i, part in enumerate(self.fixed.split(" " + text if self.space_prefix and text else text)):
             pieces = [part] if i % 2 else merge_pieces(part.replace(" ", SPACE), self.ids, self.scores)
@@ -127,9 +129,9 @@ class SPMTokenizer:
 
 
 def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
-    """Returns the pieces of a text: the neighbours with the best-scored piece are joined first.
+    """Joins the characters of `text` to pieces in `ids` and returns the pieces.
 
-    Among equal scores the leftmost pair is first.
+    The neighbours whose joined piece has the highest score are joined first; among equals, the leftmost.
     """
     pieces = list(text)  # A piece that was joined to its left neighbour becomes "".
     left, right = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))

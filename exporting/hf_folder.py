@@ -1,4 +1,4 @@
-"""Folders for transformers and PEFT: the merged model or the adapter, the tokenizer and a model card."""
+"""Writes folders that transformers or PEFT can load: the weights, the tokenizer and a model card."""
 
 import json
 import math
@@ -35,9 +35,9 @@ tokenizer = AutoTokenizer.from_pretrained("{title}")
 
 
 def export_peft(source: Source, folder: Path, title: str) -> str:
-    """Writes the adapter as PEFT loads it, the tokenizer and README.md, and returns a summary.
+    """Writes the adapter in PEFT's format, the tokenizer and README.md to `folder`; returns a summary.
 
-    Raises ValueError if the source has no adapter.
+    Raises ValueError if the source has no adapter, as after training all weights.
     """
     if source.adapter is None:
         raise ValueError(
@@ -59,10 +59,10 @@ def export_peft(source: Source, folder: Path, title: str) -> str:
 
 
 def export_safetensors(source: Source, folder: Path, title: str) -> str:
-    """Writes the merged model as transformers loads it and README.md, and returns a summary.
+    """Writes a folder for transformers: the model, with its adapter merged in. Returns a summary.
 
-    The weights are float32: bfloat16 loses a change below half of its step. They are in shards of 5 GB, and
-    one tensor is in memory at a time.
+    The weights are float32, because rounding to bfloat16 would lose small changes by the adapter. They are in
+    shards of up to 5 GB, and one tensor is in memory at a time.
     """
     tokenizer, merged = Tokenizer(source.folder), MergedCheckpoint(source.folder, source.adapter)
     need_space(folder, 4 * merged.parameters)
@@ -80,7 +80,7 @@ def export_safetensors(source: Source, folder: Path, title: str) -> str:
 
 
 def write_generation_config(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes generation_config.json unless the base has one: transformers reads from it where to stop."""
+    """Writes generation_config.json with the stop tokens for transformers, unless `folder` has this file."""
     path = folder / "generation_config.json"
     if not path.exists():
         stops = sorted(tokenizer.stop_ids)
@@ -89,7 +89,7 @@ def write_generation_config(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_model_card(source: Source, folder: Path, title: str, kind: str, library: str) -> None:
-    """Writes README.md: what this is, how to load it, its origin and, after a run, the run's measures."""
+    """Writes README.md: how to load the model, its base, its hashes and, after a run, the run's scores."""
     base = source.origin["base"]  # After a full run, source.name is the run's own model.
     front = [f"base_model: {base}"] if "/" in base else []
     front += [f"library_name: {library}", "pipeline_tag: text-generation"]

@@ -1,4 +1,4 @@
-"""Uploads the merged model's folder to the Hugging Face hub, as one commit."""
+"""Uploads the merged model, in the format of transformers, to the Hugging Face hub as one commit."""
 
 from pathlib import Path
 
@@ -8,23 +8,23 @@ from model.hub import EXAMPLE, HUB_ID
 
 
 def export_to_hub(source: Source, scratch: Path, repo: str) -> str:
-    """Writes the merged model into `scratch`, uploads it, and returns a summary with the address."""
+    """Writes the merged model to the folder `scratch`, uploads it, and returns a summary with the URL."""
     check_repo(repo)
     summary = export_safetensors(source, scratch, repo)
     return f"{summary}; {upload(scratch, repo, 'Exported by Loupe')}"
 
 
 def check_repo(repo: str) -> None:
-    """Raises ValueError unless `repo` is a hub id."""
+    """Raises ValueError unless `repo` has the form of a hub id, user/name."""
     if not HUB_ID.fullmatch(repo):
         raise ValueError(f"--out {repo}: not a hub id to upload to; give user/name, {EXAMPLE}")
 
 
 def upload(folder: Path, repo: str, message: str) -> str:
-    """Uploads every file of the folder and returns the address; it creates the repository if necessary.
+    """Uploads every file of `folder` to the hub's repository `repo` and returns the repository's URL.
 
-    Raises ValueError, one line with the remedy, if nobody is logged in, access is refused, or the hub cannot
-    be reached.
+    The repository is created if it does not exist. Raises ValueError, one line with a remedy, if nobody is
+    logged in, access is refused, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants
 
@@ -41,7 +41,7 @@ def upload(folder: Path, repo: str, message: str) -> str:
 
 
 def _explain(repo: str, error: Exception, hub: str) -> str:
-    """Returns one line: what the hub's response means and what to do about it."""
+    """Returns one line for the user: why the hub did not accept the upload, and the remedy."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
         remedy = "log in with `hf auth login` or set HF_TOKEN to a token that may write there"

@@ -1,6 +1,6 @@
-"""llama.cpp as a server in this process, to compare a GGUF file in the program that it is made for.
+"""Runs llama.cpp as a server in this process, to check a GGUF file in llama.cpp itself.
 
-It comes with the package xllamacpp, which nothing else needs.
+llama.cpp comes with the Python package xllamacpp, an optional dependency.
 """
 
 import importlib.util
@@ -21,13 +21,13 @@ def require() -> None:
 
 
 class Llama:
-    """A running server, asked over HTTP."""
+    """A llama.cpp server that runs in this process and is asked over HTTP."""
 
     def __init__(self, server: Any, vocab_size: int):
         self.server, self.vocab_size = server, vocab_size
 
     def post(self, path: str, body: dict | list) -> Any:
-        """Returns the server's JSON response; raises RuntimeError if there is none within 600 seconds."""
+        """Posts `body` as JSON, returns the JSON response; raises RuntimeError on errors or after 600 s."""
         content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(self.server.listening_address + path, content, headers)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to this process
@@ -37,16 +37,16 @@ class Llama:
         except OSError as e:
             raise RuntimeError(f"llama.cpp did not answer {path}: {e}") from e
 
-    def complete(self, prompt: list[int], n_predict: int, **options) -> dict:
-        """Returns the greedy completion of token ids, computed without a cache of earlier requests."""
+    def complete(self, prompt: list[int], n_predict: int, **options: Any) -> dict:
+        """Returns the greedy completion of `prompt` (token ids), without the server's prompt cache."""
         body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, "cache_prompt": False}
         return self.post("/completion", body | options)
 
     def next_log_probs(self, prompts: list[list[int]], ascii_id: int) -> torch.Tensor:
-        """Returns the log-probabilities of the token after each prompt, (prompts, V).
+        """Returns the log-probabilities of the token after each prompt, (prompts, vocabulary entries).
 
-        The server leaves them out if the token that it samples is no text. A bias, which they do not
-        include, makes it sample the ASCII token `ascii_id`.
+        The server reports them only if the token that it samples is text. A bias of 1,000 on `ascii_id`, the
+        id of an ASCII token, makes it sample that token. The reported values do not include the bias.
         """
         found = torch.full((len(prompts), self.vocab_size), float("nan"))
         for row, prompt in zip(found, prompts, strict=True):
@@ -58,10 +58,10 @@ class Llama:
 
 @contextmanager
 def llama(path: Path, vocab_size: int, lora: Path | None = None, context: int = 1024) -> Iterator[Llama]:
-    """Yields a server of a GGUF file, with the adapter of a LoRA GGUF file, for up to `context` tokens.
+    """Starts a llama.cpp server for the GGUF file `path`, yields it, and stops it when the block ends.
 
-    It computes with one thread, with a cache of keys and values in float32, and without flash attention.
-    Raises ValueError if xllamacpp is not installed.
+    `lora` is the path of a LoRA GGUF file, and `context` the most tokens of a prompt and its completion. The
+    server uses one thread, a float32 KV cache and no flash attention. Raises ValueError without xllamacpp.
     """
     require()
     import xllamacpp as x

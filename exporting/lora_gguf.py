@@ -1,8 +1,8 @@
-"""Writes an adapter alone as GGUF, for llama.cpp's --lora and Ollama's ADAPTER.
+"""Writes an adapter alone as a GGUF file, for llama.cpp's --lora and Ollama's ADAPTER.
 
-llama.cpp (src/llama-adapter.cpp) adds scale * B A x with scale = adapter.lora.alpha / rank, and reads the
-rank from each tensor. A file has one alpha, so the writer multiplies B by what remains of a layer's scaling:
-its own rank or alpha, or rsLoRA.
+llama.cpp (src/llama-adapter.cpp) computes W x + (alpha / rank) B A x. The file has one alpha, under the key
+adapter.lora.alpha; the rank is that of each layer's tensors. Where a layer was trained with another scaling
+(rsLoRA or an alpha of its own), the file stores B * scaling / (alpha / rank).
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ from model.gguf_names import gguf_name
 
 
 def export_lora(source: Source, path: Path, name: str) -> str:
-    """Writes the adapter in float32, reads it back, and returns a summary.
+    """Writes the adapter in float32 to `path`, checks the bytes on the disk, and returns a summary.
 
-    Raises ValueError for no adapter, DoRA, an untrained adapter, and values that are not finite.
+    Raises ValueError if there is no adapter, if it is DoRA or untrained, or if a value is not finite.
     """
     model = MergedCheckpoint(source.folder, source.adapter)
     if not model.adapter:
@@ -54,7 +54,7 @@ def export_lora(source: Source, path: Path, name: str) -> str:
 
 
 def refuse_useless(tensors: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError for values that are not finite, and if every B is zero."""
+    """Raises ValueError if a value is infinite or NaN, or if every B is zero (the adapter is untrained)."""
     broken = [key for key, t in tensors.items() if not t.isfinite().all()]
     if broken:
         where = f"the adapter holds an infinity or NaN in {', '.join(broken)}"

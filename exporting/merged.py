@@ -1,4 +1,4 @@
-"""A base and its adapter as one model, read a tensor at a time to need the memory of the largest one."""
+"""Reads a base model with its adapter merged in, one tensor at a time, so that little memory is needed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,12 @@ SLICE = 2**22  # Weights of a matrix without adapter that are in memory at a tim
 
 
 class MergedCheckpoint:
-    """The tensors of a base with its adapter merged in; `adapter` is adapter_config.json, {} without one."""
+    """A base model and its adapter; `adapter` is the content of adapter_config.json, {} without one."""
 
     def __init__(self, folder: str | Path, adapter: str | Path | None = None):
-        """Raises ValueError if the weights do not fit config.json, or the adapter does not fit the weights.
+        """Reads the config, the tensors' names and shapes, and the adapter, but no values of the base.
 
-        It reads no tensor of the base.
+        Raises ValueError if the weights do not fit config.json, or the adapter does not fit the weights.
         """
         self.checkpoint, self.folder, self.adapter_folder = Checkpoint(folder), Path(folder), adapter
         self.config, self.names, model = self.checkpoint.config, self.checkpoint.names, self.checkpoint.model
@@ -34,12 +34,12 @@ class MergedCheckpoint:
 
     @torch.no_grad()
     def read(self, name: str) -> torch.Tensor:
-        """Returns a tensor in float32, with the change of its adapter if it has one."""
+        """Returns a tensor in float32; the weight of a layer with an adapter is returned merged."""
         path = name.removesuffix(".weight")
         return self.layer(path).merged_weight() if path in self.layers else self.checkpoint.read(name).float()
 
     def read_rows(self, name: str, rows: int) -> Iterator[torch.Tensor]:
-        """Yields a matrix in float32, `rows` rows at a time; one with an adapter is first merged whole."""
+        """Yields a matrix in float32, `rows` rows at a time; if it has an adapter, it is merged whole."""
         if name.removesuffix(".weight") in self.layers:
             yield from self.read(name).split(rows)
             return
@@ -47,14 +47,14 @@ class MergedCheckpoint:
             yield self.checkpoint.read_rows(name, start, start + rows).float()
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """Yields a tensor in float32: a vector whole, a matrix in rows of up to SLICE weights in sum."""
+        """Yields a tensor in float32: a vector whole, a matrix in pieces of rows of up to SLICE values."""
         shape = self.shapes[name]
         return iter([self.read(name)]) if len(shape) == 1 else self.read_rows(name, max(1, SLICE // shape[1]))
 
     def norms(self) -> dict[str, float]:
-        """Returns {path: Frobenius norm of the adapter's change to the weight}, one layer at a time.
+        """Returns {layer's path: Frobenius norm of (merged weight - base weight)}.
 
-        Raises ValueError, as lora.merge.merge does, if a weight would not be finite or none would change.
+        Raises ValueError if a merged weight is not finite, or if no weight changes.
         """
         norms = {}
         for path in self.layers:
@@ -65,7 +65,7 @@ class MergedCheckpoint:
 
     @torch.no_grad()
     def layer(self, path: str) -> LoRALinear:
-        """Returns the LoRA or DoRA layer at `path` with its values and the base weight in float32."""
+        """Returns the LoRA or DoRA layer at `path` with its trained values and its base weight in float32."""
         shell = self.layers[path]
         base = nn.Linear(shell.base_layer.in_features, shell.base_layer.out_features, False, device="meta")
         base.weight = nn.Parameter(self.checkpoint.read(path + ".weight").float(), requires_grad=False)
