@@ -24,13 +24,13 @@ QUANTS = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports; returns 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """Runs the export and returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     args = parse_arguments(argv)
     return run(lambda: export(args))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Returns the options; exits with code 2 if they exclude each other."""
+    """Returns the parsed options; exits with code 2 if two options exclude each other."""
     parser = argparse.ArgumentParser(
         prog="export.py", description="Write a trained model in the format of another program."
     )
@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Opens the source, writes it in the format of --to, and gives the verified result its name."""
+    """Writes the model, adapter or run in the format of --to; returns the exit code, 0 or 1."""
     from common.progress import say
     from exporting import gguf_model, hf_folder, hub, llama_cpp, lora_gguf, oci, ollama, registry, target
     from exporting.source import HeldOutRows, from_model, from_run, run_config

@@ -1,14 +1,15 @@
-"""A GGUF file as an OCI artifact, as `docker model package` writes it: Docker Model Runner pulls and runs it.
+"""Writes a GGUF file as an OCI artifact, which Docker Model Runner can pull and run.
 
-An image layout is a folder: oci-layout, index.json, and blobs/sha256/ with the GGUF file, perhaps a licence,
-a config and the manifest that names them. The layout and the manifest are those of opencontainers/image-spec.
-The media types, the config and the annotations are docker/model-runner's (pkg/distribution: types/config.go,
-format/gguf.go, builder/builder.go, internal/partial), its texts for sizes gpustack/gguf-parser-go's
-(scalar.go).
+The artifact is a folder, an OCI image layout: oci-layout, index.json and blobs/sha256/. The blobs are the
+GGUF file, a licence if one is given, a config, and a manifest that lists the other blobs. Sources:
+- layout and manifest: opencontainers/image-spec
+- media types, config, annotations: docker/model-runner (`docker model package`), pkg/distribution:
+  types/config.go, format/gguf.go, builder/builder.go, internal/partial
+- sizes as text: gpustack/gguf-parser-go, scalar.go
 
 Deviations:
-1. Times are in UTC; model-runner writes the machine's time zone.
-2. If the header ends at a multiple of 32, gguf-parser-go's "size" is 32 bytes too small; ours is not.
+1. Times are in UTC. model-runner writes local time.
+2. "size" is exact; gguf-parser-go's is 32 bytes too small if the header ends at a multiple of 32.
 """
 
 import hashlib
@@ -48,9 +49,9 @@ COUNT_UNITS = [(10**15, "Q"), (10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3,
 
 
 def export_layout(source: Source, out: Path, name: str, quant: str, verified_by: str | None) -> str:
-    """Writes the image layout of the merged model into the folder `out`; the arguments are export_gguf's.
+    """Writes the merged model as an OCI image layout to the new folder `out`; takes export_gguf's arguments.
 
-    Returns a summary with the digest of the manifest.
+    Returns a summary with the manifest's digest.
     """
     out.mkdir()
     gguf = out / "model.gguf"
@@ -63,7 +64,7 @@ def export_layout(source: Source, out: Path, name: str, quant: str, verified_by:
 
 
 def push_artifact(source: Source, scratch: Path, reference: str, quant: str, verified_by: str | None) -> str:
-    """Writes the image layout into `scratch`, pushes it to "registry/name:tag", and returns a summary."""
+    """Writes the OCI image layout to `scratch`, pushes it to "registry/name:tag", and returns a summary."""
     _, repository, _ = parse_reference(reference)
     layout = scratch / "layout"
     summary = export_layout(source, layout, Path(repository).name, quant, verified_by)
@@ -83,19 +84,19 @@ def write_layout(
     license: Path | None = None,
     created: datetime | None = None,
 ) -> str:
-    """Writes the image layout of a GGUF file into the folder `out`, and returns the manifest's digest.
+    """Writes the OCI image layout of a GGUF file to the folder `out`, and returns the manifest's digest.
 
-    The GGUF file becomes a hard link if the disk allows it, so it must not be written to afterwards.
+    The blob is a hard link to the GGUF file where the disk allows it, so do not change the file afterwards.
 
     Args:
-        metadata: the pairs of the file's header.
+        metadata: {key: value} of the GGUF file's header.
         parameters: the number of the model's parameters.
-        tensor_bytes: the size of the file without its header.
-        license: a text file.
-        created: the time of the artifact; None is now.
+        tensor_bytes: the size of the file without its header, in bytes.
+        license: the path of a text file, or None.
+        created: the creation time to store; None stores the current time.
 
     Raises:
-        ValueError: the file is an adapter, or its general.file_type has no name.
+        ValueError: the file is a LoRA adapter, or its general.file_type is not in FILE_TYPES.
     """
     if metadata.get("general.type") == "adapter":
         remedy = "merge it into its base and export that"
@@ -118,7 +119,7 @@ def write_layout(
 
 
 def describe(metadata: dict[str, Any], parameters: int, tensor_bytes: int) -> dict[str, Any]:
-    """Returns the "config" of the config JSON, with its keys in model-runner's order."""
+    """Returns the object "config" of the artifact's config JSON, with its keys in model-runner's order."""
     kind, architecture = metadata.get("general.file_type"), metadata["general.architecture"]
     if kind not in FILE_TYPES:
         names = ", ".join(FILE_TYPES.values())
@@ -137,7 +138,7 @@ def describe(metadata: dict[str, Any], parameters: int, tensor_bytes: int) -> di
 
 
 def _file_layer(file: Path, media_type: str, out: Path) -> dict[str, Any]:
-    """Puts a file among the blobs and returns its descriptor."""
+    """Adds a file to blobs/sha256/ and returns its OCI descriptor: media type, size, digest, annotations."""
     digest = sha256(file)
     blob, stat = out / "blobs" / "sha256" / digest, file.stat()
     if not blob.exists():
@@ -156,7 +157,7 @@ def _file_layer(file: Path, media_type: str, out: Path) -> dict[str, Any]:
 
 
 def _blob(content: bytes, media_type: str, out: Path) -> dict[str, Any]:
-    """Writes a blob and returns its descriptor."""
+    """Writes `content` to blobs/sha256/ and returns its OCI descriptor: media type, size and digest."""
     digest = hashlib.sha256(content).hexdigest()
     (out / "blobs" / "sha256" / digest).write_bytes(content)
     return _descriptor(media_type, len(content), digest)
@@ -175,7 +176,7 @@ def _go_json(value: Any) -> bytes:
 
 
 def _go_text(value: Any) -> str:
-    """Returns a value as Go's fmt prints it, with six decimals for a float and commas in a list."""
+    """Returns a value as Go's fmt prints it: six decimals for a float, ", " between the items of a list."""
     if isinstance(value, list):
         return ", ".join(map(_go_text, value))
     if isinstance(value, bool):
@@ -184,13 +185,13 @@ def _go_text(value: Any) -> str:
 
 
 def _go_time(nanoseconds: int) -> str:
-    """Returns a Unix time as RFC 3339 in UTC with the decimals that it needs: 2026-01-02T03:04:05.5Z."""
+    """Returns a Unix time in RFC 3339 and UTC, without trailing zeros, such as 2026-01-02T03:04:05.5Z."""
     seconds, rest = divmod(nanoseconds, 10**9)
     decimals = f".{rest:09d}".rstrip("0").rstrip(".")
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}{decimals}Z"
 
 
 def _scaled(value: int, units: list[tuple[int, str]], smallest: str) -> str:
-    """Returns a value in the first unit that is not larger, as 4_201_000 -> "4.20M"; 4.00 becomes 4."""
+    """Returns `value` in the first of `units` that it reaches: 4_201_000 -> "4.20M", 4_000_000 -> "4M"."""
     base, unit = next(((base, unit) for base, unit in units if value >= base), (1, smallest))
     return f"{value / base:.2f}".removesuffix(".00") + unit

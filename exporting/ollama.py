@@ -1,14 +1,14 @@
-"""A folder for `ollama create`: a GGUF file and the Modelfile, with Gemma's chat turns as a Go template.
+"""Writes a folder for `ollama create`: a GGUF file and a Modelfile with Gemma's chat format as a Go template.
 
-Source: ollama/ollama, docs/modelfile.mdx and parser/parser.go (the file), template/template.go (the
-template's values: .System, all system texts joined, and .Messages with .Role and .Content); Go's
-text/template.
+Sources: Go's text/template, and ollama/ollama: docs/modelfile.mdx and parser/parser.go for the Modelfile,
+template/template.go for the template's values. These are .System (all system texts, joined) and .Messages,
+each with .Role and .Content.
 
 Ollama's prompt differs from that of model/tokenizer.py:
-1. A turn loses only ASCII white space at its ends; Python strips Unicode's too.
-2. An empty system text counts as none; Gemma's template writes a blank line for it.
+1. Ollama strips only ASCII white space from the ends of a turn; Python's str.strip also strips Unicode's.
+2. Ollama ignores an empty system text; Gemma's template writes a blank line for it.
 3. Ollama joins consecutive messages of one role with a blank line; Gemma's template refuses them.
-4. <end_of_turn> typed by a user is the control token: Ollama tokenizes the whole prompt as one text.
+4. Ollama reads <end_of_turn> in a user's text as the control token, as it tokenizes the whole prompt at once.
 """
 
 import shlex
@@ -42,9 +42,9 @@ TEMPLATE = """\
 
 
 def export_ollama(source: Source, folder: Path, out: Path, quant: str, verified_by: str | None) -> str:
-    """Writes model.gguf and Modelfile into `folder`, which becomes `out`; the arguments are export_gguf's.
+    """Writes model.gguf and Modelfile to `folder`, which the caller renames to `out` afterwards.
 
-    Returns a summary with the command that loads the model into Ollama.
+    Other arguments: see export_gguf. Returns a summary with the `ollama create` command for the new folder.
     """
     folder.mkdir()
     summary = export_gguf(source, folder / "model.gguf", out.name.partition(":")[0], quant, verified_by)
@@ -53,7 +53,7 @@ def export_ollama(source: Source, folder: Path, out: Path, quant: str, verified_
 
 
 def chat_template() -> str:
-    """Returns the Go template of Tokenizer.render_prompt without <bos>, which llama.cpp adds."""
+    """Returns Gemma's chat format as a Go template, without <bos>, which llama.cpp adds."""
     texts = {"WHITE_SPACE": WHITE_SPACE, "START_OF_TURN": START_OF_TURN, "END_OF_TURN": END_OF_TURN}
     template = TEMPLATE
     for name, text in (texts | {"USER": ROLES["user"], "MODEL": ROLES["assistant"]}).items():
@@ -71,10 +71,10 @@ def write_modelfile(
     top_k: int = 64,
     top_p: float = 0.95,
 ) -> Path:
-    """Writes folder/Modelfile for a GGUF file and perhaps a LoRA GGUF beside it, and returns its path.
+    """Writes folder/Modelfile for a GGUF file, and a LoRA GGUF file if given; returns the Modelfile's path.
 
-    The defaults are Gemma's generation settings; `stops` are texts that end a response. Raises ValueError for
-    a file name that a Modelfile cannot hold.
+    Both files are in `folder`. `stops` are texts that end a response. The other defaults are the generation
+    settings that Google gives for Gemma. Raises ValueError for a file name that a Modelfile cannot contain.
     """
     for name in filter(None, (gguf_name, adapter_name)):
         if Path(name).name != name or not name.isprintable() or '"' in name or name != name.strip():

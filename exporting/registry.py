@@ -1,11 +1,10 @@
-"""Pushes an OCI image layout to a registry through oras-py, an optional extra: pip install -e ".[oci]".
+"""Pushes an OCI image layout to a registry. Needs oras-py, which is optional: pip install -e ".[oci]".
 
-oras-py has the session, docker's stored logins, and the responses to a registry's challenge (Basic, or a
-Bearer token). The upload is ours: oras-py would write the manifest's JSON anew, which changes its digest, and
-it reports no progress.
+oras-py has the HTTP session, the logins that docker has stored, and authentication (Basic or Bearer). The
+upload is our own, because oras-py serializes the manifest again (another digest) and reports no progress.
 
-Source: opencontainers/distribution-spec, spec.md ("Pushing a blob in chunks"): HEAD blob, POST uploads, PATCH
-Location, PUT Location?digest=, PUT manifests/tag.
+Source: opencontainers/distribution-spec, spec.md, "Pushing a blob in chunks". The requests are HEAD blob,
+POST uploads, PATCH for each chunk, PUT with the digest and, after all blobs, PUT manifests/tag.
 """
 
 import json
@@ -33,9 +32,10 @@ REFERENCE = re.compile(rf"(?:(?P<host>{HOST})/)?(?P<repository>{NAME}(?:/{NAME})
 
 
 def is_reference(out: str) -> bool:
-    """Returns whether --out names a registry or a tag and not a folder.
+    """Returns whether `out`, the value of --out, names a place in a registry rather than a local folder.
 
-    As in docker, a first part with a dot or a colon is a host. What exists, or starts as a path, is a folder.
+    A path that exists or starts with /, ./ or ../ is a folder. Another value names a registry if its first
+    part is localhost or has a dot or colon, as in docker, or if its last part has a colon.
     """
     host, _, rest = out.partition("/")
     is_host = host == "localhost" or ((":" in host or "." in host) and host.strip("."))
@@ -44,7 +44,7 @@ def is_reference(out: str) -> bool:
 
 
 def parse_reference(reference: str) -> tuple[str, str, str]:
-    """Returns (host[:port], repository, tag) of "registry/name:tag"; without a host, it is Docker Hub."""
+    """Splits "registry/name:tag" into (host[:port], repository, tag); the default host is Docker Hub's."""
     match = REFERENCE.fullmatch(reference)
     if not match:
         hints = {"://": "without https://", "@": "without a digest", "": "in lower case"}
@@ -63,11 +63,11 @@ def parse_reference(reference: str) -> tuple[str, str, str]:
 
 
 def push(layout: Path, reference: str, progress: Callable[[int], object] = lambda sent: None) -> str:
-    """Pushes the layout that write_layout wrote to "registry/name:tag" and returns the manifest's digest.
+    """Pushes the OCI image layout in `layout` to "registry/name:tag" and returns the manifest's digest.
 
-    A blob that the registry has is not sent again. `progress` receives the number of bytes that the registry
-    has, which falls if a blob has to start again. Raises ValueError, one line with the remedy, for a bad
-    reference, an unreachable host, a refused login or permission, and a connection that keeps breaking.
+    A blob that the registry has is not sent again. `progress` receives the total of bytes that the registry
+    has; it falls if a blob's upload starts again. Raises ValueError, one line with a remedy, for a bad
+    reference, an unreachable host, a refused login or permission, or a connection that keeps breaking.
     """
     host, repository, tag = parse_reference(reference)
     if not (layout / "index.json").is_file():
@@ -89,10 +89,10 @@ def _blob(layout: Path, digest: str) -> Path:
 
 
 class Remote:
-    """One repository of a registry, over http on this machine and over https elsewhere."""
+    """One repository of a registry, reached over http on this machine and over https on any other."""
 
     def __init__(self, host: str, repository: str):
-        """Logs in; raises ValueError if oras is not installed, or the registry is unreachable or refuses."""
+        """Connects and logs in; raises ValueError if oras is missing or the registry refuses."""
         try:
             import oras.provider
         except ImportError:
@@ -117,7 +117,7 @@ class Remote:
             self._forget_token()
 
     def _ping(self, session: Any, local: bool) -> str:
-        """Returns the registry's challenge, "" for none; raises ValueError if it sends logins over http."""
+        """Returns the WWW-Authenticate header or ""; raises ValueError if logins would be sent over http."""
         import requests
 
         session.trust_env = not local
@@ -134,7 +134,7 @@ class Remote:
         return challenge
 
     def _log_in(self, registry: Any) -> str:
-        """Gives oras the login of the environment or of docker's config.json; returns the user or ""."""
+        """Gives oras a login from the environment or docker's config.json; returns the user, "" for none."""
         from oras.container import Container
 
         user, password = os.environ.get(USER), os.environ.get(PASSWORD)
@@ -156,12 +156,12 @@ class Remote:
         return "the user of docker login" if getattr(registry.auth, "_basic_auth", None) else ""
 
     def _forget_token(self) -> None:
-        """Drops oras' one token: the token for reading would be refused for writing."""
+        """Deletes the token that oras keeps, because a token for reading is refused for writing."""
         if hasattr(self.oras.auth, "token"):
             self.oras.auth.token = None
 
     def call(self, method: str, url: str, expect: tuple[int, ...], **content: Any) -> Any:
-        """Returns the response to a request; raises ValueError for another status or a broken connection."""
+        """Sends a request, up to TRIES times; raises ValueError if no response has a status of `expect`."""
         import requests
 
         # Another host, such as a cloud's storage, gets no login.
@@ -193,9 +193,9 @@ class Remote:
         )
 
     def push_blob(self, file: Path, digest: str, progress: Callable[[int], object], before: int) -> None:
-        """Uploads a file unless the registry has it; a lost session starts again, up to TRIES times.
+        """Uploads a file that the registry does not have; starts a lost upload again, TRIES times in all.
 
-        `progress` receives `before` and the bytes of this file, in sum.
+        `progress` receives `before` plus the number of this file's bytes that the registry has.
         """
         if self.call("HEAD", f"{self.url}/blobs/{digest}", (200, 404)).status_code == 200:
             progress(before + file.stat().st_size)
@@ -205,7 +205,7 @@ class Remote:
             raise ValueError(f"{self.host} lost the upload of {digest} {TRIES} times; push again later")
 
     def _upload(self, file: Path, digest: str, progress: Callable[[int], object], before: int) -> bool:
-        """Sends a file in one upload session; returns False if the registry lost the session."""
+        """Sends a file in one upload session; returns False if the registry no longer knows the session."""
         start, lost = f"{self.url}/blobs/uploads/", (400, 404, 416)
         response = self.call("POST", start, (202, 404))
         if response.status_code == 404:
@@ -226,14 +226,14 @@ class Remote:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the innermost cause of an error of requests, in one line."""
+    """Returns the innermost cause of an exception of the library requests, as one line."""
     while error.args and isinstance(inner := getattr(error.args[0], "reason", error.args[0]), BaseException):
         error = inner
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _message(response: Any) -> str:
-    """Returns what the registry says of an error."""
+    """Returns the error messages in a registry's response, joined, or its HTTP reason."""
     try:
         return "; ".join(error.get("message") or error["code"] for error in response.json()["errors"])
     except (ValueError, KeyError, TypeError, AttributeError):

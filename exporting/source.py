@@ -1,4 +1,4 @@
-"""What is exported: the model of --model with the adapter of --adapter, or what a run trained."""
+"""Describes what is exported: the model of --model with the adapter of --adapter, or the result of a run."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from report.metrics_log import before_after_table
 
 
 class HeldOutRows(NamedTuple):
-    """The rows that a run did not train on: validation files, or a fraction of the training files."""
+    """A run's held-out rows: those of validation files or, without these, a part of the training files."""
 
     validation: list[str]
     train: list[str]
@@ -25,7 +25,7 @@ class HeldOutRows(NamedTuple):
     seed: int
 
     def read(self) -> list[Sample]:
-        """Returns the samples; with a warning, none if the files cannot be read."""
+        """Returns the held-out samples. If the files cannot be read, warns and returns an empty list."""
         try:
             if self.validation:
                 return read_samples(self.validation, self.format, "skip")[0]
@@ -39,7 +39,7 @@ class HeldOutRows(NamedTuple):
 
 @dataclass
 class Source:
-    """A base model and its adapter, if there is one; `origin` is {key: text} about where both come from."""
+    """A base model with its adapter, if any; `origin` is {key: text}, such as the base's name and hashes."""
 
     name: str  # a hub id, or the base's folder: PEFT looks it up, from any folder
     revision: str
@@ -66,7 +66,7 @@ def from_model(name: str, adapter: str | Path | None, revision: str = "main") ->
 
 
 def public_name(model: str) -> str:
-    """Returns "tiny", a hub id, or the last part of a folder's path: a home folder must not be published."""
+    """Returns "tiny", a hub id, or only the last part of a local folder's path, to hide the home folder."""
     return _absolute(model).name if model != "tiny" and _absolute(model).is_dir() else model
 
 
@@ -83,9 +83,9 @@ def run_config(folder: Path) -> Path:
 
 
 def from_run(folder: Path, name: str, base: str, revision: str, full: bool, rows: HeldOutRows) -> Source:
-    """Returns a run's base with its adapter or, if `full`, the model whose weights it trained.
+    """Returns a run's base and trained adapter or, if `full`, the model of which the run trained all weights.
 
-    Raises ValueError if the run has saved neither yet, or if the base has changed since the run.
+    Raises ValueError if the run has not saved its result yet, or the base of an adapter has changed since.
     """
     trained = folder / ("model" if full else "adapter")
     if not trained.is_dir():
@@ -115,7 +115,7 @@ def from_run(folder: Path, name: str, base: str, revision: str, full: bool, rows
 
 
 def _read_manifest(file: Path) -> dict:
-    """Returns the manifest.json that train.py writes at the end of a run, {} if there is none yet."""
+    """Returns manifest.json, which train.py writes at the end of a run, or {} if the file is missing."""
     if not file.is_file():
         return {}
     remedy = "restore it from a copy, or remove it to export without the run's measures"

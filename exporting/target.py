@@ -1,4 +1,4 @@
-"""Where an export is written: what it may replace, and how its path appears in one step."""
+"""Checks what an export may replace, and writes it under a temporary name that is renamed at the end."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SMALL_FILES = 2**24  # Bytes for what an export holds besides its tensors.
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
-    """Raises ValueError if `out` exists (with `force`: and is no such export) or its name is too long."""
+    """Raises ValueError if `out` exists; with `force`, only if it does not look like an earlier export."""
     try:
         if not out.exists():
             return
@@ -27,28 +27,28 @@ def refuse_existing(out: Path, force: bool, folder: bool) -> None:
 
 
 def is_our_folder(path: Path) -> bool:
-    """Returns whether a folder is empty, or holds a file of EXPORTED and no folder other than blobs."""
+    """Returns whether a folder is empty, or has a file named in EXPORTED and no subfolder except blobs/."""
     entries = {p.name: p.is_dir() for p in path.iterdir()} if path.is_dir() else {"": True}
     folders = {name for name, is_dir in entries.items() if is_dir}
     return not entries or bool(EXPORTED & entries.keys() and folders <= {"blobs"})
 
 
 def is_our_file(path: Path) -> bool:
-    """Returns whether a file is empty or starts as a GGUF file does."""
+    """Returns whether a file is empty or starts with GGUF, the first four bytes of every GGUF file."""
     return path.is_file() and path.open("rb").read(4) in (b"", b"GGUF")
 
 
 def need_space(part: Path, tensor_bytes: int) -> None:
-    """Raises ValueError if the disk has no room for the tensors and small files, beside an earlier export."""
+    """Raises ValueError if the disk of `part` has less than tensor_bytes plus SMALL_FILES bytes free."""
     remedy = "give another --out (set another TMPDIR for an upload)"
     need_disk_space(part, tensor_bytes + SMALL_FILES, "the export", remedy)
 
 
 @contextmanager
 def new_path(out: Path) -> Iterator[Path]:
-    """Yields a temporary path for a file or folder, which replaces `out` when the block ends.
+    """Yields a temporary path for a file or folder, and renames it to `out` when the block ends.
 
-    Raises ValueError if the disk refuses or another export writes `out`; then everything is as before.
+    If the disk refuses or another export is writing `out`, raises ValueError and leaves `out` as it was.
     """
     made = [p for p in out.parents if not p.exists()]
     try:
@@ -68,7 +68,7 @@ def new_path(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Locks `out`, because a second export would rename the file that the first is still writing."""
+    """Locks `out`, because a second export would rename the file that the first one is still writing."""
     path = out.with_name(f".{out.name}.lock")
     with open(path, "w") as file:
         if not lock(file):
@@ -81,7 +81,7 @@ def _held(out: Path) -> Iterator[None]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yields a temporary folder for an upload and removes it; raises ValueError if its disk is full."""
+    """Yields a temporary folder and removes it afterwards; raises ValueError if its disk refuses a write."""
     with tempfile.TemporaryDirectory(prefix="loupe-") as folder:
         try:
             yield Path(folder)

@@ -1,9 +1,9 @@
 """Checks that a GGUF file computes what the trained model computes.
 
-The file is read back and compared: bytes, config, tokenizer, tensors. Then three models in float32 give
-log-probabilities for the same held-out tokens, one after the other: `adapter`, the base with its adapter as
-it was trained; `merged`, the weights that were to be written; `file`, the model that the file loads as. Each
-model is in memory as a whole, at 4 bytes a parameter.
+The file's bytes, config, tokenizer and tensors are compared first. Then models in float32, loaded one after
+another, compute log-probabilities for the same held-out tokens, at 4 bytes of memory a parameter. They are
+the base with its adapter, as it was trained; the merged weights before quantization, if there is an adapter;
+and the weights in the GGUF file.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,12 @@ EXAMPLE = (
 
 
 class NotTheSame(RuntimeError):
-    """The file differs from the model; the message says where."""
+    """The GGUF file differs from the model; the message says where."""
 
 
 @dataclass
 class HeldOut:
-    """A packed stream of documents, the positions whose next token is compared, and texts to tokenize."""
+    """Packed documents of T tokens, the positions whose next-token predictions are compared, and texts."""
 
     tokens: torch.Tensor  # (T,)
     position_ids: torch.Tensor  # (T,)
@@ -67,15 +67,15 @@ class HeldOut:
     texts: list[str]
 
     def prompts(self) -> list[list[int]]:
-        """Returns the tokens up to each position, from the start of its document."""
+        """Returns, for each position, the tokens of its document up to and including this position."""
         before = self.position_ids[self.positions]
         return [self.tokens[at - n : at + 1].tolist() for at, n in zip(self.positions, before, strict=True)]
 
 
 def comparison_sample(samples: list[Sample], tokenizer: Tokenizer, limit: int) -> HeldOut:
-    """Returns the stream of the first samples or, if they have no supervised position, of a built-in one.
+    """Returns the first samples as one stream or, if they have no supervised token, EXAMPLE as a stream.
 
-    Raises ValueError if the model's `limit` of positions is too small for that.
+    Raises ValueError if `limit`, the model's largest number of positions, leaves EXAMPLE no supervised token.
     """
     for some in (samples[:SAMPLES], [Sample("example", EXAMPLE)]):
         turns = (turn for sample in some for turn in sample.messages or [("text", sample.text or "")])
@@ -86,9 +86,9 @@ def comparison_sample(samples: list[Sample], tokenizer: Tokenizer, limit: int) -
 
 
 def held_out(documents: Sequence[Document], texts: list[str], limit: int) -> HeldOut | None:
-    """Returns the first documents that have supervised positions as one stream, or None if none has.
+    """Packs the first documents that have supervised tokens into one stream; returns None if none has.
 
-    A document is cut to `limit`, the positions that the model has, and to CONTEXT.
+    A document is cut to CONTEXT tokens or, if smaller, to `limit`, the model's largest number of positions.
     """
     cut = min(CONTEXT, limit)
     kept = [(d.input_ids[:cut], d.labels[:cut]) for d in documents]
@@ -110,7 +110,7 @@ def held_out(documents: Sequence[Document], texts: list[str], limit: int) -> Hel
 
 @dataclass
 class Difference:
-    """The difference between two models' distributions of the next token, and its bound."""
+    """The difference between two models' next-token distributions, and the largest one that is allowed."""
 
     name: str
     max_delta: float  # max |delta log p|
@@ -126,14 +126,14 @@ class Difference:
         return f"max |delta log p| {delta} (bound {self.bound[0]:g}), mean KL {kl} (bound {self.bound[1]:g})"
 
     def within_bound(self, remark: str) -> "Difference":
-        """Returns itself; raises NotTheSame, with the remark, if a figure exceeds its bound or is NaN."""
+        """Returns self; raises NotTheSame, with `remark`, if a figure is NaN or larger than its bound."""
         if self.max_delta <= self.bound[0] and self.mean_kl <= self.bound[1]:
             return self
         raise NotTheSame(f"{self.name}: {self._figures(3)}; {remark}")
 
 
 def difference(name: str, p: torch.Tensor, q: torch.Tensor, bound: tuple[float, float]) -> Difference:
-    """Compares log-probabilities p and q, (positions, V) each; the KL divergence is KL(p || q)."""
+    """Compares log-probabilities p and q, (positions, vocabulary entries); the KL divergence is KL(p || q)."""
     agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
     kl = (p.exp() * (p - q)).sum(-1).mean().item()
     return Difference(name, (p - q).abs().max().item(), kl, agreement, bound)
@@ -148,14 +148,15 @@ def verify(
     written: dict[str, str],
     in_llama_cpp: bool = False,
 ) -> list[Difference]:
-    """Compares a file with its model and returns the differences of their distributions, all within bounds.
+    """Compares a GGUF file with the model written to it; returns the differences between their predictions.
 
     Args:
-        written: {HEADER or tensor: SHA-256 of its bytes}, as write_gguf returned it.
-        in_llama_cpp: load the file in llama.cpp too, and compare the first LLAMA_POSITIONS.
+        sample: the held-out tokens for the log-probabilities, and the texts for the tokenizer.
+        written: the SHA-256 of the file's header and of each tensor, as write_gguf returned them.
+        in_llama_cpp: also run the file in llama.cpp, and compare the first LLAMA_POSITIONS positions.
 
     Raises:
-        NotTheSame: at the first difference past a bound.
+        NotTheSame: at the first difference that exceeds its bound.
     """
     file = compare_bytes(path, written)
     compare_config(read_gguf_config(file), model.config)
@@ -180,7 +181,7 @@ def verify(
 
 
 def trained_model(model: MergedCheckpoint) -> Gemma3ForCausalLM:
-    """Returns the model in float32 as it was trained: the base with its adapter, not merged."""
+    """Returns the model in float32 as it was trained: the base and its adapter, not merged."""
     trained = load_model(model.folder, torch.float32)
     if model.adapter_folder is not None:
         load_adapter(trained, model.adapter_folder)
@@ -189,13 +190,13 @@ def trained_model(model: MergedCheckpoint) -> Gemma3ForCausalLM:
 
 @torch.no_grad()
 def log_probs(model: Gemma3ForCausalLM, sample: HeldOut) -> torch.Tensor:
-    """Returns the log-probabilities of the next token, (positions, V) in float32."""
+    """Returns the next token's log-probabilities at sample.positions, (positions, vocabulary entries)."""
     stream = (sample.tokens, sample.position_ids, sample.cu_seqlens)
     return model.logits(model.eval()(*stream, output_positions=sample.positions)).log_softmax(-1)
 
 
 def compare_bytes(path: Path, written: dict[str, str]) -> GGUFFile:
-    """Returns the file as it is on the disk; raises NotTheSame if it has other bytes than were written."""
+    """Opens the file and returns it; raises NotTheSame if a part's SHA-256 is not the one in `written`."""
     try:
         file = GGUFFile(path)
     except ValueError as e:
@@ -207,7 +208,7 @@ def compare_bytes(path: Path, written: dict[str, str]) -> GGUFFile:
 
 
 def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
-    """Raises NotTheSame with every key that differs; floating-point values are compared in float32."""
+    """Raises NotTheSame that lists the keys that differ; compares floats in float32, and no token ids."""
     wrong = []
     for key, value in vars(ours).items():
         other = getattr(theirs, key)
@@ -222,7 +223,7 @@ def compare_config(theirs: Gemma3Config, ours: Gemma3Config) -> None:
 
 
 def compare_tokenizer(file: GGUFFile, texts: list[str], tokenizer: Tokenizer) -> None:
-    """Raises NotTheSame with the first text that the file's scores tokenize differently from `tokenizer`."""
+    """Raises NotTheSame at the first text that the file's vocabulary tokenizes otherwise than `tokenizer`."""
     known = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
     tokens = known["tokens"]
     scores = known.get("scores", [0.0] * len(tokens))
@@ -240,9 +241,9 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], tokenizer: Tokenizer) ->
 
 
 def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:
-    """Returns the root mean square of a tensor's error, relative to that of its weights.
+    """Returns a tensor's relative error: root mean square of (file - model), divided by that of the model.
 
-    Raises NotTheSame if the shape differs, or the error is larger than the rounding of its type explains.
+    Raises NotTheSame if the shape differs, or the error exceeds the bound of the tensor's type.
     """
     tensor, error, size, start = file.tensors[gguf_name(name)], 0.0, 0.0, 0
     first = f"{tensor.name} is the first tensor that differs"
