@@ -57,10 +57,9 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def vocabulary(raw: dict[str, Any], size: int) -> tuple[list[str], list[float], list[int]]:
-    """Returns three lists, indexed by token id: the pieces, their scores and llama.cpp's token types.
+    """Returns pieces, scores and llama.cpp's token types of tokenizer.json, as three lists by token id.
 
-    Each list has `size` items; `raw` is the content of tokenizer.json. An id without a piece gets the piece
-    [PAD<id>]. A piece whose id is `size` or larger is left out.
+    Each list has `size` items. An id without a piece gets [PAD<id>], and ids from `size` on are left out.
     """
     tokens, scores, types = [f"[PAD{i}]" for i in range(size)], [PAD_SCORE] * size, [UNUSED] * size
     added = {token["id"]: token for token in raw["added_tokens"]}
@@ -104,8 +103,8 @@ def merge_ranks(merges: list, skipped: set[str]) -> dict[str, int]:
 class SPMTokenizer:
     """Tokenizes plain text as llama.cpp does, with the pieces, scores and token types of a GGUF file.
 
-    User-defined pieces are found first; other neighbours are joined by score. The text "<bos>" stays text.
-    Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm.
+    User-defined pieces are found first. A control token in the text stays text. Source: llama.cpp,
+    src/llama-vocab.cpp, llm_tokenizer_spm.
     """
 
     def __init__(self, tokens: list[str], scores: list[float], types: list[int], space_prefix: bool = False):

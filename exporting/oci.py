@@ -2,10 +2,9 @@
 
 The artifact is a folder, an OCI image layout: oci-layout, index.json and blobs/sha256/. The blobs are the
 GGUF file, a licence if one is given, a config, and a manifest that lists the other blobs. Sources:
-- layout and manifest: opencontainers/image-spec
-- media types, config, annotations: docker/model-runner (`docker model package`), pkg/distribution:
-  types/config.go, format/gguf.go, builder/builder.go, internal/partial
-- sizes as text: gpustack/gguf-parser-go, scalar.go
+opencontainers/image-spec for layout and manifest; docker/model-runner for media types, config and annotations
+(pkg/distribution: types/config.go, format/gguf.go, builder/builder.go, internal/partial);
+gpustack/gguf-parser-go (scalar.go) for sizes as text.
 
 Deviations:
 1. Times are in UTC. model-runner writes local time.
@@ -95,8 +94,7 @@ def write_layout(
         license: the path of a text file, or None.
         created: the creation time to store; None stores the current time.
 
-    Raises:
-        ValueError: the file is a LoRA adapter, or its general.file_type is not in FILE_TYPES.
+    Raises ValueError if the file is a LoRA adapter, or its general.file_type is not in FILE_TYPES.
     """
     if metadata.get("general.type") == "adapter":
         remedy = "merge it into its base and export that"

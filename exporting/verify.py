@@ -133,7 +133,7 @@ class Difference:
 
 
 def difference(name: str, p: torch.Tensor, q: torch.Tensor, bound: tuple[float, float]) -> Difference:
-    """Compares log-probabilities p and q, (positions, vocabulary entries); the KL divergence is KL(p || q)."""
+    """Compares log-probabilities p and q, (positions, vocabulary entries); the divergence is KL(p || q)."""
     agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
     kl = (p.exp() * (p - q)).sum(-1).mean().item()
     return Difference(name, (p - q).abs().max().item(), kl, agreement, bound)
@@ -151,12 +151,11 @@ def verify(
     """Compares a GGUF file with the model written to it; returns the differences between their predictions.
 
     Args:
-        sample: the held-out tokens for the log-probabilities, and the texts for the tokenizer.
+        sample: the held-out tokens to predict, and the texts to tokenize.
         written: the SHA-256 of the file's header and of each tensor, as write_gguf returned them.
         in_llama_cpp: also run the file in llama.cpp, and compare the first LLAMA_POSITIONS positions.
 
-    Raises:
-        NotTheSame: at the first difference that exceeds its bound.
+    Raises NotTheSame at the first difference that exceeds its bound.
     """
     file = compare_bytes(path, written)
     compare_config(read_gguf_config(file), model.config)

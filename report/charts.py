@@ -1,7 +1,7 @@
-"""Line charts in SVG, without scripts: the curves of a run.
+"""Draws the line charts of a training run as SVG, without scripts.
 
-Coordinates are per cent of the plot, so that one drawing fits a phone and a desktop with text of the same
-size. The styles of the CSS classes are in report_template.html.
+Coordinates are percentages of the plot: it fits every screen, and its text keeps one size. The CSS classes
+are defined in report_template.html.
 """
 
 import math
@@ -20,7 +20,7 @@ Points = Sequence[tuple[int, float | None]]  # None: not finite
 
 
 class Frame(NamedTuple):
-    """The steps from left to right and the values from bottom to top that a plot shows."""
+    """The ranges of a plot: steps from left to right, values from bottom to top, on a log scale if `log`."""
 
     left: float
     right: float
@@ -37,9 +37,9 @@ class Frame(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve: its CSS class, its name in the legend ("" for none), and its points.
+    """A curve: its CSS class `kind`, its name in the legend ("" for none), and its points.
 
-    The CSS class is "raw", "smooth", or "eval0" to "eval2", whose points are drawn as dots too.
+    `kind` is "raw", "smooth", or "eval0" to "eval2". The points of an "eval" curve are also drawn as dots.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 def curves(steps: list[dict], evals: list[dict]) -> str:
-    """Returns charts of the loss with its evaluations, the learning rate and the gradient norm, as HTML."""
+    """Returns HTML charts of the training and evaluation loss, the learning rate and the gradient norm."""
     loss, lr, norm = (
         [(r["step"], number(r[key])) for r in steps if r.get(key) is not None]
         for key in ("loss", "learning_rate", "grad_norm")
@@ -68,7 +68,7 @@ def curves(steps: list[dict], evals: list[dict]) -> str:
 
 
 def eval_losses(evals: list[dict]) -> dict[str, list[tuple[int, float | None]]]:
-    """Returns {set: [(step, loss)]} of evaluations that hold one set's figures or {set: figures}."""
+    """Returns {set: [(step, loss)]}. record["eval"] holds {set: measures}, or the measures of one set."""
     losses: dict[str, list[tuple[int, float | None]]] = {}
     for record in evals:
         found = record["eval"]
@@ -79,7 +79,7 @@ def eval_losses(evals: list[dict]) -> dict[str, list[tuple[int, float | None]]]:
 
 
 def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> str:
-    """Returns one chart of the lines as HTML, "" if they have no finite value."""
+    """Returns an HTML figure of the lines, "" if no value is finite; `may_log` permits a log scale."""
     points = [point for line in lines for point in line.finite()]
     if not points:
         return ""
@@ -108,9 +108,9 @@ def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> st
 
 
 def frame_of(points: list[Point], may_log: bool) -> tuple[Frame, list[float]]:
-    """Returns the frame of the points and the values of its grid lines.
+    """Returns the Frame for the points, which a lone spike may leave, and its horizontal grid lines' values.
 
-    The scale is logarithmic if `may_log` is true and the values span a factor of 30.
+    The scale is logarithmic if `may_log` is true and the values are positive and span a factor of over 30.
     """
     steps, values = [step for step, _ in points], sorted(value for _, value in points)
     left, right = min(steps), max(max(steps), min(steps) + 1)
@@ -128,7 +128,7 @@ def frame_of(points: list[Point], may_log: bool) -> tuple[Frame, list[float]]:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Returns multiples of 1, 2, 2.5 or 5 times a power of ten that enclose low and high."""
+    """Returns multiples of 1, 2, 2.5 or 5 times a power of ten that enclose low and high, about `count`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -136,7 +136,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def axes(frame: Frame, rows: list[float]) -> str:
-    """Returns the grid lines with their values, and the steps below them."""
+    """Returns SVG: a horizontal line and its value for each of `rows`, and step numbers below the plot."""
     grid = ""
     for value in rows:
         y, label = f"{frame.y(value):.2f}%", re.sub(r"e([-+])0*", r"e\1", f"{value:g}")
@@ -149,29 +149,29 @@ def axes(frame: Frame, rows: list[float]) -> str:
 
 
 def polyline(points: list[Point], frame: Frame) -> str:
-    """Returns SVG points; a single point stands twice, because the round line ends then show as a dot."""
+    """Returns an SVG polyline's points; a single point is written twice, so that round ends show a dot."""
     points = thin(points) * (2 if len(points) == 1 else 1)
     return " ".join(f"{frame.x(step):.2f},{frame.y(value):.2f}" for step, value in points)
 
 
 def dot(line: Line, step: int, value: float, frame: Frame) -> str:
-    """Returns a dot with its value as the tooltip, at the edge of the frame if the value is above it."""
+    """Returns an SVG dot with its value as the tooltip; a value above the frame is drawn at its top edge."""
     tip = f"<title>{escaped(line.name)}, step {step:,}: {value:.4g}</title>"
     x, y = frame.x(step), max(0, frame.y(value))
     return f'<circle class="{line.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="4">{tip}</circle>'
 
 
 def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
-    """Returns at most `most` points: the means of runs of neighbours, each at the step in its middle."""
+    """Returns at most `most` points, each the mean of a group of neighbours, at the group's middle step."""
     size = math.ceil(len(points) / most) or 1
     runs = [points[i : i + size] for i in range(0, len(points), size)]
     return [(run[len(run) // 2][0], sum(value for _, value in run) / len(run)) for run in runs]
 
 
 def smooth(points: Points, beta: float | None = None) -> list[Point]:
-    """Returns the bias-corrected moving average of the finite values v_t.
+    """Returns the exponential moving average of the finite values v_t, t = 1, 2, ..., with bias correction.
 
-    m_t = beta m_(t-1) + (1 - beta) v_t, divided by 1 - beta^t; by default beta grows with the points.
+    m_t = beta m_(t-1) + (1 - beta) v_t, divided by 1 - beta^t. Default beta: 1 - 1 / max(8, count / 60).
     """
     finite, mean, averages = [(step, v) for step, v in points if v is not None], 0.0, []
     beta = 1 - 1 / max(8, len(finite) / 60) if beta is None else beta
@@ -182,7 +182,7 @@ def smooth(points: Points, beta: float | None = None) -> list[Point]:
 
 
 def not_drawn(line: Line, frame: Frame) -> str:
-    """Returns a note about the steps that are not finite or above the frame."""
+    """Returns a note of how many steps are not finite or are above the frame, "" for none."""
     lost, above = [s for s, v in line.points if v is None], sum(v > frame.top for _, v in line.finite())
     notes = [f"{len(lost)} without a finite value (the first is step {lost[0]:,})"] if lost else []
     notes += [f"{above} above the frame"] if above else []
@@ -190,5 +190,5 @@ def not_drawn(line: Line, frame: Frame) -> str:
 
 
 def escaped(value: object) -> str:
-    """Returns the value as HTML text, without the control characters that HTML forbids."""
+    """Returns the value as escaped HTML text; control characters that HTML forbids become U+FFFD."""
     return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", str(value)))

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file without scripts or network, for the screen and for paper.
+"""Writes the report of a run as one HTML file, for screen and print, without scripts or network access.
 
-The frame of the page and its styles are in report_template.html.
+The surrounding HTML and the CSS are in report_template.html.
 """
 
 from pathlib import Path
@@ -26,14 +26,14 @@ def write_report(
     examples: list[dict],
     task: ModuleType,
 ) -> None:
-    """Writes report.html.
+    """Writes the report to `path`.
 
     Args:
-        run: {label: value}, the list of facts; "name" (default: the folder's name) is the title.
-        steps, evals: what read_metrics returns.
-        before, after: {set: {metric: value, "per_label": {class: scores}}}.
-        examples: {"set", "prompt", "gold", "before", "after"}, each of them optional.
-        task: the module of tasks/ that says how examples are shown.
+        run: {label: value}, listed at the top; "name" (default: the folder's name) is the page's title.
+        steps, evals: the training and evaluation records, as read_metrics returns them.
+        before, after: measures, {validation set: {metric: value, "per_label": {class: scores}}}.
+        examples: dicts with some of the keys "set", "prompt", "gold", "before" and "after".
+        task: a module of tasks/, which defines how examples are shown.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
@@ -53,7 +53,7 @@ def write_report(
 
 
 def card(name: str, before: dict, after: dict) -> str:
-    """Returns the measures of one validation set after and before training."""
+    """Returns HTML with the measures of one validation set, after and before training."""
     rows = ""
     for metric in present_metrics(before, after):
         was, now = number(before.get(metric.key)), number(after.get(metric.key))
@@ -71,7 +71,7 @@ def card(name: str, before: dict, after: dict) -> str:
 
 
 def class_table(name: str, before: dict, after: dict) -> str:
-    """Returns precision, recall and F1 of each label before and after training, the commonest label first."""
+    """Returns an HTML table of each class's precision, recall and F1, the most frequent class first."""
     old, new = before.get("per_label") or {}, after.get("per_label") or {}
     support = {label: number(scores.get("support")) or 0 for label, scores in (old | new).items()}
     rows = ""
@@ -91,7 +91,7 @@ def class_table(name: str, before: dict, after: dict) -> str:
 
 
 def example_list(examples: list[dict], task: ModuleType) -> str:
-    """Returns the legend and the first MAX_EXAMPLES examples."""
+    """Returns HTML with the legend of the markings, and the first MAX_EXAMPLES examples."""
     shown = "".join(example(n, item, task) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1))
     legend = "".join(f"<li>{_mark(*entry)}</li>" for entry in task.LEGEND.items())
     rest = len(examples) - MAX_EXAMPLES
@@ -100,7 +100,7 @@ def example_list(examples: list[dict], task: ModuleType) -> str:
 
 
 def example(n: int, item: dict, task: ModuleType) -> str:
-    """Returns one row: the prompt, the gold response, and the responses with their differences from it."""
+    """Returns HTML with the prompt, the gold response, and the responses with differences from it marked."""
     prompt, gold = item.get("prompt") or "", item.get("gold") or ""
     answers = {k: task.pieces(item[k], gold, prompt) for k in ("before", "after") if item.get(k) is not None}
     parts = {"source": [("", task.shown_prompt(prompt))] if prompt else None}
@@ -118,12 +118,12 @@ def example(n: int, item: dict, task: ModuleType) -> str:
 
 
 def _verdict(kinds: list[str], task: ModuleType) -> str:
-    """Returns the number of differences of each kind, for readers who do not see the colours."""
+    """Returns the number of differences of each kind as text, for readers who cannot see the colours."""
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in task.LEGEND if kind in kinds and kind != "ok")
 
 
 def _marked(pieces: list[tuple[str, str]]) -> str:
-    """Returns pieces as HTML; very long texts are cut."""
+    """Returns (kind, text) pieces as HTML; over 2 * MAX_CHARACTERS characters are cut off, unmarked."""
     whole = "".join(piece for _, piece in pieces)
     if len(whole) > 2 * MAX_CHARACTERS:
         return f"{escaped(whole[:MAX_CHARACTERS])} \u2026 ({len(whole) - MAX_CHARACTERS:,} more characters)"
@@ -131,7 +131,7 @@ def _marked(pieces: list[tuple[str, str]]) -> str:
 
 
 def _mark(kind: str, piece: str) -> str:
-    """Returns a piece as HTML; a difference of white space alone is made visible."""
+    """Returns a piece as HTML, marked by its kind; white space that is marked is shown as symbols."""
     if not kind:
         return escaped(piece)
     tag, shown = "del" if kind == "missing" else "mark", piece
@@ -150,7 +150,7 @@ def _percent(value: object) -> str:
 
 
 def _fact(value: object) -> str:
-    """Returns a value as HTML text, with thousands separators; a float below 1,000 has four digits."""
+    """Returns a value as HTML, with thousands separators; a float below 1,000 has four significant digits."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escaped(value)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, with one JSON object a line, and the same figures as text for the terminal."""
+"""Reads and writes metrics.jsonl, one JSON object a line, and formats measures as text for a terminal."""
 
 import json
 import math
@@ -14,7 +14,7 @@ NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class MetricsLog:
-    """Appends one JSON object a line to a file.
+    """Appends records to metrics.jsonl, one JSON object a line.
 
     Each line is flushed, so a killed run can leave only its last line incomplete.
     """
@@ -28,7 +28,7 @@ class MetricsLog:
         self._file.flush()
 
     def truncate_after(self, step: int, evaluated: int) -> None:
-        """Drops later steps, evaluations after step `evaluated`, and an incomplete last line."""
+        """Drops evaluations after step `evaluated`, other records after `step`, and a cut last line."""
         kept = [
             line + "\n"
             for line, record in _records(self.path)
@@ -44,16 +44,16 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> tuple[list[dict], list[dict]]:
-    """Returns the steps and the evaluations of metrics.jsonl, with "nan" and "inf" as floats.
+    """Returns the training records and the evaluation records of metrics.jsonl.
 
-    Raises ValueError that lists every bad line.
+    Raises ValueError that lists every bad line. The texts "nan", "inf" and "-inf" become floats.
     """
     records = [record for _, record in _records(path)]
     return [r for r in records if "eval" not in r], [r for r in records if "eval" in r]
 
 
 def number(value: object) -> float | None:
-    """Returns the value as a finite float; None if it is absent, NaN, infinite or no number."""
+    """Returns the value as a finite float, or None if it is missing, NaN, infinite or not a number."""
     try:
         known = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -62,7 +62,7 @@ def number(value: object) -> float | None:
 
 
 def figure(metric: Metric, value: object) -> str:
-    """Returns a value as text: a fraction in per cent, others with four digits, an absent one as "-"."""
+    """Returns a measure as text: a fraction in per cent, others with four digits, a missing one as "-"."""
     known = number(value)
     if known is None:
         return "-" if value is None else str(value)
@@ -70,17 +70,17 @@ def figure(metric: Metric, value: object) -> str:
 
 
 def present_metrics(*evaluations: dict) -> list[Metric]:
-    """Returns the metrics that at least one of the evaluations holds, in the order of the tasks."""
+    """Returns the metrics that at least one of the {metric: value} dicts contains, in a fixed order."""
     return [m for m in ALL_METRICS if any(figures.get(m.key) is not None for figures in evaluations)]
 
 
 def set_title(name: str, measured: dict) -> str:
-    """Returns the name of a validation set with the number of rows that were measured."""
+    """Returns a validation set's name with its number of evaluated rows, such as "val, 300 rows"."""
     return f"{name}, {measured['rows']:,} rows" if "rows" in measured else name
 
 
 def before_after_table(before: dict, after: dict) -> str:
-    """Returns {set: {metric: value}} before and after training as an aligned table."""
+    """Returns a text table of measures; `before` and `after` training are {set: {metric: value}}."""
     shown = present_metrics(*before.values(), *after.values())
     lines = [f"{'':20}{'before':>10}{'after':>10}"]
     for name in dict.fromkeys([*before, *after]):
@@ -92,12 +92,12 @@ def before_after_table(before: dict, after: dict) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters spelled out, because a terminal would execute them."""
+    """Returns the text with control characters (not newlines) escaped; a terminal would execute them."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _records(path: str | Path) -> list[tuple[str, dict]]:
-    """Returns (line, object) of each line that ends with a newline."""
+    """Returns [(line, parsed object)] of the file; a last line without a newline is left out."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
     found, problems = [], []
     for at, line in enumerate(lines, start=1):
@@ -114,7 +114,7 @@ def _records(path: str | Path) -> list[tuple[str, dict]]:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value that JSON has: 0-d tensors as numbers, non-finite floats as "nan", "inf", "-inf"."""
+    """Returns a value for JSON: 0-d tensors as numbers; NaN and infinities as "nan", "inf", "-inf"."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -124,5 +124,5 @@ def plain(value: Any) -> Any:
 
 
 def _restored(fields: dict) -> dict:
-    """Returns the fields of an object with the floats that `plain` wrote as text."""
+    """Returns a JSON object's fields with the texts "nan", "inf" and "-inf" turned into floats."""
     return {key: NON_FINITE.get(v, v) if isinstance(v, str) else v for key, v in fields.items()}
