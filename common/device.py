@@ -21,6 +21,8 @@ MMAP_THRESHOLD = 32 * 2**20
 FP16_INIT_SCALE = 2.0**8
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+LossScaler = torch.amp.GradScaler
+
 
 def pick_device(name: str) -> torch.device:
     """Returns the named device, ready for use. "auto" is CUDA if there is a CUDA GPU, else the CPU.
@@ -100,7 +102,7 @@ class Precision:
         if name == "auto":
             name = "bf16" if _multiplies_bfloat16(device) else "fp32"
         self.name, self.device, self.dtype = name, device, TYPES[name]
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=FP16_INIT_SCALE, enabled=name == "fp16")
+        self.scaler = LossScaler(device.type, init_scale=FP16_INIT_SCALE, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """Returns the context that a forward pass runs in."""

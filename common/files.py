@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from common.progress import warn
 
@@ -121,7 +121,7 @@ def need_space(path: Path, size: int, what: str, remedy: str) -> None:
         )
 
 
-def moved(value, where: str = ""):
+def moved(value: Any, where: str = "") -> Any:
     """Returns the new path of a file that an earlier release kept elsewhere, or any other value unchanged."""
     for old, new in MOVED.items():
         if isinstance(value, str) and value.startswith(old) and not Path(value).exists():

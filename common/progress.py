@@ -4,10 +4,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # A command without a bar must not wait for the import.
-    from tqdm import tqdm
+    from tqdm import tqdm as Bar
 
 
-def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0) -> "tqdm":
+def bar(total: int, what: str, unit: str, quiet: bool = False, initial: int = 0) -> "Bar":
     """Returns a tqdm bar on stderr. It shows nothing if `quiet` is true or stderr is not a terminal."""
     from tqdm import tqdm
 

@@ -8,7 +8,7 @@ labels[i] is the token that the model must predict at position i; "--" is a posi
 labels are shifted in this file only. `end` needs a label: without it a model never learns to stop.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -100,20 +100,20 @@ def render_all(
         ValueError: a sample is too long and on_long is "error", a token id is outside the vocabulary, or no
             document is left.
     """
-    documents, counts, too_long = [], Counts(), []
+    documents, counts, too_long, limit = [], Counts(), [], max_length or sys.maxsize
     for document in _tokenize(samples, tokenizer, loss_on):
         _check_ids(document, vocab_size or tokenizer.vocab_size)
         length = len(document.input_ids)
         counts.longest = max(counts.longest, length)
-        is_long = length > (max_length or math.inf)
+        is_long = length > limit
         if is_long and on_long != "truncate":
             too_long.append(f"{document.id} ({length} tokens)")
             counts.dropped += 1
             continue
         if is_long:
             # The last token has no label: the token after it is cut off.
-            labels = document.labels[: max_length - 1] + [IGNORE_INDEX]
-            document = Document(document.input_ids[:max_length], labels, document.id)
+            labels = document.labels[: limit - 1] + [IGNORE_INDEX]
+            document = Document(document.input_ids[:limit], labels, document.id)
         if counts.keep(document, was_cut=is_long):
             documents.append(document)
     if too_long and on_long == "error":

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.amp import GradScaler
 
+from common.device import LossScaler
 from common.files import recover, replacing, sha256
 from training.optim import Optimizers
 
@@ -27,7 +27,7 @@ Tensors = dict[str, torch.Tensor]
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
-def capture(weights: Tensors, optimizers: Optimizers, scaler: GradScaler) -> tuple[Tensors, dict]:
+def capture(weights: Tensors, optimizers: Optimizers, scaler: LossScaler) -> tuple[Tensors, dict]:
     """Returns weights and states of optimizers, scaler and random generators: tensors, and JSON values."""
     tensors = {f"weights/{n}": p.detach() for n, p in weights.items()}
     settings = []
@@ -45,7 +45,7 @@ def capture(weights: Tensors, optimizers: Optimizers, scaler: GradScaler) -> tup
 
 
 def restore(
-    tensors: Tensors, state: dict, weights: Tensors, optimizers: Optimizers, scaler: GradScaler
+    tensors: Tensors, state: dict, weights: Tensors, optimizers: Optimizers, scaler: LossScaler
 ) -> None:
     """Copies `tensors` and `state` of `capture` into weights, optimizers, scaler and random generators."""
     with torch.no_grad():

@@ -125,7 +125,7 @@ class Train:
     shuffle: bool = True
     """Shuffle the samples anew in each epoch."""
     log_every: int = 10
-    """Steps between printed lines if stdout is no terminal; metrics.jsonl has every step."""
+    """Steps between printed lines if stderr is no terminal and has no bar; metrics.jsonl has every step."""
     eval_every: int = 0
     """Steps between evaluations; 0: only at the end."""
     eval_samples: int = 100

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from common import machine
 from common.device import Precision, device_name
@@ -32,6 +32,9 @@ from training.flops import peak_flops, step_flops
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import Optimizers, make_optimizers
 from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
+
+if TYPE_CHECKING:
+    from common.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def _restore(run: LoadedRun, optimizers: Optimizers, prints: dict[str, str]) -> 
     return state
 
 
-def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress: tqdm) -> Callable[[dict], None]:
+def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress: "Bar") -> Callable[[dict], None]:
     """Returns the function on_step(record), which writes the record of a step to metrics.jsonl and prints it.
 
     on_step adds the peak memory in bytes and, on a known GPU, the MFU (model FLOPs utilization, 0 to 1).
@@ -247,7 +250,7 @@ def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress: tqdm) -> Calla
     return on_step
 
 
-def _evaluate(run: LoadedRun, step: int, progress: tqdm) -> dict | None:
+def _evaluate(run: LoadedRun, step: int, progress: "Bar") -> dict | None:
     """Measures the first validation set, logs and returns its loss and metrics; None without such a set."""
     if not run.data.validation:
         return None
