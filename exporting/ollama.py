@@ -71,10 +71,11 @@ def write_modelfile(
     top_k: int = 64,
     top_p: float = 0.95,
 ) -> Path:
-    """Writes folder/Modelfile for a GGUF file, and a LoRA GGUF file if given; returns the Modelfile's path.
+    """Writes folder/Modelfile, which names a GGUF file and perhaps a LoRA GGUF file; returns its path.
 
-    Both files are in `folder`. `stops` are texts that end a response. The other defaults are the generation
-    settings that Google gives for Gemma. Raises ValueError for a file name that a Modelfile cannot contain.
+    Both GGUF files belong into `folder`. `stops` are texts that end a response. The default temperature,
+    top_k and top_p are those that Google gives for Gemma. Raises ValueError for a file name that a Modelfile
+    cannot contain.
     """
     for name in filter(None, (gguf_name, adapter_name)):
         if Path(name).name != name or not name.isprintable() or '"' in name or name != name.strip():
