@@ -154,7 +154,7 @@ def answer(bot: Bot, args: argparse.Namespace) -> int:
 
 
 def answer_file(args: argparse.Namespace) -> int:
-    """Answers the rows of --input without an answer in --output; writes the answers in the rows' order."""
+    """Answers those rows of --input that have no answer in --output yet, and writes them in their order."""
     from common.progress import bar, warn
     from data.rows import read_prompts
     from generation.answer_file import AnswerFile
