@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.errors import DONE, listed, run
+from common.files import moved
 from generation.load import LoadedModel, add_model_arguments, load_for_inference
 
 if TYPE_CHECKING:  # --help must not wait for torch.
@@ -38,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_model_arguments(parser)
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="the user's message")
-    add("--input", metavar="FILE", help="prompts: rows as for training, or a .txt file with one a line")
+    add("--input", type=moved, metavar="FILE", help="prompts: rows as for training, or a .txt, one a line")
     add("--output", metavar="FILE", help="a JSONL file of the answers; an unfinished one is continued")
     add(
         "--instruction",

@@ -124,8 +124,8 @@ def need_space(path: Path, size: int, what: str, remedy: str) -> None:
 def moved(value: Any, where: str = "") -> Any:
     """Returns the new path of a file that an earlier release kept elsewhere, or any other value unchanged."""
     for old, new in MOVED.items():
-        if isinstance(value, str) and value.startswith(old) and not Path(value).exists():
-            there = new + value.removeprefix(old)
+        if isinstance(value, str) and value.startswith((old, f"./{old}")) and not Path(value).exists():
+            there = new + value.removeprefix("./").removeprefix(old)
             if Path(there).exists():
                 warn(f"{where}{value} is now {there}; the old path will be removed")
                 return there

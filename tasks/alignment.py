@@ -43,7 +43,7 @@ class Alignment:
     """
 
     def __init__(self, source: str, redacted: str, cost: Cost):
-        """Aligns the texts. Where several labels share one text, the division of least `cost` is taken."""
+        """Aligns the texts. A stretch of the source behind several labels is split at the least `cost`."""
         self.source, self.cost = source, cost
         self.spans: list[Span] = []
         self.masked, self.copied = bytearray(len(source)), bytearray(len(source))

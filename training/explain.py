@@ -42,10 +42,11 @@ def left_out(data: TrainingData, tokenizer: Tokenizer, cfg: Config) -> Iterator[
         yield f"left out: {len(data.left_out):,} samples"
         yield f"  {counts.dropped:,} exceed data.max_length = {cfg.data.max_length}"
         yield f"  {counts.unsupervised:,} have no supervised token"
+        end = cfg.data.max_length - 1 if cfg.data.on_long == "truncate" else None
         for sample in data.left_out[:SHOWN]:
-            document = render(sample, tokenizer, cfg.data.loss_on)
-            supervised = len(document.labels) - document.labels.count(IGNORE_INDEX)
-            yield f"  {sample.id}: {len(document.input_ids):,} tokens, {supervised:,} supervised"
+            labels = render(sample, tokenizer, cfg.data.loss_on).labels
+            supervised = sum(label != IGNORE_INDEX for label in labels[:end])
+            yield f"  {sample.id}: {len(labels):,} tokens, {supervised:,} of those kept are supervised"
         if len(data.left_out) > SHOWN:
             yield f"  ... and {len(data.left_out) - SHOWN:,} more"
 
@@ -77,4 +78,4 @@ def describe(batch: Batch, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    return repr(printable(tokenizer.piece(token)))
+    return f"'{printable(tokenizer.piece(token))}'"

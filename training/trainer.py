@@ -258,7 +258,9 @@ def _evaluate(run: LoadedRun, step: int, progress: "Bar") -> dict | None:
     measured = evaluation.mean_loss(run.base.model, run.objective, first.documents, run.precision)
     run.folder.metrics.write({"step": step, "eval": {"set": first.name, **measured}})
     if progress.disable:
-        say(f"          evaluation: {first.name} loss {measured['loss']:.4f}")
+        metric = run.cfg.sft.metric_for_best_model
+        selecting = "" if metric == "loss" else f", {metric} {measured[metric]:.4f}"
+        say(f"          evaluation: {first.name} loss {measured['loss']:.4f}{selecting}")
     return measured
 
 

@@ -50,7 +50,7 @@ def expand(template, sections, rng, clock):
 
 
 def number(slot, rng, clock):
-    """Replaces each {slot} by an expanded line of its section; {Slot} gives an upper-case first letter."""
+    """Returns a random number as text for a slot of numbers, a time for {hour}, or "" for another slot."""
     ranges = {"miles": (2, 9), "inches": (2, 18), "pints": (3, 60), "minutes": (2, 40), "hours": (3, 8)}
     if slot == "hour":
         clock[0] += 5 * rng.randint(1, 12)

@@ -21,7 +21,9 @@ def test_each_sample_that_is_left_out_comes_with_its_tokens_and_its_supervised_t
     write_jsonl(place / "train.jsonl", [LONG, *rows(3)])
     out = explained(capsys, "data.max_length=100", "data.on_long=drop")
     assert "left out: 1 samples" in out and "1 exceed data.max_length = 100" in out
-    (found,) = re.findall(r"^  train\.jsonl:1: (\d+) tokens, (\d+) supervised$", out, re.MULTILINE)
+    (found,) = re.findall(
+        r"^  train\.jsonl:1: (\d+) tokens, (\d+) of those kept are supervised$", out, re.MULTILINE
+    )
     assert int(found[0]) > 100 and int(found[1]) > 0
 
 
@@ -52,3 +54,9 @@ def test_supervised_positions_are_green_on_a_terminal_only_and_say_what_they_pre
     assert green and all(" -> " in line and line.endswith(explain.PLAIN) for line in green)
     monkeypatch.setenv("NO_COLOR", "1")
     assert explain.GREEN not in explained(capsys)
+
+
+def test_a_cut_that_leaves_no_response_is_shown_as_no_supervised_token(place, capsys):
+    write_jsonl(place / "train.jsonl", [LONG, *rows(3)])
+    out = explained(capsys, "data.max_length=60", "data.on_long=truncate")
+    assert re.search(r"^  train\.jsonl:1: \d+ tokens, 0 of those kept are supervised$", out, re.MULTILINE)
