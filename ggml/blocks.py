@@ -8,6 +8,10 @@ m and dmin are float16 numbers of the block:
     Q4_1   20 bytes: d, m, 16 bytes of nibbles                           weight = d * q + m
     Q5_0   22 bytes: d, 4 bytes of fifth bits, 16 bytes of nibbles       weight = d * (q - 16)
     Q5_1   24 bytes: d, m, 4 bytes of fifth bits, 16 bytes of nibbles    weight = d * q + m
+    Q2_K   84 bytes: 16 bytes of 4-bit scales and mins, 64 bytes of 2-bit q, d, dmin
+                                                                         weight = d * scale * q - dmin * min
+    Q3_K  110 bytes: 32 bytes of third bits, 64 bytes of 2-bit q, 12 bytes of 6-bit scales, d
+                                                                         weight = d * (scale - 32) * (q - 4)
     Q4_K  144 bytes: d, dmin, 12 bytes of 6-bit scales and mins, 128 bytes of nibbles
                                                                          weight = d * scale * q - dmin * min
     Q5_K  176 bytes: as Q4_K, with 32 bytes of fifth bits before the nibbles
@@ -16,7 +20,8 @@ m and dmin are float16 numbers of the block:
 
 A nibble has the low 4 bits of a q. In a block of 32, byte i of the nibbles has weight i in its low half and
 weight 16 + i in its high half; bit i of the fifth bits, a little-endian uint32, belongs to weight i. Q4_K and
-Q5_K have a scale and a min for each 32 weights, Q6_K a scale for each 16. Source: llama.cpp,
+Q5_K have a scale and a min for each 32 weights, the other K types one for each 16. Of 2-bit numbers, byte i
+of 32 has weights i, 32 + i, 64 + i and 96 + i, from its low bits up. Source: llama.cpp,
 ggml/src/ggml-common.h and ggml-quants.c.
 """
 
@@ -46,6 +51,8 @@ TYPES = {
         ("q5_0", 6, 32, 22),
         ("q5_1", 7, 32, 24),
         ("q8_0", 8, 32, 34),
+        ("q2_k", 10, 256, 84),
+        ("q3_k", 11, 256, 110),
         ("q4_k", 12, 256, 144),
         ("q5_k", 13, 256, 176),
         ("q6_k", 14, 256, 210),
@@ -89,17 +96,18 @@ def row_bytes(name: str, n_cols: int) -> int:
     return n_cols // quant.block_size * quant.block_bytes
 
 
-def dequantize(data: torch.Tensor, name: str) -> torch.Tensor:
-    """Returns the float32 weights (n_rows, n_cols) of data (n_rows, bytes of a row) uint8, on its device.
+def dequantize(data: torch.Tensor, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns the weights (n_rows, n_cols) of data (n_rows, bytes of a row) uint8, on its device.
 
-    `name` is the block type. Raises ValueError if the bytes of a row are no whole number of blocks.
+    `name` is the block type. The weights are computed in float32 and cast to `dtype`. Raises ValueError if
+    the bytes of a row are no whole number of blocks.
     """
     quant, (n_rows, n_bytes) = type_named(name), data.shape
     if n_bytes % quant.block_bytes:
         why = "the data is of another type, or cut off"
         raise ValueError(f"{name}: a row of {n_bytes} bytes is no multiple of {quant.block_bytes}; {why}")
     n_cols = n_bytes // quant.block_bytes * quant.block_size
-    out = torch.empty((n_rows, n_cols), dtype=torch.float32, device=data.device)
+    out = torch.empty((n_rows, n_cols), dtype=dtype, device=data.device)
     height = max(1, SLICE // max(1, n_cols))
     for i in range(0, n_rows, height):
         piece = data[i : i + height].contiguous()
@@ -116,6 +124,10 @@ def _weights(blocks: torch.Tensor, name: str) -> torch.Tensor:
         return blocks[:, 2:].view(torch.int8).float() * _half(blocks, 0)
     if name in ("q4_0", "q4_1", "q5_0", "q5_1"):
         return _blocks_of_32(blocks, name)
+    if name == "q2_k":
+        return _q2_k(blocks)
+    if name == "q3_k":
+        return _q3_k(blocks)
     if name in ("q4_k", "q5_k"):
         return _q45_k(blocks, name)
     if name == "q6_k":
@@ -147,6 +159,30 @@ def _blocks_of_32(blocks: torch.Tensor, name: str) -> torch.Tensor:
     return (q.float() - (8 if name == "q4_0" else 16)) * _half(blocks, 0)
 
 
+def _two_bits(packed: torch.Tensor) -> torch.Tensor:
+    """Returns the numbers 0 to 3, (n, 4 k, m), in packed (n, k, m) uint8: the low bits of m bytes first."""
+    n, k, m = packed.shape
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)[:, None]
+    return (packed[:, :, None] >> shifts & 3).view(n, 4 * k, m)
+
+
+def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
+    n, scales = len(blocks), blocks[:, :16]
+    q = _two_bits(blocks[:, 16:80].view(n, 2, 32)).view(n, 16, 16)
+    step, offset = _half(blocks, 80) * (scales & 15).float(), _half(blocks, 82) * (scales >> 4).float()
+    return (step[:, :, None] * q.float() - offset[:, :, None]).view(n, 256)
+
+
+def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+    n, low = len(blocks), blocks[:, 96:104]
+    scales = torch.cat((low & 15, low >> 4), 1) | _two_bits(blocks[:, None, 104:108]).view(n, 16) << 4
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
+    third = _bits(blocks[:, :32], shifts).transpose(1, 2)  # bit g of byte i belongs to weight i of group g
+    q = _two_bits(blocks[:, 32:96].view(n, 2, 32)) | third << 2  # (n, 8, 32)
+    step = _half(blocks, 108) * (scales.float() - 32)
+    return (step[:, :, None] * (q.view(n, 16, 16).float() - 4)).view(n, 256)
+
+
 def _q45_k(blocks: torch.Tensor, name: str) -> torch.Tensor:
     n, a, b, c = len(blocks), blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((a & 63, c & 15 | a >> 6 << 4), 1)  # (n, 8)
@@ -162,9 +198,8 @@ def _q45_k(blocks: torch.Tensor, name: str) -> torch.Tensor:
 
 def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     n = len(blocks)
-    nibbles, high = blocks[:, :128].view(n, 2, 1, 2, 32), blocks[:, 128:192].view(n, 2, 1, 32)
+    nibbles = blocks[:, :128].view(n, 2, 1, 2, 32)
     q = torch.cat((nibbles & 15, nibbles >> 4), 2).view(n, 2, 4, 32)
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device)[:, None]
-    q = q | (high >> shifts & 3) << 4
+    q = q | _two_bits(blocks[:, 128:192].view(n, 2, 32)).view(n, 2, 4, 32) << 4
     step = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()  # (n, 16)
     return (step[:, :, None] * (q.view(n, 16, 16).float() - 32)).view(n, 256)

@@ -250,6 +250,23 @@ class _Cursor:
         except UnicodeDecodeError:
             raise self.error(f"{what} is not UTF-8") from None
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """Returns `count` strings; a loop of its own, since `string` takes ten times as long."""
+        raw, at, size, found = self.raw, self.at, struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            try:
+                end = at + 8 + size(raw, at)[0]
+                text = raw[at + 8 : end].decode("utf-8")
+            except (struct.error, UnicodeDecodeError):
+                end = len(raw) + 1
+            if end > len(raw):
+                self.at = at
+                self.string(what)  # raises the error
+            found.append(text)
+            at = end
+        self.at = at
+        return found
+
     def kind(self, key: str) -> str:
         (number,) = self.unpack("I", key)
         if number >= len(VALUE_TYPES):
@@ -269,6 +286,6 @@ class _Cursor:
         if item == "array":
             raise self.error(f"{key} is an array of arrays, which no model has")
         if item == "str":
-            return "[str]", [self.string(key) for _ in range(self.count(length, 8, f"items of {key}"))]
+            return "[str]", self.strings(self.count(length, 8, f"items of {key}"), f"an item of {key}")
         self.count(length, struct.calcsize(SCALARS[item]), f"items of {key}")
         return f"[{item}]", list(self.unpack(f"{length}{SCALARS[item]}", key))

@@ -1,4 +1,4 @@
-"""ggml/blocks.py: a block of 32 weights of each type by hand, and quantizers equal to the reference."""
+"""ggml/blocks.py: a block of each type by hand, and quantizers equal to the reference."""
 
 import functools
 
@@ -69,3 +69,21 @@ def test_an_error_is_at_most_half_a_step_or_one_where_the_highest_level_is_cut_o
     error = np.abs(back(data, name) - rows)
     assert (error <= step * (steps + levels * 2**-11) + 2**-11 * np.abs(rows)).all()
     assert (error > 0.4 * steps * step).any()
+
+
+def test_a_q2_k_block_by_hand_is_scale_times_q_minus_min():
+    # Group g of 16 weights has the scale g and the min 15 - g, in the low and the high half of its byte. Each
+    # byte of q is 3 2 1 0 from its high bits down, so group g has the q of g // 2 % 4. d = 1 and dmin = 2.
+    scales = bytes(g | (15 - g) << 4 for g in range(16))
+    block = scales + bytes([0b11100100]) * 64 + bytes.fromhex("003c 0040")
+    expected = [g * (g // 2 % 4) - 2 * (15 - g) for g in range(16) for _ in range(16)]
+    assert back(np.frombuffer(block, np.uint8)[None].copy(), "q2_k").tolist() == [expected]
+
+
+def test_a_q3_k_block_by_hand_is_scale_times_q_minus_four():
+    # The third bits 4 to 7 are set, so groups 8 to 15 of 16 weights have q + 4. The scales are 24 to 39,
+    # which stand for -8 to 7: bytes 0 to 7 hold their low 4 bits, the next 4 the high 2 bits 1 1 2 2. d = 2.
+    scales = bytes.fromhex("08 19 2a 3b 4c 5d 6e 7f a5 a5 a5 a5")
+    block = b"\xf0" * 32 + bytes([0b11100100]) * 64 + scales + bytes.fromhex("0040")
+    expected = [2 * (g - 8) * (g // 2 % 4 + 4 * (g >= 8) - 4) for g in range(16) for _ in range(16)]
+    assert back(np.frombuffer(block, np.uint8)[None].copy(), "q3_k").tolist() == [expected]
