@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.machine import free
 from data.packing import MIN_PREFIX_TOKENS, common_prefix_length, grouped
 from generation.cache import KVCache, SharedPrefix
 from generation.sampling import Sampling, greedy, sample
 from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
+from model.quantized import dequantized
 
 # Prompt tokens in one forward pass. A longer stream is no faster, and its activations leave the CPU's caches.
 PREFILL_TOKENS = 4096
@@ -68,7 +70,7 @@ def generate(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     batch_size: int = 64,
-    max_new_ratio: float | None = None,
+    max_new_ratio: float = 0.0,
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
@@ -93,24 +95,24 @@ def generate(
     requests = []
     for i, prompt in enumerate(prompts):
         limit = min(max_new_tokens, model.config.max_position_embeddings - len(prompt))
-        if max_new_ratio is not None:
+        if max_new_ratio:
             limit = max(1, min(limit, math.ceil(max_new_ratio * len(prompt))))
         uniforms = sampling.uniforms(numbers[i] if numbers else i, limit).tolist() if temperature else []
         requests.append(Request(i, tuple(prompt), limit, uniforms))
-    with _inference(model):
+    with _inference(model), dequantized(model, free(next(model.parameters()).device) // 2):
         BatchScheduler(model, requests, batch_size, stop_ids, sampling, on_token, on_done).run()
     return [request.completion for request in requests]
 
 
 def problems(
-    sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float | None = None
+    sampling: Sampling, max_new_tokens: int, batch_size: int, max_new_ratio: float = 0.0
 ) -> list[str]:
     """Returns an error message for each bad argument of generate() that can be found without a model."""
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     found = sampling.problems()
     found += [f"{name} is {value}; it must be 1 or more" for name, value in counts.items() if value < 1]
-    if max_new_ratio is not None and not max_new_ratio > 0:
-        found.append(f"max_new_ratio is {max_new_ratio}; it must be above 0, or None for no such limit")
+    if not max_new_ratio >= 0:
+        found.append(f"max_new_ratio is {max_new_ratio}; it must be above 0, or 0 for no such limit")
     return found
 
 

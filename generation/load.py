@@ -21,7 +21,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=moved,
         required=True,
         metavar="M",
-        help="tiny (embedded), a folder, or a hub id: google/gemma-3-270m-it",
+        help="tiny (embedded), a folder, a .gguf file, or a hub id: google/gemma-3-270m-it",
     )
     add("--revision", default="main", metavar="R", help="branch, tag or commit on the hub (%(default)s)")
     add("--adapter", metavar="DIR", help="a LoRA or DoRA adapter: a run's adapter/ folder, or PEFT's")

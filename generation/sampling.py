@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from model.quantized import QuantizedWeight
+
 CHUNK = 16_384  # vocabulary entries that a CPU multiplies at a time, so that the logits stay in its cache
 
 
@@ -73,13 +75,14 @@ def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     return (index if ids is None else ids.gather(-1, index))[:, 0]
 
 
-def greedy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def greedy(hidden: torch.Tensor, weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
     """Returns argmax(hidden weight^T), the ids (B,) of the largest logits; hidden (B, D), weight (V, D).
 
-    It computes CHUNK logits of each row at a time, but all of a single row. A model with a logit softcap
-    needs `sample`, because the softcap can round different logits to the same value.
+    It computes CHUNK logits of each row at a time, but all of a single row, unless W is quantized. A model
+    with a logit softcap needs `sample`, because the softcap can round different logits to the same value.
     """
-    size = CHUNK if len(hidden) > 1 else len(weight)
-    best = [F.linear(hidden, chunk.to(hidden.dtype)).max(-1) for chunk in weight.split(size)]
+    size = CHUNK if len(hidden) > 1 or isinstance(weight, QuantizedWeight) else len(weight)
+    chunks = (weight[i : i + size].to(hidden.dtype) for i in range(0, len(weight), size))
+    best = [F.linear(hidden, chunk).max(-1) for chunk in chunks]
     chunk = torch.stack([found.values for found in best], -1).argmax(-1, keepdim=True)  # (B, 1)
     return (chunk * size + torch.stack([found.indices for found in best], -1).gather(-1, chunk))[:, 0]

@@ -11,7 +11,6 @@ Three details follow PEFT instead of the paper, so that adapters can be exchange
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lora.layer import LoRALinear
@@ -36,7 +35,7 @@ class DoRALinear(LoRALinear):
             return y
         h, gain = self.adapter_input(x), self.lora_magnitude_vector / self.row_norms()  # (..., in), (out,)
         if self.training and self.lora_dropout > 0:
-            frozen = F.linear(h, self.base_layer.weight.to(h.dtype))  # (..., out)
+            frozen = self.frozen_product(h)  # (..., out)
         else:
             frozen = y if self.base_layer.bias is None else y - self.base_layer.bias
         return (y + (gain - 1) * frozen + gain * self.adapter_product(h)).to(y.dtype)

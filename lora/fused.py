@@ -11,7 +11,7 @@ class FusedLoRA(torch.autograd.Function):
 
     In both formulas, the second product is added to the first in place. A and B are cast to x's dtype once,
     where autocast would cast them for each of four matrix products. x and W have one dtype. A, B and their
-    gradients may have a wider one.
+    gradients may have a wider one. A quantized W is made dense for each product that it takes part in.
     """
 
     @staticmethod
@@ -19,8 +19,9 @@ class FusedLoRA(torch.autograd.Function):
         rows, a, b = x.reshape(-1, x.shape[-1]), lora_A.to(x.dtype), lora_B.to(x.dtype)  # rows (n, in)
         with torch.autocast(x.device.type, enabled=False):
             ax = (rows @ a.t()).mul_(scaling)  # (n, r)
-            y = (rows @ weight.t()).addmm_(ax, b.t())  # (n, out)
-        ctx.save_for_backward(x, weight, a, b, ax)
+            y = (rows @ weight.to(x.dtype).t()).addmm_(ax, b.t())  # (n, out)
+        ctx.quantized = None if isinstance(weight, torch.Tensor) else weight
+        ctx.save_for_backward(x, None if ctx.quantized else weight, a, b, ax)
         ctx.scaling, ctx.wide = scaling, lora_A.dtype
         return y.view(*x.shape[:-1], -1)  # (..., out)
 
@@ -29,5 +30,8 @@ class FusedLoRA(torch.autograd.Function):
         x, weight, a, b, ax = ctx.saved_tensors
         rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])  # (n, in), (n, out)
         d_ax = (g @ b).mul_(ctx.scaling)  # (n, r)
-        dx = (g @ weight).addmm_(d_ax, a).view_as(x) if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dense = ctx.quantized.to(g.dtype) if ctx.quantized else weight
+            dx = (g @ dense).addmm_(d_ax, a).view_as(x)
         return dx, None, (d_ax.t() @ rows).to(ctx.wide), (g.t() @ ax).to(ctx.wide), None

@@ -34,12 +34,25 @@ class LoRALinear(nn.Module):
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.enabled = True
-        device, rows, columns = base_layer.weight.device, base_layer.out_features, base_layer.in_features
+        device, rows, columns = self.frozen.device, base_layer.out_features, base_layer.in_features
         # A CPU generator gives the same values on every device, and the global generator keeps its state.
         a = torch.empty(r, columns, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(rows, r, dtype=torch.float32, device=device))
+
+    @property
+    def frozen(self) -> torch.Tensor:
+        """Returns W; of a quantized layer its model.quantized.QuantizedWeight, which has no dense copy."""
+        quantized = getattr(self.base_layer, "quantized", None)
+        return self.base_layer.weight if quantized is None else quantized
+
+    def frozen_product(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns W x (..., out) for x (..., in), in the dtype of x or autocast's."""
+        product = getattr(self.base_layer, "product", None)
+        if product is not None:  # A quantized layer: F.linear would keep its dense W for the backward pass.
+            return product(x)
+        return F.linear(x, self.base_layer.weight.to(x.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps x (..., in) to y (..., out), in the dtype of the base layer's output."""
@@ -47,7 +60,7 @@ class LoRALinear(nn.Module):
             return self.base_layer(x)
         dtype = self.fused_dtype(x)
         if dtype is not None:
-            weight = self.base_layer.weight.to(dtype)
+            weight = self.frozen if hasattr(self.base_layer, "quantized") else self.frozen.to(dtype)
             return FusedLoRA.apply(x.to(dtype), weight, self.lora_A, self.lora_B, self.scaling)
         y = self.base_layer(x)
         return (y + self.adapter_product(self.adapter_input(x))).to(y.dtype)
@@ -63,7 +76,7 @@ class LoRALinear(nn.Module):
             return None
         if torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
-        return x.dtype if x.dtype == self.base_layer.weight.dtype == self.lora_A.dtype else None
+        return x.dtype if x.dtype == self.frozen.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
         """Returns dropout(x): in float32 as in PEFT, or, under autocast, in x's dtype."""

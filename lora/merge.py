@@ -14,7 +14,8 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
     """Merges every adapter into its base layer; returns {path of the layer: Frobenius norm of the change}.
 
     Each merged weight is computed in float32 and rounded once, to the base weight's dtype. The norms are
-    taken after rounding: a change that bfloat16 rounds away has the norm 0.
+    taken after rounding: a change that bfloat16 rounds away has the norm 0. The merged weight of a quantized
+    layer is dense.
 
     Raises:
         ValueError: the model has no adapters; a merged weight is not finite; or allow_zero is False and no
@@ -23,11 +24,18 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
     layers = adapters(model)
     if not layers:
         raise ValueError("nothing to merge: the model has no adapters")
-    norms = {name: change(layer.base_layer.weight, rounded(layer)) for name, layer in layers.items()}
-    refuse_empty(norms, allow_zero, next(iter(layers.values())).base_layer.weight.dtype)
+    dtype = next(iter(layers.values())).frozen.dtype
+    # A quantized weight is rounded too, or the norm of a change by 0 would be that of the rounding.
+    norms = {n: change(layer.base_layer.weight.to(dtype), rounded(layer)) for n, layer in layers.items()}
+    refuse_empty(norms, allow_zero, dtype)
     # Keeping the merged weights would take the memory of a second model; computing them again is cheap.
     for layer in layers.values():
-        layer.base_layer.weight.copy_(rounded(layer))
+        if hasattr(layer.base_layer, "quantized"):
+            merged = nn.Parameter(rounded(layer), requires_grad=False)
+            dense = nn.Linear(merged.shape[1], merged.shape[0], bias=False, device="meta")
+            dense.weight, dense.bias, layer.base_layer = merged, layer.base_layer.bias, dense
+        else:
+            layer.base_layer.weight.copy_(rounded(layer))
     unwrap(model)
     return norms
 
@@ -48,7 +56,7 @@ def refuse_empty(
 
 def rounded(layer: LoRALinear) -> torch.Tensor:
     """Returns a layer's merged weight (out, in), rounded to the base weight's dtype."""
-    return layer.merged_weight().to(layer.base_layer.weight.dtype)
+    return layer.merged_weight().to(layer.frozen.dtype)
 
 
 def change(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ query heads, K key/value heads, E head_dim.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,10 +15,13 @@ from model.attention import Gemma3Attention, PackedAttention
 from model.config import FULL, SLIDING, Gemma3Config
 from model.mlp import Gemma3MLP
 from model.norm import Gemma3RMSNorm
+from model.quantized import QuantizedWeight
 from model.rope import rope_angles
 
 # attend(layer, q, k, v, sliding) -> y: PackedAttention, or the KV cache when decoding.
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]
+
+HEAD_ROWS = 2**14  # Vocabulary entries of a quantized head that are dense at a time while decoding.
 
 
 class Gemma3DecoderLayer(nn.Module):
@@ -119,7 +123,7 @@ class Gemma3ForCausalLM(nn.Module):
             self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
 
     @property
-    def head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> torch.Tensor | QuantizedWeight:
         """Returns the weight (V, D) of the language-model head: the embedding's weight if they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
@@ -152,7 +156,13 @@ class Gemma3ForCausalLM(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits hidden W^T (n, V) with the head's weight W and the softcap of the config."""
-        z = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        weight = self.head_weight
+        if isinstance(weight, QuantizedWeight):
+            rows = range(0, len(weight), HEAD_ROWS)
+            parts = [F.linear(hidden, weight[i : i + HEAD_ROWS].to(hidden.dtype)) for i in rows]
+            z = torch.cat(parts, 1).float()
+        else:
+            z = F.linear(hidden, weight.to(hidden.dtype)).float()
         cap = self.config.final_logit_softcapping
         return z if cap is None else cap * torch.tanh(z / cap)
 

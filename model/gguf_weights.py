@@ -5,47 +5,134 @@ Source: llama.cpp, src/models/gemma3.cpp and conversion/gemma.py.
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ggml.blocks import dequantize
-from ggml.container import GGUFFile
-from model.config import FULL, SLIDING, Gemma3Config
+from ggml.blocks import SLICE, dequantize
+from ggml.container import GGUFFile, TensorInfo
+from model.config import FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
-from model.gguf_names import gguf_name
+from model.gguf_names import LAYER_NAMES, OTHER_NAMES, gguf_name
+
+ARCHITECTURE = "gemma3"
+# {field of the config: the key, without "gemma3.", that every file has}
+KEYS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
 
 USUAL_PATTERN = 6  # every sixth layer is global unless the file says otherwise
 LAYERS_27B = 62  # a model of so many layers scales its scores by hidden / heads and not by head_dim
 
 
 def read_gguf_config(file: GGUFFile) -> Gemma3Config:
-    """Returns the config in the file's metadata; a missing optional key has llama.cpp's default value."""
+    """Returns the architecture as llama.cpp reads it, with its defaults for keys that are not there.
+
+    Raises ValueError for a file of another kind, and with every key that is missing or wrong.
+    """
+    refuse_other_kinds(file)
     known = {key.removeprefix("gemma3."): value for key, value in file.metadata.items()}
-    get = known.__getitem__
-    layers, hidden, heads = get("block_count"), get("embedding_length"), get("attention.head_count")
-    head_dim, window = get("attention.key_length"), known.get("attention.sliding_window")
-    usual = [(i + 1) % USUAL_PATTERN != 0 for i in range(layers)]
-    sliding = known.get("attention.sliding_window_pattern") or usual
-    return Gemma3Config(
-        hidden_size=hidden,
-        intermediate_size=get("feed_forward_length"),
-        num_hidden_layers=layers,
-        vocab_size=len(get("tokenizer.ggml.tokens")),
-        num_attention_heads=heads,
-        num_key_value_heads=get("attention.head_count_kv"),
-        head_dim=head_dim,
-        max_position_embeddings=get("context_length"),
-        rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-        query_pre_attn_scalar=hidden / heads if layers == LAYERS_27B else head_dim,
-        sliding_window=window or 1,
-        layer_types=[SLIDING if window and s else FULL for s in sliding],
-        rope_theta=known.get("rope.freq_base", 1e4),
-        rope_local_base_freq=known.get("rope.freq_base_swa", 1e4),
-        rope_linear_factor=known.get("rope.scaling.factor", 1.0),
-        final_logit_softcapping=known.get("final_logit_softcapping"),
-        tie_word_embeddings="output.weight" not in file.tensors,
-    )
+    missing = [f"gemma3.{key}" for key in KEYS.values() if key not in known]
+    if "tokenizer.ggml.tokens" not in known:
+        missing.append("tokenizer.ggml.tokens")
+    if missing:
+        raise ValueError(f"{file.path}: has no {', '.join(missing)}; download it again, or convert it again")
+    raw: dict[str, Any] = {field: known[key] for field, key in KEYS.items()}
+    layers, hidden, heads = (raw[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    raw["vocab_size"] = len(known["tokenizer.ggml.tokens"])
+    raw["num_key_value_heads"] = known.get("attention.head_count_kv", heads)
+    raw["head_dim"] = known.get("attention.key_length", hidden // max(1, heads))
+    raw["query_pre_attn_scalar"] = hidden / max(1, heads) if layers == LAYERS_27B else raw["head_dim"]
+    window = known.get("attention.sliding_window")
+    raw["sliding_window"] = window or 1
+    raw["layer_types"] = [SLIDING if window and s else FULL for s in _sliding_layers(known, layers)]
+    raw["rope_parameters"] = {
+        FULL: {"rope_theta": known.get("rope.freq_base", 1e4)},
+        SLIDING: {"rope_theta": known.get("rope.freq_base_swa", 1e4)},
+    }
+    if (factor := known.get("rope.scaling.factor", 1.0)) != 1.0:
+        raw["rope_parameters"][FULL] |= {"rope_type": "linear", "factor": factor}
+    raw["final_logit_softcapping"] = known.get("final_logit_softcapping")
+    raw["tie_word_embeddings"] = "output.weight" not in file.tensors
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    names = {
+        "bos_token_id": "bos_token_id",
+        "eos_token_id": "eos_token_id",
+        "pad_token_id": "padding_token_id",
+    }
+    raw |= {field: known.get(f"tokenizer.ggml.{names[field]}", usual) for field, usual in ids.items()}
+    return parse_config(raw, str(file.path))
+
+
+def refuse_other_kinds(file: GGUFFile) -> None:
+    """Raises ValueError unless the file holds a Gemma 3 text model, or the first part of one."""
+    get = file.metadata.get
+    kind, architecture = get("general.type", "model"), get("general.architecture")
+    if kind == "adapter":
+        raise ValueError(
+            f"{file.path}: is an adapter; name its base model, and give PEFT's folder to --adapter"
+        )
+    if architecture == "clip" or kind == "mmproj":
+        remedy = "name the file of the language model beside it"
+        raise ValueError(f"{file.path}: is a projector of images (mmproj) and no language model; {remedy}")
+    if architecture != ARCHITECTURE:
+        known = f"Loupe knows Gemma 3 only ({ARCHITECTURE!r})"
+        raise ValueError(f"{file.path}: general.architecture is {architecture!r}; {known}")
+
+
+def _sliding_layers(known: dict[str, Any], layers: int) -> list[bool]:
+    """Returns for each layer whether it is local."""
+    pattern = known.get("attention.sliding_window_pattern", USUAL_PATTERN)
+    if isinstance(pattern, list):
+        return pattern
+    return [(i + 1) % max(1, pattern) != 0 for i in range(layers)]
+
+
+class GGUFTensors:
+    """The tensors of a GGUF file, or of all parts of one, by our names."""
+
+    def __init__(self, files: list[Path], config: Gemma3Config):
+        """Opens the files; raises ValueError for a damaged one."""
+        self.opened = [GGUFFile(file) for file in files]
+        self.found = {name: file for file in self.opened for name in file.tensors}
+        layers, names = range(config.num_hidden_layers), list(OTHER_NAMES)
+        names += [f"model.layers.{i}.{part}" for i in layers for part in LAYER_NAMES]
+        ours = {gguf_name(f"{name}.weight"): f"{name}.weight" for name in names}
+        self.names = {ours.get(name, name): name for name in self.found}
+
+    def info(self, name: str) -> TensorInfo:
+        """Returns shape and type of a tensor."""
+        stored = self.names[name]
+        return self.found[stored].tensors[stored]
+
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Returns rows start to stop as they are stored: (rows, bytes of a row) uint8."""
+        stored = self.names[name]
+        # A copy: reading the mapping crashes with SIGBUS if somebody truncates the file later.
+        return torch.tensor(self.found[stored].data(stored)[start:stop])
+
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Returns rows start to stop of a tensor in float32; a vector is one row."""
+        rows = dequantize(self.blocks(name, start, stop), self.info(name).type)
+        return rows - 1.0 if name.endswith("norm.weight") else rows
+
+    def read(self, name: str) -> torch.Tensor:
+        """Returns a whole tensor in float32."""
+        return self.read_rows(name).view(self.info(name).shape)
+
+    def read_into(self, name: str, tensor: torch.Tensor) -> None:
+        """Reads a tensor into `tensor`, which has its shape, some rows at a time."""
+        rows = tensor.view(-1, tensor.shape[-1])
+        height = max(1, SLICE // rows.shape[1])
+        for start in range(0, len(rows), height):
+            rows[start : start + height].copy_(self.read_rows(name, start, start + height))
 
 
 def read_rows(file: GGUFFile, name: str, start: int, stop: int) -> torch.Tensor:

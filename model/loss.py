@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.quantized import QuantizedWeight
+
 # Bytes of a chunk's float32 logits. On a CPU they stay in its cache; a GPU wants few launches.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
@@ -40,7 +42,7 @@ def reference_token_log_probs(
 
 def token_log_probs(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedWeight,
     targets: Tensor,
     softcap: float | None = None,
     chunk: int | None = None,
@@ -119,7 +121,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 def _chunks(
-    weight: Tensor, dtype: torch.dtype, targets: Tensor, chunk: int
+    weight: Tensor | QuantizedWeight, dtype: torch.dtype, targets: Tensor, chunk: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields (entries, w, here) for each chunk of the vocabulary.
 

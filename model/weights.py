@@ -9,7 +9,6 @@ JSON of {tensor name: {"dtype", "shape", "data_offsets"}}; and the bytes of the 
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +20,17 @@ from torch import nn
 
 from common.errors import listed
 from common.files import write_together
+from ggml.blocks import SLICE, type_named
+from ggml.quantize import quantize, tensor_type
 from model.config import Gemma3Config, read_config
 from model.gemma3 import Gemma3ForCausalLM
+from model.gguf_names import gguf_name
+from model.gguf_weights import GGUFTensors
+from model.nf4 import BLOCK, quantize_nf4
+from model.quantized import QuantizedWeight, set_quantized
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 # The prefix of the text model: in the multimodal wrapper (new and old), and on its own.
 TEXT_MODEL = re.compile(r"^(model\.language_model|language_model\.model|model)\.")
@@ -33,6 +39,7 @@ ALIGNED = 64  # The alignment of a tensor in memory, in bytes: one cache line.
 SHARD_BYTES = 5 * 10**9  # The default size of a shard is transformers'.
 # Model folders above this many bytes are hashed by samples: HASH_BLOCKS blocks of HASH_BLOCK bytes per file.
 HASH_WHOLE, HASH_BLOCK, HASH_BLOCKS = 2**30, 2**20, 64
+GGUF_HEAD = 2**24  # Bytes at the start of a GGUF file that hold its header: Gemma's vocabulary takes 7 MB.
 
 
 class _Stored(NamedTuple):
@@ -46,13 +53,13 @@ class _Stored(NamedTuple):
 
 
 def load_model(
-    folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu"
+    folder: str | Path, dtype: torch.dtype, device: str | torch.device = "cpu", quantize: str = "none"
 ) -> Gemma3ForCausalLM:
     """Loads the model in a folder, cast to `dtype`; the weights are in memory only once.
 
     Raises ValueError that lists all missing, unexpected and misshapen tensors, or names the damaged file.
     """
-    return Checkpoint(folder).load(dtype, torch.device(device))
+    return Checkpoint(folder).load(dtype, torch.device(device), quantize)
 
 
 def _empty_tensors(
@@ -83,19 +90,36 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path):
         """Reads config.json and the file headers; raises ValueError if a tensor does not fit config.json."""
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         self.config = read_config(folder)
         with torch.device("meta"):
             self.model = Gemma3ForCausalLM(self.config)
-        self._found, problems = _find_tensors(folder, self.config)
+        self.gguf = gguf_tensors(folder, self.config)
+        if self.gguf:
+            infos = {name: self.gguf.info(name) for name in self.gguf.names}
+            self._found = {n: _Stored(folder, i.name, i.shape, "F32", 0) for n, i in infos.items()}
+            problems: list[str] = []
+        else:
+            self._found, problems = _find_tensors(folder, self.config)
         problems += _compare(self.model, self._found, self.config)
         if problems:
             head = f"{folder}: the weights do not fit config.json:"
             raise ValueError(listed(head, problems, "download the model again, or correct config.json"))
         self.names = list(self._found)
 
-    def load(self, dtype: torch.dtype, device: torch.device) -> Gemma3ForCausalLM:
-        """Loads all weights, cast to `dtype`, into `model` and returns it."""
+    def load(self, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Gemma3ForCausalLM:
+        """Loads all weights into `model` and returns it.
+
+        Args:
+            dtype: of the weights that are not quantized, and of the products with those that are.
+            quantize: "none"; "keep", which leaves the blocks of a GGUF file as they are; a type of
+                export.py --quant, into whose blocks the matrices are quantized one by one; or "nf4".
+
+        Raises ValueError that names a matrix with an infinity or NaN, which cannot be quantized.
+        """
+        for name, type in quantized_types(self.config, self.gguf, quantize).items():
+            keep = quantize == "keep"
+            set_quantized(self.model, name, self._quantized(name, type, dtype, device, keep))
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
         for name, tensor in _empty_tensors(shapes, dtype, device):
             module, _, leaf = name.rpartition(".")
@@ -103,8 +127,28 @@ class Checkpoint:
             setattr(self.model.get_submodule(module), leaf, nn.Parameter(tensor))
         return self.model
 
+    def _quantized(
+        self, name: str, type: str, dtype: torch.dtype, device: torch.device, keep: bool
+    ) -> QuantizedWeight:
+        """Returns a matrix in blocks of `type`: those of the GGUF file, or newly quantized."""
+        if self.gguf and keep:
+            return QuantizedWeight(self.gguf.blocks(name).to(device), type, dtype)
+        rows, columns = self.model.get_parameter(name).shape
+        height = max(1, SLICE // columns)
+        pieces = (self.read_rows(name, i, i + height).float() for i in range(0, rows, height))
+        try:
+            if type == "nf4":
+                blocks, scales = quantize_nf4(piece.to(device) for piece in pieces)
+                return QuantizedWeight(blocks, type, dtype, scales)
+            blocks = torch.from_numpy(np.concatenate([quantize(piece.numpy(), type) for piece in pieces]))
+        except ValueError as e:
+            raise ValueError(f"{self.folder}: {name}: {e}") from None
+        return QuantizedWeight(blocks.to(device), type, dtype)
+
     def read(self, name: str) -> torch.Tensor:
         """Returns a tensor in its stored dtype, as a view of the memory-mapped file."""
+        if self.gguf:
+            return self.gguf.read(name)
         stored = self._found[name]
         # While a mapping is open, the pages that were read count as this process's memory.
         with _open(stored.file) as f:
@@ -116,6 +160,8 @@ class Checkpoint:
         On a CPU, if the dtypes are equal too, it reads the file without memory mapping, whose page faults
         would double the time.
         """
+        if self.gguf:
+            return self.gguf.read_into(name, tensor)
         stored = self._found[name]
         if tensor.device.type != "cpu" or FLOATS.get(tensor.dtype) != stored.dtype:
             # A copy, since reading the mapping crashes with SIGBUS if somebody truncates the file later.
@@ -132,14 +178,54 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows start to stop - 1 of a matrix in its stored dtype; reads only these rows."""
+        if self.gguf:
+            return self.gguf.read_rows(name, start, stop)
         stored = self._found[name]
         with _open(stored.file) as f:
             return f.get_slice(stored.name)[start:stop]
 
 
+def gguf_files(folder: Path) -> list[Path]:
+    """Returns the GGUF files for which a folder of model/gguf_folder.py stands; none for another folder."""
+    return sorted(folder.glob("model*.gguf"))
+
+
+def gguf_tensors(folder: Path, config: Gemma3Config) -> GGUFTensors | None:
+    """Returns the tensors of the GGUF file for which a folder stands, or None for another folder."""
+    files = gguf_files(folder)
+    return GGUFTensors(files, config) if files else None
+
+
+def quantized_types(config: Gemma3Config, gguf: GGUFTensors | None, quantize: str) -> dict[str, str]:
+    """Returns {name: block type} of the matrices that stay in blocks, or are quantized into blocks.
+
+    `quantize` is "none", "keep" for the blocks of `gguf`, a type of export.py --quant, which gives each
+    matrix the type that it has in such a file, or "nf4", which as in QLoRA quantizes the layers' matrices
+    only. A matrix whose rows do not fill whole blocks is not quantized, or has larger blocks.
+    """
+    if quantize == "none" or (quantize == "keep" and not gguf):
+        return {}
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in Gemma3ForCausalLM(config).named_parameters() if p.ndim == 2}
+    layers, tied = config.num_hidden_layers, config.tie_word_embeddings
+    if quantize == "nf4":
+        layers_only = {n: s for n, s in shapes.items() if n.startswith("model.layers.") and len(s) == 2}
+        return {name: "nf4" for name, shape in layers_only.items() if shape[1] % BLOCK == 0}
+    if gguf and quantize == "keep":
+        types = {name: gguf.info(name).type for name in shapes}
+    else:
+        types = {n: tensor_type(quantize, gguf_name(n), layers, s[-1], tied) for n, s in shapes.items()}
+    return {name: type for name, type in types.items() if type_named(type).block_size > 1}
+
+
 def weight_files(folder: str | Path) -> list[Path]:
-    """Returns a model folder's safetensors files; raises ValueError if there is none or one is missing."""
+    """Returns the weight files of a folder, safetensors in the index's order.
+
+    Raises ValueError if one is missing.
+    """
     folder = Path(folder)
+    if files := gguf_files(folder):
+        return files
     if (folder / SINGLE).is_file():  # goes before the index, as in transformers
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
@@ -184,8 +270,7 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict[str, _Stored], 
             first_bytes = _first_bytes(file)
             for stored in f.offset_keys():
                 name = _text_name(stored)
-                # The vision part, or a second copy of the embedding.
-                if name is None or (name == "lm_head.weight" and cfg.tie_word_embeddings):
+                if name is None:
                     continue
                 if other := found.get(name):
                     where = f"as {other.name} in {other.file.name} and as {stored} in {file.name}"
@@ -193,7 +278,25 @@ def _find_tensors(folder: Path, cfg: Gemma3Config) -> tuple[dict[str, _Stored], 
                 part = f.get_slice(stored)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 found[name] = _Stored(file, stored, shape, dtype, first_bytes[stored])
+    if cfg.tie_word_embeddings and HEAD in found:
+        head = found.pop(HEAD)
+        if EMBEDDING in found and not _same_values(head, found[EMBEDDING]):
+            problems.append(
+                f"tied: {head.name} differs from {found[EMBEDDING].name}, but config.json has "
+                "tie_word_embeddings true: set it to false to use both"
+            )
     return found, problems
+
+
+def _same_values(a: _Stored, b: _Stored) -> bool:
+    """Returns whether two stored matrices are equal; reads some rows at a time."""
+    if a.shape != b.shape:
+        return False
+    height = max(1, SLICE // a.shape[-1])
+    with _open(a.file) as one, _open(b.file) as two:
+        left, right = one.get_slice(a.name), two.get_slice(b.name)
+        starts = range(0, a.shape[0], height)
+        return all(torch.equal(left[i : i + height].float(), right[i : i + height].float()) for i in starts)
 
 
 def _text_name(stored: str) -> str | None:
@@ -201,7 +304,7 @@ def _text_name(stored: str) -> str | None:
     if VISION.match(stored):
         return None
     if stored == "language_model.lm_head.weight":
-        return "lm_head.weight"
+        return HEAD
     return TEXT_MODEL.sub("model.", stored)
 
 
@@ -211,7 +314,7 @@ def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> 
     problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     problems += [f"unexpected: {s.name} {s.shape}" for name, s in found.items() if name not in wanted]
     for name, s in ((n, found[n]) for n in wanted if n in found):
-        if name == "model.embed_tokens.weight" and s.shape[0] != cfg.vocab_size:
+        if name == EMBEDDING and s.shape[0] != cfg.vocab_size:
             what = f"has {s.shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
             problems.append(f"misshapen: {s.name} {what}")
         elif s.shape != wanted[name]:
@@ -322,15 +425,6 @@ def _json(content: dict) -> list[bytes]:
     return [(json.dumps(content, indent=2) + "\n").encode()]
 
 
-def copy_tokenizer(src: str | Path, dst: str | Path) -> None:
-    """Copies tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.* to `dst`."""
-    src, dst = Path(src), Path(dst)
-    for pattern in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.*"):
-        for file in src.glob(pattern):
-            if not (dst / file.name).exists() or not file.samefile(dst / file.name):
-                shutil.copyfile(file, dst / file.name)
-
-
 def hash_model(folder: str | Path) -> str:
     """Returns the SHA-256 of a folder's weight files, as `cat *.safetensors | sha256sum` prints it.
 
@@ -356,7 +450,8 @@ def _hash_sample(file: Path, digest: "hashlib._Hash") -> None:
     digest.update(size.to_bytes(8, "little"))
     with open(file, "rb") as f:
         header = f.read(8)
-        digest.update(header + f.read(min(int.from_bytes(header, "little"), size)))
+        length = GGUF_HEAD if header.startswith(b"GGUF") else int.from_bytes(header, "little")
+        digest.update(header + f.read(min(length, size)))
         for i in range(HASH_BLOCKS):  # the first block starts at byte 0, the last ends at the file's end
             f.seek(i * max(size - HASH_BLOCK, 0) // (HASH_BLOCKS - 1))
             digest.update(f.read(HASH_BLOCK))

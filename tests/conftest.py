@@ -20,6 +20,12 @@ settings.register_profile("fixed", derandomize=True, deadline=None)  # A busy ma
 settings.load_profile("fixed")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """Keeps what is made of GGUF files out of the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds():
     random.seed(0)

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from lora.inject import inject
 from lora.peft_io import save_adapter
+from model.chat_template import save_tokenizer
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import TINY
 from model.tokenizer import Tokenizer
-from model.weights import copy_tokenizer, load_model, save_model
+from model.weights import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 7  # Gemma's pattern, five local layers and a global one, and one more local layer
@@ -70,7 +71,7 @@ def make_model(folder: Path, seed: int = 0, **changes) -> str:
     model = Gemma3ForCausalLM(Gemma3Config(**sizes, layer_types=kinds))
     model.reset_parameters(seed, std=0.1)
     save_model(model, folder, torch.float32)
-    copy_tokenizer(TINY, folder)
+    save_tokenizer(Tokenizer(TINY), folder)
     return str(folder)
 
 

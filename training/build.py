@@ -15,7 +15,8 @@ from lora.inject import inject
 from lora.peft_io import load_adapter, read_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
-from model.weights import Checkpoint, hash_model
+from model.quantized import QuantizedWeight, set_quantized
+from model.weights import Checkpoint, gguf_tensors, hash_model, quantized_types
 from training.config import Config
 from training.dataset import TrainingData, read, refuse_missing_files
 from training.flops import step_flops
@@ -70,6 +71,7 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
     """Loads the base model on the device, and meanwhile, in this thread, reads tokenizer and data files."""
     folder = resolve(cfg.model.name, cfg.model.revision, weights=cfg.model.init == "pretrained")
     dtype = precision.base_dtype(cfg.model.dtype, trains_all=cfg.adapter.type == "full")
+    quantize = "none" if cfg.adapter.type == "full" else cfg.model.quantize
     if cfg.model.init == "random":
         files, data = read(cfg, make_objective(cfg), folder)
         # On the meta device no values are drawn and no memory is taken.
@@ -77,10 +79,13 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
             model = Gemma3ForCausalLM(files.config).to(dtype)
         model = model.to_empty(device="cpu")
         model.reset_parameters(cfg.run.seed)
+        for name, type in quantized_types(files.config, gguf_tensors(folder, files.config), quantize).items():
+            rows, columns = model.get_parameter(name).shape
+            set_quantized(model, name, QuantizedWeight.zeros(rows, columns, type, dtype))
         origin = f"random weights of seed {cfg.run.seed}"
         return BaseModel(model.to(precision.device), files.tokenizer, folder, precision, origin), data
     with ThreadPoolExecutor(2) as threads:  # reading and hashing a gigabyte hold no Python lock
-        loading = threads.submit(Checkpoint(folder).load, dtype, precision.device)
+        loading = threads.submit(Checkpoint(folder).load, dtype, precision.device, quantize)
         hashing = threads.submit(hash_model, folder)
         files, data = read(cfg, make_objective(cfg), folder)
         return BaseModel(loading.result(), files.tokenizer, folder, precision, hashing.result()), data

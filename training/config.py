@@ -31,13 +31,16 @@ class Run:
 @dataclass(frozen=True)
 class Model:
     name: str = "tiny"
-    """"tiny" (the embedded base), a folder, or a Hugging Face hub id."""
+    """"tiny" (the embedded base), "gemma-3-270m" (a package), a folder, a .gguf file, or a hub id."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the frozen base in memory. "auto": bfloat16 if train.precision is bf16, else float32.
     With adapter.type "full" it is the dtype of the written weights instead, and "auto" is bfloat16.
     """
+    quantize: Literal["none", "keep", "q8_0", "q6_k", "q5_0", "q4_k", "nf4"] = "keep"
+    """Block type of the frozen matrices in memory; "keep": those of a GGUF base stay as they are; "nf4":
+    QLoRA's, of the linear layers only."""
     init: Literal["pretrained", "random"] = "pretrained"
     """"random": pretraining; takes the shapes from the model's config.json and draws new weights."""
 
@@ -148,6 +151,8 @@ class SFT:
 class Generate:
     max_new_tokens: int = 512
     """Longest completion, in tokens."""
+    max_new_ratio: float = 0.0
+    """Longest completion as a multiple of its prompt's tokens; 0: max_new_tokens alone limits it."""
     temperature: float = 0.0
     """Sampling temperature; 0: greedy decoding."""
     top_k: int = 0
@@ -320,7 +325,7 @@ AT_LEAST = {
     0: "adapter.lora_alpha adapter.lora_dropout data.validation_fraction train.epochs train.max_steps "
     "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.max_grad_norm "
     "train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
-    "generate.temperature generate.top_k",
+    "generate.temperature generate.top_k generate.max_new_ratio",
     1: "adapter.r train.batch_size train.gradient_accumulation_steps train.log_every "
     "train.save_total_limit generate.max_new_tokens",
     2: "data.max_length",

@@ -29,6 +29,7 @@ class Answers:
     prompts: list[str]  # the last message before the response
     golds: list[str]
     texts: list[str]  # the generated responses
+    cut: int = 0  # how many of them reached a limit of tokens before a stop token
 
 
 @torch.no_grad()
@@ -85,8 +86,9 @@ def answer(
     options |= {"stop_ids": tokenizer.stop_ids, "seed": seed}
     with bar(len(prompts), what, "answer", quiet) as progress, loaded.precision.autocast():
         done = generate(loaded.model, prompts, on_done=lambda *_: progress.update(), **options)
+    cut = sum(completion.stop_reason == "length" for completion in done)
     texts = [tokenizer.decode(completion.token_ids) for completion in done]
-    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts)
+    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts, cut)
 
 
 def measures(answers: Answers, task: ModuleType) -> dict:

@@ -8,6 +8,7 @@ import re
 import torch
 
 from model.gemma3 import Gemma3ForCausalLM
+from model.quantized import all_weights
 
 # FLOP/s of dense bfloat16 products with float32 accumulation, from NVIDIA's data sheets. The first pattern
 # that occurs in the device's name counts.
@@ -31,11 +32,12 @@ def step_flops(model: Gemma3ForCausalLM, tokens: int, targets: int) -> int:
     own gradient if it is trainable. The head, and the last layer's o_proj and MLP, are computed at supervised
     positions only. Attention's products of q, k and v are not counted: a twelfth of all in short documents.
     """
-    last, head = model.model.layers[-1], model.head_weight
-    at_targets = {id(p) for n, p in last.named_parameters() if n.startswith(("self_attn.o_proj", "mlp"))}
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    uses = [(p, targets if id(p) in at_targets else tokens) for p in matrices] + [(head, targets)]
-    return sum((6 if p.requires_grad else 4) * p.numel() * n for p, n in uses)
+    last = len(model.model.layers) - 1
+    at_targets = (f"{last}.self_attn.o_proj.", f"{last}.mlp.")
+    matrices = {n: w for n, w in all_weights(model.model.layers).items() if len(w.shape) == 2}
+    uses = [(w, targets if n.startswith(at_targets) else tokens) for n, w in matrices.items()]
+    uses.append((model.head_weight, targets))
+    return sum((6 if w.requires_grad else 4) * w.numel() * n for w, n in uses)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

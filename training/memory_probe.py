@@ -26,6 +26,7 @@ from common.machine import peak_memory
 from data.packing import Batch
 from data.render import Document
 from generation.generate import generate
+from model.quantized import all_weights
 from training import build, evaluation, loop
 from training.build import BaseModel
 from training.config import Config, Train
@@ -121,7 +122,7 @@ def _phases(cfg: Config, room: int) -> Iterator[Probe]:
     precision = Precision(cfg.train.precision, device)
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         base, data = build.load_base(cfg, precision)
-    found.parts["base weights"] = sum(p.nbytes for p in base.model.parameters())
+    found.parts["base weights"] = sum(w.nbytes for w in all_weights(base.model).values())
     build.add_adapters(base.model, cfg)
     trainable = sum(p.nbytes for p in build.trainable_weights(base.model).values())
     found.parts["base weights"] -= trainable if cfg.adapter.type == "full" else 0

@@ -21,7 +21,9 @@ from lora.inject import disabled, unwrap
 from lora.peft_io import CONFIG as ADAPTER_CONFIG
 from lora.peft_io import WEIGHTS as ADAPTER_WEIGHTS
 from lora.peft_io import load_adapter, save_adapter
-from model.weights import copy_tokenizer, load_model, save_model
+from model.chat_template import save_tokenizer
+from model.quantized import all_weights
+from model.weights import load_model, save_model
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
 from tasks import text
@@ -83,7 +85,7 @@ def load(run: OpenRun) -> LoadedRun:
     if cfg.train.compile:
         base.model.compile_layers()
         say("compiling  the layers: half a minute before the first step, then shorter steps (train.compile)")
-    total = sum(p.numel() for p in base.model.parameters())
+    total = sum(w.numel() for w in all_weights(base.model).values())
     share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trainable ({cfg.adapter.type})"
     say(f"model      {cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
     # Each checkpoint holds weights and two moments in float32; the adapter is written twice.
@@ -101,6 +103,9 @@ def measure(run: LoadedRun, what: str) -> dict:
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
         answers = evaluation.answer(base, v.samples, cfg.generate, cfg.run.seed, f"{what}: {v.name}")
+        if answers.cut:
+            limits = "generate.max_new_tokens or max_new_ratio"
+            say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
         measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
@@ -293,7 +298,8 @@ def save_weights(run: LoadedRun) -> None:
         return
     dtype = torch.float32 if cfg.model.dtype == "float32" else torch.bfloat16
     save_model(run.base.model, path / "model", dtype)
-    copy_tokenizer(run.base.folder, path / "model")
+    if not (path / "model" / "tokenizer.json").exists():  # It does not change during a run.
+        save_tokenizer(run.base.tokenizer, path / "model")
 
 
 def _load_best(run: LoadedRun) -> None:

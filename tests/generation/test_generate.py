@@ -15,11 +15,12 @@ import generate as script
 from generation.cache import KVCache
 from generation.generate import _matmul_settings, generate
 from generation.sampling import Sampling, distribution, greedy, sample
+from model.chat_template import save_tokenizer
 from model.config import FULL, SLIDING, parse_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import TINY
 from model.tokenizer import Tokenizer
-from model.weights import copy_tokenizer, save_model
+from model.weights import save_model
 from tests.generation.small import WINDOW, small_model, texts
 
 
@@ -307,7 +308,7 @@ def folder(tmp_path_factory) -> str:
     """A model folder with random weights and tiny's tokenizer, for generate.py."""
     path = tmp_path_factory.mktemp("model")
     save_model(small_model(vocab_size=Tokenizer(TINY).vocab_size), path, torch.float32)
-    copy_tokenizer(TINY, path)
+    save_tokenizer(Tokenizer(TINY), path)
     return str(path)
 
 

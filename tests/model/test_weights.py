@@ -20,7 +20,6 @@ from model.weights import (
     SINGLE,
     Checkpoint,
     _hash_sample,
-    copy_tokenizer,
     hash_model,
     load_model,
     save_model,
@@ -106,10 +105,29 @@ def test_every_prefix_that_was_ever_published_means_the_same_tensor(tmp_path, te
     assert_same_weights(load_model(tmp_path, torch.float32), tensors)
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
+HEADS = ["lm_head.weight", "language_model.lm_head.weight"]
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_a_stored_copy_of_a_tied_head_is_ignored(tmp_path, tensors, name):
-    save_file(tensors | {name: torch.zeros(96, 32)}, tmp_path / SINGLE)
+    save_file(tensors | {name: tensors[EMBEDDING].clone()}, tmp_path / SINGLE)
     assert_same_weights(load_model(tmp_path, torch.float32), tensors)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_differs_from_the_embedding_under_a_tied_config_is_refused_until_it_is_untied(
+    tmp_path, tensors, name, monkeypatch
+):
+    monkeypatch.setattr("model.weights.SLICE", 7 * 32)  # The last of several slices has the difference.
+    head = tensors[EMBEDDING].clone()
+    head[-1, -1] += 1
+    save_file(tensors | {name: head}, tmp_path / SINGLE)
+    message = f"tied: {name} differs from {EMBEDDING}, but config.json has tie_word_embeddings true: set it"
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert torch.equal(load_model(tmp_path, torch.float32).head_weight, head)
 
 
 def test_an_untied_head_is_loaded_and_required(tmp_path):
@@ -370,18 +388,6 @@ def test_a_model_that_still_has_adapters_is_not_saved(tmp_path):
 def test_a_model_can_be_saved_over_the_folder_it_was_loaded_from(tmp_path, tensors):
     save_model(load_model(tmp_path, torch.float32), tmp_path, torch.float32)
     assert_same_weights(load_model(tmp_path, torch.float32), tensors)
-
-
-def test_copy_tokenizer_copies_the_tokenizers_files_and_nothing_else(tmp_path):
-    src, dst = tmp_path / "src", tmp_path / "dst"
-    src.mkdir(), dst.mkdir()
-    copied = ["tokenizer.json", "generation_config.json", "chat_template.jinja"]
-    for name in (*copied, "config.json", "README.md", SINGLE):
-        (src / name).write_text(name)
-    copy_tokenizer(src, dst)
-    copy_tokenizer(src, src)  # A copy onto itself changes nothing.
-    assert {p.name: p.read_text() for p in dst.iterdir()} == {name: name for name in copied}
-    assert (src / "tokenizer.json").read_text() == "tokenizer.json"
 
 
 # hashes

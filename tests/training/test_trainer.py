@@ -16,9 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 import train
 from model.gemma3 import Gemma3ForCausalLM
+from model.tokenizer import Tokenizer
 from report.metrics_log import read_metrics
 from tests.folders import ROOT
 from tests.makers import documents, rows, write_jsonl, write_model, write_run
@@ -251,6 +253,17 @@ def test_a_reader_of_the_output_who_left_is_not_taken_for_a_full_disk(place, mon
     run = trainer.load(trainer.open_run(load_config("tiny.toml"), resume=False))
     with pytest.raises(BrokenPipeError):
         trainer.fit(run, "train.py")
+
+
+def test_the_model_of_a_full_run_has_the_trained_turns_and_stops_at_their_end(place):
+    """The base has nothing but tokenizer.json."""
+    assert run(*SHORT, "--set", "adapter.type=full") == 0
+    theirs, ours = AutoTokenizer.from_pretrained(RUN / "model"), Tokenizer("base")
+    turns = [{"role": "user", "content": "Hello"}]
+    ids = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert ids == ours.render_prompt([("user", "Hello")])
+    stops = json.loads((RUN / "model" / "generation_config.json").read_text())["eos_token_id"]
+    assert set(stops) == {ours.eos_id, ours.end_of_turn_id}
 
 
 def test_the_share_of_a_known_peak_is_in_the_step_log(place, monkeypatch):

@@ -1,0 +1,118 @@
+"""A GGUF file's vocabulary as tokenizer.json, for the tokenizers library.
+
+llama.cpp's vocabulary has no merges but a score for each piece: of all neighbours whose concatenation is a
+piece, it joins those with the highest score. Byte-pair encoding joins the neighbours whose merge comes first.
+Both tokenize alike if the merges are all ways to divide a piece into two others, in the order of the scores.
+The order among the ways to divide one piece has no effect: inside the piece, neighbours are joined in the
+same order wherever it stands, so only one of the ways ever occurs.
+
+Source: llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm.
+"""
+
+from typing import Any
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
+SPACE = "\u2581"
+MODEL = "llama"  # tokenizer.ggml.model of a SentencePiece vocabulary
+
+
+def tokenizer_json(known: dict[str, Any], control: tuple[str, ...]) -> dict:
+    """Returns the content of tokenizer.json for the tokenizer.ggml.* keys, given without that prefix.
+
+    Pieces named in `control` are control tokens whatever type the file gives them. Raises ValueError for a
+    vocabulary of another kind than Gemma's.
+    """
+    problem = _problem(known)
+    if problem:
+        raise ValueError(f"{problem}; Loupe needs the tokenizer of a Gemma 3 model")
+    tokens, types = known["tokens"], known["token_type"]
+    kinds = [CONTROL if token in control else kind for token, kind in zip(tokens, types, strict=True)]
+    bos = known.get("bos_token_id", 2)
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            _added(i, tokens[i], special=kind != USER_DEFINED)
+            for i, kind in enumerate(kinds)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        ],
+        "normalizer": _normalizer(known.get("add_space_prefix", True)),
+        "pre_tokenizer": None,
+        "post_processor": _begin_with(tokens[bos], bos) if known.get("add_bos_token", True) else None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": tokens[known.get("unknown_token_id", 3)],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": merges(tokens, known["scores"], kinds),
+        },
+    }
+
+
+def merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
+    """Returns all pairs of pieces whose concatenation is an ordinary piece, by its falling score."""
+    ordinary = [i for i, kind in enumerate(types) if kind in (NORMAL, BYTE)]
+    pieces = {tokens[i] for i in ordinary}
+    # sort() is stable: pieces of equal score stay in the order of their ids.
+    ordinary.sort(key=lambda i: -scores[i])
+    return [
+        (piece[:at], piece[at:])
+        for piece in (tokens[i] for i in ordinary)
+        for at in range(1, len(piece))
+        if piece[:at] in pieces and piece[at:] in pieces
+    ]
+
+
+def _problem(known: dict[str, Any]) -> str | None:
+    """Returns what is wrong with the keys, or None."""
+    lists = {key: known.get(key) for key in ("tokens", "scores", "token_type")}
+    missing = [f"tokenizer.ggml.{key}" for key, value in lists.items() if not isinstance(value, list)]
+    if known.get("model") != MODEL:
+        return f"tokenizer.ggml.model is {known.get('model')!r}, and Gemma's is {MODEL!r}"
+    if missing:
+        return f"there is no {', '.join(missing)}"
+    lengths = {len(value) for value in lists.values() if value is not None}
+    if len(lengths) > 1:
+        return "tokenizer.ggml.tokens, scores and token_type have different lengths"
+    tokens = known["tokens"]
+    if len(set(tokens)) < len(tokens):
+        return "tokenizer.ggml.tokens has an entry twice"
+    ids = {key: known[key] for key in ("bos_token_id", "unknown_token_id") if key in known}
+    wrong = [
+        f"tokenizer.ggml.{key} = {value!r}" for key, value in ids.items() if not _is_id(value, len(tokens))
+    ]
+    return f"{', '.join(wrong)} is outside the vocabulary of {len(tokens):,}" if wrong else None
+
+
+def _is_id(value: Any, size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < size
+
+
+def _added(number: int, content: str, special: bool) -> dict:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, **flags, "special": special}
+
+
+def _normalizer(space_prefix: bool) -> dict:
+    spaces = _replace(" ", SPACE)
+    prefix = {"type": "Prepend", "prepend": SPACE}
+    return {"type": "Sequence", "normalizers": [prefix, spaces]} if space_prefix else spaces
+
+
+def _replace(old: str, new: str) -> dict:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def _begin_with(token: str, number: int) -> dict:
+    """Returns the post-processor that puts one control token before a text."""
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
