@@ -19,8 +19,9 @@ FORMATS = {
     "safetensors": "the merged model for transformers",
     "hub": "that folder, uploaded",
 }
-WITH_GGUF = ("gguf", "ollama", "oci")
-QUANTS = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_0"]
+WITH_GGUF, AS_FOLDER = ("gguf", "ollama", "oci"), ("safetensors", "hub")
+FLOATS = ["f32", "f16", "bf16"]
+QUANTS = [*FLOATS, "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_0"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="a folder that train.py wrote")
-    models = "tiny (the embedded one), a folder, or a hub id such as google/gemma-3-270m-it"
+    models = "tiny (embedded), a folder, a .gguf file, or a hub id such as google/gemma-3-270m-it"
     source.add_argument("--model", type=moved, metavar="M", help=models)
     add("--revision", metavar="R", help="with --model: branch, tag or commit on the hub (default main)")
     add("--adapter", metavar="DIR", help="with --model: a LoRA or DoRA adapter, a run's adapter/ or PEFT's")
@@ -45,10 +46,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--to", required=True, choices=list(FORMATS), help=formats)
     paths = "the file or folder to write; oci also: registry/name:tag; hub: user/name"
     add("--out", required=True, metavar="PATH", help=paths)
-    types = f"type of the weights in a GGUF, one of {', '.join(QUANTS)} (default q8_0)"
+    types = f"type of the weights: in a GGUF one of {', '.join(QUANTS)} (default q8_0); safetensors and hub: "
+    types += f"{', '.join(FLOATS)} (default f32)"
     add("--quant", type=str.lower, choices=QUANTS, metavar="TYPE", help=types)
     verify = "llama.cpp: compare a GGUF in llama.cpp too, after our own comparison (needs xllamacpp)"
     add("--verify", choices=["loupe", "llama.cpp"], help=verify)
+    tokens = "oci: the tokens for which Docker Model Runner reserves memory (default: all of the model's)"
+    add("--context-size", type=int, metavar="N", help=tokens)
     add("--no-verify", action="store_true", help="do not compare a GGUF with the model; the file says so")
     add("--force", action="store_true", help="replace an earlier export")
     args = parser.parse_args(argv)
@@ -57,10 +61,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{flag} goes with --model; a --run has its own")
     if args.verify and args.no_verify:
         parser.error("--verify and --no-verify exclude each other")
-    for flag, value in (("--quant", args.quant), ("--no-verify", args.no_verify), ("--verify", args.verify)):
+    for flag, value in (("--no-verify", args.no_verify), ("--verify", args.verify)):
         if args.to not in WITH_GGUF and value:
             parser.error(f"{flag} goes with --to gguf, ollama and oci")
-    args.quant = args.quant or "q8_0"
+    allowed = QUANTS if args.to in WITH_GGUF else FLOATS if args.to in AS_FOLDER else []
+    if args.quant and args.quant not in allowed:
+        remedy = f"choose {', '.join(allowed)}" if allowed else "leave it out"
+        parser.error(f"--quant {args.quant} does not go with --to {args.to}; {remedy}")
+    args.quant = args.quant or ("q8_0" if args.to in WITH_GGUF else "f32")
+    if args.context_size is not None and (args.to != "oci" or args.context_size < 1):
+        parser.error("--context-size goes with --to oci, and is a number of tokens, 1 or more")
     args.verify = None if args.no_verify else args.verify or "loupe"
     return args
 
@@ -89,24 +99,25 @@ def export(args: argparse.Namespace) -> int:
         source = from_run(Path(args.run), cfg.run.name, model.name, model.revision, full, rows)
     source.origin = {"version": VERSION} | source.origin
     source.refuse_overwriting(out)
+    how = (args.quant, args.verify)
     try:
         with target.scratch() if remote else target.new_path(out) as part:
             if args.to == "gguf":
-                summary = gguf_model.export_gguf(source, part, out.stem, args.quant, args.verify)
+                summary = gguf_model.export_gguf(source, part, out.stem, *how)
             elif args.to == "gguf-lora":
                 summary = lora_gguf.export_lora(source, part, out.stem)
             elif args.to == "ollama":
-                summary = ollama.export_ollama(source, part, out, args.quant, args.verify)
+                summary = ollama.export_ollama(source, part, out, *how)
             elif args.to == "oci" and remote:
-                summary = oci.push_artifact(source, part, args.out, args.quant, args.verify)
+                summary = oci.push_artifact(source, part, args.out, *how, args.context_size)
             elif args.to == "oci":
-                summary = oci.export_layout(source, part, out.name.partition(":")[0], args.quant, args.verify)
+                summary = oci.export_layout(source, part, out.name.partition(":")[0], *how, args.context_size)
             elif args.to == "peft":
                 summary = hf_folder.export_peft(source, part, out.name)
             elif args.to == "safetensors":
-                summary = hf_folder.export_safetensors(source, part, out.name)
+                summary = hf_folder.export_safetensors(source, part, out.name, args.quant)
             else:
-                summary = hub.export_to_hub(source, part, args.out)
+                summary = hub.export_to_hub(source, part, args.out, args.quant)
     except NotTheSame as e:
         print(f"error: {out} was not written: it differs from the model: {e}", file=sys.stderr)
         return FAILED

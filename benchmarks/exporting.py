@@ -22,10 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from model.chat_template import save_tokenizer  # noqa: E402
 from model.config import FULL, SLIDING, Gemma3Config  # noqa: E402
 from model.gemma3 import Gemma3ForCausalLM  # noqa: E402
 from model.hub import TINY  # noqa: E402
-from model.weights import copy_tokenizer, save_model  # noqa: E402
+from model.tokenizer import Tokenizer  # noqa: E402
+from model.weights import save_model  # noqa: E402
 
 # hidden_size, intermediate_size, layers, query heads, key/value heads
 SHAPES = {"270M": (640, 2048, 18, 4, 1), "4 GB": (2560, 10_240, 14, 8, 4)}
@@ -72,7 +74,7 @@ def make_sparse(folder: Path, config: Gemma3Config) -> None:
 
 def make_tokenizer(folder: Path) -> None:
     """Writes tiny's tokenizer, filled up to 262,144 vocabulary entries with pieces that no text contains."""
-    copy_tokenizer(TINY, folder)
+    save_tokenizer(Tokenizer(TINY), folder)
     raw = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = raw["model"]["vocab"]
     vocab |= {f"\ue000{i}": i for i in range(len(vocab), 262_144)}

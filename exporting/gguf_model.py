@@ -6,13 +6,12 @@ Source: llama.cpp, conversion/gemma.py and src/models/gemma3.cpp. Two facts have
    -0.5 in a model of 62 layers (Gemma 3 27B). A model with another scale is refused.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from common.progress import bar, say
+from common.progress import bar, say, warn
 from exporting.gguf_vocab import tokenizer_metadata
 from exporting.merged import MergedCheckpoint
 from exporting.source import Source
@@ -20,10 +19,10 @@ from exporting.target import need_space
 from exporting.verify import comparison_sample, verify
 from ggml.container import Metadata, TensorInfo, write_gguf
 from ggml.quantize import FILE_TYPES, quantize, tensor_type
+from model.chat_template import chat_template
 from model.config import SLIDING, Gemma3Config
 from model.gguf_names import gguf_name
 from model.gguf_weights import LAYERS_27B, USUAL_PATTERN
-from model.hub import TINY
 from model.tokenizer import Tokenizer
 
 
@@ -86,7 +85,9 @@ def write_model(
 
     metadata = architecture_metadata(model.config, quant, name)
     metadata |= tokenizer_metadata(model.folder, model.config.vocab_size)
-    metadata["tokenizer.chat_template"] = ("str", chat_template(model.folder))
+    tokenizer = Tokenizer(model.folder)
+    metadata["tokenizer.chat_template"] = ("str", chat_template(tokenizer))
+    warn_of_other_stops(tokenizer)
     metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     metadata |= {f"loupe.{key}": ("str", text) for key, text in origin.items()}
     return write_gguf(path, metadata, tensors, read)
@@ -161,13 +162,7 @@ def refuse_inexpressible(cfg: Gemma3Config) -> None:
         raise ValueError(f"this model cannot be a GGUF: {'; '.join(problems)}; use --to safetensors")
 
 
-def chat_template(folder: Path) -> str:
-    """Returns the Jinja chat template of the model in `folder`; without one, the embedded tiny model's."""
-    for source in (folder, TINY):
-        if (source / "chat_template.jinja").is_file():
-            return (source / "chat_template.jinja").read_text(encoding="utf-8")
-        config = source / "tokenizer_config.json"
-        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        if isinstance(values.get("chat_template"), str):
-            return values["chat_template"]
-    raise AssertionError("the embedded model has no chat template")
+def warn_of_other_stops(tokenizer: Tokenizer) -> None:
+    """Warns of each stop token besides <eos> and <end_of_turn>, because a GGUF file has no key for it."""
+    for token in sorted(tokenizer.stop_ids - {tokenizer.eos_id, tokenizer.end_of_turn_id}):
+        warn(f"{tokenizer.folder}: the GGUF file cannot say that {tokenizer.piece(token)!r} ends an answer")

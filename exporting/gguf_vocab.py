@@ -12,13 +12,15 @@ from typing import Any
 
 from common.files import read_json
 from ggml.container import Metadata
+from model.tokenizer import END_OF_TURN
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # llama.cpp's token types
 ADDED_SCORE, PAD_SCORE, SPACE = -1000.0, -10000.0, "\u2581"
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 # llama.cpp's converter takes these for control tokens even if the file calls them ordinary ones.
 LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<unused\d+>")
-SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unknown": "<unk>", "padding": "<pad>"}
+# llama.cpp's converter writes no "eot", and llama.cpp then looks for <end_of_turn> and its like by name.
+SPECIAL = {"bos": "<bos>", "eos": "<eos>", "eot": END_OF_TURN, "unknown": "<unk>", "padding": "<pad>"}
 
 
 def tokenizer_metadata(folder: str | Path, vocab_size: int) -> Metadata:

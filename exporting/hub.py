@@ -7,10 +7,13 @@ from exporting.source import Source
 from model.hub import EXAMPLE, HUB_ID
 
 
-def export_to_hub(source: Source, scratch: Path, repo: str) -> str:
-    """Writes the merged model to the folder `scratch`, uploads it, and returns a summary with the URL."""
+def export_to_hub(source: Source, scratch: Path, repo: str, quant: str) -> str:
+    """Writes the merged model to the folder `scratch`, uploads it, and returns a summary with the URL.
+
+    `quant` is that of export_safetensors.
+    """
     check_repo(repo)
-    summary = export_safetensors(source, scratch, repo)
+    summary = export_safetensors(source, scratch, repo, quant)
     return f"{summary}; {upload(scratch, repo, 'Exported by Loupe')}"
 
 

@@ -26,6 +26,7 @@ from exporting.gguf_model import export_gguf
 from exporting.registry import parse_reference, push
 from exporting.source import Source
 from ggml.container import GGUFFile
+from model.config import read_config
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -47,26 +48,46 @@ BYTE_UNITS = [
 COUNT_UNITS = [(10**15, "Q"), (10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")]
 
 
-def export_layout(source: Source, out: Path, name: str, quant: str, verified_by: str | None) -> str:
+def export_layout(
+    source: Source, out: Path, name: str, quant: str, verified_by: str | None, context_size: int | None
+) -> str:
     """Writes the merged model as an OCI image layout to the new folder `out`; takes export_gguf's arguments.
 
-    Returns a summary with the manifest's digest.
+    Returns a summary with the manifest's digest. Raises ValueError if `context_size`, the tokens of a
+    conversation for which Docker Model Runner reserves memory, exceeds the model's positions.
     """
+    positions = read_config(source.folder).max_position_embeddings
+    if context_size and context_size > positions:
+        raise ValueError(f"--context-size {context_size}: the model has {positions} positions; give no more")
     out.mkdir()
     gguf = out / "model.gguf"
     summary = export_gguf(source, gguf, name, quant, verified_by)
     file = GGUFFile(gguf)
     parameters, size = sum(math.prod(t.shape) for t in file.tensors.values()), file.size - file.data_start
-    digest = write_layout(gguf, out, metadata=file.metadata, parameters=parameters, tensor_bytes=size)
+    digest = write_layout(
+        gguf,
+        out,
+        metadata=file.metadata,
+        parameters=parameters,
+        tensor_bytes=size,
+        context_size=context_size,
+    )
     gguf.unlink()  # The layout has it under its digest.
     return f"{summary}, digest {digest}"
 
 
-def push_artifact(source: Source, scratch: Path, reference: str, quant: str, verified_by: str | None) -> str:
+def push_artifact(
+    source: Source,
+    scratch: Path,
+    reference: str,
+    quant: str,
+    verified_by: str | None,
+    context_size: int | None,
+) -> str:
     """Writes the OCI image layout to `scratch`, pushes it to "registry/name:tag", and returns a summary."""
     _, repository, _ = parse_reference(reference)
     layout = scratch / "layout"
-    summary = export_layout(source, layout, Path(repository).name, quant, verified_by)
+    summary = export_layout(source, layout, Path(repository).name, quant, verified_by, context_size)
     size = sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir())
     with bar(size, "pushing", "B") as progress:
         push(layout, reference, progress=lambda sent: progress.update(sent - progress.n))
@@ -80,6 +101,7 @@ def write_layout(
     metadata: dict[str, Any],
     parameters: int,
     tensor_bytes: int,
+    context_size: int | None = None,
     license: Path | None = None,
     created: datetime | None = None,
 ) -> str:
@@ -91,6 +113,7 @@ def write_layout(
         metadata: {key: value} of the GGUF file's header.
         parameters: the number of the model's parameters.
         tensor_bytes: the size of the file without its header, in bytes.
+        context_size: the tokens for which the model is started; None takes the model's largest number.
         license: the path of a text file, or None.
         created: the creation time to store; None stores the current time.
 
@@ -99,7 +122,7 @@ def write_layout(
     if metadata.get("general.type") == "adapter":
         remedy = "merge it into its base and export that"
         raise ValueError(f"{gguf} is an adapter, for which an OCI model artifact has no layer; {remedy}")
-    described = describe(metadata, parameters, tensor_bytes)
+    described = describe(metadata, parameters, tensor_bytes, context_size)
     (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     layers = [_file_layer(gguf, GGUF, out)] + ([_file_layer(license, LICENSE, out)] if license else [])
     instant = created or datetime.now(UTC)
@@ -116,8 +139,13 @@ def write_layout(
     return described_manifest["digest"]
 
 
-def describe(metadata: dict[str, Any], parameters: int, tensor_bytes: int) -> dict[str, Any]:
-    """Returns the object "config" of the artifact's config JSON, with its keys in model-runner's order."""
+def describe(
+    metadata: dict[str, Any], parameters: int, tensor_bytes: int, context_size: int | None
+) -> dict[str, Any]:
+    """Returns the object "config" of the artifact's config JSON, with its keys in model-runner's order.
+
+    model-runner hands context_size to llama.cpp's --ctx-size (pkg/inference/backends/llamacpp).
+    """
     kind, architecture = metadata.get("general.file_type"), metadata["general.architecture"]
     if kind not in FILE_TYPES:
         names = ", ".join(FILE_TYPES.values())
@@ -131,7 +159,7 @@ def describe(metadata: dict[str, Any], parameters: int, tensor_bytes: int) -> di
         "size": _scaled(tensor_bytes, BYTE_UNITS, "B"),
         "gguf": {key: _go_text(value) for key, value in sorted(short.items())},
     }
-    context = metadata.get(f"{architecture}.context_length")
+    context = context_size or metadata.get(f"{architecture}.context_length")
     return described | ({"context_size": context} if context else {})
 
 

@@ -16,10 +16,11 @@ import torch
 from data.render import IGNORE_INDEX, Document, render
 from data.rows import Sample
 from exporting.gguf_vocab import NORMAL, SPACE, SPMTokenizer
-from exporting.llama_cpp import llama
+from exporting.llama_cpp import Llama, llama
 from exporting.merged import SLICE, MergedCheckpoint
 from ggml.container import GGUFFile
 from lora.peft_io import load_adapter
+from model.chat_template import CONVERSATIONS, wrong_turns
 from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_names import gguf_name
@@ -160,6 +161,7 @@ def verify(
     file = compare_bytes(path, written)
     compare_config(read_gguf_config(file), model.config)
     compare_tokenizer(file, sample.texts, tokenizer)
+    compare_chat(file, tokenizer)
     errors = {gguf_name(name): compare_tensor(file, model, name) for name in model.names}
     worst = max(errors, key=lambda name: errors[name])
     remark = f"the tensor with the largest error is {worst}, {errors[worst]:.3g} of its size"
@@ -173,6 +175,7 @@ def verify(
     if in_llama_cpp:
         few = replace(sample, positions=sample.positions[:LLAMA_POSITIONS])
         with llama(path, model.config.vocab_size, context=len(sample.tokens) + 16) as server:
+            compare_rendered(server, tokenizer)
             theirs = server.next_log_probs(few.prompts(), tokenizer.encode("a")[0])
         name, bound = f"llama.cpp against {kind}", LLAMA_BOUNDS[quant]
         found += [difference(name, trained[:LLAMA_POSITIONS], theirs, bound).within_bound(remark)]
@@ -237,6 +240,30 @@ def compare_tokenizer(file: GGUFFile, texts: list[str], tokenizer: Tokenizer) ->
                 f"tokenizer.ggml: {text!r} is tokenized differently from token {at}: {theirs[at : at + 3]} "
                 f"and not {ours[at : at + 3]}; add --no-verify if it differs from Gemma's on purpose"
             )
+
+
+def compare_chat(file: GGUFFile, tokenizer: Tokenizer) -> None:
+    """Raises NotTheSame if the file's chat template renders other turns, or other tokens end an answer."""
+    if found := wrong_turns(file.metadata.get("tokenizer.chat_template", ""), tokenizer):
+        raise NotTheSame(f"tokenizer.chat_template {found}")
+    for name, ours in (("eos", tokenizer.eos_id), ("eot", tokenizer.end_of_turn_id)):
+        theirs = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if theirs != ours:
+            raise NotTheSame(
+                f"tokenizer.ggml.{name}_token_id is {theirs} in the file and {ours} in the model"
+            )
+
+
+def compare_rendered(server: Llama, tokenizer: Tokenizer) -> None:
+    """Raises NotTheSame at the first conversation that llama.cpp renders otherwise than `tokenizer`."""
+    for messages in CONVERSATIONS:
+        if messages[-1][0] == "assistant":
+            continue  # llama.cpp's server would let the model go on with this turn.
+        asked = {"messages": [{"role": role, "content": content} for role, content in messages]}
+        text = server.post("/apply-template", asked)["prompt"]
+        how = {"content": text, "add_special": True, "parse_special": True}
+        if server.post("/tokenize", how)["tokens"] != tokenizer.render_prompt(messages):
+            raise NotTheSame(f"llama.cpp renders {messages} as {text!r}, which was not trained")
 
 
 def compare_tensor(file: GGUFFile, model: MergedCheckpoint, name: str) -> float:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 CONTROL_TOKENS = ("<bos>", "<eos>", "<pad>", START_OF_TURN, END_OF_TURN)
+# What transformers needs besides tokenizer.json, where a model has no tokenizer_config.json.
+SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+SETTINGS |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 ROLES = {"user": "user", "assistant": "model"}
 REPLACEMENT = "\ufffd"  # Bytes of an unfinished UTF-8 character are decoded to this.
 
@@ -25,7 +28,8 @@ class Tokenizer:
         """Reads tokenizer.json in `path`; raises ValueError if it is missing, damaged or not Gemma 3's."""
         from tokenizers import Tokenizer as Backend  # Its import takes 60 ms, which --help does not need.
 
-        file = Path(path) / "tokenizer.json"
+        self.folder = Path(path)
+        file = self.folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(
                 f"{file}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors"
@@ -60,6 +64,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text; adds no <bos> or other control token."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_control(self, text: str) -> list[int]:
+        """Returns the ids of a text in which "<bos>" and other control tokens stand for themselves."""
+        self.backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self.backend.encode_special_tokens = True
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encodes many texts in parallel."""

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import export
 from exporting import hf_folder
+from exporting.merged import MergedCheckpoint
 from lora.inject import inject
 from lora.peft_io import load_adapter, save_adapter
 from model.weights import hash_model, load_model
@@ -177,6 +178,30 @@ def test_a_model_without_an_adapter_keeps_its_weights(tmp_path, base, capsys):
     assert_same(
         their_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), adapted_logits(base, None)
     )
+
+
+@pytest.mark.parametrize("quant", ["f32", "bf16", "f16"])
+def test_the_merged_weights_are_rounded_once_to_the_dtype_asked_for(tmp_path, base, adapter, capsys, quant):
+    words = ["--model", base, "--adapter", adapter, "--to", "safetensors", "--quant", quant]
+    assert export.main([*words, "--out", str(tmp_path / "out")]) == 0
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[quant]
+    assert f"parameters in {str(dtype).removeprefix('torch.')}, merged" in capsys.readouterr().out
+    theirs, merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), MergedCheckpoint(base, adapter)
+    assert theirs.dtype == dtype
+    for name in merged.names:
+        assert torch.equal(theirs.get_parameter(name), merged.read(name).to(dtype))
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path, base, capsys):
+    broken = shutil.copytree(base, tmp_path / "broken")
+    tensors, name = load_file(broken / "model.safetensors"), "model.layers.2.mlp.up_proj.weight"
+    tensors[name] = tensors[name].clone()
+    tensors[name][3, 3] = 70_000
+    save_file(tensors, broken / "model.safetensors")
+    words = ["--model", str(broken), "--to", "safetensors"]
+    message = refused(capsys, tmp_path / "out", *words, "--quant", "f16")
+    assert f"{name} has a value that f16 cannot hold; use --quant f32" in message
+    assert export.main([*words, "--quant", "bf16", "--out", str(tmp_path / "out")]) == 0
 
 
 def test_generation_settings_are_written_where_the_base_has_none(tmp_path, base):
@@ -386,12 +411,12 @@ def test_what_fails_halfway_leaves_the_earlier_export_and_nothing_else(
     words = ["--model", base, "--adapter", adapter, "--to", "safetensors", "--out", str(out)]
     code = {OSError: 2, KeyboardInterrupt: 130, RuntimeError: 1}[type(error)]
     with monkeypatch.context() as patch:
-        patch.setattr(hf_folder, "copy_tokenizer", fail)
+        patch.setattr(hf_folder, "save_tokenizer", fail)
         assert export.main(words) == code
         assert not (tmp_path / "new").exists()
     assert export.main(words) == 0
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    monkeypatch.setattr(hf_folder, "copy_tokenizer", fail)
+    monkeypatch.setattr(hf_folder, "save_tokenizer", fail)
     assert export.main([*words, "--force"]) == code
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before and files(out.parent) == {"out"}
 

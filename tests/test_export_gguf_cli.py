@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from exporting.registry import is_reference
 from exporting.verify import POSITIONS
 from ggml.container import GGUFFile
 from ggml.quantize import FILE_TYPES
+from model.tokenizer import Tokenizer
 from tests.exporting.registry_server import PASSWORD, USER, registry
 from tests.folders import ROWS, make_adapter, make_model, write_rows
 from training.config import Config, Data, Model, Run
@@ -202,6 +204,30 @@ def test_an_image_layout_holds_the_gguf_under_its_digest(tmp_path, base, adapter
     assert export.main([*words, "--force"]) == 0  # an earlier layout is replaced
 
 
+@pytest.mark.parametrize(("words", "size"), [([], 512), (["--context-size", "100"], 100)])
+def test_docker_model_runner_is_told_the_context_size(tmp_path, base, words, size):
+    options = ["--model", base, "--to", "oci", "--no-verify", "--out", str(tmp_path / "layout"), *words]
+    assert export.main(options) == 0
+    blobs = (tmp_path / "layout" / "blobs" / "sha256").iterdir()
+    (config,) = (raw for raw in map(Path.read_bytes, blobs) if raw.startswith(b'{"config"'))
+    assert json.loads(config)["config"]["context_size"] == size
+
+
+def test_a_context_size_beyond_the_models_positions_is_refused(tmp_path, base, capsys):
+    words = ["--model", base, "--to", "oci", "--context-size", "513", "--out", str(tmp_path / "layout")]
+    assert export.main(words) == 2 and list(tmp_path.iterdir()) == []
+    assert "--context-size 513: the model has 512 positions" in capsys.readouterr().err
+
+
+def test_a_stop_token_that_a_gguf_cannot_name_is_told(tmp_path, base, capsys):
+    folder = shutil.copytree(base, tmp_path / "base")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 50]}')
+    words = ["--to", "gguf", "--no-verify", "--out", str(tmp_path / "x.gguf")]
+    assert export.main(["--model", str(folder), *words]) == 0
+    piece = Tokenizer(folder).piece(50)
+    assert f"cannot say that {piece!r} ends an answer" in capsys.readouterr().err
+
+
 def test_a_tag_in_a_registry_is_pushed_to_and_nothing_is_left_here(tmp_path, base, capsys, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("LOUPE_REGISTRY_USER", USER)
@@ -257,6 +283,9 @@ def test_a_registry_is_told_from_a_folder_as_docker_does(out, remote):
     "words",
     [
         ["--to", "peft", "--quant", "q8_0"],
+        ["--to", "safetensors", "--quant", "q8_0"],
+        ["--to", "gguf", "--context-size", "64"],
+        ["--to", "oci", "--context-size", "0"],
         ["--to", "gguf-lora", "--no-verify"],
         ["--to", "gguf", "--quant", "q3"],
         ["--to", "gguf", "--no-verify", "--verify", "llama.cpp"],

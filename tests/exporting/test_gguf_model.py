@@ -8,7 +8,6 @@ import torch
 
 from exporting.gguf_model import (
     architecture_metadata,
-    chat_template,
     plan,
     refuse_inexpressible,
     transformed,
@@ -18,10 +17,12 @@ from exporting.merged import MergedCheckpoint
 from ggml.container import GGUFFile
 from lora.merge import merge
 from lora.peft_io import load_adapter
+from model.chat_template import save_tokenizer, stored_template
 from model.config import Gemma3Config
 from model.gguf_names import gguf_name
 from model.hub import TINY
-from model.weights import copy_tokenizer, load_model, save_model
+from model.tokenizer import Tokenizer
+from model.weights import load_model, save_model
 from tests.folders import make_adapter, make_model
 from tests.ggml.make_goldens import EXPORTED, GOLDENS, QUANTS, fingerprint, save_checkpoint
 
@@ -36,7 +37,7 @@ def checkpoint(request, checkpoints, tmp_path_factory):
     if request.param not in checkpoints:
         folder = checkpoints[request.param] = tmp_path_factory.mktemp(request.param)
         save_checkpoint(request.param, folder)
-        copy_tokenizer(TINY, folder)
+        save_tokenizer(Tokenizer(TINY), folder)
     return request.param, checkpoints[request.param]
 
 
@@ -91,7 +92,7 @@ def test_the_embedded_models_own_pattern_of_layers_is_written(tmp_path):
         keys["gemma3.attention.sliding_window_pattern"] == [True, True, False] * 3
         and keys["loupe.run"] == "r"
     )
-    assert len(keys["tokenizer.ggml.tokens"]) == 6144 and keys["tokenizer.chat_template"] == chat_template(
+    assert len(keys["tokenizer.ggml.tokens"]) == 6144 and keys["tokenizer.chat_template"] == stored_template(
         TINY
     )
 

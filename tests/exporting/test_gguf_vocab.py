@@ -90,12 +90,13 @@ def test_real_texts_of_six_languages_are_cut_alike():
 def test_special_ids_are_looked_up_by_name():
     keys = tokenizer_metadata(TINY, TOKENIZER.vocab_size)
     assert {k.split(".")[-1]: v for k, (_, v) in keys.items() if k.endswith("_id")} == {
-        "bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3, "padding_token_id": 0}  # fmt: skip
+        "bos_token_id": 2, "eos_token_id": 1, "eot_token_id": 106, "unknown_token_id": 3,
+        "padding_token_id": 0}  # fmt: skip
 
 
 def test_a_tokenizer_without_its_special_pieces_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
-    with pytest.raises(ValueError, match="has no <bos>, <unk> among the model's 9 vocabulary entries"):
+    with pytest.raises(ValueError, match="has no <bos>, <end_of_turn>, <unk> among the model's 9 vocab"):
         tokenizer_metadata(tmp_path, 9)
 
 

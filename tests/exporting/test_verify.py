@@ -10,9 +10,12 @@ import exporting.gguf_vocab as vocabulary
 import exporting.merged as merged
 import exporting.verify as verify
 from data.render import IGNORE_INDEX, Document
+from exporting.llama_cpp import Llama
 from ggml.container import GGUFFile
+from model.chat_template import stored_template
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_weights import model_of, read_gguf_config
+from model.hub import TINY
 from model.weights import load_model
 from tests.folders import make_adapter, make_model
 
@@ -121,6 +124,18 @@ MISTAKES = {
     "no scores": (WRITE, changed(scores=None), "is tokenized differently from token"),
     "no token types": (WRITE, changed(token_type=None), "is tokenized differently from token"),
     "no add_space_prefix": (WRITE, changed(add_space_prefix=None), "is tokenized differently from token 0"),
+    "a template that trims nothing": (
+        "exporting.gguf_model.chat_template",
+        lambda tokenizer: stored_template(TINY).replace("| trim", ""),
+        "tokenizer.chat_template renders ",
+    ),
+    "no template": (
+        WRITE,
+        changed(chat_template=None),
+        "tokenizer.chat_template renders '' where Loupe trains",
+    ),
+    "no end of a turn": (WRITE, changed(eot_token_id=None), "eot_token_id is None in the file and 106 in"),
+    "another end of text": (WRITE, changed(eos_token_id=2), "eos_token_id is 2 in the file and 1 in"),
     "a flipped bit": (
         WRITE,
         flip("blk.4.ffn_gate.weight"),
@@ -150,6 +165,22 @@ def test_a_mistake_is_caught_and_leaves_no_file(tmp_path, base, adapter, capsys,
     monkeypatch.setattr(place, mistake)
     assert exported(tmp_path, base, adapter) == 1
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_turns_that_llama_cpp_renders_otherwise_are_found(tmp_path, base, adapter, capsys, monkeypatch):
+    """CONVERSATIONS as llama.cpp gets them have another text than as the tokenizer does."""
+
+    def post(server, path, body):
+        if path == "/apply-template":
+            body = {"messages": [m | {"content": m["content"] + "!"} for m in body["messages"]]}
+        return whole_post(server, path, body)
+
+    whole_post = Llama.post
+    monkeypatch.setattr(Llama, "post", post)
+    words = ["--model", base, "--adapter", adapter, "--to", "gguf", "--quant", "f32", "--verify", "llama.cpp"]
+    assert export.main([*words, "--out", str(tmp_path / "x.gguf")]) == 1
+    err = capsys.readouterr().err
+    assert "llama.cpp renders [('user', 'Hello')]" in err and list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
