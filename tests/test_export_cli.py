@@ -77,11 +77,11 @@ def files(folder: Path) -> set[str]:
 
 def refused(capsys, out: Path, *words: str) -> str:
     """Runs an export that must be refused, asserts that it changes no file, and returns the message."""
-    before = {p: p.stat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
+    before = {p: p.lstat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
     assert export.main([*words, "--out", str(out)]) == 2
     printed, err = capsys.readouterr()
     assert printed == "" and err.startswith("error: ") and "Traceback" not in err
-    after = {p: p.stat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
+    after = {p: p.lstat().st_mtime_ns for p in out.parent.rglob("*")} if out.parent.exists() else None
     assert before == after
     return err
 
