@@ -25,8 +25,10 @@ of 32 has weights i, 32 + i, 64 + i and 96 + i, from its low bits up. Source: ll
 ggml/src/ggml-common.h and ggml-quants.c.
 """
 
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 SLICE = 2**22  # This many weights are dequantized at a time, so that temporary tensors take some ten MiB.
@@ -62,18 +64,22 @@ TYPES = {
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are no multiple of 256
 
 
+@cache
 def type_of(ggml_id: int) -> QuantType | None:
-    """Returns the block type with this GGUF id, from TYPES or the gguf package; None if neither has it."""
+    """Returns the block type with this GGUF id, from TYPES or the gguf package; None if neither reads it."""
     for known in TYPES.values():
         if known.ggml_id == ggml_id:
             return known
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    import gguf
 
     try:
-        kind = GGMLQuantizationType(ggml_id)
-        return QuantType(kind.name.lower(), ggml_id, *GGML_QUANT_SIZES[kind])
-    except (ValueError, KeyError):
+        kind = gguf.GGMLQuantizationType(ggml_id)
+        found = QuantType(kind.name.lower(), ggml_id, *gguf.GGML_QUANT_SIZES[kind])
+        # Some types are none of weights, such as I32, or have no dequantizer.
+        gguf.quants.dequantize(np.zeros((1, found.block_bytes), np.uint8), kind)
+    except (ValueError, KeyError, NotImplementedError):
         return None
+    return found
 
 
 def type_named(name: str) -> QuantType:

@@ -10,6 +10,8 @@ from common.files import read_json
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
+# A damaged file must not make us build a model of billions of layers; Gemma 3 27B has 62.
+LARGEST, MOST_LAYERS = 2**24, 1000
 TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
@@ -109,8 +111,8 @@ def parse_config(raw: dict, where: str = "config.json") -> Gemma3Config:
     return Gemma3Config(**good)
 
 
-def _is_size(value: Any) -> bool:
-    return _is_id(value) and value >= 1
+def _is_size(value: Any, limit: int = LARGEST) -> bool:
+    return _is_id(value) and 1 <= value <= limit
 
 
 def _is_positive(value: object) -> bool:
@@ -136,7 +138,11 @@ POSITIVE = (
 ).split()
 # {field: (whether a value is possible, what it must be)}
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(SIZES, (_is_size, "a whole number of 1 or more")),
+    **dict.fromkeys(SIZES, (_is_size, f"a whole number from 1 to {LARGEST:,}")),
+    "num_hidden_layers": (
+        lambda value: _is_size(value, MOST_LAYERS),
+        f"a whole number from 1 to {MOST_LAYERS:,}",
+    ),
     **dict.fromkeys(POSITIVE, (_is_positive, "a number above 0")),
     **dict.fromkeys(FLAGS, (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), (_is_id, "a token id, a whole number of 0 or more")),
@@ -185,7 +191,7 @@ def _read_pattern(raw: dict, problems: list[str]) -> dict:
     if not _is_size(pattern):
         problems.append(f"{key} is {pattern!r}; it must be a whole number of 1 or more")
         return {}
-    if not isinstance(layers, int):
+    if not isinstance(layers, int) or layers > MOST_LAYERS:
         return {}
     kinds = [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)]
     return {"layer_types": ("layer_types", kinds)}
@@ -203,6 +209,8 @@ def _impossible(good: dict[str, Any], raw: dict) -> list[str]:
         found.append(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     if cfg.head_dim % 2:
         found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings rotate pairs")
+    if heads * cfg.head_dim > LARGEST:
+        found.append(f"num_attention_heads {heads} times head_dim {cfg.head_dim} is above {LARGEST:,}")
     if cfg.hidden_activation != "gelu_pytorch_tanh":
         found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):

@@ -21,7 +21,7 @@ from model.gguf_weights import read_gguf_config
 from model.package import cache
 from model.tokenizer import CONTROL_TOKENS, END_OF_TURN, SETTINGS
 
-LAYOUT = 1  # The version of what the folders hold; a new one makes new folders.
+LAYOUT = 2  # The version of what the folders hold; a new one makes new folders.
 HEAD = 2**24  # The hash covers this many bytes from the start of the file, Gemma's vocabulary among them.
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 

@@ -13,6 +13,8 @@ from typing import Any
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 SPACE = "\u2581"
+LISTS = {"tokens": str, "scores": float, "token_type": int}  # a list each, with an item for every entry
+FLAGS = ("add_bos_token", "add_space_prefix")
 MODEL = "llama"  # tokenizer.ggml.model of a SentencePiece vocabulary
 
 
@@ -69,23 +71,29 @@ def merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tup
 
 def _problem(known: dict[str, Any]) -> str | None:
     """Returns what is wrong with the keys, or None."""
-    lists = {key: known.get(key) for key in ("tokens", "scores", "token_type")}
-    missing = [f"tokenizer.ggml.{key}" for key, value in lists.items() if not isinstance(value, list)]
     if known.get("model") != MODEL:
         return f"tokenizer.ggml.model is {known.get('model')!r}, and Gemma's is {MODEL!r}"
-    if missing:
-        return f"there is no {', '.join(missing)}"
-    lengths = {len(value) for value in lists.values() if value is not None}
-    if len(lengths) > 1:
-        return "tokenizer.ggml.tokens, scores and token_type have different lengths"
+    wrong = [f"tokenizer.ggml.{key}" for key, item in LISTS.items() if not _is_list(known.get(key), item)]
+    if wrong:
+        return f"there is no {', '.join(wrong)}, or of another type"
+    sizes = {key: len(known[key]) for key in LISTS}
+    if len(set(sizes.values())) > 1:
+        sizes_said = ", ".join(f"{size:,} {key}" for key, size in sizes.items())
+        return f"tokenizer.ggml.* have different lengths: {sizes_said}"
     tokens = known["tokens"]
     if len(set(tokens)) < len(tokens):
         return "tokenizer.ggml.tokens has an entry twice"
-    ids = {key: known[key] for key in ("bos_token_id", "unknown_token_id") if key in known}
-    wrong = [
-        f"tokenizer.ggml.{key} = {value!r}" for key, value in ids.items() if not _is_id(value, len(tokens))
+    ids = [key for key in known if key.endswith("_token_id")]
+    found = [f"tokenizer.ggml.{k} is {known[k]!r}" for k in ids if not _is_id(known[k], len(tokens))]
+    found += [
+        f"tokenizer.ggml.{k} is {known[k]!r}" for k in FLAGS if not isinstance(known.get(k, True), bool)
     ]
-    return f"{', '.join(wrong)} is outside the vocabulary of {len(tokens):,}" if wrong else None
+    return f"{', '.join(found)}, which no vocabulary of {len(tokens):,} entries has" if found else None
+
+
+def _is_list(value: Any, item: type) -> bool:
+    """Returns whether a value is an array of items of this type; an array of a GGUF file has one type."""
+    return isinstance(value, list) and isinstance(value[0] if value else item(), item)
 
 
 def _is_id(value: Any, size: int) -> bool:

@@ -13,12 +13,12 @@ from torch import nn
 
 from ggml.blocks import SLICE, dequantize
 from ggml.container import GGUFFile, TensorInfo
-from model.config import FULL, SLIDING, Gemma3Config, parse_config
+from model.config import CHECKS, FULL, SLIDING, Gemma3Config, parse_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_names import LAYER_NAMES, OTHER_NAMES, gguf_name
 
 ARCHITECTURE = "gemma3"
-# {field of the config: the key, without "gemma3.", that every file has}
+# {field of the config: its key, without "gemma3."}. Every file has the first six.
 KEYS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -27,8 +27,18 @@ KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-
+OPTIONAL_KEYS = {
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "rope_linear_factor": "rope.scaling.factor",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+IDS = {"bos_token_id": ("bos", 2), "eos_token_id": ("eos", 1), "pad_token_id": ("padding", 0)}
 USUAL_PATTERN = 6  # every sixth layer is global unless the file says otherwise
+USUAL_BASE = 1e4  # llama.cpp's default of both bases of the rotary embeddings
 LAYERS_27B = 62  # a model of so many layers scales its scores by hidden / heads and not by head_dim
 
 
@@ -39,36 +49,54 @@ def read_gguf_config(file: GGUFFile) -> Gemma3Config:
     """
     refuse_other_kinds(file)
     known = {key.removeprefix("gemma3."): value for key, value in file.metadata.items()}
-    missing = [f"gemma3.{key}" for key in KEYS.values() if key not in known]
-    if "tokenizer.ggml.tokens" not in known:
-        missing.append("tokenizer.ggml.tokens")
-    if missing:
-        raise ValueError(f"{file.path}: has no {', '.join(missing)}; download it again, or convert it again")
-    raw: dict[str, Any] = {field: known[key] for field, key in KEYS.items()}
+    if problems := _wrong_keys(known):
+        raise ValueError(f"{file.path}: {'; '.join(problems)}; download it again, or convert it again")
+    raw: dict[str, Any] = {f: known[key] for f, key in (KEYS | OPTIONAL_KEYS).items() if key in known}
     layers, hidden, heads = (raw[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     raw["vocab_size"] = len(known["tokenizer.ggml.tokens"])
-    raw["num_key_value_heads"] = known.get("attention.head_count_kv", heads)
-    raw["head_dim"] = known.get("attention.key_length", hidden // max(1, heads))
-    raw["query_pre_attn_scalar"] = hidden / max(1, heads) if layers == LAYERS_27B else raw["head_dim"]
-    window = known.get("attention.sliding_window")
+    raw.setdefault("num_key_value_heads", heads)
+    raw.setdefault("head_dim", hidden // heads)
+    raw["query_pre_attn_scalar"] = hidden / heads if layers == LAYERS_27B else raw["head_dim"]
+    window = known.get(WINDOW)
     raw["sliding_window"] = window or 1
     raw["layer_types"] = [SLIDING if window and s else FULL for s in _sliding_layers(known, layers)]
     raw["rope_parameters"] = {
-        FULL: {"rope_theta": known.get("rope.freq_base", 1e4)},
-        SLIDING: {"rope_theta": known.get("rope.freq_base_swa", 1e4)},
+        FULL: {"rope_theta": raw.pop("rope_theta", USUAL_BASE)},
+        SLIDING: {"rope_theta": raw.pop("rope_local_base_freq", USUAL_BASE)},
     }
-    if (factor := known.get("rope.scaling.factor", 1.0)) != 1.0:
+    if (factor := raw.pop("rope_linear_factor", 1.0)) != 1.0:
         raw["rope_parameters"][FULL] |= {"rope_type": "linear", "factor": factor}
-    raw["final_logit_softcapping"] = known.get("final_logit_softcapping")
     raw["tie_word_embeddings"] = "output.weight" not in file.tensors
-    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    names = {
-        "bos_token_id": "bos_token_id",
-        "eos_token_id": "eos_token_id",
-        "pad_token_id": "padding_token_id",
+    raw |= {
+        field: known.get(f"tokenizer.ggml.{name}_token_id", usual) for field, (name, usual) in IDS.items()
     }
-    raw |= {field: known.get(f"tokenizer.ggml.{names[field]}", usual) for field, usual in ids.items()}
     return parse_config(raw, str(file.path))
+
+
+def _wrong_keys(known: dict[str, Any]) -> list[str]:
+    """Returns an error message for each key that is missing or has an impossible value."""
+    found = [f"has no gemma3.{key}" for key in KEYS.values() if key not in known]
+    for field, key in (KEYS | OPTIONAL_KEYS).items():
+        fits, wanted = CHECKS[field]
+        if key in known and not fits(known[key]):
+            found.append(f"gemma3.{key} is {known[key]!r}; it must be {wanted}")
+    if not isinstance(known.get("tokenizer.ggml.tokens"), list):
+        found.append("has no tokenizer.ggml.tokens")
+    fits, wanted = CHECKS["sliding_window"]
+    if (window := known.get(WINDOW)) and not fits(window):
+        found.append(f"gemma3.{WINDOW} is {window!r}; it must be 0 or {wanted}")
+    layers, pattern = known.get(KEYS["num_hidden_layers"]), known.get(PATTERN, USUAL_PATTERN)
+    if isinstance(pattern, list):
+        if len(pattern) != layers:
+            found.append(f"gemma3.{PATTERN} has {len(pattern):,} entries, and the model {layers!r} layers")
+    elif not isinstance(pattern, int) or pattern < 0:
+        found.append(
+            f"gemma3.{PATTERN} is {pattern!r}; it must be a whole number, or an entry for each layer"
+        )
+    scaling = known.get("rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        found.append(f"gemma3.rope.scaling.type is {scaling!r}; Gemma 3 has 'linear' or none")
+    return found
 
 
 def refuse_other_kinds(file: GGUFFile) -> None:
@@ -89,10 +117,10 @@ def refuse_other_kinds(file: GGUFFile) -> None:
 
 def _sliding_layers(known: dict[str, Any], layers: int) -> list[bool]:
     """Returns for each layer whether it is local."""
-    pattern = known.get("attention.sliding_window_pattern", USUAL_PATTERN)
+    pattern = known.get(PATTERN, USUAL_PATTERN)
     if isinstance(pattern, list):
         return pattern
-    return [(i + 1) % max(1, pattern) != 0 for i in range(layers)]
+    return [pattern == 0 or (i + 1) % pattern != 0 for i in range(layers)]
 
 
 class GGUFTensors:

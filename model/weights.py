@@ -102,6 +102,11 @@ class Checkpoint:
         else:
             self._found, problems = _find_tensors(folder, self.config)
         problems += _compare(self.model, self._found, self.config)
+        if problems and self.gguf:
+            first, more = problems[0].replace("config.json", "the header"), len(problems) - 1
+            rest = f", and {more:,} more" if more else ""
+            where = self.gguf.opened[0].path.resolve()
+            raise ValueError(f"{where}: the tensors do not fit the header: {first}{rest}; download it again")
         if problems:
             head = f"{folder}: the weights do not fit config.json:"
             raise ValueError(listed(head, problems, "download the model again, or correct config.json"))

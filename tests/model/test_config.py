@@ -314,7 +314,7 @@ def test_an_impossible_architecture_is_refused_by_key_and_value(tmp_path, change
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
-        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of 1 or more"),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number from 1 to 16,777,216"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
         ({"eos_token_id": [1, "<end_of_turn>"]}, "eos_token_id is [1, '<end_of_turn>']"),
     ],

@@ -1,23 +1,23 @@
-"""GGUF files as bases: the folder that stands for one, split files, other kinds of files, the commands."""
+"""model/gguf_folder.py: the folder that stands for a GGUF file, split files, and the commands with one."""
 
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import evaluate
 import export
 import train
-from ggml.container import GGUFFile, TensorInfo, write_gguf
+from ggml.container import GGUFFile
 from model import gguf_folder as folders
 from model.config import read_config
 from model.hub import TINY, resolve
 from model.tokenizer import Tokenizer
 from model.weights import hash_model, load_model
 from tests.folders import ROOT
+from tests.model.gguf_files import VAL, make_gguf, rewritten
 
 TEXTS = [
     "Hello  world!\n\n\tx",
@@ -27,27 +27,13 @@ TEXTS = [
     "1234567 Straße",
     "<0x41>",
 ]
-VAL = str(ROOT / "assets" / "samples" / "val.jsonl")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
     """The embedded base as a GGUF file of each type."""
-    folder, made = tmp_path_factory.mktemp("files"), {}
-    for quant in ("f32", "q8_0"):
-        made[quant] = folder / f"{quant}.gguf"
-        command = ["--model", "tiny", "--to", "gguf", "--quant", quant, "--no-verify"]
-        assert export.main([*command, "--out", str(made[quant])]) == 0
-    return made
-
-
-def rewritten(source: Path, path: Path, changes: dict | None = None, drop: tuple = (), tensors=None) -> Path:
-    """Writes a GGUF file again with other metadata ({key: (type, value)}), or with some of its tensors."""
-    file = GGUFFile(source)
-    metadata = {k: (file.kinds[k], v) for k, v in file.metadata.items() if k not in drop} | (changes or {})
-    infos = list(file.tensors.values()) if tensors is None else tensors
-    write_gguf(path, metadata, infos, lambda name: [np.asarray(file.data(name))])
-    return path
+    folder = tmp_path_factory.mktemp("files")
+    return {quant: make_gguf(folder / f"{quant}.gguf", quant) for quant in ("f32", "q8_0")}
 
 
 def test_the_folder_has_config_tokenizer_and_stop_tokens_of_the_model(files):
@@ -105,53 +91,6 @@ def test_all_parts_of_a_split_file_are_one_model_and_a_missing_part_is_named(fil
     (tmp_path / "m-00003-of-00003.gguf").unlink()
     with pytest.raises(ValueError, match=r"m-00003-of-00003\.gguf is missing"):
         resolve(str(tmp_path / "m-00001-of-00003.gguf"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "drop", "words"),
-    [
-        ({"general.architecture": ("str", "llama")}, (), ["'llama'", "Gemma 3"]),
-        ({"general.architecture": ("str", "gemma2")}, (), ["'gemma2'", "Gemma 3"]),
-        ({"general.architecture": ("str", "clip")}, (), ["mmproj", "language model"]),
-        ({"general.type": ("str", "adapter")}, (), ["adapter", "--adapter"]),
-        ({"tokenizer.ggml.model": ("str", "gpt2")}, (), ["tokenizer.ggml.model", "'gpt2'"]),
-        ({"tokenizer.ggml.scores": ("[f32]", [0.0])}, (), ["scores", "different lengths"]),
-        ({"tokenizer.ggml.bos_token_id": ("u32", 10**6)}, (), ["bos_token_id", "1000000"]),
-        ({}, ("gemma3.block_count",), ["gemma3.block_count"]),
-        ({}, ("tokenizer.ggml.tokens",), ["tokenizer.ggml.tokens"]),
-        ({"gemma3.embedding_length": ("u32", 0)}, (), ["hidden_size", "0"]),
-    ],
-)
-def test_a_file_of_another_kind_or_without_a_key_ends_a_command_with_2_and_one_line(
-    files, tmp_path, capsys, changes, drop, words
-):
-    path = rewritten(files["q8_0"], tmp_path / "x.gguf", changes, drop)
-    assert evaluate.main(["--model", str(path), "--data", VAL, "--limit", "1"]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and str(path) in said and all(word in said for word in words), said
-    assert len(said.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
-def test_a_file_that_is_cut_off_is_named_without_a_traceback(files, tmp_path, capsys, share):
-    content = files["q8_0"].read_bytes()
-    path = tmp_path / "cut.gguf"
-    path.write_bytes(content[: int(share * len(content))])
-    assert evaluate.main(["--model", str(path), "--data", VAL, "--limit", "1"]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and str(path) in said
-
-
-def test_a_tensor_that_does_not_fit_the_config_is_named(files, tmp_path):
-    file = GGUFFile(files["f32"])
-    last = list(file.tensors.values())[-1]
-    wrong = TensorInfo("blk.99.ffn_up.weight", last.shape, last.type)
-    infos = [*file.tensors.values(), wrong]
-    path, metadata = tmp_path / "x.gguf", {k: (file.kinds[k], v) for k, v in file.metadata.items()}
-    read = lambda name: [np.asarray(file.data(last.name if name == wrong.name else name))]  # noqa: E731
-    write_gguf(path, metadata, infos, read)
-    with pytest.raises(ValueError, match=r"unexpected: blk\.99\.ffn_up\.weight"):
-        load_model(resolve(str(path)), torch.float32)
 
 
 def loss_of(model: str, capsys, *options: str) -> float:
