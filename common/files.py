@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO, Any
 
 from common.progress import warn
@@ -57,6 +58,29 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
     finally:
         remove(part)
         recover(path)
+
+
+@contextmanager
+def making(path: Path) -> Iterator[Path]:
+    """Yields a new temporary folder, which becomes `path` at the end of the block.
+
+    Several processes may make one path at a time: the first to finish wins, and the others take its folder.
+    The bytes are on the disk before the rename, so a process that is killed leaves no half folder there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield part
+        for written in (*part.rglob("*"), part):
+            _sync(written)
+        try:
+            os.replace(part, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        _sync(path.parent)
+    finally:
+        remove(part)
 
 
 def recover(path: Path) -> None:

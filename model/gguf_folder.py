@@ -10,15 +10,14 @@ model folder reads a GGUF file too; model/weights.py follows the links.
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
-from common.files import replacing
+from common.files import making
 from ggml.container import GGUFFile
 from model.gguf_tokenizer import tokenizer_json
 from model.gguf_weights import read_gguf_config
-from model.package import cache
+from model.package import cache, writing_cache
 from model.tokenizer import CONTROL_TOKENS, END_OF_TURN, SETTINGS
 
 LAYOUT = 2  # The version of what the folders hold; a new one makes new folders.
@@ -38,12 +37,11 @@ def gguf_folder(path: Path) -> Path:
             digest.update(f"{LAYOUT} {file} {file.stat().st_size} ".encode() + f.read(HEAD))
     folder = cache() / "gguf" / digest.hexdigest()[:32]
     if not folder.is_dir():
-        opened = GGUFFile(files[0])
-        config, contents = read_gguf_config(opened), _small_files(opened)
+        opened = [GGUFFile(file) for file in files]
+        config, contents = read_gguf_config(*opened), _small_files(opened[0])
+        _check_parts(opened)
         contents["config.json"] = config.to_json()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder, folder.with_name(f".{folder.name}.{os.getpid()}")) as part:
-            part.mkdir(exist_ok=True)
+        with writing_cache(), making(folder) as part:
             for name, content in contents.items():
                 (part / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
             for i, file in enumerate(files):
@@ -64,8 +62,24 @@ def parts(path: Path) -> list[Path]:
     files = [path.with_name(f"{stem}-{i + 1:05d}-of-{count}.gguf") for i in range(int(count))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} is missing beside it; download all {count} parts")
+        rest = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{path}: {missing[0]}{rest} is missing beside it; download all {int(count):,} parts"
+        )
     return files
+
+
+def _check_parts(opened: list[GGUFFile]) -> None:
+    """Raises ValueError unless the files are all parts of one, in their order."""
+    tensors = sum(len(file.tensors) for file in opened)
+    for i, file in enumerate(opened):
+        wanted = {"split.no": i, "split.count": len(opened), "split.tensors.count": tensors}
+        for key, value in wanted.items():
+            if (found := file.metadata.get(key, value)) != value:
+                raise ValueError(
+                    f"{file.path}: {key} is {found!r} and must be {value} for part {i + 1} of {len(opened)} "
+                    f"with {tensors} tensors; download all parts again, under their own names"
+                )
 
 
 def _small_files(file: GGUFFile) -> dict[str, dict]:

@@ -42,8 +42,10 @@ USUAL_BASE = 1e4  # llama.cpp's default of both bases of the rotary embeddings
 LAYERS_27B = 62  # a model of so many layers scales its scores by hidden / heads and not by head_dim
 
 
-def read_gguf_config(file: GGUFFile) -> Gemma3Config:
+def read_gguf_config(file: GGUFFile, *others: GGUFFile) -> Gemma3Config:
     """Returns the architecture as llama.cpp reads it, with its defaults for keys that are not there.
+
+    `others` are the later parts of a split file, which have tensors and no keys of the model.
 
     Raises ValueError for a file of another kind, and with every key that is missing or wrong.
     """
@@ -66,7 +68,7 @@ def read_gguf_config(file: GGUFFile) -> Gemma3Config:
     }
     if (factor := raw.pop("rope_linear_factor", 1.0)) != 1.0:
         raw["rope_parameters"][FULL] |= {"rope_type": "linear", "factor": factor}
-    raw["tie_word_embeddings"] = "output.weight" not in file.tensors
+    raw["tie_word_embeddings"] = all("output.weight" not in part.tensors for part in (file, *others))
     raw |= {
         field: known.get(f"tokenizer.ggml.{name}_token_id", usual) for field, (name, usual) in IDS.items()
     }

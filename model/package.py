@@ -1,6 +1,8 @@
 """Model files that come as Python packages, and the folder where Loupe keeps what it makes of them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -21,6 +23,17 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loupe"
 
 
+@contextmanager
+def writing_cache() -> Iterator[None]:
+    """Turns the disk's errors in the block into a ValueError with the remedy."""
+    try:
+        yield
+    except OSError as e:
+        why = f"cannot be written ({e.strerror or e}: {e.filename or 'no file'})"
+        remedy = "set XDG_CACHE_HOME to a folder that can be written, on a disk with room"
+        raise ValueError(f"{cache()}: {why}; {remedy}") from e
+
+
 def packaged_file(name: str) -> Path:
     """Returns the GGUF file of an installed package, put together in the user's cache on the first call.
 
@@ -36,8 +49,9 @@ def packaged_file(name: str) -> Path:
         ) from None
     path = cache() / module.MODEL_NAME
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, path.with_name(f".{path.name}.{os.getpid()}")) as part:
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        with writing_cache(), replacing(path, part):
+            path.parent.mkdir(parents=True, exist_ok=True)
             module.assemble(part)
             if sha256(part) != expected:
                 raise ValueError(

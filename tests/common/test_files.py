@@ -5,7 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.files import lock, moved, need_space, read_json, recover, replacing, sha256, write_together
+from common.files import (
+    lock,
+    making,
+    moved,
+    need_space,
+    read_json,
+    recover,
+    replacing,
+    sha256,
+    write_together,
+)
 
 
 def content(path):
@@ -54,6 +64,22 @@ def test_a_write_that_fails_does_not_change_the_old_content(tmp_path, monkeypatc
             if step == "block":
                 raise OSError
     assert content(tmp_path) == before and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_folder_appears_whole_and_the_first_of_two_makers_wins(tmp_path):
+    with making(tmp_path / "cache" / "x") as late:
+        (late / "a").write_text("late")
+        assert not (tmp_path / "cache" / "x").exists()
+        with making(tmp_path / "cache" / "x") as early:
+            (early / "a").write_text("early")
+    assert (tmp_path / "cache" / "x" / "a").read_text() == "early"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["x"]
+
+
+def test_a_folder_that_could_not_be_made_is_not_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), making(tmp_path / "x") as part:
+        (part / "a").write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recover_restores_a_folder_whose_replacement_is_missing_and_removes_the_rest(tmp_path):

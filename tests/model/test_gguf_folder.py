@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from model.config import read_config
 from model.hub import TINY, resolve
 from model.tokenizer import Tokenizer
 from model.weights import hash_model, load_model
-from tests.folders import ROOT
-from tests.model.gguf_files import VAL, make_gguf, rewritten
+from tests.folders import ROOT, make_model
+from tests.model.gguf_files import VAL, loaded, make_gguf, refused, rewritten
 
 TEXTS = [
     "Hello  world!\n\n\tx",
@@ -73,24 +75,122 @@ def test_a_second_look_makes_nothing_anew_and_another_or_a_moved_file_has_its_ow
     assert resolve(str(files["q8_0"])) == first
 
 
-def test_all_parts_of_a_split_file_are_one_model_and_a_missing_part_is_named(files, tmp_path):
-    file = GGUFFile(files["q8_0"])
+def split(source: Path, folder: Path, shares: list[slice]) -> list[Path]:
+    """Writes a file in parts as llama-gguf-split does, with the tensors of a share in each.
+
+    The first part has all keys and the others those of the split only. With --no-tensor-first-split the first
+    part has no tensor. Source: llama.cpp, tools/gguf-split/gguf-split.cpp.
+    """
+    file, paths = GGUFFile(source), []
     infos = list(file.tensors.values())
-    for i, part in enumerate((infos[:5], infos[5:9], infos[9:])):
-        split = {
-            "split.no": ("u16", i),
-            "split.count": ("u16", 3),
-            "split.tensors.count": ("i32", len(infos)),
-        }
-        drop = () if i == 0 else tuple(file.metadata)  # The later parts have the keys of the split only.
-        rewritten(files["q8_0"], tmp_path / f"m-{i + 1:05d}-of-00003.gguf", split, drop, part)
+    for i, share in enumerate(shares):
+        keys = {"split.no": ("u16", i), "split.count": ("u16", len(shares))}
+        keys |= {"split.tensors.count": ("i32", len(infos))}
+        paths.append(folder / f"m-{i + 1:05d}-of-{len(shares):05d}.gguf")
+        rewritten(source, paths[-1], keys, tuple(file.metadata) if i else (), infos[share])
+    return paths
+
+
+THREE = [slice(0, 5), slice(5, 9), slice(9, None)]
+NONE_IN_THE_FIRST = [slice(0, 0), slice(0, 9), slice(9, None)]
+
+
+@pytest.mark.parametrize("shares", [THREE, NONE_IN_THE_FIRST, [slice(None)]])
+def test_all_parts_of_a_split_file_are_one_model_whichever_is_named(files, tmp_path, shares):
     whole = load_model(resolve(str(files["q8_0"])), torch.float32)
-    for name in ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf"):
-        split_model = load_model(resolve(str(tmp_path / name)), torch.float32)
-        assert all(p.equal(q) for p, q in zip(whole.parameters(), split_model.parameters(), strict=True))
-    (tmp_path / "m-00003-of-00003.gguf").unlink()
-    with pytest.raises(ValueError, match=r"m-00003-of-00003\.gguf is missing"):
-        resolve(str(tmp_path / "m-00001-of-00003.gguf"))
+    for part in split(files["q8_0"], tmp_path, shares):
+        model = load_model(resolve(str(part)), torch.float32)
+        assert all(p.equal(q) for p, q in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+def test_a_missing_part_is_named(files, tmp_path, capsys):
+    paths = split(files["q8_0"], tmp_path, THREE)
+    paths[2].unlink()
+    for path in paths[:2]:
+        said = refused(capsys, loaded(path))
+        assert f"{path}: m-00003-of-00003.gguf is missing beside it; download all 3 parts" in said
+    paths[1].unlink()
+    assert f"{paths[0]}: m-00002-of-00003.gguf and 1 more is missing" in refused(capsys, loaded(paths[0]))
+
+
+def test_a_part_of_another_file_is_refused(files, tmp_path, capsys):
+    paths = split(files["q8_0"], tmp_path, THREE)
+    paths[2].write_bytes(paths[1].read_bytes())
+    assert "m-00001-of-00003.gguf: split.tensors.count is" in refused(capsys, loaded(paths[0]))
+    split(files["q8_0"], tmp_path, [THREE[0], THREE[2], THREE[1]])
+    (tmp_path / "m-00002-of-00003.gguf").rename(tmp_path / "x")
+    (tmp_path / "m-00003-of-00003.gguf").rename(tmp_path / "m-00002-of-00003.gguf")
+    (tmp_path / "x").rename(tmp_path / "m-00003-of-00003.gguf")
+    assert "m-00002-of-00003.gguf: split.no is 2 and must be 1" in refused(capsys, loaded(paths[0]))
+
+
+def test_a_part_under_another_name_is_refused(files, tmp_path, capsys):
+    path = split(files["q8_0"], tmp_path, THREE)[0].rename(tmp_path / "whole.gguf")
+    assert f"{path}: split.count is 3 and must be 1" in refused(capsys, loaded(path))
+
+
+def test_the_head_of_a_split_file_may_be_in_a_later_part(tmp_path):
+    base = make_model(tmp_path / "base", tie_word_embeddings=False)
+    whole = make_gguf(tmp_path / "x.gguf", "f32", base)
+    last = list(GGUFFile(whole).tensors).index("output.weight")
+    path = split(whole, tmp_path, [slice(0, last), slice(last, None)])[0]
+    model = load_model(resolve(str(path)), torch.float32)
+    assert model.lm_head.weight.equal(load_model(base, torch.float32).lm_head.weight)
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_one_error_with_the_remedy(
+    files, tmp_path, capsys, monkeypatch, cache
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    said = refused(capsys, loaded(files["q8_0"]))
+    assert f"{tmp_path / cache}" in said and "cannot be written" in said and "set XDG_CACHE_HOME to" in said
+
+
+def test_a_full_disk_is_the_same_error_and_leaves_nothing(files, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert "No space left on device" in refused(capsys, loaded(files["q8_0"]))
+    assert list((tmp_path / "loupe" / "gguf").iterdir()) == []
+    assert loaded(files["q8_0"]) == 0
+
+
+KILLED = """
+import json, os, sys
+from pathlib import Path
+from model import gguf_folder
+gguf_folder.json.dumps = lambda *_, **__: os.kill(os.getpid(), 9)
+gguf_folder.gguf_folder(Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_build_leaves_no_half_folder(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", KILLED, files["q8_0"]], cwd=ROOT).returncode == -9
+    assert not list((tmp_path / "loupe" / "gguf").glob("[!.]*"))
+    folder = resolve(str(files["q8_0"]))
+    names = "config.json generation_config.json model.gguf tokenizer.json tokenizer_config.json".split()
+    assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_two_processes_that_open_a_file_at_the_same_time_get_one_folder(files, tmp_path, monkeypatch):
+    """As torchrun's do: while one makes the folder, the other begins and finishes."""
+    write, first = json.dumps, []
+
+    def after_another(*args, **settings):
+        monkeypatch.setattr(json, "dumps", write)
+        first.append(resolve(str(files["q8_0"])))
+        return write(*args, **settings)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(json, "dumps", after_another)
+    assert [resolve(str(files["q8_0"]))] == first
+    assert list((tmp_path / "loupe" / "gguf").iterdir()) == first
 
 
 def loss_of(model: str, capsys, *options: str) -> float:
