@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ggml.blocks import TYPES, row_bytes, type_of
+from ggml.blocks import TYPES, row_bytes, type_named, type_of
 
 MAGIC, VERSION, ALIGNMENT, MAX_DIMS = b"GGUF", 3, 32, 4
 HEADER = "the header"  # The key of the header's digest, beside the names of the tensors.
@@ -92,7 +92,7 @@ def header(metadata: Metadata, tensors: list[TensorInfo]) -> bytes:
     offset = 0
     for tensor in tensors:
         n, sizes = len(tensor.shape), tensor.shape[::-1]
-        numbers = struct.pack(f"<I{n}QIQ", n, *sizes, TYPES[tensor.type].ggml_id, offset)
+        numbers = struct.pack(f"<I{n}QIQ", n, *sizes, type_named(tensor.type).ggml_id, offset)
         parts += [_packed_string(tensor.name), numbers]
         offset += tensor.nbytes + padding(tensor.nbytes)
     packed = b"".join(parts)
