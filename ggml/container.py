@@ -25,6 +25,7 @@ import numpy as np
 from ggml.blocks import TYPES, row_bytes, type_named, type_of
 
 MAGIC, VERSION, ALIGNMENT, MAX_DIMS = b"GGUF", 3, 32, 4
+MAX_NAME = 200  # characters of a key or of a tensor's name; ggml allows 63 bytes for the latter
 HEADER = "the header"  # The key of the header's digest, beside the names of the tensors.
 SLICE = 2**24  # Bytes that are hashed at a time.
 # The types of values; the index of a type is its id in the file.
@@ -154,7 +155,7 @@ class GGUFFile:
         self.data_start = cursor.at + padding(cursor.at)
 
     def _read_pair(self, cursor: "_Cursor") -> None:
-        key = cursor.string("a key")
+        key = cursor.name("a key")
         if key in self.metadata:
             raise cursor.error(f"the key {key!r} occurs twice")
         self.kinds[key], self.metadata[key] = cursor.value(key)
@@ -162,7 +163,7 @@ class GGUFFile:
             raise cursor.error(f"{key} {self.metadata[key]!r} is not supported, only {ALIGNMENT}")
 
     def _read_tensor(self, cursor: "_Cursor") -> None:
-        name = cursor.string("a tensor's name")
+        name = cursor.name("a tensor's name")
         if name in self.tensors:
             raise cursor.error(f"the tensor {name!r} occurs twice")
         (n,) = cursor.unpack("I", name)
@@ -249,6 +250,13 @@ class _Cursor:
             return self.take(size, what).decode("utf-8")
         except UnicodeDecodeError:
             raise self.error(f"{what} is not UTF-8") from None
+
+    def name(self, what: str) -> str:
+        """Returns a string that error messages can show: of printable characters, and not too long."""
+        text = self.string(what)
+        if len(text) > MAX_NAME or not text.isprintable():
+            raise self.error(f"{what} is {text[:MAX_NAME]!r}, which is no name")
+        return text
 
     def strings(self, count: int, what: str) -> list[str]:
         """Returns `count` strings; a loop of its own, since `string` takes ten times as long."""

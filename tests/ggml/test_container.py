@@ -127,6 +127,8 @@ BREAKS = {
     "a value of no type": (replacing(b"a.u32\x04", b"a.u32\x4e"), "a.u32 has a value of type 78"),
     "a key twice": (replacing(b"a.i32", b"a.u32"), "the key 'a.u32' occurs twice"),
     "a key that is not UTF-8": (replacing(b"a.i32", b"\xffoooo"), "a key is not UTF-8"),
+    "a key of two lines": (replacing(b"a.i32", b"a\ni32"), r"a key is 'a\\ni32', which is no name"),
+    "a tensor's name that cannot be shown": (replacing(b"n.weight", b"n.\x1b[31mt"), "which is no name"),
     "a tensor twice": (replacing(b"n.weight", b"m.weight"), "the tensor 'm.weight' occurs twice"),
     "a tensor of no type": (replacing(matrix(3, 32, 8), matrix(3, 32, 99)), "m.weight has the type 99"),
     "a row of half a block": (replacing(matrix(3, 32, 8), matrix(3, 33, 8)), "which q8_0 cannot have"),

@@ -111,7 +111,7 @@ def retyped(source, path, type: str) -> GGUFFile:
     return GGUFFile(path)
 
 
-# The remaining IQ types need an importance matrix or much time; tests/ggml/test_quantize.py reads random blocks of them.
+# The other IQ types need an importance matrix, or seconds: tests/ggml/test_quantize.py has blocks of each.
 LLAMA_CPP_WRITES = (*TYPES, "iq3_xxs", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0")
 
 
