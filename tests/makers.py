@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -104,6 +105,50 @@ def rows(count: int, seed: int = 0) -> list[dict]:
         prompt = f"Count to {n} from {rng.randrange(100)}."
         out.append({"prompt": prompt, "response": " ".join(map(str, range(rng.randint(1, 12))))})
     return out
+
+
+SCRIPTS = (
+    "مرحبا بالعالم، كيف حالك؟ هذا نص عربي طويل",
+    "שלום עולם, מה שלומך היום?",
+    "日本語の文章です。東京は大きい都市です。",
+    "Привет, мир! Как дела сегодня?",
+    "नमस्ते दुनिया, आप कैसे हैं?",
+    "한국어 문장입니다. 안녕하세요",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "Γειά σου Κόσμε",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 🏳️\u200d🌈👩\u200d👩\u200d👧\u200d👦😀🇨🇭",
+    "e\u0301ﬁ½ ﷺ\u00a0\u200b\u200d\ufeff",
+    "\u202eabc\u202c",
+)
+CONTROL_TEXT = (
+    "<bos> <eos> <pad> <unk> <mask> <start_of_turn>user\n <end_of_turn> <0x41> <unused7> [multimodal] <b> "
+    "</table> <code> <h1> <start_of_image> <image_soft_token> [@BOS@] &amp;"
+).split(" ")
+BLANKS = [blank * n for n in range(1, 40) for blank in " \n\t"]
+BLANKS += ["\r\n", "\n \n", "\t \t", "  \n\n  ", "\u2028", "\u3000"]
+
+
+def texts(count: int, sources: list[str], seed: int = 1) -> list[str]:
+    """Draws texts of one to six parts: `sources`, other scripts, control tokens, blanks, any characters."""
+    rng = random.Random(seed)
+
+    def part_of(texts: Sequence[str]) -> str:
+        text = rng.choice(texts)
+        start = rng.randrange(len(text))
+        return text[start : start + rng.randint(1, 200)]
+
+    def characters() -> str:
+        ends = (0x80, 0x800, 0x3000, 0x10000, 0x20000, 0x10FFFF)
+        drawn = (rng.randrange(1, rng.choice(ends)) for _ in range(rng.randint(1, 30)))
+        # Halves of a surrogate pair are no text.
+        return "".join(" " if 0xD800 <= c < 0xE000 else chr(c) for c in drawn)
+
+    kinds = [lambda: part_of(sources), lambda: part_of(SCRIPTS), lambda: rng.choice(CONTROL_TEXT)]
+    kinds += [lambda: rng.choice(BLANKS), characters]
+    return [
+        "".join(kind() for kind in rng.choices(kinds, (9, 3, 2, 3, 1), k=rng.randint(1, 6)))
+        for _ in range(count)
+    ]
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:

@@ -58,10 +58,36 @@ def test_a_space_is_put_before_a_text_where_the_file_says_so():
     assert cut("a", add_space_prefix=True) == ["▁a"] and cut("", add_space_prefix=True) == []
 
 
-def test_merges_are_all_ways_to_divide_a_piece_by_falling_score():
+def test_the_merges_are_the_last_merge_of_each_piece_by_falling_score():
     keys = vocabulary_keys()
     found = merges(keys["tokens"], keys["scores"], keys["token_type"])
-    assert found == [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c"), ("▁", "a")]
+    assert found == [("a", "b"), ("b", "c"), ("ab", "c"), ("▁", "a")]  # "a" "bc" never meet: ab comes first
+    scores = [{"ab": -9.0}.get(t, s) for t, s in zip(keys["tokens"], keys["scores"], strict=True)]
+    assert ("a", "bc") in merges(keys["tokens"], scores, keys["token_type"])
+
+
+def test_a_piece_that_merges_cannot_make_has_no_merge():
+    tokens, scores = ["a", "b", "c", "bc", "abd", "xy"], [-5.0, -6.0, -7.0, -1.0, -2.0, -3.0]
+    assert merges(tokens, scores, [NORMAL] * 6) == [
+        ("b", "c")
+    ]  # there is neither "ab", "bd", "d", "x" nor "y"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_vocabularies_cut_random_texts_as_llama_cpps_algorithm(seed):
+    """With pieces of three characters in any order of scores, merges are stolen and pieces out of reach."""
+    rng = random.Random(seed)
+    pieces = {"".join(rng.choices("abc", k=rng.randint(2, 6))) for _ in range(40)} | set("abc")
+    tokens = [*sorted(pieces), "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [NORMAL] * len(pieces) + [UNKNOWN] + [BYTE] * 256
+    scores = [-float(rank) for rank in rng.sample(range(len(tokens)), len(tokens))]
+    keys = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": kinds}
+    keys |= {"bos_token_id": 0, "unknown_token_id": len(pieces), "add_space_prefix": False}
+    backend = Backend.from_str(json.dumps(tokenizer_json(keys, ())))
+    spm = SPMTokenizer(tokens, scores, kinds)
+    for _ in range(50):
+        text = "".join(rng.choices("abc", k=rng.randint(1, 60)))
+        assert backend.encode(text, add_special_tokens=False).ids == spm.encode(text), text
 
 
 def test_the_embedded_vocabulary_cuts_random_texts_as_llama_cpps_algorithm_and_as_its_own_tokenizer_json():

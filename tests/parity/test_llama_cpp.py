@@ -14,10 +14,11 @@ from exporting.verify import HeldOut, log_probs, trained_model
 from generation.generate import generate
 from ggml.container import GGUFFile
 from lora.peft_io import load_adapter
-from model.hub import TINY
+from model.hub import TINY, resolve
 from model.tokenizer import Tokenizer
 from model.weights import load_model
 from tests.folders import ROOT, make_adapter, make_model
+from tests.model.gguf_files import rewritten
 
 TOKENIZER = Tokenizer(TINY)
 V = TOKENIZER.vocab_size
@@ -113,6 +114,40 @@ def test_strings_are_tokenized_alike_and_turns_rendered_alike_and_greedy_ids_agr
         (ours,) = generate(model, [prompt], max_new_tokens=64, stop_ids=frozenset())
         theirs = server.complete(prompt, 64, ignore_eos=True, return_tokens=True)
         assert theirs["tokens"] == ours.token_ids and len(prompt) + 64 > 2 * model.config.sliding_window
+
+
+USER_DEFINED = 4  # llama.cpp's token type
+
+
+@pytest.mark.parametrize("space_prefix", [False, True])
+def test_the_tokenizer_made_of_a_file_gives_llama_cpps_ids(tmp_path, space_prefix):
+    """With ordinary pieces that the file calls user-defined, and control tokens as text and as themselves."""
+    source = exported(tmp_path, None, *GGUF, "q8_0", "--no-verify")
+    known = GGUFFile(source).metadata
+    kinds, tokens = list(known["tokenizer.ggml.token_type"]), known["tokenizer.ggml.tokens"]
+    for piece in ("er", "the", "GIVEN", "AME"):
+        if piece in tokens:
+            kinds[tokens.index(piece)] = USER_DEFINED
+    assert kinds != known["tokenizer.ggml.token_type"]
+    changes = {"token_type": ("[i32]", kinds), "add_space_prefix": ("bool", space_prefix)}
+    changes = {f"tokenizer.ggml.{key}": pair for key, pair in changes.items()}
+    path = rewritten(source, tmp_path / "changed.gguf", changes)
+    tokenizer, texts = Tokenizer(resolve(str(path))), strings(2000)[-400:]
+    with llama(path, V) as server:
+
+        def theirs(text: str, control: bool) -> list[int]:
+            how = {"content": text, "add_special": False, "parse_special": control}
+            return server.post("/tokenize", how)["tokens"]
+
+        assert [text for text in texts if theirs(text, False) != tokenizer.encode(text)] == []
+        assert [text for text in texts if theirs(text, True) != tokenizer.encode_control(text)] == []
+
+
+def test_the_tokenizer_made_of_a_file_gives_the_ids_of_the_folder_that_it_was_exported_from(tmp_path):
+    made = Tokenizer(resolve(str(exported(tmp_path, None, *GGUF, "q8_0", "--no-verify"))))
+    texts = strings(2000)
+    assert made.encode_batch(texts) == TOKENIZER.encode_batch(texts)
+    assert [made.decode(ids) for ids in made.encode_batch(texts)] == texts
 
 
 @pytest.mark.parametrize(
