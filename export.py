@@ -13,7 +13,7 @@ from common.files import moved
 FORMATS = {
     "gguf": "one file for llama.cpp, adapter merged",
     "gguf-lora": "the adapter alone for llama.cpp's --lora",
-    "ollama": "a GGUF file and its Modelfile",
+    "ollama": "a GGUF file and its Modelfile; a GGUF base stays as it is, LoRA beside it, without --quant",
     "oci": "an artifact for Docker Model Runner",
     "peft": "the adapter",
     "safetensors": "the merged model for transformers",
@@ -68,6 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.quant and args.quant not in allowed:
         remedy = f"choose {', '.join(allowed)}" if allowed else "leave it out"
         parser.error(f"--quant {args.quant} does not go with --to {args.to}; {remedy}")
+    args.merge = args.quant is not None
     args.quant = args.quant or ("q8_0" if args.to in WITH_GGUF else "f32")
     if args.context_size is not None and (args.to != "oci" or args.context_size < 1):
         parser.error("--context-size goes with --to oci, and is a number of tokens, 1 or more")
@@ -107,7 +108,7 @@ def export(args: argparse.Namespace) -> int:
             elif args.to == "gguf-lora":
                 summary = lora_gguf.export_lora(source, part, out.stem)
             elif args.to == "ollama":
-                summary = ollama.export_ollama(source, part, out, *how)
+                summary = ollama.export_ollama(source, part, out, *how, args.merge)
             elif args.to == "oci" and remote:
                 summary = oci.push_artifact(source, part, args.out, *how, args.context_size)
             elif args.to == "oci":

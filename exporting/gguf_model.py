@@ -48,7 +48,10 @@ def export_gguf(source: Source, path: Path, name: str, quant: str, verified_by: 
         sample = comparison_sample(samples, tokenizer, model.config.max_position_embeddings)
         for found in verify(path, model, quant, sample, tokenizer, digests, verified_by == "llama.cpp"):
             say(str(found))
-    return f"{quant}, {path.stat().st_size / 2**20:,.1f} MiB{'' if verified_by else ', not verified'}"
+    summary = f"{quant}, {path.stat().st_size / 2**20:,.1f} MiB{'' if verified_by else ', not verified'}"
+    if model.has_quantized_base and model.adapter and not model.adapter.get("use_dora"):
+        summary += "; the base was quantized again: --to gguf-lora leaves it as it is"
+    return summary
 
 
 def write_model(

@@ -12,6 +12,9 @@ from exporting.source import Source
 from exporting.target import need_space
 from lora.peft_io import save_adapter
 from model.chat_template import save_tokenizer
+from model.config import FULL, Gemma3Config
+from model.gguf_weights import USUAL_PATTERN
+from model.hub import HUB_GGUF
 from model.tokenizer import Tokenizer
 from model.weights import save_tensors
 
@@ -28,18 +31,30 @@ model.generation_config = GenerationConfig.from_pretrained("{title}")""",
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{title}")""",
+    "gguf": """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+base = AutoModelForCausalLM.from_pretrained({where})
+model = PeftModel.from_pretrained(base, "{title}")
+model.generation_config = GenerationConfig.from_pretrained("{title}")""",
 }
 CARD = """\
 # {title}
 
 A {kind}, from the base `{base}`, written by Loupe. The licence of the base model \
 holds for what is made from it.
-
+{remark}
 ```python
 {loader}
 tokenizer = AutoTokenizer.from_pretrained("{title}")
 ```
 """
+# What a PEFT adapter's card says of a base that is a GGUF file.
+READ = "transformers dequantizes `{file}`, from {place}, to float32:"
+NOT_READ = """\
+transformers cannot read `{file}` as it is ({reason}). Loupe writes it as a folder for transformers: \
+`python export.py --model {file} --to safetensors --out base`. Then:"""
 
 
 def export_peft(source: Source, folder: Path, title: str) -> str:
@@ -62,7 +77,7 @@ def export_peft(source: Source, folder: Path, title: str) -> str:
     save_tokenizer(Tokenizer(source.folder), folder)
     sizes = f"r = {config['r']}, lora_alpha = {config['lora_alpha']:g}"
     kind = f"{'DoRA' if config.get('use_dora') else 'LoRA'} adapter ({sizes})"
-    write_model_card(source, folder, title, kind, "peft")
+    write_model_card(source, folder, title, kind, "peft", merged.config)
     return f"{kind} of {source.name}, for PEFT"
 
 
@@ -100,14 +115,49 @@ def export_safetensors(source: Source, folder: Path, title: str, quant: str = "f
     return f"{merged.parameters / 1e6:.2f} M parameters in {str(dtype).removeprefix('torch.')}, {change}"
 
 
-def write_model_card(source: Source, folder: Path, title: str, kind: str, library: str) -> None:
-    """Writes README.md: how to load the model, its base, its hashes and, after a run, the run's scores."""
+def load_gguf_base(source: Source, config: Gemma3Config) -> tuple[str, str]:
+    """Returns a remark on a GGUF base, and the arguments with which transformers loads it.
+
+    transformers (modeling_gguf_pytorch_utils.py) reads one file, and only some keys of it: everything else
+    must have the default of its Gemma3TextConfig, or the model would compute something else.
+    """
+    file = source.gguf[0].name
+    usual = [(i + 1) % USUAL_PATTERN == 0 for i in range(config.num_hidden_layers)]
+    reasons = {
+        "it is one part of several": len(source.gguf) > 1,
+        "it ignores the scaling of RoPE": config.rope_linear_factor != 1.0,
+        "it ignores the frequencies of RoPE": (config.rope_theta, config.rope_local_base_freq) != (1e6, 1e4),
+        "it ignores the scale of the scores": config.query_pre_attn_scalar != 256,
+        "it ignores the pattern of layers": [kind == FULL for kind in config.layer_types] != usual,
+        "it ignores the cap on the logits": config.final_logit_softcapping is not None,
+    }
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
+        return "\n" + NOT_READ.format(file=file, reason=reason) + "\n", '"base"'
+    hub = "/" in source.name
+    place = f"the hub's `{source.name}`" if hub else "the current folder"
+    where = f'"{source.name if hub else "."}", gguf_file="{file}"'
+    return "\n" + READ.format(file=file, place=place) + "\n", where
+
+
+def write_model_card(
+    source: Source, folder: Path, title: str, kind: str, library: str, config: Gemma3Config | None = None
+) -> None:
+    """Writes README.md: how to load the model, its base, its hashes and, after a run, the run's scores.
+
+    `config` is that of the base, which the card of an adapter needs.
+    """
     base = source.origin["base"]  # After a full run, source.name is the run's own model.
-    front = [f"base_model: {base}"] if "/" in base else []
+    hub_file = HUB_GGUF.fullmatch(base)
+    front = [f"base_model: {hub_file[1] if hub_file else base}"] if "/" in base else []
     front += [f"library_name: {library}", "pipeline_tag: text-generation"]
     if "gemma" in base.lower() or base == "tiny":
         front.append(f"license: {'apache-2.0' if base == 'tiny' else 'gemma'}")
-    card = CARD.format(title=title, kind=kind, base=base, loader=LOADERS[library].format(title=title))
+    remark, loader = "", LOADERS[library]
+    if config and source.gguf:
+        remark, where = load_gguf_base(source, config)
+        loader = LOADERS["gguf"].replace("{where}", where)
+    loader = loader.replace("{title}", title)
+    card = CARD.format(title=title, kind=kind, base=base, remark=remark, loader=loader)
     lines = ["---", *front, "---", "", card]
     if "measures" in source.origin:
         lines += ["Measured on held-out rows:", "", "```", source.origin["measures"], "```", ""]

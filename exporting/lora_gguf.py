@@ -50,7 +50,8 @@ def export_lora(source: Source, path: Path, name: str) -> str:
     need_space(path, sum(info.nbytes for info in infos))
     compare_bytes(path, write_gguf(path, metadata, infos, lambda key: [tensors[key].contiguous().numpy()]))
     size = f"{path.stat().st_size / 2**20:,.1f} MiB"
-    return f"LoRA of {len(model.layers)} layers in float32, {size}, for a GGUF of {source.name}"
+    base = source.gguf[0].name if source.gguf else f"a GGUF of {source.name}"
+    return f"LoRA of {len(model.layers)} layers in float32, {size}, for {base}"
 
 
 def refuse_useless(tensors: dict[str, torch.Tensor]) -> None:

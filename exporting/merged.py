@@ -10,7 +10,7 @@ from lora.inject import adapters
 from lora.layer import LoRALinear
 from lora.merge import change, refuse_empty
 from lora.peft_io import adapter_tensors, load_adapter
-from model.weights import Checkpoint
+from model.weights import Checkpoint, quantized_types
 
 SLICE = 2**22  # Weights of a matrix without adapter that are in memory at a time: 16 MiB in float32.
 
@@ -31,6 +31,11 @@ class MergedCheckpoint:
         self.adapter = {} if adapter is None else load_adapter(model, adapter)
         self.layers = adapters(model)
         self.tensors = {} if adapter is None else adapter_tensors(model, adapter)
+
+    @property
+    def has_quantized_base(self) -> bool:
+        """Whether the base is a GGUF file with quantized matrices."""
+        return bool(quantized_types(self.config, self.checkpoint.gguf, "keep"))
 
     @torch.no_grad()
     def read(self, name: str) -> torch.Tensor:

@@ -14,8 +14,6 @@ Deviations:
 import hashlib
 import json
 import math
-import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from common.progress import bar
 from exporting.gguf_model import export_gguf
 from exporting.registry import parse_reference, push
 from exporting.source import Source
+from exporting.target import link_or_copy
 from ggml.container import GGUFFile
 from model.config import read_config
 
@@ -168,10 +167,7 @@ def _file_layer(file: Path, media_type: str, out: Path) -> dict[str, Any]:
     digest = sha256(file)
     blob, stat = out / "blobs" / "sha256" / digest, file.stat()
     if not blob.exists():
-        try:
-            os.link(file, blob)
-        except OSError:  # another disk, or a file system without links
-            shutil.copyfile(file, blob)
+        link_or_copy(file, blob)
     tar_header = {"name": file.name, "mode": stat.st_mode & 0o777, "uid": 0, "gid": 0, "size": stat.st_size}
     tar_header |= {"mtime": _go_time(stat.st_mtime_ns), "typeflag": 0}
     annotations = {

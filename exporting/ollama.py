@@ -14,9 +14,16 @@ Ollama's prompt differs from that of model/tokenizer.py:
 import shlex
 from pathlib import Path
 
+from common.progress import say
 from exporting.gguf_model import export_gguf
+from exporting.llama_cpp import llama
+from exporting.lora_gguf import export_lora
+from exporting.merged import MergedCheckpoint
 from exporting.source import Source
-from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN
+from exporting.target import link_or_copy
+from exporting.verify import LORA_BOUND, compare_answers, comparison_sample, log_probs, trained_model
+from lora.peft_io import read_config
+from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN, Tokenizer
 
 # The ASCII characters that str.strip removes, as Go's string literals.
 WHITE_SPACE = r'" " "\t" "\n" "\v" "\f" "\r" "\x1c" "\x1d" "\x1e" "\x1f"'
@@ -41,15 +48,49 @@ TEMPLATE = """\
 """
 
 
-def export_ollama(source: Source, folder: Path, out: Path, quant: str, verified_by: str | None) -> str:
+def export_ollama(
+    source: Source, folder: Path, out: Path, quant: str, verified_by: str | None, merge: bool = True
+) -> str:
     """Writes model.gguf and Modelfile to `folder`, which the caller renames to `out` afterwards.
 
+    Unless `merge`, a base that is one GGUF file stays as it is, with a LoRA adapter beside it in lora.gguf.
     Other arguments: see export_gguf. Returns a summary with the `ollama create` command for the new folder.
     """
     folder.mkdir()
-    summary = export_gguf(source, folder / "model.gguf", out.name.partition(":")[0], quant, verified_by)
-    write_modelfile(folder, "model.gguf")
-    return f"{summary}; then: {shlex.join(['ollama', 'create', out.name, '-f', str(out / 'Modelfile')])}"
+    name, command = out.name.partition(":")[0], ["ollama", "create", out.name, "-f", str(out / "Modelfile")]
+    if merge or not stays_as_it_is(source):
+        summary = export_gguf(source, folder / "model.gguf", name, quant, verified_by)
+        write_modelfile(folder, "model.gguf")
+    else:
+        summary = export_beside(source, folder, name, verified_by)
+    return f"{summary}; then: {shlex.join(command)}"
+
+
+def stays_as_it_is(source: Source) -> bool:
+    """Returns whether the base's own file can be shipped: it is one GGUF, and an adapter is LoRA."""
+    is_dora = source.adapter is not None and read_config(source.adapter).get("use_dora")
+    return len(source.gguf) == 1 and not is_dora
+
+
+def export_beside(source: Source, folder: Path, name: str, verified_by: str | None) -> str:
+    """Links the base's GGUF file into `folder`, writes the adapter and a Modelfile; returns a summary."""
+    (base,), adapter, lora = source.gguf, source.adapter, folder / "lora.gguf"
+    link_or_copy(base, folder / "model.gguf")
+    summary = f"{base.name} as it is"
+    if adapter:
+        summary += f", with a {export_lora(source, lora, name)}"
+        summary += "; Ollama 0.34.1 and later take no ADAPTER: for these, add --quant, which merges it"
+    if verified_by == "llama.cpp":
+        model, tokenizer = MergedCheckpoint(source.folder, adapter), Tokenizer(source.folder)
+        samples = source.held_out.read() if source.held_out else []
+        sample = comparison_sample(samples, tokenizer, model.config.max_position_embeddings)
+        trained = log_probs(trained_model(model), sample)
+        extra, context = lora if adapter else None, len(sample.tokens) + 16
+        with llama(folder / "model.gguf", model.config.vocab_size, extra, context=context) as server:
+            name = f"llama.cpp against {'adapter' if adapter else 'model'}"
+            say(str(compare_answers(name, server, sample, tokenizer, trained, LORA_BOUND)))
+    write_modelfile(folder, "model.gguf", adapter_name=lora.name if adapter else None)
+    return summary
 
 
 def chat_template() -> str:

@@ -10,8 +10,8 @@ from common.progress import warn
 from data.loader import split_validation
 from data.rows import Sample, read_samples
 from lora.peft_io import WEIGHTS
-from model.hub import resolve
-from model.weights import hash_model
+from model.hub import HUB_GGUF, resolve
+from model.weights import gguf_files, hash_model
 from report.metrics_log import before_after_table
 
 
@@ -41,17 +41,24 @@ class HeldOutRows(NamedTuple):
 class Source:
     """A base model with its adapter, if any; `origin` is {key: text}, such as the base's name and hashes."""
 
-    name: str  # a hub id, or the base's folder: PEFT looks it up, from any folder
+    name: str  # for PEFT: a hub id, the base's folder, or the name of the base's GGUF file
     revision: str
     folder: Path
     adapter: Path | None
     origin: dict[str, str]
     held_out: HeldOutRows | None = None
 
+    @property
+    def gguf(self) -> list[Path]:
+        """The base's GGUF file, or all parts of a split one; none if the base has safetensors."""
+        return [link.readlink() for link in gguf_files(self.folder)]
+
     def refuse_overwriting(self, out: Path) -> None:
-        """Raises ValueError if `out` is the folder of the base or of the adapter."""
-        if out in (self.folder.resolve(), self.adapter and self.adapter.resolve()):
-            raise ValueError(f"{out} is the source of the export; give another --out")
+        """Raises ValueError if `out` is the folder of the base or of the adapter, or is or holds its GGUF."""
+        files = [file.resolve() for file in self.gguf]
+        sources = [self.folder.resolve(), *files, *(file.parent for file in files)]
+        if out in sources + ([self.adapter.resolve()] if self.adapter else []):
+            raise ValueError(f"{out} is the source of the export, or holds it; give another --out")
 
 
 def from_model(name: str, adapter: str | Path | None, revision: str = "main") -> Source:
@@ -61,13 +68,18 @@ def from_model(name: str, adapter: str | Path | None, revision: str = "main") ->
     path = None if adapter is None else Path(adapter)
     if path and (path / WEIGHTS).is_file():
         origin["adapter_sha256"] = sha256(path / WEIGHTS)
-    is_local = name == "tiny" or folder == _absolute(name)
-    return Source(str(folder) if is_local else name, revision, folder, path, origin)
+    source = Source(name, revision, folder, path, origin)
+    if source.gguf:
+        hub = None if _absolute(name).is_file() else HUB_GGUF.fullmatch(name)
+        source.name = hub[1] if hub else source.gguf[0].name
+    elif name == "tiny" or folder == _absolute(name):
+        source.name = str(folder)
+    return source
 
 
 def public_name(model: str) -> str:
-    """Returns "tiny", a hub id, or only the last part of a local folder's path, to hide the home folder."""
-    return _absolute(model).name if model != "tiny" and _absolute(model).is_dir() else model
+    """Returns "tiny", a hub id, or only the last part of a local path, to hide the home folder."""
+    return _absolute(model).name if model != "tiny" and _absolute(model).exists() else model
 
 
 def _absolute(model: str) -> Path:
@@ -102,11 +114,13 @@ def from_run(folder: Path, name: str, base: str, revision: str, full: bool, rows
         if manifest and manifest["base_sha256"] != source.origin["base_sha256"]:
             remedy = f"export anyway with --model {base} --revision {revision} --adapter {trained}"
             raise ValueError(
-                f"{folder}: the adapter was trained on other weights than {source.folder} holds now; "
+                f"{folder}: the adapter was trained on other weights than "
+                f"{(source.gguf or [source.folder])[0]} holds now; "
                 f"restore them, or {remedy}"
             )
     source.held_out = rows
-    source.origin |= {"run": name, "config": run_config(folder).read_text(encoding="utf-8")}
+    config = run_config(folder).read_text(encoding="utf-8")
+    source.origin |= {"run": name, "config": config.replace(f"{Path.home()}/", "~/")}
     if manifest:
         files = manifest.get("data_sha256", {}).items()
         source.origin["data_sha256"] = " ".join(f"{Path(file).name}={digest}" for file, digest in files)

@@ -1,5 +1,7 @@
 """Checks what an export may replace, and writes it under a temporary name that is renamed at the end."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +44,15 @@ def need_space(part: Path, tensor_bytes: int) -> None:
     """Raises ValueError if the disk of `part` has less than tensor_bytes plus SMALL_FILES bytes free."""
     remedy = "give another --out (set another TMPDIR for an upload)"
     need_disk_space(part, tensor_bytes + SMALL_FILES, "the export", remedy)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """Makes `to` a hard link to a file or, on another disk, a copy; neither names a path of this machine."""
+    try:
+        os.link(file.resolve(), to)
+    except OSError:  # another disk, another owner, or a file system without links
+        need_space(to, file.stat().st_size)
+        shutil.copyfile(file, to)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 The file's bytes, config, tokenizer and tensors are compared first. Then models in float32, loaded one after
 another, compute log-probabilities for the same held-out tokens, at 4 bytes of memory a parameter. They are
 the base with its adapter, as it was trained; the merged weights before quantization, if there is an adapter;
-and the weights in the GGUF file.
+and the weights in the GGUF file. If the base is a quantized GGUF file itself, the price of quantizing again
+is measured too: of the base alone, and of the base with its adapter.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from data.rows import Sample
 from exporting.gguf_vocab import NORMAL, SPACE, SPMTokenizer
 from exporting.llama_cpp import Llama, llama
 from exporting.merged import SLICE, MergedCheckpoint
+from ggml.blocks import dequantize
 from ggml.container import GGUFFile
+from ggml.quantize import quantize
 from lora.peft_io import load_adapter
 from model.chat_template import CONVERSATIONS, wrong_turns
 from model.config import Gemma3Config
@@ -37,6 +40,7 @@ BOUNDS = {"f32": (0.01, 1e-5), "f16": (0.06, 1e-4), "bf16": (0.5, 1e-3), "q8_0":
 BOUNDS |= {"q6_k": (4.0, 0.1)} | dict.fromkeys(("q5_k_m", "q5_k", "q5_0", "q5_1"), (6.0, 0.2))
 BOUNDS |= {"q4_k_m": (10.0, 0.4), "q4_k": (10.0, 0.4), "q4_0": (10.0, 0.6)}
 ADAPTER_BOUND = (0.01, 1e-5)  # Between adapter and merged, both in float32.
+LORA_BOUND = (1.8, 0.01)  # llama.cpp rounds the inputs of quantized matrices to 8 bits.
 LLAMA_BOUNDS = BOUNDS | {"f32": (0.03, 1e-4)}  # llama.cpp reads its GELU from a table of float16.
 LLAMA_POSITIONS = 8  # Each costs a request and a response with the whole vocabulary.
 SAMPLES, POSITIONS = 200, 64  # At most so many samples are read, and positions compared.
@@ -172,14 +176,42 @@ def verify(
         found += [difference("merged against adapter", trained, merged, ADAPTER_BOUND).within_bound(remark)]
     read = log_probs(model_of(read_gguf_config(file), lambda name: read_tensor(file, name)), sample)
     found += [difference(f"file against {kind}", trained, read, BOUNDS[quant]).within_bound(remark)]
+    if model.adapter and model.has_quantized_base:
+        base = log_probs(load_model(model.folder, torch.float32), sample)
+        again = log_probs(model_of(model.config, lambda name: requantized(model, file, name)), sample)
+        found += [difference("base quantized again", base, again, BOUNDS[quant]).within_bound(remark)]
     if in_llama_cpp:
-        few = replace(sample, positions=sample.positions[:LLAMA_POSITIONS])
         with llama(path, model.config.vocab_size, context=len(sample.tokens) + 16) as server:
             compare_rendered(server, tokenizer)
-            theirs = server.next_log_probs(few.prompts(), tokenizer.encode("a")[0])
-        name, bound = f"llama.cpp against {kind}", LLAMA_BOUNDS[quant]
-        found += [difference(name, trained[:LLAMA_POSITIONS], theirs, bound).within_bound(remark)]
+            name = f"llama.cpp against {kind}"
+            found += [compare_answers(name, server, sample, tokenizer, trained, LLAMA_BOUNDS[quant])]
     return found
+
+
+def requantized(model: MergedCheckpoint, file: GGUFFile, name: str) -> torch.Tensor:
+    """Returns a tensor of the base in float32, rounded to the type that it has in the exported file."""
+    if name.removesuffix(".weight") not in model.layers:
+        return read_tensor(file, name)
+    type, rows = file.tensors[gguf_name(name)].type, model.checkpoint.read(name).float()
+    return dequantize(torch.from_numpy(quantize(rows.numpy(), type)), type)
+
+
+def compare_answers(
+    name: str,
+    server: Llama,
+    sample: HeldOut,
+    tokenizer: Tokenizer,
+    trained: torch.Tensor,
+    bound: tuple[float, float],
+) -> Difference:
+    """Compares the first rows of `trained` with what llama.cpp computes; raises NotTheSame beyond the bound.
+
+    `trained` has log-probabilities (positions, vocabulary entries).
+    """
+    few = replace(sample, positions=sample.positions[:LLAMA_POSITIONS])
+    theirs = server.next_log_probs(few.prompts(), tokenizer.encode("a")[0])
+    found = difference(name, trained[:LLAMA_POSITIONS], theirs, bound)
+    return found.within_bound("llama.cpp computes something else")
 
 
 def trained_model(model: MergedCheckpoint) -> Gemma3ForCausalLM:

@@ -315,7 +315,7 @@ def test_without_links_the_gguf_is_copied(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(oci.os, "link", no_links)
+    monkeypatch.setattr("os.link", no_links)
     layout, _, gguf = layout_of(tmp_path)
     copy = blob(layout, sha256(gguf.read_bytes()))
     assert not copy.samefile(gguf) and copy.read_bytes() == gguf.read_bytes()
@@ -324,7 +324,7 @@ def test_without_links_the_gguf_is_copied(tmp_path, monkeypatch):
 def test_a_large_file_is_never_held_in_memory(tmp_path):
     """Exports a sparse file of 256 MiB in a process that may allocate only 64 MiB more."""
     code = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 from exporting import oci
 folder = Path(sys.argv[1])
@@ -332,10 +332,10 @@ with (folder / "big.gguf").open("wb") as f:
     f.truncate(2**28)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
-for link in (oci.os.link, None):
+for link in (os.link, None):
     if link is None:
         def refuse(*_): raise OSError
-        oci.os.link = refuse
+        os.link = refuse
     metadata = {"general.architecture": "gemma3", "general.file_type": 0}
     out = folder / str(link is None)
     oci.write_layout(folder / "big.gguf", out, metadata=metadata, parameters=2**26, tensor_bytes=2**28)
