@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from common.cores import watch_cores
+
 # oneDNN keeps this many kernels. In bfloat16 each serves one shape and takes about 300 KB; a step uses about
 # a hundred, and few shapes come back.
 ONEDNN_KERNELS = 256
@@ -45,6 +47,7 @@ def pick_device(name: str) -> torch.device:
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
     if device.type == "cpu":
         _keep_freed_memory()
+        watch_cores()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_KERNELS))
     return device
 
