@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # --help must not wait for torch.
     from model.tokenizer import Tokenizer
 
 
+QUANTIZE = ["none", "keep", "q8_0", "q6_k", "q5_0", "q4_k", "nf4"]
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that load_for_inference reads."""
     add = parser.add_argument
@@ -28,6 +31,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')
     dtypes = ["auto", "float32", "bfloat16"]
     add("--dtype", default="auto", choices=dtypes, help="dtype of the weights (default: by device)")
+    about = "block type of the base, as model.quantize in training (%(default)s: that of a GGUF file)"
+    add("--quantize", default="keep", choices=QUANTIZE, help=about)
 
 
 @dataclass
@@ -52,7 +57,7 @@ def load_for_inference(args: argparse.Namespace) -> LoadedModel:
     precision = Precision({"float32": "fp32", "bfloat16": "bf16"}.get(args.dtype, "auto"), device)
     folder = resolve(args.model, args.revision)
     tokenizer = Tokenizer(folder)
-    model = load_model(folder, precision.dtype, device)
+    model = load_model(folder, precision.dtype, device, args.quantize)
     if args.adapter:
         load_adapter(model, args.adapter)
     return LoadedModel(model, tokenizer, folder, precision)

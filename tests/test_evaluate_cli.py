@@ -3,6 +3,7 @@ said of bad input.
 """
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.folders import (
     write_rows,
 )
 from training import evaluation
+from training.config import Model
 
 REDACTION = {
     "exact_match",
@@ -143,6 +145,13 @@ def test_the_adapter_changes_the_figures(base, tmp_path, data, capsys):
         for words in ((), ("--adapter", adapter))
     )
     assert adapted["adapter"] == adapter and abs(plain["loss"] - adapted["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("type", get_args(get_type_hints(Model)["quantize"]))
+def test_every_block_type_that_trains_also_evaluates(base, data, capsys, type):
+    words = ("--model", base, "--data", data, "--loss-only")
+    plain, found = evaluated(capsys, *words)["loss"], evaluated(capsys, *words, "--quantize", type)["loss"]
+    assert abs(found - plain) < 0.05 and (found == plain) == (type in ("none", "keep"))
 
 
 def test_rows_that_the_model_has_no_positions_for_are_counted_and_left_out(base, tmp_path, data, capsys):
