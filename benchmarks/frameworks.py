@@ -9,11 +9,12 @@ same for all programs. The peers (peers.py) run in an environment of their own. 
 runs/benchmark/peers; to use another one, name its Python with --peers-python:
 
     python -m venv peers
-    peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets
+    peers/bin/pip install -c constraints.txt torch==2.13.0 transformers peft trl accelerate datasets \
+        bitsandbytes
 
 tokens/s      tokens of the rows (no padding) over the seconds of the median step; the median of the rounds
-x Loupe's, x compiled's    seconds of a step over those of Loupe's plain and compiled step in the same round;
-                           the median of the rounds
+x Loupe's, x compiled's    seconds of a step over those of Loupe's plain and compiled step in the same round
+                           and precision, on a base that is not quantized; the median of the rounds
 peak memory   the largest resident size of the process, or of the allocator on a GPU
 first step    seconds from the start of the process to the end of its first optimizer step; the peers' rows
               are tokenized before
@@ -37,18 +38,37 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.lab_like import BATCH  # noqa: E402
 
-OURS = ("loupe", "loupe-compiled", "loupe-fp32", "loupe-fp32-compiled")
-PEERS = ("hf-patched", "hf-bf16", "hf-autocast", "hf-fp32", "trl", "trl-padding-free")
-PACKAGES = ["torch==2.13.0", "transformers", "peft", "trl", "accelerate", "datasets"]
+OURS = ("loupe", "loupe-compiled", "loupe-q8_0", "loupe-q4_k", "loupe-nf4")
+OURS += ("loupe-fp32", "loupe-fp32-compiled", "loupe-fp32-q8_0", "loupe-fp32-q4_k", "loupe-fp32-nf4")
+PEERS = (
+    "hf-patched",
+    "hf-bf16",
+    "hf-nf4",
+    "hf-autocast",
+    "hf-fp32",
+    "hf-fp32-nf4",
+    "trl",
+    "trl-padding-free",
+)
+QUANTIZED = ("q8_0", "q4_k", "nf4")
+PACKAGES = ["torch==2.13.0", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes"]
 LABELS = {
     "loupe": "Loupe",
     "loupe-compiled": "Loupe, compiled",
+    "loupe-q8_0": "Loupe, Q8_0",
+    "loupe-q4_k": "Loupe, Q4_K",
+    "loupe-nf4": "Loupe, NF4",
     "loupe-fp32": "Loupe, float32",
     "loupe-fp32-compiled": "Loupe, float32, compiled",
+    "loupe-fp32-q8_0": "Loupe, float32, Q8_0",
+    "loupe-fp32-q4_k": "Loupe, float32, Q4_K",
+    "loupe-fp32-nf4": "Loupe, float32, NF4",
     "hf-patched": "transformers + PEFT, bf16, head at supervised positions",
     "hf-bf16": "transformers + PEFT, bf16",
+    "hf-nf4": "transformers + PEFT + bitsandbytes, bf16, NF4",
     "hf-autocast": "transformers + PEFT, autocast",
     "hf-fp32": "transformers + PEFT, float32",
+    "hf-fp32-nf4": "transformers + PEFT + bitsandbytes, float32, NF4",
     "trl": "TRL SFTTrainer, defaults",
     "trl-padding-free": "TRL SFTTrainer, padding-free",
 }
@@ -123,6 +143,8 @@ def warn(results: list[dict]) -> None:
             print(f"{r['name']}, round {r['round']}: {busy}", file=sys.stderr)
     losses = {r["name"]: r["losses"][0] for r in results}
     for name, loss in losses.items():
+        if name.endswith(QUANTIZED):
+            continue
         if "loupe" in losses and abs(loss - losses["loupe"]) > 0.001 * losses["loupe"]:
             both = f"the first loss is {loss:.4f}, and Loupe's is {losses['loupe']:.4f}"
             print(f"{name}: {both}: not the same job", file=sys.stderr)
@@ -155,10 +177,11 @@ def summarise(results: list[dict], args: argparse.Namespace) -> list[dict]:
         mine = [r for r in results if r["name"] == name]
         if not mine:
             continue
-        reference = name if name in OURS else "loupe-fp32" if name == "hf-fp32" else "loupe"
-        used = median(own * flops for own, flops in pairs(name, "loupe", work))
+        loupe = "loupe-fp32" if "fp32" in name else "loupe"
+        reference = name if name in OURS else loupe
+        used = median(own * flops for own, flops in pairs(name, loupe, work))
         row = {"name": name, "rounds": len(mine), "speed": median(speeds[name, r["round"]] for r in mine)}
-        plain_and_compiled = [pairs(name, other, speeds) for other in ("loupe", "loupe-compiled")]
+        plain_and_compiled = [pairs(name, other, speeds) for other in (loupe, f"{loupe}-compiled")]
         row["times"] = [median(theirs / own for own, theirs in both) for both in plain_and_compiled]
         row["peak"], row["first"] = (median(r[key] for r in mine) for key in ("peak", "first_step"))
         row["share"] = median(own / ceiling for own, ceiling in pairs(name, reference, ceilings))

@@ -1,7 +1,8 @@
 """Loupe's process in frameworks.py; it also times the matrix products of a step alone, the step's ceiling.
 
-Trains as train.py does, through training/trainer.py and training/loop.py. "loupe" is lab_like.py's config;
-"fp32" in the name sets train.precision to fp32, and "compiled" sets train.compile to true.
+Trains as train.py does, through training/trainer.py and training/loop.py. "loupe" is lab_like.py's config.
+"fp32" in the name sets train.precision to fp32, "compiled" sets train.compile to true, and a block type is
+model.quantize.
 """
 
 import math
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.clock import Clock, arguments, finish  # noqa: E402
+from benchmarks.frameworks import QUANTIZED  # noqa: E402
 
 
 class Trainer:
@@ -119,7 +121,9 @@ def main() -> None:
     clock = Clock(args)
     precision, compiled = "fp32" if "fp32" in args.name else "bf16", str("compiled" in args.name).lower()
     settings = {"precision": precision, "compile": compiled, "device": args.device, "batch_size": args.batch}
-    trainer = Trainer(args.folder, [*(f"train.{key}={value}" for key, value in settings.items()), *args.set])
+    words = [f"train.{key}={value}" for key, value in settings.items()]
+    words += [f"model.quantize={type}" for type in QUANTIZED if type in args.name]
+    trainer = Trainer(args.folder, [*words, *args.set])
     batches = trainer.batches(trainer.data.documents, args.round + 1)
     clock.lap(trainer.step(batches[0]))
     for _ in range(args.steps):

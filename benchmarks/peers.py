@@ -3,6 +3,8 @@
 hf-fp32, hf-autocast, hf-bf16   transformers + PEFT in a plain loop: a padded batch, logits at all positions,
                                 labels of -100 at prompt and padding. float32; float32 weights under bf16
                                 autocast; bf16 weights under bf16 autocast (PEFT keeps adapters in float32)
+hf-nf4, hf-fp32-nf4             the same on a base in bitsandbytes' NF4 with double quantization, computed in
+                                bf16 and in float32; without the gradient checkpointing that PEFT proposes
 hf-patched                      hf-bf16 with its forward pass patched: the head runs at supervised positions
 trl, trl-padding-free           TRL's SFTTrainer with its defaults; with padding_free and no max_length
 """
@@ -53,11 +55,17 @@ def padded(rows: list[dict], device: str) -> dict:
 
 def plain_loop(args, clock: Clock) -> None:
     import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = torch.float32 if args.name in ("hf-fp32", "hf-autocast") else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(args.folder / "model", dtype=dtype).to(args.device)
+    is_float32 = "fp32" in args.name
+    dtype = torch.float32 if is_float32 or args.name == "hf-autocast" else torch.bfloat16
+    quantization = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization)
+    how = {"quantization_config": nf4, "device_map": args.device} if "nf4" in args.name else {}
+    model = AutoModelForCausalLM.from_pretrained(args.folder / "model", dtype=dtype, **how).to(args.device)
+    if "nf4" in args.name:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, lora()).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=5e-5, fused=True)
@@ -65,7 +73,7 @@ def plain_loop(args, clock: Clock) -> None:
     rows = rows_of(args)
     for i in range(0, len(rows), args.batch):
         batch = padded(rows[i : i + args.batch], args.device)
-        with torch.autocast(args.device.partition(":")[0], torch.bfloat16, enabled=args.name != "hf-fp32"):
+        with torch.autocast(args.device.partition(":")[0], torch.bfloat16, enabled=not is_float32):
             loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
