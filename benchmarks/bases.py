@@ -12,14 +12,13 @@ is missing. It needs xllamacpp.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.llama_redaction import in_llama_cpp  # noqa: E402
+from benchmarks.llama_redaction import call, in_llama_cpp  # noqa: E402
 
 TYPES = ("none", "q8_0", "q4_k", "nf4")
 FILES = ("val", "val_unseen")
@@ -35,12 +34,6 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--folder", type=Path, default=ROOT / "runs" / "bases")
     return parser.parse_args()
-
-
-def call(*words: object) -> str:
-    """Runs a script of Loupe and returns what it prints on stdout."""
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def rows_file(name: str) -> str:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.exporting import export_command, make  # noqa: E402
+from benchmarks.exports import export_command, make  # noqa: E402
 from common.device import Precision  # noqa: E402
 from data.rows import read_prompts  # noqa: E402
 from generation.generate import generate  # noqa: E402

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1000)
     args = parser.parse_args()
-    from benchmarks.exporting import make
+    from benchmarks.exports import make
     from model.tokenizer import Tokenizer
 
     folder = args.folder.resolve()

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.exporting import in_a_process, make  # noqa: E402
+from benchmarks.exports import in_a_process, make  # noqa: E402
 
 # The base of each run and its settings; type and r belong to [adapter], the others to [train].
 RUNS = [

@@ -1,6 +1,6 @@
 """Measures the seconds and the peak memory of export.py --to gguf.
 
-    python benchmarks/exporting.py [--quant q4_k_m] [--no-verify] [--shape NAME]
+    python benchmarks/exports.py [--quant q4_k_m] [--no-verify] [--shape NAME]
 
 One model has the 270M shape with random bfloat16 weights. The other has 4 GB of zeros in a sparse file, and
 shows the memory only.
