@@ -203,6 +203,20 @@ class GGUFFile:
         shape = (tensor.rows, row_bytes(tensor.type, tensor.shape[-1]))
         return np.memmap(self.path, np.uint8, "r", self.data_start + tensor.offset, shape)
 
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns a copy of rows start to stop of data(name).
+
+        It is read without mapping the file, because mapped pages count as memory of the process. Raises
+        ValueError if the file has been cut off since it was opened.
+        """
+        tensor = self.tensors[name]
+        width, rows = row_bytes(tensor.type, tensor.shape[-1]), range(tensor.rows)[start:stop]
+        at = self.data_start + tensor.offset + rows.start * width
+        found = np.fromfile(self.path, np.uint8, len(rows) * width, offset=at)
+        if len(found) < len(rows) * width:
+            raise ValueError(f"{self.path}: ends in the middle of {name}; download it again")
+        return found.reshape(len(rows), width)
+
     def digest(self, name: str) -> str:
         """Returns the SHA-256 of a tensor's bytes, or of all bytes before the data if `name` is HEADER."""
         start, size = 0, self.data_start

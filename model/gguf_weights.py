@@ -145,8 +145,7 @@ class GGUFTensors:
     def blocks(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Returns rows start to stop as they are stored: (rows, bytes of a row) uint8."""
         stored = self.names[name]
-        # A copy: reading the mapping crashes with SIGBUS if somebody truncates the file later.
-        return torch.tensor(self.found[stored].data(stored)[start:stop])
+        return torch.from_numpy(self.found[stored].read(stored, start, stop))
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Returns rows start to stop of a tensor in float32; a vector is one row."""
@@ -168,7 +167,7 @@ class GGUFTensors:
 def read_rows(file: GGUFFile, name: str, start: int, stop: int) -> torch.Tensor:
     """Returns rows start to stop - 1 of a tensor, by Hugging Face's name, in float32; a vector is one row."""
     tensor = file.tensors[gguf_name(name)]
-    rows = dequantize(torch.tensor(file.data(tensor.name)[start:stop]), tensor.type)
+    rows = dequantize(torch.from_numpy(file.read(tensor.name, start, stop)), tensor.type)
     return rows - 1.0 if name.endswith("norm.weight") else rows
 
 
