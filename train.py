@@ -1,6 +1,6 @@
 """Fine-tunes a Gemma 3.
 
-python train.py --config small.toml [--set section.key=value ...] [--resume | --plan | --explain-batch]
+python train.py --config small.toml [--set section.key=value ...] [--resume | --plan [GIB] | --explain-batch]
 """
 
 import argparse
@@ -11,7 +11,8 @@ from common.errors import DONE, run
 
 MODES = {
     "--resume": "continue the run from its newest checkpoint",
-    "--plan": "estimate the memory of the run and the largest batch that fits; train nothing",
+    "--plan": "estimate the memory of the run and the largest batch that fits; train nothing; "
+    "--plan 24: on a GPU of 24 GiB, which need not be here",
     "--explain-batch": "print the first micro-batch token by token, and what was left out; train nothing",
 }
 
@@ -27,9 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         help="override one key; may be repeated")  # fmt: skip
     modes = parser.add_mutually_exclusive_group()
     for flag, text in MODES.items():
-        modes.add_argument(flag, action="store_true", help=text)
+        if flag == "--plan":  # without a value it is 0: this machine
+            modes.add_argument(flag, nargs="?", type=gibibytes, const=0.0, metavar="GIB", help=text)
+        else:
+            modes.add_argument(flag, action="store_true", help=text)
     args = parser.parse_args(argv)
     return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
+
+
+def gibibytes(text: str) -> float:
+    """Returns the size that `text` names; argparse reports the ValueError."""
+    if not 0 < float(text) < 2**20:
+        raise ValueError
+    return float(text)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -40,8 +51,8 @@ def train(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.overrides)  # before the imports below, which load torch
     from training import explain, memory, trainer
 
-    if args.plan:
-        memory.plan(cfg)
+    if args.plan is not None:
+        memory.plan(cfg, args.plan)
         return DONE
     if args.explain_batch:
         explain.explain_batch(cfg)
@@ -62,6 +73,8 @@ def resume_command(args: argparse.Namespace) -> str:
 
     sets = [word for override in args.overrides for word in ("--set", override)]
     flags = [flag for flag in MODES if getattr(args, flag.strip("-").replace("-", "_"))]
+    if args.plan is not None:
+        flags = ["--plan", f"{args.plan:g}"] if args.plan else ["--plan"]
     return shlex.join(["python", "train.py", "--config", args.config, *sets, *flags])
 
 

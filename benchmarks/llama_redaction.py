@@ -3,8 +3,8 @@
     python benchmarks/llama_redaction.py --run runs/small [--quant q8_0] [--data FILE] [--limit 300]
 
 Exports the run, lets llama.cpp answer each row greedily, and prints its measures next to evaluate.py's. If
-the base is a GGUF file and --quant is not given, llama.cpp runs this file with the exported LoRA beside it, and
-the difference of the log-probabilities at some held-out positions is printed too. It needs xllamacpp.
+the base is a GGUF file and --quant is not given, llama.cpp runs this file with the exported LoRA beside it,
+and the difference of the log-probabilities at some held-out positions is printed too. It needs xllamacpp.
 """
 
 import argparse

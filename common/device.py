@@ -95,6 +95,17 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     )
 
 
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Returns autocast's dtype on "cpu", "cuda", ...; None where it is off, and on "meta"."""
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Returns a context in which autocast is off on "cpu", "cuda", ..."""
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
 class Precision:
     """Holds autocast and the gradient scaler for a precision. The scaler has an effect in fp16 only.
 

@@ -5,6 +5,8 @@ Shapes: x (..., in) with n tokens, weight W (out, in), lora_A (r, in), lora_B (o
 
 import torch
 
+from common.device import without_autocast
+
 
 class FusedLoRA(torch.autograd.Function):
     """Computes y = W x + scaling * B A x, and dL/dx = W^T g + scaling * A^T B^T g with loss L and g = dL/dy.
@@ -17,7 +19,7 @@ class FusedLoRA(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, lora_A, lora_B, scaling):
         rows, a, b = x.reshape(-1, x.shape[-1]), lora_A.to(x.dtype), lora_B.to(x.dtype)  # rows (n, in)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             ax = (rows @ a.t()).mul_(scaling)  # (n, r)
             y = (rows @ weight.to(x.dtype).t()).addmm_(ax, b.t())  # (n, out)
         ctx.quantized = None if isinstance(weight, torch.Tensor) else weight

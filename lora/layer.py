@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.device import autocast_dtype, without_autocast
 from lora.fused import FusedLoRA
 
 
@@ -74,13 +75,13 @@ class LoRALinear(nn.Module):
         dropout = self.training and self.lora_dropout > 0
         if not torch.is_grad_enabled() or self.base_layer.bias is not None or dropout:
             return None
-        if torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
+        if dtype := autocast_dtype(x.device.type):
+            return dtype
         return x.dtype if x.dtype == self.frozen.dtype == self.lora_A.dtype else None
 
     def adapter_input(self, x: torch.Tensor) -> torch.Tensor:
         """Returns dropout(x): in float32 as in PEFT, or, under autocast, in x's dtype."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if not autocast_dtype(x.device.type):
             x = x.to(self.lora_A.dtype)
         return F.dropout(x, self.lora_dropout, self.training)
 
@@ -90,9 +91,7 @@ class LoRALinear(nn.Module):
 
     def delta_weight(self) -> torch.Tensor:
         """Returns scaling * B A, (out, in) float32."""
-        # Autocast does not know the meta device, on which an export checks the adapter's shapes.
-        device = "cpu" if self.lora_A.is_meta else self.lora_A.device.type
-        with torch.autocast(device, enabled=False):
+        with without_autocast(self.lora_A.device.type):
             return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> torch.Tensor:

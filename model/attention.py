@@ -144,10 +144,13 @@ def repeat_prefixes(x: torch.Tensor, lengths: list[int], shared_prefix: list[int
 
 
 def varlen_is_possible(v: torch.Tensor) -> bool:
-    """Returns whether FlashAttention takes v: 16-bit, D = 8, 16, ..., or 256, on an Ampere or newer GPU."""
-    half = v.device.type == "cuda" and v.dtype in (torch.bfloat16, torch.float16)
+    """Returns whether FlashAttention takes v: 16-bit, D = 8, 16, ..., or 256, on an Ampere or newer GPU.
+
+    A tensor on the meta device stands for one on such a GPU (training/memory_estimate.py).
+    """
+    half = v.device.type in ("cuda", "meta") and v.dtype in (torch.bfloat16, torch.float16)
     fits = v.shape[-1] <= 256 and v.shape[-1] % 8 == 0
-    return half and fits and torch.cuda.get_device_capability(v.device) >= (8, 0)
+    return half and fits and (v.device.type == "meta" or torch.cuda.get_device_capability(v.device) >= (8, 0))
 
 
 def band_mask(cu_seqlens: torch.Tensor, total: int, window: int) -> torch.Tensor:

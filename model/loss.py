@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.device import autocast_dtype, without_autocast
 from model.quantized import QuantizedWeight
 
 # Bytes of a chunk's float32 logits. On a CPU they stay in its cache; a GPU wants few launches.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+MOST_DENSE_BYTES = 256 * 2**20  # of a quantized head, dequantized at a time
 
 
 def reference_token_log_probs(
@@ -59,19 +62,21 @@ def token_log_probs(
     """
     device = hidden.device.type
     chunk = chunk or vocab_chunk_size(len(targets), device)
+    if isinstance(weight, QuantizedWeight):
+        chunk = min(chunk, max(128, MOST_DENSE_BYTES // (4 * weight.shape[1])))
     if not torch.is_grad_enabled():
         # The forward pass of an autograd function cannot see no_grad, and would compute gradients for
         # nothing.
         hidden, weight = hidden.detach(), weight.detach()
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):  # each line below chooses its dtype
+    hidden = hidden.to(autocast_dtype(device) or hidden.dtype)
+    with without_autocast(device):  # each line below chooses its dtype
         return _ChunkedLogProbs.apply(hidden, weight, targets, softcap, compiled, chunk)
 
 
 def vocab_chunk_size(positions: int, device: str) -> int:
     """Returns the vocabulary entries per chunk: CHUNK_BYTES of logits for all positions, but at least 128."""
-    return max(128, CHUNK_BYTES[device if device == "cuda" else "cpu"] // (4 * max(1, positions)))
+    kind = "cuda" if device in ("cuda", "meta") else "cpu"  # "meta": training/memory_estimate.py
+    return max(128, CHUNK_BYTES[kind] // (4 * max(1, positions)))
 
 
 class _ChunkedLogProbs(torch.autograd.Function):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.device import autocast_dtype, without_autocast
 from ggml.blocks import dequantize, row_bytes, type_named
 from model.nf4 import BLOCK, BLOCK_BYTES, GROUP, dequantize_nf4
 
@@ -144,9 +145,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
         ctx.weight = weight
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        with torch.autocast(x.device.type, enabled=False):
+        x = x.to(autocast_dtype(x.device.type) or x.dtype)
+        with without_autocast(x.device.type):
             return F.linear(x, weight.to(x.dtype))
 
     @staticmethod

@@ -27,6 +27,7 @@ from data.packing import Batch
 from data.render import Document
 from generation.generate import generate
 from model.quantized import all_weights
+from model.tokenizer import Tokenizer
 from training import build, evaluation, loop
 from training.build import BaseModel
 from training.config import Config, Train
@@ -147,7 +148,7 @@ def _phases(cfg: Config, room: int) -> Iterator[Probe]:
     found.phases["evaluation"], found.failed = peak_memory(device), "completions"
     yield found
     optimizers.clear()  # the run has ended its training by then
-    for prompts in _longest_prompts(cfg, base, data):
+    for prompts in longest_prompts(cfg, base.tokenizer, data):
         _complete(cfg, base, prompts, precision)
     found.phases["completions"], found.failed = peak_memory(device), ""
     yield found
@@ -249,11 +250,11 @@ def _exceeds_training(cfg: Config, base: BaseModel, data: TrainingData, document
     return _tokens(documents) > layers * heaviest
 
 
-def _longest_prompts(cfg: Config, base: BaseModel, data: TrainingData) -> list[list[list[int]]]:
+def longest_prompts(cfg: Config, tokenizer: Tokenizer, data: TrainingData) -> list[list[list[int]]]:
     """Returns the ROWS longest prompts of each validation set and of generate.prompts, as token ids."""
     sets = [[e[0] for e in map(evaluation.last_exchange, v.samples) if e] for v in data.validation]
     sets.append([(("user", prompt),) for prompt in cfg.generate.prompts])
-    rendered = [[base.tokenizer.render_prompt(messages) for messages in one] for one in sets]
+    rendered = [[tokenizer.render_prompt(messages) for messages in one] for one in sets]
     return [sorted(prompts, key=len)[-ROWS:] for prompts in rendered if prompts]
 
 

@@ -375,7 +375,7 @@ def test_one_launch_is_for_half_precision_on_a_gpu_since_ampere(monkeypatch):
         v = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(9, 1, head_dim))
         return varlen_is_possible(v)
 
-    assert possible() and possible(dtype=torch.float16, head_dim=8, capability=(9, 0))
+    assert possible() and possible(dtype=torch.float16, head_dim=8, capability=(9, 0)) and possible("meta")
     assert not possible("cpu") and not possible(dtype=torch.float32) and not possible(capability=(7, 5))
     assert not possible(head_dim=264) and not possible(head_dim=12)
 
