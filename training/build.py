@@ -15,7 +15,7 @@ from lora.inject import inject
 from lora.peft_io import load_adapter, read_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
-from model.quantized import QuantizedWeight, set_quantized
+from model.quantized import QuantizedWeight, all_weights, set_quantized
 from model.weights import Checkpoint, gguf_tensors, hash_model, quantized_types
 from training.config import Config
 from training.dataset import TrainingData, read, refuse_missing_files
@@ -77,11 +77,14 @@ def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingDat
         # On the meta device no values are drawn and no memory is taken.
         with torch.device("meta"):
             model = Gemma3ForCausalLM(files.config).to(dtype)
-        model = model.to_empty(device="cpu")
-        model.reset_parameters(cfg.run.seed)
         for name, type in quantized_types(files.config, gguf_tensors(folder, files.config), quantize).items():
             rows, columns = model.get_parameter(name).shape
             set_quantized(model, name, QuantizedWeight.zeros(rows, columns, type, dtype))
+        for name, p in list(model.named_parameters()):  # only those that have no blocks
+            module, _, leaf = name.rpartition(".")
+            empty = torch.nn.Parameter(torch.empty_like(p, device="cpu"))
+            setattr(model.get_submodule(module), leaf, empty)
+        model.reset_parameters(cfg.run.seed)
         origin = f"random weights of seed {cfg.run.seed}"
         return BaseModel(model.to(precision.device), files.tokenizer, folder, precision, origin), data
     with ThreadPoolExecutor(2) as threads:  # reading and hashing a gigabyte hold no Python lock
@@ -115,8 +118,18 @@ def resolve_compile(
 ) -> Config:
     """Returns the config with train.compile = "auto" replaced by true for a long run on a CPU, else false.
 
-    A run is long by its FLOPs, not by measured time, so that the result is the same in each start.
+    A run is long by its FLOPs, not by measured time, so that the result is the same in each start. A
+    quantized base is not compiled: compiled code keeps its dense weights for the backward pass.
+
+    Raises ValueError if train.compile is true and the base is quantized.
     """
+    if any(isinstance(w, QuantizedWeight) for w in all_weights(model).values()):
+        if cfg.train.compile is True:
+            raise ValueError(
+                f"train.compile = true: a quantized base (model.quantize = {cfg.model.quantize!r}) is not "
+                "compiled; set it to false, or model.quantize to 'none'"
+            )
+        return replace(cfg, train=replace(cfg.train, compile=False))
     if cfg.train.compile != "auto":
         return cfg
     loader = build_loader(cfg, documents)

@@ -123,7 +123,8 @@ class Train:
     """Compute activations again in the backward pass instead of storing them: less memory, slower steps."""
     compile: Literal["auto", True, False] = "auto"
     """torch.compile the layers and the loss. On a CPU it takes 30 s at the start and makes steps 3 to 10%
-    shorter. "auto": compile on a CPU if the run takes about half an hour or more.
+    shorter. "auto": compile on a CPU if the run takes about half an hour or more. A quantized base is not
+    compiled.
     """
     shuffle: bool = True
     """Shuffle the samples anew in each epoch."""

@@ -1,5 +1,6 @@
 """training/build.py: the parts of a run are made from its config."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from data.render import IGNORE_INDEX
 from lora.inject import adapters
 from lora.peft_io import save_adapter
 from model.gemma3 import Gemma3ForCausalLM
+from model.quantized import all_weights
+from tests.folders import ROOT, ROWS
 from tests.makers import needs_compiler, tiny_model, write_jsonl
 from training import build
 from training.config import load_config
 from training.dataset import read
 from training.flops import step_flops
+from training.memory_estimate import MemoryTracker
 
 
 def model_and_documents(cfg) -> tuple:
@@ -69,6 +73,30 @@ def test_auto_compiles_a_run_on_a_cpu_that_is_long_enough(place, monkeypatch):
     assert not compiled(monkeypatch, 0, "train.compile=false")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not compiled(monkeypatch, 0)
+
+
+def test_a_quantized_base_is_not_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "WORTH_COMPILING", 0)
+    rows = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    for quantize in ("q8_0", "nf4"):
+        overrides = [f"data.train={rows}", f"model.quantize={quantize}", "data.validation=[]"]
+        cfg = load_config(ROOT / "small.toml", overrides)
+        base, data = build.load_base(cfg, Precision("fp32", pick_device("cpu")))
+        resolved = build.resolve_compile(base.model, cfg, data.documents, torch.device("cpu"))
+        assert resolved.train.compile is False
+        wanted = replace(cfg, train=replace(cfg.train, compile=True))
+        with pytest.raises(ValueError, match=f"compile = true.*quantize = '{quantize}'.*false, or.*'none'"):
+            build.resolve_compile(base.model, wanted, data.documents, torch.device("cpu"))
+
+
+def test_random_weights_for_a_plan_are_never_dense_where_the_base_is_quantized(tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    overrides = [f"data.train={rows}", "model.quantize=q8_0", "model.init=random", "data.validation=[]"]
+    cfg = load_config(ROOT / "small.toml", overrides)
+    with MemoryTracker("cpu") as tracker:
+        base, _ = build.load_base(cfg, Precision("fp32", pick_device("cpu")))
+    weights = sum(w.nbytes for w in all_weights(base.model).values())
+    assert weights <= tracker.peak < 1.1 * weights
 
 
 def test_a_run_that_would_compile_without_a_compiler_is_refused(place, monkeypatch):
