@@ -42,6 +42,11 @@ class Llama:
         body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, "cache_prompt": False}
         return self.post("/completion", body | options)
 
+    def hidden_states(self, prompt: list[int]) -> torch.Tensor:
+        """Returns the outputs of the final norm, (tokens, hidden size); needs a server with `embedding`."""
+        answer = self.post("/embeddings", {"content": prompt, "embd_normalize": -1})
+        return torch.tensor(answer[0]["embedding"])
+
     def next_log_probs(self, prompts: list[list[int]], ascii_id: int) -> torch.Tensor:
         """Returns the log-probabilities of the token after each prompt, (prompts, vocabulary entries).
 
@@ -57,11 +62,14 @@ class Llama:
 
 
 @contextmanager
-def llama(path: Path, vocab_size: int, lora: Path | None = None, context: int = 1024) -> Iterator[Llama]:
+def llama(
+    path: Path, vocab_size: int, lora: Path | None = None, context: int = 1024, embedding: bool = False
+) -> Iterator[Llama]:
     """Starts a llama.cpp server for the GGUF file `path`, yields it, and stops it when the block ends.
 
-    `lora` is the path of a LoRA GGUF file, and `context` the most tokens of a prompt and its completion. The
-    server uses one thread, a float32 KV cache and no flash attention. Raises ValueError without xllamacpp.
+    `lora` is the path of a LoRA GGUF file, `context` the most tokens of a prompt and its completion, and
+    `embedding` lets it answer hidden_states. The server uses one thread, a float32 KV cache and no flash
+    attention. Raises ValueError without xllamacpp.
     """
     require()
     import xllamacpp as x
@@ -72,6 +80,9 @@ def llama(path: Path, vocab_size: int, lora: Path | None = None, context: int = 
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
     p.cache_type_k = p.cache_type_v = x.ggml_type.GGML_TYPE_F32
     p.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if embedding:
+        p.embedding, p.pooling_type = True, x.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+        p.n_batch = p.n_ubatch = context  # a batch of embeddings is computed at once
     if lora:
         p.lora_adapters = [x.CommonAdapterLoraInfo(str(lora), 1.0)]
     running = Llama(x.Server(p), vocab_size)

@@ -22,7 +22,7 @@ import train
 from model.gemma3 import Gemma3ForCausalLM
 from model.tokenizer import Tokenizer
 from report.metrics_log import read_metrics
-from tests.folders import ROOT
+from tests.folders import ROOT, make_model
 from tests.makers import documents, rows, write_jsonl, write_model, write_run
 from training import build, checkpoint, loop, trainer
 from training.config import Config, Train, load_config
@@ -108,6 +108,23 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_a_step_and_rounding_errors_are_
 ):
     cfg = Config(train=Train(epochs=epochs, gradient_accumulation_steps=accumulate, batch_size=1))
     assert build.build_schedule(cfg, build.build_loader(cfg, documents(50))).total_steps == steps
+
+
+# Gemma 3 27B's depth, heads and RoPE, and a width that Q4_K's blocks of 256 weights fill.
+DOLL_27B = {"num_hidden_layers": 62, "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 8}
+DOLL_27B |= {"hidden_size": 256, "intermediate_size": 256, "query_pre_attn_scalar": 168 / 16}
+
+
+def test_a_doll_of_the_27b_trains_on_q4_k(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "base", rope_linear_factor=8.0, **DOLL_27B)
+    write_jsonl(tmp_path / "train.jsonl", rows(2))
+    settings = ["model.name=base", "model.quantize=q4_k", "data.train=train.jsonl", "train.max_steps=3"]
+    settings += ["train.learning_rate=1e-3", "train.precision=fp32", "data.validation_fraction=0"]
+    Path("doll.toml").write_text("")
+    assert train.main(["--config", "doll.toml", *(w for s in settings for w in ("--set", s))]) == 0
+    first, _, last = (record["loss"] for record in read_metrics(Path("runs/doll/metrics.jsonl"))[0])
+    assert 0 < last < first - 0.5
 
 
 # --- stopped and killed: in processes of their own, by real signals
