@@ -2,7 +2,7 @@
 
 Sources: Go's text/template, and ollama/ollama: docs/modelfile.mdx and parser/parser.go for the Modelfile,
 template/template.go for the template's values. These are .System (all system texts, joined) and .Messages,
-each with .Role and .Content.
+each with .Role and .Content. Since pull request 14969, in version 0.34.1, `ollama create` takes no ADAPTER.
 
 Ollama's prompt differs from that of model/tokenizer.py:
 1. Ollama strips only ASCII white space from the ends of a turn; Python's str.strip also strips Unicode's.
