@@ -32,9 +32,8 @@ from training.flops import step_flops
 from training.memory_probe import Probe, longest_prompts, sizes
 from training.objectives.sft import SupervisedFineTuning
 
-OTHERS = (
-    600 * 2**20
-)  # bytes of Python and PyTorch on a CPU, of CUDA's context and the kernels' memory on a GPU
+# Bytes of Python and PyTorch on a CPU; of CUDA's context and the kernels' memory on a GPU.
+OTHERS = 600 * 2**20
 FEW_LAYERS = (2, 3)  # A step runs on so many layers; each further one takes as much as the third.
 MOST_FLOPS = 5e12  # of a thread, for a step of one row: about a minute
 
