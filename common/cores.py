@@ -22,7 +22,7 @@ import torch
 PERIOD = 0.5  # seconds between two measurements
 # Threads that wait for a core, on average. On two cores: at most 0.1 alone, 0.4 to 0.8 beside a busy process.
 BUSY, CALM = 0.25, 0.1
-AFTER = {True: 2, False: 4}  # So many measurements in a row begin and end the throttling.
+AFTER = 4  # So many measurements in a row begin or end the throttling: a busy second at the start does not.
 TASKS = Path("/proc/self/task")
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # A user who sets one decides.
 GRAIN = 2**15  # at::internal::GRAIN_SIZE: elements of a tensor for each thread
@@ -70,7 +70,7 @@ class Throttle:
     def measured(self, waiting: float) -> None:
         """Takes a measurement, the number of threads that waited for a core, and starts or stops."""
         self.contrary = self.contrary + 1 if (waiting < CALM if self.on else waiting > BUSY) else 0
-        if self.contrary == AFTER[not self.on]:
+        if self.contrary == AFTER:
             self.stop() if self.on else self.start()
 
     def start(self) -> None:

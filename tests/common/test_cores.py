@@ -24,12 +24,12 @@ class Counted(Throttle):
         self.on, self.contrary = False, 0
 
 
-def test_two_busy_measurements_begin_the_throttling_and_four_calm_ones_end_it():
+def test_four_busy_measurements_in_a_row_begin_the_throttling_and_four_calm_ones_end_it():
     throttle, seen = Counted(), []
-    for waiting in (0.5, 0.0, 0.5, 0.5, 0.2, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.2):
+    for waiting in (0.5, 0.5, 0.5, 0.2, *(0.5,) * 4, 0.2, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.2):
         throttle.measured(waiting)
         seen.append(throttle.on)
-    assert seen == [False] * 3 + [True] * 9 + [False] * 2
+    assert seen == [False] * 7 + [True] * 9 + [False] * 2
 
 
 @pytest.mark.parametrize(("threads", "count", "holders"), [(2, 2, 1), (8, 16, 2), (8, 14, 1), (16, 4, 1)])
