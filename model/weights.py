@@ -192,7 +192,9 @@ class Checkpoint:
 
 def gguf_files(folder: Path) -> list[Path]:
     """Returns the GGUF files for which a folder of model/gguf_folder.py stands; none for another folder."""
-    return sorted(folder.glob("model*.gguf"))
+    if any((folder / name).is_file() for name in (SINGLE, INDEX)):  # a GGUF file that was made from them
+        return []
+    return sorted([*folder.glob("model.gguf"), *folder.glob("model-?????-of-?????.gguf")])
 
 
 def gguf_tensors(folder: Path, config: Gemma3Config) -> GGUFTensors | None:
@@ -242,6 +244,8 @@ def weight_files(folder: str | Path) -> list[Path]:
             "is not opened. If you trust it, convert it to safetensors: "
             "transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise ValueError(f"{folder}: has no {SINGLE}; to take {gguf[0].name}, name the file: {gguf[0]}")
     raise ValueError(
         f"{folder}: has neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and "
         "*.safetensors"

@@ -226,6 +226,14 @@ def test_a_folder_without_weights_says_what_a_model_folder_holds(tmp_path):
     refused(tmp_path, str(tmp_path), SINGLE, INDEX)
 
 
+def test_a_gguf_file_beside_safetensors_is_another_model_and_one_alone_is_to_be_named(tmp_path, tensors):
+    (tmp_path / "model.gguf").write_bytes(b"never read")
+    assert_same_weights(load_model(tmp_path, torch.float32), tensors)
+    (tmp_path / SINGLE).unlink()
+    file = (tmp_path / "model.gguf").rename(tmp_path / "model-q4_k_m.gguf")
+    refused(tmp_path, f"has no {SINGLE}", f"name the file: {file}")
+
+
 DAMAGES = {
     "4 bytes": lambda b: b[:4],
     "half a header": lambda b: b[:100],
