@@ -49,7 +49,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     types = f"type of the weights: in a GGUF one of {', '.join(QUANTS)} (default q8_0); safetensors and hub: "
     types += f"{', '.join(FLOATS)} (default f32)"
     add("--quant", type=str.lower, choices=QUANTS, metavar="TYPE", help=types)
-    verify = "llama.cpp: compare a GGUF in llama.cpp too, after our own comparison (needs xllamacpp)"
+    verify = "llama.cpp: compare a GGUF in llama.cpp too, after our own comparison; gguf-lora beside a base "
+    verify += "that is a GGUF file (needs xllamacpp)"
     add("--verify", choices=["loupe", "llama.cpp"], help=verify)
     tokens = "oci: the tokens for which Docker Model Runner reserves memory (default: all of the model's)"
     add("--context-size", type=int, metavar="N", help=tokens)
@@ -61,9 +62,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{flag} goes with --model; a --run has its own")
     if args.verify and args.no_verify:
         parser.error("--verify and --no-verify exclude each other")
-    for flag, value in (("--no-verify", args.no_verify), ("--verify", args.verify)):
-        if args.to not in WITH_GGUF and value:
-            parser.error(f"{flag} goes with --to gguf, ollama and oci")
+    verified = (*WITH_GGUF, "gguf-lora") if args.verify == "llama.cpp" else WITH_GGUF
+    for flag, value in (("--no-verify", args.no_verify), (f"--verify {args.verify}", args.verify)):
+        if args.to not in verified and value:
+            parser.error(f"{flag} goes with --to {', '.join(verified)}")
     allowed = QUANTS if args.to in WITH_GGUF else FLOATS if args.to in AS_FOLDER else []
     if args.quant and args.quant not in allowed:
         remedy = f"choose {', '.join(allowed)}" if allowed else "leave it out"
@@ -106,7 +108,7 @@ def export(args: argparse.Namespace) -> int:
             if args.to == "gguf":
                 summary = gguf_model.export_gguf(source, part, out.stem, *how)
             elif args.to == "gguf-lora":
-                summary = lora_gguf.export_lora(source, part, out.stem)
+                summary = lora_gguf.export_lora(source, part, out.stem, args.verify)
             elif args.to == "ollama":
                 summary = ollama.export_ollama(source, part, out, *how, args.merge)
             elif args.to == "oci" and remote:

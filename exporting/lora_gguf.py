@@ -9,20 +9,38 @@ from pathlib import Path
 
 import torch
 
+from common.progress import say
+from exporting.llama_cpp import llama
 from exporting.merged import MergedCheckpoint
 from exporting.source import Source
 from exporting.target import need_space
-from exporting.verify import compare_bytes
+from exporting.verify import (
+    LORA_BOUND,
+    compare_answers,
+    compare_bytes,
+    comparison_sample,
+    log_probs,
+    trained_model,
+)
 from ggml.container import Metadata, TensorInfo, write_gguf
 from lora.dora import DoRALinear
 from model.gguf_names import gguf_name
+from model.tokenizer import Tokenizer
 
 
-def export_lora(source: Source, path: Path, name: str) -> str:
+def export_lora(source: Source, path: Path, name: str, verified_by: str | None = "loupe") -> str:
     """Writes the adapter in float32 to `path`, checks the bytes on the disk, and returns a summary.
 
-    Raises ValueError if there is no adapter, if it is DoRA or untrained, or if a value is not finite.
+    If `verified_by` is "llama.cpp", compares it there too, beside the base's GGUF file.
+
+    Raises ValueError if there is no adapter, if it is DoRA or untrained, if a value is not finite, or if
+    llama.cpp has no GGUF file to compare it beside.
     """
+    if verified_by == "llama.cpp" and not source.gguf:
+        raise ValueError(
+            f"--verify llama.cpp: the base {source.name} is no GGUF file that llama.cpp could load with "
+            "the adapter; leave the option out, or train and export with a GGUF file as the base"
+        )
     model = MergedCheckpoint(source.folder, source.adapter)
     if not model.adapter:
         raise ValueError("there is no adapter to export; give --adapter, or --to gguf for the model")
@@ -49,9 +67,25 @@ def export_lora(source: Source, path: Path, name: str) -> str:
     infos = [TensorInfo(key, tuple(t.shape), "f32") for key, t in tensors.items()]
     need_space(path, sum(info.nbytes for info in infos))
     compare_bytes(path, write_gguf(path, metadata, infos, lambda key: [tensors[key].contiguous().numpy()]))
+    if verified_by == "llama.cpp":
+        compare_beside(source, path)
     size = f"{path.stat().st_size / 2**20:,.1f} MiB"
     base = source.gguf[0].name if source.gguf else f"a GGUF of {source.name}"
     return f"LoRA of {len(model.layers)} layers in float32, {size}, for {base}"
+
+
+def compare_beside(source: Source, lora: Path | None) -> None:
+    """Prints how llama.cpp, with the base's GGUF file and `lora` beside it, differs from what was trained.
+
+    Raises NotTheSame if it differs by more than llama.cpp's rounding of the inputs of quantized matrices.
+    """
+    model, tokenizer = MergedCheckpoint(source.folder, source.adapter), Tokenizer(source.folder)
+    samples = source.held_out.read() if source.held_out else []
+    sample = comparison_sample(samples, tokenizer, model.config.max_position_embeddings)
+    trained, context = log_probs(trained_model(model), sample), len(sample.tokens) + 16
+    with llama(source.gguf[0], model.config.vocab_size, lora, context) as server:
+        name = f"llama.cpp against {'adapter' if lora else 'model'}"
+        say(str(compare_answers(name, server, sample, tokenizer, trained, LORA_BOUND)))
 
 
 def refuse_useless(tensors: dict[str, torch.Tensor]) -> None:

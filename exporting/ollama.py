@@ -14,16 +14,12 @@ Ollama's prompt differs from that of model/tokenizer.py:
 import shlex
 from pathlib import Path
 
-from common.progress import say
 from exporting.gguf_model import export_gguf
-from exporting.llama_cpp import llama
-from exporting.lora_gguf import export_lora
-from exporting.merged import MergedCheckpoint
+from exporting.lora_gguf import compare_beside, export_lora
 from exporting.source import Source
 from exporting.target import link_or_copy
-from exporting.verify import LORA_BOUND, compare_answers, comparison_sample, log_probs, trained_model
 from lora.peft_io import read_config
-from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN, Tokenizer
+from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN
 
 # The ASCII characters that str.strip removes, as Go's string literals.
 WHITE_SPACE = r'" " "\t" "\n" "\v" "\f" "\r" "\x1c" "\x1d" "\x1e" "\x1f"'
@@ -78,17 +74,10 @@ def export_beside(source: Source, folder: Path, name: str, verified_by: str | No
     link_or_copy(base, folder / "model.gguf")
     summary = f"{base.name} as it is"
     if adapter:
-        summary += f", with a {export_lora(source, lora, name)}"
+        summary += f", with a {export_lora(source, lora, name, verified_by)}"
         summary += "; Ollama 0.34.1 and later take no ADAPTER: for these, add --quant, which merges it"
-    if verified_by == "llama.cpp":
-        model, tokenizer = MergedCheckpoint(source.folder, adapter), Tokenizer(source.folder)
-        samples = source.held_out.read() if source.held_out else []
-        sample = comparison_sample(samples, tokenizer, model.config.max_position_embeddings)
-        trained = log_probs(trained_model(model), sample)
-        extra, context = lora if adapter else None, len(sample.tokens) + 16
-        with llama(folder / "model.gguf", model.config.vocab_size, extra, context=context) as server:
-            name = f"llama.cpp against {'adapter' if adapter else 'model'}"
-            say(str(compare_answers(name, server, sample, tokenizer, trained, LORA_BOUND)))
+    elif verified_by == "llama.cpp":
+        compare_beside(source, None)
     write_modelfile(folder, "model.gguf", adapter_name=lora.name if adapter else None)
     return summary
 

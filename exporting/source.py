@@ -51,13 +51,13 @@ class Source:
     @property
     def gguf(self) -> list[Path]:
         """The base's GGUF file, or all parts of a split one; none if the base has safetensors."""
-        return [link.readlink() for link in gguf_files(self.folder)]
+        files = gguf_files(self.folder)
+        return [file.parent / file.readlink() if file.is_symlink() else file for file in files]
 
     def refuse_overwriting(self, out: Path) -> None:
-        """Raises ValueError if `out` is the folder of the base or of the adapter, or is or holds its GGUF."""
-        files = [file.resolve() for file in self.gguf]
-        sources = [self.folder.resolve(), *files, *(file.parent for file in files)]
-        if out in sources + ([self.adapter.resolve()] if self.adapter else []):
+        """Raises ValueError if `out` is the base, the adapter, or a folder that holds one of them."""
+        sources = [path.resolve() for path in (self.folder, self.adapter, *self.gguf) if path]
+        if any(out in (source, *source.parents) for source in sources):
             raise ValueError(f"{out} is the source of the export, or holds it; give another --out")
 
 

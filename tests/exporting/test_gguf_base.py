@@ -55,6 +55,19 @@ def test_llama_cpp_with_the_base_file_and_the_lora_computes_what_was_trained(bas
     assert found["alone"].mean_kl > 50 * found["lora"].mean_kl
 
 
+def test_verify_compares_the_lora_beside_its_base_and_refuses_a_base_that_llama_cpp_cannot_load(
+    tmp_path, base, adapter, capsys, monkeypatch
+):
+    words = ("--adapter", adapter, "--to", "gguf-lora", "--verify", "llama.cpp")
+    exported(tmp_path / "lora.gguf", "--model", base, *words)
+    assert "llama.cpp against adapter" in capsys.readouterr().out
+    monkeypatch.setattr("exporting.lora_gguf.LORA_BOUND", (0.0, 0.0))
+    assert export.main(["--model", str(base), *words, "--out", str(tmp_path / "x.gguf")]) == 1
+    assert not (tmp_path / "x.gguf").exists() and "llama.cpp" in capsys.readouterr().err
+    assert export.main(["--model", "tiny", *words, "--out", str(tmp_path / "x.gguf")]) == 2
+    assert "is no GGUF file" in capsys.readouterr().err
+
+
 def test_ollamas_folder_has_the_base_file_as_it_is_and_the_adapter_beside_it(tmp_path, base, adapter, lora):
     before = base.read_bytes()
     words = ("--model", base, "--adapter", adapter, "--to", "ollama")
