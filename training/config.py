@@ -109,6 +109,10 @@ class Train:
     """Steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay (as in AdamW) of parameters with two or more dimensions."""
+    adam_beta2: float = 0.999
+    """AdamW's beta2: the mean of the squared gradients reaches back about 1 / (1 - beta2) steps. In a run of
+    about a hundred steps 0.98 forgets the large gradients of its start.
+    """
     max_grad_norm: float = 1.0
     """A gradient with a larger norm is scaled down to this norm; 0: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -324,14 +328,14 @@ def _convert(value: object, kind: Any) -> object:
 
 AT_LEAST = {
     0: "adapter.lora_alpha adapter.lora_dropout data.validation_fraction train.epochs train.max_steps "
-    "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.max_grad_norm "
-    "train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
+    "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.adam_beta2 "
+    "train.max_grad_norm train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
     "generate.temperature generate.top_k generate.max_new_ratio",
     1: "adapter.r train.batch_size train.gradient_accumulation_steps train.log_every "
     "train.save_total_limit generate.max_new_tokens",
     2: "data.max_length",
 }
-BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction")
+BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction", "train.adam_beta2")
 
 
 def _check(cfg: Config, where: str) -> list[str]:

@@ -130,7 +130,7 @@ def _phases(cfg: Config, room: int) -> Iterator[Probe]:
     if build.resolve_compile(base.model, cfg, data.documents, device).train.compile:
         base.model.compile_layers()
     t = cfg.train
-    optimizers = make_optimizers(base.model, t.optimizer, t.learning_rate, t.weight_decay)
+    optimizers = make_optimizers(base.model, t.optimizer, t.learning_rate, t.weight_decay, t.adam_beta2)
     found.phases["loading"] = peak_memory(device)
     found.parts |= {"trainable parameters": trainable, "gradients": trainable}
     found.parts["optimizer state"] = trainable * (2 if t.optimizer == "adamw" else 1)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-HYPERPARAMETERS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
+BETA2 = 0.999
+HYPERPARAMETERS = {"beta1": 0.9, "eps": 1e-8, "amsgrad": False, "maximize": False}
 
 
 class AdamW:
@@ -17,8 +18,9 @@ class AdamW:
     torch.optim.AdamW, which is slower to start: its first step imports PyTorch's compiler (two seconds).
     """
 
-    def __init__(self, groups: list[dict], lr: float):
+    def __init__(self, groups: list[dict], lr: float, beta2: float = BETA2):
         """Takes the parameter groups, a list of {"params": list of tensors, "weight_decay": float}."""
+        self.beta2 = beta2
         self.param_groups = [group | {"lr": lr} for group in groups]
         # parameter -> {"step": t, "exp_avg": m, "exp_avg_sq": v}
         self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
@@ -33,7 +35,8 @@ class AdamW:
                     self.state[p] = {"step": torch.zeros((), device=p.device), **moments}
             m, v, steps = ([self.state[p][n] for p in params] for n in ("exp_avg", "exp_avg_sq", "step"))
             settings = HYPERPARAMETERS | {"lr": group["lr"], "weight_decay": group["weight_decay"]}
-            adamw(params, [p.grad for p in params], m, v, [], steps, fused=True, **settings)
+            grads = [p.grad for p in params]
+            adamw(params, grads, m, v, [], steps, fused=True, beta2=self.beta2, **settings)
 
     def _params(self) -> list[torch.Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -57,7 +60,9 @@ class AdamW:
 Optimizers = list[AdamW | torch.optim.Optimizer]  # GradScaler takes both; its hints name only the second.
 
 
-def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> Optimizers:
+def make_optimizers(
+    model: nn.Module, name: str, learning_rate: float, weight_decay: float, adam_beta2: float = BETA2
+) -> Optimizers:
     """Returns [AdamW] for "adamw"; for "muon", AdamW and a Muon that updates the matrices of the layers.
 
     Muon (Jordan et al. 2024) orthogonalizes the momentum. Its updates are scaled so that AdamW's learning
@@ -74,7 +79,7 @@ def make_optimizers(model: nn.Module, name: str, learning_rate: float, weight_de
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]  # Muon may take all parameters of an adapter
-    optimizers: Optimizers = [AdamW(groups, learning_rate)] if groups else []
+    optimizers: Optimizers = [AdamW(groups, learning_rate, adam_beta2)] if groups else []
     if muon:
         optimizers.append(torch.optim.Muon(muon, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers

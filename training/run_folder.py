@@ -121,13 +121,20 @@ class RunFolder:
 
 def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str, str]:
     """Returns the values that a resume may not change: config keys, and hashes of data files and base."""
+    return _fixed_keys(cfg) | {f"file {f}": sha256(f) for f in data_files} | {"base model": base_hash}
+
+
+def _fixed_keys(cfg: Config) -> dict[str, str]:
     keys = {f"{s}.{k}": str(v) for s, section in asdict(cfg).items() for k, v in section.items()}
-    keys = {name: value for name, value in keys.items() if name not in FREE}
-    return keys | {f"file {f}": sha256(f) for f in data_files} | {"base model": base_hash}
+    return {name: value for name, value in keys.items() if name not in FREE}
 
 
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError if two fingerprints differ, with the old and new value of each key that differs."""
+    """Raises ValueError if two fingerprints differ, with the old and new value of each key that differs.
+
+    A key that is newer than the checkpoint had its default: that is what the code did before.
+    """
+    before = _fixed_keys(Config()) | before
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())

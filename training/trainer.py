@@ -144,7 +144,8 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
     cfg, model = run.cfg, run.base.model
     loader = build.build_loader(cfg, run.data.documents)
     schedule = build.build_schedule(cfg, loader)
-    optimizers = make_optimizers(model, cfg.train.optimizer, cfg.train.learning_rate, cfg.train.weight_decay)
+    t = cfg.train
+    optimizers = make_optimizers(model, t.optimizer, t.learning_rate, t.weight_decay, t.adam_beta2)
     prints = _fingerprint(run)
     state = _restore(run, optimizers, prints)
     progress = bar(schedule.total_steps, "training", "step", initial=state.step)

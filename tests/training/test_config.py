@@ -65,6 +65,7 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
     [
         ("[adapter]\nr = 0", "adapter.r = 0 must be at least 1"),
         ("[adapter]\nlora_dropout = 1.0", "adapter.lora_dropout = 1.0 must be below 1"),
+        ("[train]\nadam_beta2 = 1.0", "train.adam_beta2 = 1.0 must be below 1"),
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan must be at least 0"),
         ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
         ("[train]\nprecision = 'fp16'", "train.force_fp16"),

@@ -96,10 +96,12 @@ def test_the_first_adamw_step_is_the_sign_of_the_gradient_times_the_lr():
     torch.testing.assert_close(p.detach(), torch.tensor([0.85, 1.05]))
 
 
-def test_adamw_is_pytorchs_to_the_last_bit():
+@pytest.mark.parametrize("beta2", [0.999, 0.9])
+def test_adamw_is_pytorchs_to_the_last_bit(beta2):
     ours, theirs = fresh_params(), fresh_params()
-    steps_of(AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01), ours, 20)
-    steps_of(torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True), theirs, 20)
+    steps_of(AdamW([{"params": ours, "weight_decay": 0.1}], lr=0.01, beta2=beta2), ours, 20)
+    settings = {"weight_decay": 0.1, "betas": (0.9, beta2), "fused": True}
+    steps_of(torch.optim.AdamW(theirs, lr=0.01, **settings), theirs, 20)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -241,3 +241,12 @@ def test_how_many_rows_are_evaluated_decides_which_adapter_is_best_and_may_not_c
     other = replace(cfg, train=replace(cfg.train, eval_samples=5))
     with pytest.raises(ValueError, match="train.eval_samples: 100 -> 5"):
         refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(other, [], ""))
+
+
+def test_a_checkpoint_older_than_a_key_of_the_config_resumes_with_the_keys_default_only(cfg):
+    older = fingerprint(cfg, [], "")
+    del older["train.adam_beta2"]
+    refuse_if_changed(older, fingerprint(cfg, [], ""))
+    other = replace(cfg, train=replace(cfg.train, adam_beta2=0.9))
+    with pytest.raises(ValueError, match="train.adam_beta2: 0.999 -> 0.9"):
+        refuse_if_changed(older, fingerprint(other, [], ""))
