@@ -42,7 +42,7 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """Returns the norm of each row of W + scaling * B A, (out,) float32, without gradient.
+        """Returns the norm of each row of W + scaling * B A, (out,), in float32 at least, without gradient.
 
         Section 4.3 of the paper, where V + dV is W + scaling * B A: "we suggest treating ||V + dV||_c in Eq.
         (5) as a constant, thereby detaching it from the gradient graph. This means that while ||V + dV||_c
@@ -51,5 +51,5 @@ class DoRALinear(LoRALinear):
         return torch.linalg.vector_norm(super().merged_weight(), dim=1)
 
     def merged_weight(self) -> torch.Tensor:
-        """Returns g * (W + scaling * B A), (out, in) float32."""
+        """Returns g * (W + scaling * B A), (out, in), in float32 at least."""
         return (self.lora_magnitude_vector / self.row_norms())[:, None] * super().merged_weight()

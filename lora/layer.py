@@ -95,5 +95,6 @@ class LoRALinear(nn.Module):
             return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> torch.Tensor:
-        """Returns W + scaling * B A, (out, in) float32: the weight of the layer after merging."""
-        return self.base_layer.weight.float() + self.delta_weight()
+        """Returns W + scaling * B A, (out, in), in float32 at least: the weight after merging."""
+        weight = self.base_layer.weight
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)) + self.delta_weight()

@@ -155,14 +155,15 @@ class Gemma3ForCausalLM(nn.Module):
         return self.model(tokens, position_ids, attend, output_positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits hidden W^T (n, V) with the head's weight W and the softcap of the config."""
+        """Returns the logits hidden W^T (n, V), in float32 at least, with the head's weight W and softcap."""
         weight = self.head_weight
         if isinstance(weight, QuantizedWeight):
             rows = range(0, len(weight), HEAD_ROWS)
             parts = [F.linear(hidden, weight[i : i + HEAD_ROWS].to(hidden.dtype)) for i in rows]
-            z = torch.cat(parts, 1).float()
+            z = torch.cat(parts, 1)
         else:
-            z = F.linear(hidden, weight.to(hidden.dtype)).float()
+            z = F.linear(hidden, weight.to(hidden.dtype))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         cap = self.config.final_logit_softcapping
         return z if cap is None else cap * torch.tanh(z / cap)
 

@@ -109,7 +109,7 @@ class QuantizedLinear(_QuantizedLayer, nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        return self.quantized.to(torch.float32)
+        return self.quantized.to(torch.promote_types(self.quantized.dtype, torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps x (..., in) to (..., out)."""
