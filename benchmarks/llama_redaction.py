@@ -4,19 +4,23 @@
 
 Exports the run, lets llama.cpp answer each row greedily, and prints its measures next to evaluate.py's. If
 the base is a GGUF file and --quant is not given, llama.cpp runs this file with the exported LoRA beside it,
-and the difference of the log-probabilities at some held-out positions is printed too. It needs xllamacpp.
+and the difference of the log-probabilities at some held-out positions is printed too. Where Go is installed,
+the prompts that the template of Ollama's Modelfile makes are compared with Loupe's. It needs xllamacpp.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+from operator import eq
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+AS_OLLAMA = {"add_special": True, "parse_special": True}
 KEYS = ("entity_f1", "leak_rate", "exact_match")
 
 
@@ -63,15 +67,18 @@ def in_llama_cpp(file: Path, lora: Path | None, data: str | Path, limit: int) ->
     from model.hub import resolve
     from model.tokenizer import Tokenizer
     from tasks import redaction
+    from tests.exporting.make_ollama_golden import render as ollama_prompts
     from training.evaluation import Answers, last_exchange, measures
 
     tokenizer = Tokenizer(resolve(str(file)))
     exchanges = [last_exchange(sample) for sample in read_samples(data)[0][:limit]]
+    asked = [tokenizer.render_prompt(messages) for messages, _ in exchanges]
     with llama(file, tokenizer.vocab_size, lora, context=2048) as server:
-        texts = [
-            server.complete(tokenizer.render_prompt(messages), 512)["content"]
-            for messages, _ in tqdm(exchanges, "llama.cpp")
-        ]
+        if shutil.which("go"):
+            rendered = ollama_prompts([messages for messages, _ in exchanges])
+            ids = [server.post("/tokenize", {"content": text} | AS_OLLAMA)["tokens"] for text in rendered]
+            print(f"Ollama's prompts equal Loupe's: {sum(map(eq, ids, asked))} of {len(asked)}")
+        texts = [server.complete(ids, 512)["content"] for ids in tqdm(asked, "llama.cpp")]
     prompts, golds = [messages[-1][1] for messages, _ in exchanges], [gold for _, gold in exchanges]
     return measures(Answers(prompts, golds, texts), redaction)
 
