@@ -62,10 +62,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{flag} goes with --model; a --run has its own")
     if args.verify and args.no_verify:
         parser.error("--verify and --no-verify exclude each other")
-    verified = (*WITH_GGUF, "gguf-lora") if args.verify == "llama.cpp" else WITH_GGUF
-    for flag, value in (("--no-verify", args.no_verify), (f"--verify {args.verify}", args.verify)):
-        if args.to not in verified and value:
-            parser.error(f"{flag} goes with --to {', '.join(verified)}")
+    checked = (*WITH_GGUF, "gguf-lora")
+    for flag, value, fits in (("--no-verify", args.no_verify, WITH_GGUF), ("--verify", args.verify, checked)):
+        if value and args.to not in fits:
+            parser.error(f"{flag} goes with --to {', '.join(fits)}")
     allowed = QUANTS if args.to in WITH_GGUF else FLOATS if args.to in AS_FOLDER else []
     if args.quant and args.quant not in allowed:
         remedy = f"choose {', '.join(allowed)}" if allowed else "leave it out"

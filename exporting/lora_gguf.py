@@ -31,16 +31,11 @@ from model.tokenizer import Tokenizer
 def export_lora(source: Source, path: Path, name: str, verified_by: str | None = "loupe") -> str:
     """Writes the adapter in float32 to `path`, checks the bytes on the disk, and returns a summary.
 
-    If `verified_by` is "llama.cpp", compares it there too, beside the base's GGUF file.
+    If `verified_by` is "llama.cpp", it also runs the base's GGUF file with this adapter in llama.cpp.
 
-    Raises ValueError if there is no adapter, if it is DoRA or untrained, if a value is not finite, or if
-    llama.cpp has no GGUF file to compare it beside.
+    Raises ValueError if there is no adapter, if it is DoRA or untrained, if a value is not finite, or if the
+    base is not a GGUF file and llama.cpp is asked; NotTheSame if llama.cpp computes something else.
     """
-    if verified_by == "llama.cpp" and not source.gguf:
-        raise ValueError(
-            f"--verify llama.cpp: the base {source.name} is no GGUF file that llama.cpp could load with "
-            "the adapter; leave the option out, or train and export with a GGUF file as the base"
-        )
     model = MergedCheckpoint(source.folder, source.adapter)
     if not model.adapter:
         raise ValueError("there is no adapter to export; give --adapter, or --to gguf for the model")
@@ -48,6 +43,11 @@ def export_lora(source: Source, path: Path, name: str, verified_by: str | None =
         raise ValueError(
             "a DoRA adapter cannot be a LoRA GGUF: llama.cpp adds B A x and has no place for DoRA's row "
             "norms; merge it into the model with --to gguf"
+        )
+    if verified_by == "llama.cpp" and not source.gguf:
+        raise ValueError(
+            f"--verify llama.cpp: the base {source.name} is not a GGUF file, and llama.cpp loads no other; "
+            "leave the option out, or train and export with a GGUF file as the base"
         )
     alpha = float(model.adapter["lora_alpha"])
     tensors = {}
@@ -75,7 +75,9 @@ def export_lora(source: Source, path: Path, name: str, verified_by: str | None =
 
 
 def compare_beside(source: Source, lora: Path | None) -> None:
-    """Prints how llama.cpp, with the base's GGUF file and `lora` beside it, differs from what was trained.
+    """Prints how llama.cpp differs from what was trained, with the base's GGUF file and `lora` beside it.
+
+    Without `lora` the base alone is compared.
 
     Raises NotTheSame if it differs by more than llama.cpp's rounding of the inputs of quantized matrices.
     """

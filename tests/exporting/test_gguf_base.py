@@ -65,7 +65,7 @@ def test_verify_compares_the_lora_beside_its_base_and_refuses_a_base_that_llama_
     assert export.main(["--model", str(base), *words, "--out", str(tmp_path / "x.gguf")]) == 1
     assert not (tmp_path / "x.gguf").exists() and "llama.cpp" in capsys.readouterr().err
     assert export.main(["--model", "tiny", *words, "--out", str(tmp_path / "x.gguf")]) == 2
-    assert "is no GGUF file" in capsys.readouterr().err
+    assert "is not a GGUF file" in capsys.readouterr().err
 
 
 def test_ollamas_folder_has_the_base_file_as_it_is_and_the_adapter_beside_it(tmp_path, base, adapter, lora):
@@ -144,6 +144,25 @@ def test_no_export_names_the_folder_of_the_base(tmp_path, base, adapter, to):
         assert str(base.parent).encode() not in file.read_bytes(), file
     if to == "peft":
         assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "base.gguf"
+
+
+def test_no_layout_that_holds_the_base_in_a_folder_of_a_folder_is_replaced(tmp_path, capsys):
+    layout = tmp_path / "layout"
+    base = exported(layout / "blobs" / "sha256" / "base.gguf", "--model", "tiny", *Q4)
+    (layout / "oci-layout").write_text("{}")
+    words = ["--model", str(base), "--to", "oci", "--out", str(layout), "--force"]
+    assert export.main(words) == 2 and "or holds it" in capsys.readouterr().err and base.exists()
+
+
+def test_a_model_folder_may_hold_its_gguf_file_as_a_link(tmp_path, base):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in resolve(str(base)).glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "base.gguf").write_bytes(base.read_bytes())
+    (folder / "model.gguf").symlink_to("../base.gguf")
+    out = exported(tmp_path / "pii", "--model", folder, "--to", "ollama")
+    assert (out / "model.gguf").read_bytes() == base.read_bytes()
 
 
 def test_a_base_is_never_replaced_nor_the_export_that_it_lies_in(tmp_path, capsys):
