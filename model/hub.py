@@ -42,6 +42,11 @@ def resolve(name: str, revision: str = "main", weights: bool = True) -> Path:
     if name.endswith(".gguf") and folder.is_file():
         return _gguf_folder(folder)
     if name and folder.is_dir():  # "" would be the current folder
+        files = [] if (folder / "config.json").is_file() else sorted(folder.glob("*.gguf"))
+        if files:
+            raise ValueError(
+                f"{name}: has no config.json; to take {files[0].name}, name the file: {files[0]}"
+            )
         return folder
     if folder.is_file():
         raise ValueError(

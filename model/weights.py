@@ -191,8 +191,9 @@ class Checkpoint:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """Returns the GGUF files for which a folder of model/gguf_folder.py stands; none for another folder."""
-    if any((folder / name).is_file() for name in (SINGLE, INDEX)):  # a GGUF file that was made from them
+    """Returns the GGUF files of a folder of model/gguf_folder.py; none for a folder with safetensors."""
+    # A GGUF file beside safetensors may be an export of them.
+    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
         return []
     return sorted([*folder.glob("model.gguf"), *folder.glob("model-?????-of-?????.gguf")])
 
@@ -237,6 +238,10 @@ def weight_files(folder: str | Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         return _shards(folder)
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise ValueError(
+            f"{folder}: has neither {SINGLE} nor {INDEX}; to take {gguf[0].name}, name the file: {gguf[0]}"
+        )
     pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
     if pickles:
         raise ValueError(
@@ -244,8 +249,6 @@ def weight_files(folder: str | Path) -> list[Path]:
             "is not opened. If you trust it, convert it to safetensors: "
             "transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    if gguf := sorted(folder.glob("*.gguf")):
-        raise ValueError(f"{folder}: has no {SINGLE}; to take {gguf[0].name}, name the file: {gguf[0]}")
     raise ValueError(
         f"{folder}: has neither {SINGLE} nor {INDEX}; a model folder holds config.json, tokenizer.json and "
         "*.safetensors"

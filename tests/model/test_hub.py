@@ -166,6 +166,13 @@ def test_a_file_is_not_a_model_folder(tmp_path):
         resolve(str(tmp_path / "model.safetensors"))
 
 
+def test_a_folder_of_gguf_files_alone_says_to_name_the_file(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"never read")
+    with pytest.raises(ValueError, match=f"has no config.json; .* name the file: {file}"):
+        resolve(str(tmp_path))
+
+
 def test_neither_torch_nor_huggingface_hub_is_imported_for_a_folder():
     code = "import sys; from model.hub import resolve; resolve('tiny'); print(*sys.modules)"
     command = [sys.executable, "-c", code]

@@ -231,7 +231,7 @@ def test_a_gguf_file_beside_safetensors_is_another_model_and_one_alone_is_to_be_
     assert_same_weights(load_model(tmp_path, torch.float32), tensors)
     (tmp_path / SINGLE).unlink()
     file = (tmp_path / "model.gguf").rename(tmp_path / "model-q4_k_m.gguf")
-    refused(tmp_path, f"has no {SINGLE}", f"name the file: {file}")
+    refused(tmp_path, f"has neither {SINGLE}", f"name the file: {file}")
 
 
 DAMAGES = {
