@@ -4,8 +4,8 @@
 
 Exports the run, lets llama.cpp answer each row greedily, and prints its measures next to evaluate.py's. If
 the base is a GGUF file and --quant is not given, llama.cpp runs this file with the exported LoRA beside it,
-and the difference of the log-probabilities at some held-out positions is printed too. Where Go is installed,
-the prompts that the template of Ollama's Modelfile makes are compared with Loupe's. It needs xllamacpp.
+and the difference of the log-probabilities at some held-out positions is printed too. If Go is installed,
+Ollama's template renders the prompts, and their token ids are compared with Loupe's. It needs xllamacpp.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# Ollama tokenizes the whole prompt at once, after <bos>.
 AS_OLLAMA = {"add_special": True, "parse_special": True}
 KEYS = ("entity_f1", "leak_rate", "exact_match")
 

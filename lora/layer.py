@@ -90,7 +90,7 @@ class LoRALinear(nn.Module):
         return F.linear(F.linear(x, self.lora_A) * self.scaling, self.lora_B)
 
     def delta_weight(self) -> torch.Tensor:
-        """Returns scaling * B A, (out, in) float32."""
+        """Returns scaling * B A, (out, in), in the dtype of A and B."""
         with without_autocast(self.lora_A.device.type):
             return self.scaling * (self.lora_B @ self.lora_A)
 

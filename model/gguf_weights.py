@@ -132,7 +132,7 @@ class GGUFTensors:
         """Opens the files; raises ValueError for a damaged one."""
         self.opened = [GGUFFile(file) for file in files]
         for file in self.opened:
-            file.metadata.clear()  # the vocabulary, of which tensors need nothing, takes 40 MB
+            file.metadata.clear()  # The vocabulary takes 40 MB and is not needed here.
         self.found = {name: file for file in self.opened for name in file.tensors}
         layers, names = range(config.num_hidden_layers), list(OTHER_NAMES)
         names += [f"model.layers.{i}.{part}" for i in layers for part in LAYER_NAMES]

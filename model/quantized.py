@@ -99,7 +99,7 @@ class _QuantizedLayer(nn.Module):
 
 
 class QuantizedLinear(_QuantizedLayer, nn.Linear):
-    """y = x W^T + b with a QuantizedWeight W. `weight` makes a dense W in float32 at each access."""
+    """y = x W^T + b with a QuantizedWeight W. `weight` makes a dense W, in float32 at least."""
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None = None):
         nn.Module.__init__(self)

@@ -111,7 +111,7 @@ class Train:
     """Decoupled weight decay (as in AdamW) of parameters with two or more dimensions."""
     adam_beta2: float = 0.999
     """AdamW's beta2: the mean of the squared gradients reaches back about 1 / (1 - beta2) steps. In a run of
-    about a hundred steps 0.98 forgets the large gradients of its start.
+    about 100 steps, 0.98 lets the large gradients of the first steps decay. Muon has none.
     """
     max_grad_norm: float = 1.0
     """A gradient with a larger norm is scaled down to this norm; 0: never."""

@@ -125,6 +125,7 @@ def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str,
 
 
 def _fixed_keys(cfg: Config) -> dict[str, str]:
+    """Returns {section.key: value} of the keys that may not change."""
     keys = {f"{s}.{k}": str(v) for s, section in asdict(cfg).items() for k, v in section.items()}
     return {name: value for name, value in keys.items() if name not in FREE}
 
@@ -132,7 +133,7 @@ def _fixed_keys(cfg: Config) -> dict[str, str]:
 def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises ValueError if two fingerprints differ, with the old and new value of each key that differs.
 
-    A key that is newer than the checkpoint had its default: that is what the code did before.
+    A key that the checkpoint lacks counts as its default: the default of a new key keeps the old behaviour.
     """
     before = _fixed_keys(Config()) | before
     changed = [
