@@ -17,6 +17,7 @@ from model.tokenizer import Tokenizer
 from model.weights import load_model
 from tests.folders import logits, make_adapter, make_model
 
+TINY_BOUND = (1.8, 0.01)  # A larger vocabulary has less likely tokens: verify.LORA_BOUND is wider.
 Q4 = ("--to", "gguf", "--quant", "q4_k_m", "--no-verify")
 
 
@@ -50,7 +51,7 @@ def test_llama_cpp_with_the_base_file_and_the_lora_computes_what_was_trained(bas
     for name, beside in (("lora", lora), ("alone", None)):
         with llama(base, model.config.vocab_size, beside) as server:
             theirs = server.next_log_probs(few, tokenizer.encode("a")[0])
-        found[name] = difference(name, trained[: len(few)], theirs, LORA_BOUND)
+        found[name] = difference(name, trained[: len(few)], theirs, TINY_BOUND)
     found["lora"].within_bound("")
     assert found["alone"].mean_kl > 50 * found["lora"].mean_kl
 

@@ -93,15 +93,13 @@ def test_twenty_steps_are_those_of_transformers_and_peft(tmp_path, folder, docum
 
 
 MEASURE = """
-import re, sys
-import torch
-from model.weights import Checkpoint
-def memory():
-    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
-folder, quantize = sys.argv[1:]
-before = memory()
-model = Checkpoint(folder).load(torch.float32, torch.device("cpu"), quantize)
-print(memory() - before)
+import sys, torch
+from common.machine import peak_memory
+from model.weights import load_model
+(folder, quantize), device = sys.argv[1:], torch.device("cpu")
+before = peak_memory(device)
+model = load_model(folder, torch.float32, device, quantize)
+print(peak_memory(device) - before)
 """
 
 
