@@ -66,7 +66,8 @@ def make_optimizers(
     """Returns [AdamW] for "adamw"; for "muon", AdamW and a Muon that updates the matrices of the layers.
 
     Muon (Jordan et al. 2024) orthogonalizes the momentum. Its updates are scaled so that AdamW's learning
-    rate suits them (Liu et al. 2025). Parameters of one dimension have no weight decay.
+    rate suits them (Liu et al. 2025). Parameters of one dimension have no weight decay. `adam_beta2` is
+    AdamW's beta2.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     outside = ("embed_tokens", "lm_head")
