@@ -7,6 +7,7 @@ between them is aligned as a whole, word by word, or by equal runs of characters
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
@@ -17,6 +18,7 @@ _TOKEN = re.compile(r" ?\w+|\s|[^\w\s]")
 _WORD = re.compile(r"\s*\S+")
 _MIN_RUN = 3  # Two different words share shorter runs of characters by chance.
 _MAX_PAIRS = 4000  # With more pairs of places in one text, each literal takes its leftmost place.
+_MAX_EQUAL_PAIRS = 100_000  # With more pairs of equal tokens, two stretches of text are not compared.
 _CUT = 3.0  # the cost of a label that ends inside a word
 
 # Maps (class, source text) to a number: how unlike its class the text looks.
@@ -91,6 +93,8 @@ class Alignment:
         Equal runs of fewer than `shortest` characters do not count. For each gap between runs, it calls
         fill(start and end of the gap in the source, tokens of `theirs` in the gap).
         """
+        if _equal_pairs(ours, theirs) > _MAX_EQUAL_PAIRS:  # "aaaa..." would take seconds.
+            return fill(start, start + sum(map(len, ours)), theirs)
         starts = list(accumulate(map(len, ours), initial=start))
         i = j = 0
         for a, b, size in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
@@ -125,6 +129,12 @@ class Alignment:
         if labels and not self._fit(start, end, [""] * (len(labels) + 1), labels):
             for i, label in enumerate(labels):  # The labels outnumber the characters; the first takes all.
                 self._add(label, end if i else start, end)
+
+
+def _equal_pairs(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """Returns the number of pairs of equal tokens, which is what the search for equal runs goes through."""
+    counts = Counter(theirs)
+    return sum(counts[token] for token in ours)
 
 
 def _class_of(label: str) -> str:

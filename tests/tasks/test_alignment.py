@@ -50,3 +50,10 @@ def test_the_cost_decides_how_labels_side_by_side_divide_a_text():
         "one two three", "[X_1] [Y_1]", cost=lambda label, text: len(text) * (label == "Y")
     )
     assert [s[:2] for s in long_first.spans] == [(0, 7), (8, 13)]
+
+
+def test_long_stretches_of_one_character_are_not_compared_by_runs():
+    """100 * 1,100 pairs of equal characters, whose search would take seconds."""
+    source = "x " + "a" * 100 + "b y"
+    assert sum(align(source, f"x {'a' * 900}[NAME_1] y").copied) == 104
+    assert sum(align(source, f"x {'a' * 1100}[NAME_1] y").copied) == 4
