@@ -11,13 +11,16 @@ is copied from the source. The gold (expected) redaction and the model's are ali
                 the model's redaction has a value (3 characters or more) n times more often than the text of
                 the gold, n entities with this value leak as a whole
 
-An empty response leaks nothing, but fails `preserved`, the entity scores and `exact_match`.
+An empty response leaks nothing, but fails `preserved`, the entity scores and `exact_match`. `compare` gives
+the counts of one row for rewards (tasks/rewards.py), which pay no such response.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from data.rows import Sample
 from tasks.alignment import LABEL, Alignment, Span
@@ -107,7 +110,7 @@ def score(rows: Sequence[tuple[str, str, str]]) -> dict:
     for prompt, gold, text in rows:
         source = source_text(prompt).strip()
         truth, guess = _align(source, gold.strip()), _align(source, text.strip())
-        total.update(_row_counts(truth, guess))
+        total.update(_row_counts(truth, guess)._asdict())
         expected.update(span.label for span in truth.spans)
         predicted.update(span.label for span in guess.spans)
         found.update(span.label for span in set(truth.spans) & set(guess.spans))
@@ -123,6 +126,30 @@ def score(rows: Sequence[tuple[str, str, str]]) -> dict:
             for label in sorted(expected | predicted)
         },
     }
+
+
+class Counts(NamedTuple):
+    """The comparison of one response with its gold response: counts of source characters and of spans."""
+
+    entity: int  # characters of entities
+    outside: int  # characters outside entities
+    leaked: int  # entity characters, see above
+    over_masked: int  # characters outside entities that a label of the response stands for
+    # Characters that the gold masks or copies, and the response does neither.
+    lost: int  # in entities
+    lost_outside: int
+    added: int  # characters of the response, outside labels, that are not the source's in their place
+    preserved: bool  # the response copies all text outside entities and adds no text there
+    correct: int  # spans that both have, in bounds and class
+    predicted: int  # spans of the response
+    expected: int  # spans of the gold
+
+
+@lru_cache(maxsize=4096)  # The rewards of one completion ask for the same comparison.
+def compare(prompt: str, gold: str, text: str) -> Counts:
+    """Returns the counts of one row, stripped of outer white space as in `score`."""
+    source = source_text(prompt).strip()
+    return _row_counts(_align(source, gold.strip()), _align(source, text.strip()))
 
 
 def overall(measures: dict) -> dict | None:
@@ -142,17 +169,28 @@ def _cost(label: str, text: str) -> float:
     return cost + 10 * (label == "EMAIL" and "@" not in text)
 
 
-def _row_counts(truth: Alignment, guess: Alignment) -> dict[str, int]:
+def _row_counts(truth: Alignment, guess: Alignment) -> Counts:
     """Returns what one row adds to the counts of `score`."""
     kept = all(ours or not gold for ours, gold in zip(guess.copied, truth.copied, strict=True))
     inside = all(any(start < at < end for start, end, _ in truth.spans) for at in guess.inserted)
-    return {
-        "entity": sum(truth.masked),
-        "outside": len(truth.source) - sum(truth.masked),
-        "leaked": _leaked(truth, guess),
-        "over_masked": sum(ours and not gold for ours, gold in zip(guess.masked, truth.masked, strict=True)),
-        "preserved": kept and inside,
-    }
+    seen = [a or b for a, b in zip(guess.copied, guess.masked, strict=True)]
+    return Counts(
+        entity=sum(truth.masked),
+        outside=len(truth.source) - sum(truth.masked),
+        leaked=_leaked(truth, guess),
+        over_masked=sum(ours and not gold for ours, gold in zip(guess.masked, truth.masked, strict=True)),
+        lost=sum(gold and not ours for ours, gold in zip(seen, truth.masked, strict=True)),
+        lost_outside=sum(gold and not ours for ours, gold in zip(seen, truth.copied, strict=True)),
+        added=max(_added(guess) - _added(truth), 0),
+        preserved=kept and inside,
+        correct=len(set(truth.spans) & set(guess.spans)),
+        predicted=len(guess.spans),
+        expected=len(truth.spans),
+    )
+
+
+def _added(redaction: Alignment) -> int:
+    return len(redaction.literal.replace("\0", "")) - sum(redaction.copied)
 
 
 def _leaked(truth: Alignment, guess: Alignment) -> int:

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import redaction, text
-from tasks.redaction import CLASSES, INSTRUCTION, Span, is_redaction, score, source_text, spans
+from tasks.redaction import (
+    CLASSES,
+    INSTRUCTION,
+    Span,
+    compare,
+    is_redaction,
+    score,
+    source_text,
+    spans,
+)
 
 SOURCE = "Ann Lee, call 555-01 now."
 GOLD = "[GIVENNAME_1] [SURNAME_1], call [TELEPHONENUM_1] now."
@@ -244,6 +253,25 @@ def test_text_without_entities_scores_one_when_left_alone():
         and result["preserved"] == 1
         and result["per_label"] == {}
     )
+
+
+def test_a_comparison_counts_the_characters_of_one_row():
+    """Lee leaks, 555-01 is lost with the blank before it, "call" is masked, and " Bye" is added."""
+    assert compare(SOURCE, GOLD, "[GIVENNAME_1] Lee, [CITY_1] now. Bye")._asdict() == {
+        "entity": 12,
+        "outside": 13,
+        "leaked": 3,
+        "over_masked": 5,
+        "lost": 0,
+        "lost_outside": 0,
+        "added": 4,
+        "preserved": False,
+        "correct": 1,
+        "predicted": 2,
+        "expected": 3,
+    }
+    counts = compare(SOURCE, GOLD, "[GIVENNAME_1] [SURNAME_1], all now.")
+    assert (counts.lost, counts.lost_outside, counts.added, counts.preserved) == (6, 2, 0, False)
 
 
 WORDS = st.text(alphabet="abXY 0.[]_\n<>é-", min_size=0, max_size=12)
