@@ -52,7 +52,7 @@ def examine(
         "truncated": counts.truncated,
         "duplicates": _duplicates(samples),
         "empty_prompts": [s.id for s in conversations if not _user_text(s).strip()],
-        "contradictions": _contradictions(conversations),
+        "contradictions": _contradictions([s for s in conversations if s.rejected is None]),
         "overlap": [s.id for s in validation if prompt_of(s) in trained],
         "mojibake": [s.id for s in [*samples, *validation] if MOJIBAKE.search(_all_text(s))],
     }
@@ -76,7 +76,7 @@ def brief(report: dict) -> str:
 def _duplicates(samples):
     seen, copies = set(), []
     for sample in samples:
-        key = (sample.messages, sample.text)
+        key = (sample.messages, sample.text, sample.rejected)
         if key in seen:
             copies.append(sample.id)
         seen.add(key)

@@ -7,6 +7,7 @@ start=index)` yields the micro-batches that an uninterrupted run would have had.
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from data.packing import Batch, grouped, pack
 from data.render import Document
@@ -30,11 +31,12 @@ class Loader:
 
     Args:
         documents: the documents of the training set.
-        batch_size: documents per micro-batch, fewer in an epoch's last one; unused if max_tokens is given.
+        batch_size: samples per micro-batch, fewer in an epoch's last one; unused if max_tokens is given.
         seed: seed of the order.
         shuffle: if False, every epoch has the order of `documents`.
         max_tokens: the most tokens in a micro-batch. Micro-batches then take about equal time.
         share_prefix: compute the common prefix of documents in a micro-batch once (data/packing.py).
+        per_sample: documents that each sample gave. They follow each other, and stay together.
 
     Raises:
         ValueError: `documents` is empty, batch_size is below 1, or a document exceeds max_tokens.
@@ -48,6 +50,7 @@ class Loader:
         shuffle: bool = True,
         max_tokens: int | None = None,
         share_prefix: bool = False,
+        per_sample: int = 1,
     ):
         if not documents:
             raise ValueError("there is no document to train on: data.train gave none")
@@ -55,19 +58,22 @@ class Loader:
             raise ValueError(f"train.batch_size = {batch_size} must be at least 1")
         self.documents, self.batch_size, self.seed = documents, batch_size, seed
         self.shuffle, self.share_prefix = shuffle, share_prefix
+        numbers = range(len(documents))
+        self.samples = [list(numbers[i : i + per_sample]) for i in numbers[::per_sample]]
         # All epochs have the same groups: the learning rate schedule needs equally many steps in each.
         self.groups = self._group_by_tokens(max_tokens) if max_tokens else None
 
     def __len__(self) -> int:
         """Returns the number of micro-batches in an epoch. All epochs have the same number."""
-        return len(self.groups) if self.groups else -(-len(self.documents) // self.batch_size)
+        return len(self.groups) if self.groups else -(-len(self.samples) // self.batch_size)
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Returns a list of document indices for each micro-batch of an epoch; every document occurs once."""
         if self.groups:
             return [self.groups[i] for i in epoch_order(len(self.groups), self.seed, epoch, self.shuffle)]
-        order = epoch_order(len(self.documents), self.seed, epoch, self.shuffle)
-        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        order = [self.samples[i] for i in epoch_order(len(self.samples), self.seed, epoch, self.shuffle)]
+        size = self.batch_size
+        return [list(chain.from_iterable(order[i : i + size])) for i in range(0, len(order), size)]
 
     def batches(self, epoch: int, start: int = 0, stride: int = 1) -> Iterator[Batch]:
         """Yields the packed micro-batches start, start + stride, start + 2 * stride, ... of an epoch.
@@ -82,17 +88,17 @@ class Loader:
         return pack([self.documents[i] for i in group], self.share_prefix)
 
     def _group_by_tokens(self, max_tokens: int) -> list[list[int]]:
-        def tokens(i: int) -> int:
-            return len(self.documents[i].input_ids)
+        def tokens(sample: list[int]) -> int:
+            return sum(len(self.documents[i].input_ids) for i in sample)
 
-        order = epoch_order(len(self.documents), self.seed, 0, self.shuffle)
+        order = [self.samples[i] for i in epoch_order(len(self.samples), self.seed, 0, self.shuffle)]
         longest = max(order, key=tokens)
         if tokens(longest) > max_tokens:
             raise ValueError(
-                f"{self.documents[longest].id} has {tokens(longest)} tokens, more than train.max_tokens = "
+                f"{self.documents[longest[0]].id} has {tokens(longest)} tokens, more than train.max_tokens = "
                 f"{max_tokens} allows a micro-batch; raise it, or lower data.max_length"
             )
-        return list(grouped(order, tokens, max_tokens))
+        return [list(chain.from_iterable(group)) for group in grouped(order, tokens, max_tokens)]
 
 
 def split_validation(

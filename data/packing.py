@@ -19,6 +19,7 @@ this prefix once. It is then a document of its own, followed by the other tokens
     shared_prefix     -1         0       0      (D,)  index of the document that is the prefix, -1 for none
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -43,6 +44,7 @@ class Batch:
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token to predict at each of them
     ids: list[str]  # names of the documents in the stream's order, for messages
+    target_counts: list[int]  # supervised positions of each of these documents; they add up to S
     num_tokens: int  # tokens of the documents, each with its whole prefix
     shared_prefix: list[int] | None = None  # D indices of documents; None if nothing is shared
 
@@ -50,6 +52,15 @@ class Batch:
     def num_targets(self) -> int:
         """Returns S."""
         return self.targets.shape[0]
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the sum over each document (len(ids),) of values (S,) at the supervised positions."""
+        return torch.stack([part.sum() for part in values.split(self.target_counts)])
+
+    def repeat(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the value of its document at each supervised position, (S,), for values (len(ids),)."""
+        counts = torch.tensor(self.target_counts, device=values.device)
+        return values.repeat_interleave(counts, output_size=self.num_targets)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Returns the batch on another device; cu_seqlens stays on the CPU, where attention reads it."""
@@ -81,6 +92,7 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
     assert min(lengths) > 0, "a stream cannot hold an empty document"
     starts = [0 if p == NO_PREFIX else lengths[p] for p in shared_prefix]
     positions = [range(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    own = [d for i, d in enumerate(documents) if i not in shared_prefix]  # those that are no prefix
     labels = torch.tensor(list(chain.from_iterable(d.labels for d in documents)))  # (T,)
     target_positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (S,)
     return Batch(
@@ -89,7 +101,8 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         target_positions=target_positions,
         targets=labels[target_positions],
-        ids=[d.id for i, d in enumerate(documents) if i not in shared_prefix],
+        ids=[d.id for d in own],
+        target_counts=[len(d.labels) - d.labels.count(IGNORE_INDEX) for d in own],
         num_tokens=num_tokens,
         shared_prefix=shared_prefix if any(p != NO_PREFIX for p in shared_prefix) else None,
     )
@@ -97,12 +110,13 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
 
 def _split_shared_prefixes(documents):
     """Returns (documents, Batch.shared_prefix), with each shared prefix as a document of its own."""
-    groups = {}
-    for number, document in enumerate(documents):
-        last = len(document.labels) - 1
-        # Positions from the first supervised one on are not shared, nor is the last token.
-        shareable = next((i for i in range(last) if document.labels[i] != IGNORE_INDEX), last)
-        key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if shareable >= MIN_PREFIX_TOKENS else number
+    groups, shareables = {}, [_shareable(document) for document in documents]
+    prompts = [tuple(d.input_ids[:n]) for d, n in zip(documents, shareables, strict=True)]
+    occurs = Counter(prompts)
+    for number, (document, shareable) in enumerate(zip(documents, shareables, strict=True)):
+        # Documents with the same whole prompt share all of it; others may begin with the same instruction.
+        prompt = prompts[number] if occurs[prompts[number]] > 1 else prompts[number][:MIN_PREFIX_TOKENS]
+        key = prompt if shareable >= MIN_PREFIX_TOKENS else number
         groups.setdefault(key, []).append((document, shareable))
     out, shared_prefix = [], []
     for group in groups.values():
@@ -116,6 +130,12 @@ def _split_shared_prefixes(documents):
         out += [Document(d.input_ids[shared:], d.labels[shared:], d.id) for d, _ in group]
         shared_prefix += [prefix] * len(group)
     return out, shared_prefix
+
+
+def _shareable(document: Document) -> int:
+    """Returns the number of tokens that may be shared: those before the first supervised position."""
+    last = len(document.labels) - 1  # The last token is never shared: no stream holds an empty document.
+    return next((i for i in range(last) if document.labels[i] != IGNORE_INDEX), last)
 
 
 def grouped(items: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:

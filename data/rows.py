@@ -6,6 +6,9 @@ A file is a JSON array or JSONL, in UTF-8. A row is one of
     {"instruction", "input", "output"}         the prompt is instruction, blank line, input; input is optional
     {"messages": [{"role", "content"}, ...]}   [system,] user, assistant, user, assistant, ...
     {"text"}                                   raw text, for pretraining
+    {"prompt", "chosen", "rejected"}           a better and a worse answer; each of the three is a string or a
+                                               list of messages, and "prompt" may be left out if the two begin
+                                               with the same messages or the same words
 
 Other keys of a row are ignored. In a file of prompts (read_prompts) the rows need no response, and a .txt
 file has one prompt a line.
@@ -19,7 +22,10 @@ from pathlib import Path
 
 from common.errors import listed
 
-ROW_SHAPES = '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"} or {"text"}'
+ROW_SHAPES = (
+    '{"prompt", "response"}, {"instruction", "input", "output"}, {"messages"}, {"text"} '
+    'or {"prompt", "chosen", "rejected"}'
+)
 BLANKS = re.compile(r"[ \t\n\r]*")  # JSON allows these between values.
 TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number"}
 
@@ -28,15 +34,22 @@ Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; a role is syste
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a file: either a conversation (`messages`) or raw text (`text`). The other field is None."""
+    """One row of a file: either a conversation (`messages`) or raw text (`text`). The other field is None.
+
+    A preference row has a worse answer than the last message in `rejected`.
+    """
 
     id: str  # "train.jsonl:12" is a line, "train.json:[11]" an element of an array
     messages: Messages | None = None
     text: str | None = None
+    rejected: str | None = None
 
 
 def read_samples(
-    paths: str | Path | Sequence[str | Path], format: str = "auto", on_bad: str = "error"
+    paths: str | Path | Sequence[str | Path],
+    format: str = "auto",
+    on_bad: str = "error",
+    needs_response: bool = True,
 ) -> tuple[list[Sample], list[str]]:
     """Reads files; returns their samples in order, and an error message for each row that was skipped.
 
@@ -44,13 +57,15 @@ def read_samples(
         paths: one path or several.
         format: "json" (one array), "jsonl" (one row a line), or "auto": an array if the file starts with "[".
         on_bad: "error" raises for a bad row, "skip" leaves it out.
+        needs_response: if False, a row may lack its response, which is then "".
 
     Raises:
         ValueError: lists every problem of every file. Even with "skip" it is raised if a file as a whole
             cannot be read, or if there is no sample.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
-    return _read_files([Path(p) for p in paths], format, on_bad, _sample)
+    parse = _sample if needs_response else _sample_or_prompt
+    return _read_files([Path(p) for p in paths], format, on_bad, parse)
 
 
 def read_prompts(path: str | Path) -> list[Sample]:
@@ -77,7 +92,7 @@ def _read_files(paths, format, on_bad, parse):
         except _UnreadableFile as error:
             unreadable.append(f"{label}:{error}")
     if unreadable or (problems and on_bad == "error"):
-        raise ValueError(_summary(unreadable + problems, remedy=not unreadable and parse is _sample))
+        raise ValueError(_summary(unreadable + problems, remedy=not unreadable and parse is not _prompt))
     if not samples:
         nothing = f"no sample in {', '.join(names) or 'an empty list of files'}"
         raise ValueError(_summary([nothing, *problems], remedy=False))
@@ -210,6 +225,8 @@ def _sample(row_id, row):
     """Returns (Sample, []) or (None, faults of the row)."""
     if not isinstance(row, dict):
         return None, [f"a row must be an object, not {_type_name(row)}"]
+    if "chosen" in row or "rejected" in row:
+        return _from_preference(row_id, row)
     if "messages" in row:
         messages, faults = _from_messages(row["messages"])
     elif "prompt" in row or "response" in row:
@@ -226,6 +243,16 @@ def _sample(row_id, row):
         keys = ", ".join(f'"{key}"' for key in list(row)[:8]) or "none"
         return None, [f"unknown row, its keys are: {keys}; expected {ROW_SHAPES}"]
     return (None, faults) if faults else (Sample(row_id, messages=messages), [])
+
+
+def _sample_or_prompt(row_id, row):
+    """Returns what _sample returns; a row without a response gets the response ""."""
+    found = _sample(row_id, row)
+    if found[0] is None and isinstance(row, dict) and not {"response", "output", "chosen", "text"} & set(row):
+        sample, faults = _prompt(row_id, row)
+        if not faults and row.get("messages", [{}])[-1].get("role") != "assistant":
+            return Sample(row_id, (*sample.messages, ("assistant", ""))), []
+    return found
 
 
 def _prompt(row_id, row):
@@ -251,6 +278,45 @@ def _prompt(row_id, row):
 def _from_pair(row, prompt, response):
     faults = _string_faults(row, prompt) + _string_faults(row, response, empty="empty response")
     return faults or (("user", row[prompt]), ("assistant", row[response])), faults
+
+
+def _from_preference(row_id, row):
+    """Returns (Sample with a rejected answer, []) or (None, faults); the rows are those that TRL takes."""
+    prompt, answers = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    if prompt is None and all(isinstance(answer, str) for answer in answers):
+        prompt, *answers = _split_common_start(*answers)
+        if not prompt:
+            return None, ['"chosen" and "rejected" do not begin with the same words; add the key "prompt"']
+    read, faults = [], []
+    for key, answer in zip(("chosen", "rejected"), answers, strict=True):
+        turns, found = _preference_turns(prompt, answer)
+        read.append(turns)
+        faults += [f'"{key}": {fault}' for fault in found]
+    if faults:
+        return None, faults
+    chosen, rejected = read
+    if chosen[:-1] != rejected[:-1]:
+        return None, ['"chosen" and "rejected" differ before their last answer; they must share the prompt']
+    if chosen == rejected:
+        return None, ['"chosen" and "rejected" are the same answer']
+    return Sample(row_id, messages=chosen, rejected=rejected[-1][1]), []
+
+
+def _preference_turns(prompt, answer):
+    """Returns (messages that end with the answer, []) or (None, faults)."""
+    for name, value in (("the prompt", prompt or ""), ("the answer", answer)):
+        if not isinstance(value, (str, list)):
+            return None, [f"{name} must be a string or a list of messages, not {_type_name(value)}"]
+    head = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    tail = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return _from_messages([*head, *tail])
+
+
+def _split_common_start(chosen, rejected):
+    """Returns (prompt, chosen, rejected): the words that both texts begin with, and their other words."""
+    length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    length = max(chosen.rfind(blank, 0, length) for blank in " \n\t") + 1
+    return chosen[:length].rstrip(), chosen[length:], rejected[length:]
 
 
 def _from_messages(turns):

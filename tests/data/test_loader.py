@@ -159,3 +159,16 @@ def test_adding_rows_moves_few_others_to_the_other_set():
 def test_prompt_of_a_sample_is_what_precedes_the_first_response():
     assert prompt_of(Sample("s", text=" a ")) == "'a'"
     assert prompt_of(chat("p ", "r")) == prompt_of(chat("p", "other")) == "[('user', 'p')]"
+
+
+@pytest.mark.parametrize("limits", [{"batch_size": 2}, {"batch_size": 0, "max_tokens": 40}])
+def test_documents_of_one_sample_stay_together_and_in_order(limits):
+    documents = documents_of([3, 9] * 7)
+    loader = Loader(documents, seed=1, per_sample=2, **limits)
+    for epoch in range(3):
+        plan = loader.plan(epoch)
+        assert all(
+            i % 2 == 0 and j == i + 1 for group in plan for i, j in zip(group[::2], group[1::2], strict=True)
+        )
+        assert sorted(i for group in plan for i in group) == list(range(14))
+        assert len(plan) == len(loader)

@@ -146,3 +146,33 @@ def test_documents_shorter_than_min_prefix_tokens_make_the_plain_stream(document
     assert shared.shared_prefix is None
     for name in ("tokens", "position_ids", "cu_seqlens", "target_positions", "targets"):
         assert torch.equal(getattr(shared, name), getattr(plain, name))
+
+
+def answered(prompt, answer, id):
+    """Returns a document whose answer is supervised."""
+    return make_document([*prompt, *answer], [False] * len(prompt) + [True] * len(answer), id)
+
+
+def test_documents_with_one_prompt_share_all_of_it_and_others_what_they_have_in_common():
+    """Two answers to a prompt of 30 tokens, and two prompts that begin with the same 20 tokens."""
+    prompt, other = list(range(30)), list(range(20))
+    documents = [
+        answered(prompt, [71, 72], "a"),
+        answered([*other, 50], [51], "c"),
+        answered(prompt, [73], "b"),
+        answered([*other, 60], [61], "d"),
+    ]
+    batch = pack(documents, share_prefix=True)
+    assert batch.shared_prefix == [-1, 0, 0, -1, 3, 3]
+    assert batch.cu_seqlens.diff().tolist() == [29, 3, 2, 20, 2, 2]
+    assert batch.ids == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_sums_and_repeat_are_over_the_supervised_positions_of_each_document(share):
+    prompt = list(range(20))
+    documents = [answered(prompt, [31, 32, 33], "a"), answered(prompt, [41], "b")]
+    batch = pack(documents, share_prefix=share)
+    assert batch.target_counts == [3, 1]
+    assert batch.sums(torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == [7.0, 8.0]
+    assert batch.repeat(torch.tensor([5.0, 6.0])).tolist() == [5.0, 5.0, 5.0, 6.0]

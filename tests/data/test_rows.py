@@ -225,3 +225,73 @@ def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
 def test_ids_stay_unique_when_two_folders_hold_the_same_name(write):
     paths = [write(GOOD, "a/train.jsonl"), write(GOOD, "b/train.jsonl")]
     assert [sample.id for sample in read_samples(paths)[0]] == [f"{path}:1" for path in paths]
+
+
+# --- preferences
+
+
+CHOSEN, REJECTED = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
+USER = {"role": "user", "content": "Is it?"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Is it?", "chosen": "yes", "rejected": "no"},
+        {"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED]},
+        {"prompt": [USER], "chosen": "yes", "rejected": "no"},
+        {"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
+        {"chosen": "Is it? yes", "rejected": "Is it? no"},
+    ],
+    ids=["strings", "messages", "mixed", "implicit prompt of messages", "implicit prompt of words"],
+)
+def test_trls_preference_rows_give_the_prompt_and_both_answers(write, row):
+    (sample,), _ = read_samples(write(json.dumps(row)))
+    assert sample.messages == (("user", "Is it?"), ("assistant", "yes"))
+    assert sample.rejected == "no"
+
+
+def test_an_implicit_prompt_ends_between_words(write):
+    row = {"chosen": "The capital is Berlin", "rejected": "The capital is Bern"}
+    (sample,), _ = read_samples(write(json.dumps(row)))
+    assert sample.messages == (("user", "The capital is"), ("assistant", "Berlin"))
+    assert sample.rejected == "Bern"
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        (
+            {"prompt": "q", "chosen": "a"},
+            '"rejected": the answer must be a string or a list of messages, not null',
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "are the same answer"),
+        (
+            {"prompt": {"q": 1}, "chosen": "a", "rejected": "b"},
+            "the prompt must be a string or a list of messages",
+        ),
+        (
+            {"chosen": [USER, CHOSEN], "rejected": [USER | {"content": "So?"}, REJECTED]},
+            "must share the prompt",
+        ),
+        ({"prompt": [USER], "chosen": [USER], "rejected": "b"}, '"chosen": roles must be'),
+        ({"chosen": "yes", "rejected": "no"}, 'add the key "prompt"'),
+    ],
+)
+def test_a_faulty_preference_row_is_an_error_that_names_the_key(write, row, told):
+    assert told in problem_of(write(json.dumps(row)))
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q"}, {"messages": [USER | {"content": "q"}]}, {"instruction": "q"}]
+)
+def test_a_prompt_alone_is_a_sample_only_where_no_response_is_needed(write, row):
+    file = write(json.dumps(row))
+    (sample,), _ = read_samples(file, needs_response=False)
+    assert sample.messages == (("user", "q"), ("assistant", ""))
+    assert problem_of(file)
+
+
+def test_a_row_with_its_response_keeps_it_where_none_is_needed(write):
+    file = write(json.dumps({"prompt": "q", "response": "a"}))
+    assert read_samples(file, needs_response=False) == read_samples(file)

@@ -1,0 +1,220 @@
+"""Whole runs of train.py with train.objective = "dpo" and "grpo": killed, resumed, and with a faulty reward."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from report.metrics_log import read_metrics
+from tests.folders import ROOT
+from tests.makers import rows, write_jsonl, write_run
+from training.objectives import dpo
+
+GRPO = """
+[adapter]
+r = 4
+lora_alpha = 8
+[train]
+objective = "grpo"
+max_steps = 5
+batch_size = 2
+gradient_accumulation_steps = 2
+learning_rate = 1e-2
+precision = "fp32"
+device = "cpu"
+eval_every = 2
+save_every = 1
+[model]
+name = "base"
+[data]
+train = "train.jsonl"
+validation = "val.jsonl"
+[grpo]
+rewards = ["mine:length", "exact_match"]
+num_generations = 3
+max_completion_length = 5
+num_iterations = 1
+beta = 0.05
+[generate]
+max_new_tokens = 3
+"""
+LENGTH = "def length(completion):\n    return len(completion) / 5\n"
+
+# train.py that kills itself at the given call of a function.
+DRIVER = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from generation.generate import BatchScheduler
+from training.objectives.rewards import Rewards
+from training.optim import AdamW
+
+places = {{"generation": (BatchScheduler, "step"), "scoring": (Rewards, "__call__"), "update": (AdamW, "step")}}
+(kind, name), at = places[sys.argv[1]], int(sys.argv[2])
+original, calls = getattr(kind, name), 0
+
+def counted(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(kind, name, counted)
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+def run(folder: Path, *words: str) -> int:
+    return train.main(["--config", "run.toml", *(w for word in words for w in ("--set", word))])
+
+
+def killed(folder: Path, place: str, at: int, *words: str) -> None:
+    sets = [w for word in words for w in ("--set", word)]
+    command = [sys.executable, "-c", DRIVER, place, str(at), "--config", "run.toml", *sets]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    assert done.returncode == -9, done.stderr
+
+
+def result(folder: Path) -> tuple[bytes, list[dict]]:
+    """Returns what must not depend on how often a run was stopped."""
+    steps, evals = read_metrics(folder / "metrics.jsonl")
+    varying = ("seconds", "tokens_per_second", "peak_memory")
+    records = [{k: v for k, v in r.items() if k not in varying} for r in [*steps, *evals]]
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), records
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    write_run(tmp_path)
+    (tmp_path / "run.toml").write_text(GRPO)
+    (tmp_path / "mine.py").write_text(LENGTH)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "reference")
+    return tmp_path
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_grpo_killed_in_generation_scoring_or_update_resumes_to_the_same_bits(place, seed, capsys):
+    words = [f"run.seed={seed}"]
+    assert run(place, *words, "run.dir=runs/whole") == 0
+    wanted = result(place / "runs" / "whole")
+    # A step has two micro-batches, and an evaluation may score in between.
+    for phase, at in (("generation", 17 + seed), ("scoring", 5 + seed), ("update", 2 + seed)):
+        folder = place / "runs" / phase
+        killed(place, phase, at, *words, f"run.dir={folder}")
+        capsys.readouterr()
+        sets = [w for word in [*words, f"run.dir={folder}"] for w in ("--set", word)]
+        assert train.main(["--config", "run.toml", *sets, "--resume"]) == 0
+        assert "resumed    from the checkpoint of step" in capsys.readouterr().out
+        assert result(folder) == wanted, phase
+
+
+def test_grpo_with_several_steps_on_the_same_completions_saves_between_generations_only(place):
+    words = ["grpo.num_iterations=3", "train.max_steps=8", "train.save_total_limit=9"]
+    assert run(place, *words) == 0
+    found = sorted(p.name for p in (place / "runs" / "run" / "checkpoints").iterdir())
+    assert found == [f"step-{n:08d}" for n in (3, 6, 8)]
+    wanted = result(place / "runs" / "run")
+    killed(place, "update", 5, *words, "run.dir=runs/killed")
+    sets = [w for word in [*words, "run.dir=runs/killed"] for w in ("--set", word)]
+    assert train.main(["--config", "run.toml", *sets, "--resume"]) == 0
+    assert result(place / "runs" / "killed") == wanted
+
+
+def pairs(count: int, seed: int) -> list[dict]:
+    made = zip(rows(count, seed), rows(count, seed + 1), strict=True)
+    return [{"prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"] + "."} for a, b in made]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_dpo_killed_in_an_update_resumes_to_the_same_bits(place, seed, capsys):
+    write_jsonl(place / "train.jsonl", pairs(13, seed))
+    write_jsonl(place / "val.jsonl", pairs(3, 9))
+    words = [f"run.seed={seed}", "train.objective=dpo"]
+    assert run(place, *words, "run.dir=runs/whole") == 0
+    steps, _ = read_metrics(place / "runs" / "whole" / "metrics.jsonl")
+    assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    killed(place, "update", 2 + seed, *words, "run.dir=runs/killed")
+    shutil.rmtree(place / "reference", ignore_errors=True)  # it is computed again, by the model of the start
+    sets = [w for word in [*words, "run.dir=runs/killed"] for w in ("--set", word)]
+    assert train.main(["--config", "run.toml", *sets, "--resume"]) == 0
+    assert result(place / "runs" / "killed") == result(place / "runs" / "whole")
+
+
+def test_dpo_and_grpo_from_an_adapter_measure_it_as_their_start_and_reference(place, capsys):
+    """The reference is the trained adapter: the loss of the first DPO step is log 2, and the first KL is 0."""
+    sft = ["train.objective=sft", "run.dir=runs/sft", "train.max_steps=8"]
+    assert run(place, *sft) == 0
+    start = ["adapter.init_from=runs/sft/adapter"]
+    assert run(place, *start) == 0
+    steps, _ = read_metrics(place / "runs" / "run" / "metrics.jsonl")
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["kl"] > 1e-6
+    write_jsonl(place / "train.jsonl", pairs(13, 1))
+    write_jsonl(place / "val.jsonl", pairs(3, 9))
+    assert run(place, *start, "train.objective=dpo") == 0
+    steps, _ = read_metrics(place / "runs" / "run" / "metrics.jsonl")
+    assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_faulty_reward_stops_the_run_whole_and_its_repair_lets_it_go_on(place, capsys):
+    assert run(place, "run.dir=runs/whole") == 0
+    capsys.readouterr()
+    faulty = "calls = []\n" + LENGTH.replace(
+        "    return", "    calls.append(1)\n    if len(calls) > 40: raise KeyError('gold')\n    return"
+    )
+    (place / "mine.py").write_text(faulty)
+    assert run(place) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert "mine:length" in error[0]
+    assert "KeyError" in error[0]
+    assert "--resume" in error[1]
+    (place / "mine.py").write_text(LENGTH)
+    assert train.main(["--config", "run.toml", "--resume"]) == 0
+    assert "changed since the checkpoint: reward mine.py" in capsys.readouterr().err
+    assert result(place / "runs" / "run") == result(place / "runs" / "whole")
+
+
+def test_prompts_without_a_response_are_enough_for_grpo_and_not_for_sft(place, capsys):
+    write_jsonl(place / "train.jsonl", [{"prompt": row["prompt"]} for row in rows(13)])
+    assert run(place, "grpo.rewards=mine:length") == 0
+    assert run(place, "train.objective=sft", "run.dir=runs/sft") == 2
+    assert 'missing key "response"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["train.objective=dpo"], 'needs rows with "prompt", "chosen" and "rejected"'),
+        (["adapter.lora_dropout=0.1"], "set adapter.lora_dropout = 0 (now 0.1)"),
+        (["data.loss_on=all"], "remove data.loss_on = 'all'"),
+        (["model.init=random"], "remove model.init = 'random'"),
+        (["adapter.type=full"], "set grpo.beta = 0, or train an adapter"),
+        (["grpo.rewards=[]", "data.task=translation"], "the task 'translation' has no rewards of its own"),
+        (["grpo.rewards=exact_mach"], "exact_match"),
+        (["grpo.num_generations=1"], "grpo.num_generations = 1 must be at least 2"),
+        (["grpo.temperature=0"], "grpo.temperature = 0.0 must be above 0"),
+        (["train.objective=dpo", "dpo.beta=0"], "dpo.beta = 0.0 must be above 0"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_the_remedy(place, capsys, words, told):
+    assert run(place, *words) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_the_plan_of_a_grpo_run_counts_its_completions(place, capsys):
+    def peak(length: int) -> float:
+        words = ["--set", f"grpo.max_completion_length={length}", "--plan", "8"]
+        assert train.main(["--config", "run.toml", *words]) == 0
+        line = next(ln for ln in capsys.readouterr().out.splitlines() if "activations" in ln)
+        return float(line.split()[2].replace(",", ""))
+
+    assert peak(400) > peak(5)

@@ -1,0 +1,150 @@
+"""DPO, direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of answers.
+
+A sample is a prompt with a chosen and a rejected answer, and gives two documents, the chosen one first. They
+stand side by side in a micro-batch, and their prompt is computed once (data/packing.py). P pairs.
+
+log p(answer) is the sum over its tokens, with the end of the turn. The reference is the model at the start of
+the run. Its log-probabilities do not change, so they are computed once, before the first step, and kept on
+disk under the hash of all they depend on.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.errors import listed
+from common.files import replacing
+from common.progress import bar
+from data.packing import Batch, grouped, pack
+from data.render import IGNORE_INDEX, Counts, Document, render_all
+from data.rows import Sample
+from generation.load import LoadedModel
+from model.gemma3 import Gemma3ForCausalLM
+from model.tokenizer import Tokenizer
+from training.objectives.objective import Metrics, Objective, target_log_probs
+
+REFERENCES = Path(__file__).resolve().parents[2] / "runs" / ".reference"
+TIE = 1e-3  # nats; sums of log-probabilities differ by less where only rounding does
+REFERENCE_TOKENS = 4096  # of a forward pass of the reference, or one longer pair
+
+
+class DirectPreferenceOptimization(Objective):
+    """L = the mean over pairs of -log sigmoid(r_chosen - r_rejected), with the rewards r of both answers.
+
+    r = beta (log p(answer) - log p_reference(answer)). At the start of a run L = log 2.
+    """
+
+    per_sample = 2
+    higher_is_better = {"loss": False, "rewards/accuracies": True, "rewards/margins": True}
+
+    def __init__(self, beta: float = 0.1, metric_for_best_model: str = "loss") -> None:
+        super().__init__(metric_for_best_model)
+        self.beta = beta
+        self.reference: dict[str, torch.Tensor] = {}  # id of a pair -> log p_reference of both answers (2,)
+
+    def documents(
+        self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
+    ) -> tuple[list[Document], Counts]:
+        """Returns the chosen and the rejected document of each pair, labelled at the last answer only.
+
+        A pair is left out if one of the two is. Raises ValueError for samples without a rejected answer.
+        """
+        if lacking := [sample.id for sample in samples if sample.rejected is None]:
+            head = 'train.objective = "dpo" needs rows with "prompt", "chosen" and "rejected"; these have none:'
+            raise ValueError(listed(head, lacking, "Redaction rows: python -m tasks.redaction_pairs"))
+        halves = [half for sample in samples for half in _halves(sample)]
+        documents, counts = render_all(halves, tokenizer, "response", max_length, on_long, vocab_size)
+        whole = Counter(document.id for document in documents)
+        documents = [_last_answer(document) for document in documents if whole[document.id] == 2]
+        kept = len(documents) // 2
+        if samples and not kept:
+            raise ValueError(
+                f"none of the {len(samples)} pairs fits into data.max_length = {max_length}; raise it to "
+                f"{counts.longest}"
+            )
+        return documents, replace(counts, kept=kept, dropped=len(samples) - kept, unsupervised=0)
+
+    def begin(
+        self, base: LoadedModel, samples: Sequence[Sample], documents: Sequence[Document], start: str
+    ) -> None:
+        """Computes the reference's log-probabilities of the documents, or reads those of an earlier run."""
+        text = repr([(d.id, d.input_ids, d.labels) for d in documents])
+        about = f"{start} {base.precision.name} {torch.__version__} {text}"
+        file = REFERENCES / f"{hashlib.sha256(about.encode('utf-8', 'surrogatepass')).hexdigest()}.safetensors"
+        try:
+            values = load_file(file)["log_probs"]
+        except (OSError, SafetensorError):
+            values = reference_log_probs(base, documents)
+            with suppress(OSError, SafetensorError):  # A full disk, for example, does not stop the run.
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file) as part:
+                    save_file({"log_probs": values}, part)
+        self.reference = dict(zip([d.id for d in documents[::2]], values, strict=True))
+
+    def rehearse(self, batch: Batch) -> Batch:
+        """Returns the same micro-batch; its pairs get a reference of zeros."""
+        self.reference |= {id: torch.zeros(2) for id in batch.ids}
+        return batch
+
+    def loss(self, model: Gemma3ForCausalLM, batch: Batch) -> tuple[torch.Tensor, float, Metrics]:
+        """Returns (the sum of the losses, P, the metrics of TRL's DPOTrainer).
+
+        rewards/chosen, rewards/rejected    r of both answers
+        rewards/margins                     r_chosen - r_rejected
+        rewards/accuracies                  1 for a pair with a margin above 0 (but for rounding), else 0
+        logps/chosen, logps/rejected        log p of both answers; where logps/chosen falls far, training fails
+        """
+        log_probs = batch.sums(target_log_probs(model, batch)[0]).view(-1, 2)  # (P, 2): chosen, rejected
+        reference = torch.stack([self.reference[id] for id in batch.ids[::2]]).to(log_probs)
+        rewards = self.beta * (log_probs - reference)
+        margins = rewards[:, 0] - rewards[:, 1]
+        figures = {
+            "rewards/chosen": rewards[:, 0],
+            "rewards/rejected": rewards[:, 1],
+            "rewards/margins": margins,
+            "rewards/accuracies": margins > TIE * self.beta,
+            "logps/chosen": log_probs[:, 0],
+            "logps/rejected": log_probs[:, 1],
+        }
+        pairs = len(margins)
+        return -F.logsigmoid(margins).sum(), pairs, {k: (v.detach().sum(), pairs) for k, v in figures.items()}
+
+
+def reference_log_probs(base: LoadedModel, documents: Sequence[Document]) -> torch.Tensor:
+    """Returns log p of both answers of each pair, (P, 2) on the CPU, by the model as it is now."""
+    pairs, found, was_training = list(zip(documents[::2], documents[1::2], strict=True)), {}, base.model.training
+    base.model.eval()
+    try:
+        with bar(len(pairs), "reference", "pair") as progress, torch.no_grad():
+            for group in grouped(pairs, lambda pair: sum(len(d.input_ids) for d in pair), REFERENCE_TOKENS):
+                batch = pack([d for pair in group for d in pair], share_prefix=True).to(base.precision.device)
+                with base.precision.autocast():
+                    sums = batch.sums(target_log_probs(base.model, batch)[0]).view(-1, 2)
+                found |= dict(zip(batch.ids[::2], sums.cpu(), strict=True))
+                progress.update(len(group))
+    finally:
+        base.model.train(was_training)
+    return torch.stack([found[chosen.id] for chosen, _ in pairs])
+
+
+def _halves(sample: Sample) -> tuple[Sample, Sample]:
+    """Returns the prompt with the chosen answer, and the prompt with the rejected one."""
+    prompt = (sample.messages or ())[:-1]
+    rejected = (*prompt, ("assistant", sample.rejected or ""))
+    return replace(sample, rejected=None), replace(sample, messages=rejected, rejected=None)
+
+
+def _last_answer(document: Document) -> Document:
+    """Returns the document without the labels of earlier answers, which are part of the prompt."""
+    labels = document.labels
+    end = next(i for i in range(len(labels), 0, -1) if labels[i - 1] != IGNORE_INDEX)
+    start = next((i for i in range(end, 0, -1) if labels[i - 1] == IGNORE_INDEX), 0)
+    return replace(document, labels=[IGNORE_INDEX] * start + labels[start:])

@@ -1,0 +1,313 @@
+"""GRPO, group relative policy optimization (Shao et al. 2024, arXiv 2402.03300): learning from scored answers.
+
+A sample is a prompt. The model samples a group of G completions of it, the rewards score each (rewards.py),
+and those that beat the mean of their group become likelier:
+
+    A_i = (reward_i - mean of the group) / (standard deviation of the group + 1e-4)     advantage
+    ratio_t = p(token_t) / p_old(token_t)         p_old: the model that sampled the completion
+    loss_t = -min(ratio_t A, clip(ratio_t, 1 - epsilon, 1 + epsilon) A) + beta k3_t
+    k3_t = exp(d) - d - 1, d = log p_reference(token_t) - log p(token_t)     estimates KL(p || p_reference)
+
+The losses of all tokens become one by grpo.loss_type; |o| is a completion's tokens:
+
+    dapo       the sum over all tokens of the step / their number (Yu et al. 2025, arXiv 2503.14476)
+    dr_grpo    the sum / (completions * max_completion_length) (Liu et al. 2025, arXiv 2503.20783)
+    grpo       the mean over completions of the sum of a completion / |o|
+
+n completions are in a micro-batch of prompts; S is the number of their tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data.packing import Batch, pack
+from data.render import IGNORE_INDEX, Counts, Document, render_all
+from data.rows import Sample
+from generation.generate import Completion, generate
+from generation.load import LoadedModel
+from lora.inject import adapter_state, load_adapter_state
+from model.gemma3 import Gemma3ForCausalLM
+from model.tokenizer import Tokenizer
+from tasks.choose import choose_task
+from tasks.measures import Answers
+from tasks.rewards import DEFAULTS, REWARDS
+from training.objectives.objective import Metrics, Objective, target_log_probs
+from training.objectives.rewards import Rewards
+from training.objectives.sft import SupervisedFineTuning
+
+SMALL = 1e-4  # keeps a group of nearly equal rewards from getting large advantages
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of GRPO; the config's section [grpo] explains them."""
+
+    num_generations: int = 8
+    temperature: float = 1.0
+    max_completion_length: int = 256
+    epsilon: float = 0.2
+    beta: float = 0.0
+    loss_type: Literal["dapo", "dr_grpo", "grpo"] = "dapo"
+    scale_rewards: bool = True
+    num_iterations: int = 1
+    mask_truncated_completions: bool = False
+    seed: int = 0
+
+
+@dataclass
+class CompletionBatch(Batch):
+    """A packed stream of completions after their prompts; the S targets are the completions' tokens."""
+
+    advantages: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # of each document
+    sampled: list[float] = field(default_factory=list)  # S log-probabilities, as the sampler computed them
+    weight: float = 1.0  # what divides the sum of the losses
+    figures: Metrics = field(default_factory=dict)  # of all completions
+    reference: torch.Tensor | None = None  # S log-probabilities of the reference; None if beta is 0
+    old: torch.Tensor | None = None  # S log-probabilities of the model that sampled, set by the first loss
+
+
+class GroupRelativePolicyOptimization(Objective):
+    """L = the losses of the completions' tokens, reduced by loss_type (see above).
+
+    Args:
+        settings: the settings of GRPO.
+        rewards: the reward functions; None for those of the task.
+        task: data.task.
+        metric_for_best_model: "reward", or "loss": that of the gold responses, as in supervised fine-tuning.
+    """
+
+    scores_answers = True
+    higher_is_better = {"loss": False, "reward": True}
+
+    def __init__(
+        self,
+        settings: Settings,
+        rewards: Rewards | None = None,
+        task: str = "auto",
+        metric_for_best_model: str = "reward",
+    ) -> None:
+        super().__init__(metric_for_best_model)
+        self.settings, self.given, self.task = settings, rewards, task
+        self.steps_per_batch = settings.num_iterations
+        self.sft, self.files = SupervisedFineTuning(), rewards.files if rewards else ()
+
+    def documents(
+        self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
+    ) -> tuple[list[Document], Counts]:
+        """Returns prompt and gold response of each sample as a document; training takes only its prompt."""
+        return render_all(samples, tokenizer, "response", max_length, on_long, vocab_size)
+
+    def begin(
+        self, base: LoadedModel, samples: Sequence[Sample], documents: Sequence[Document], start: str
+    ) -> None:
+        """Keeps the prompts and gold responses and, if beta is not 0, a copy of the adapters as reference.
+
+        Raises ValueError if no reward is named and the task has none.
+        """
+        self.rewards = self.given or default_rewards(self.task, samples)
+        self.base, self.samples = base, {sample.id: sample for sample in samples}
+        self.start = {n: x.clone() for n, x in adapter_state(base.model).items()} if self.settings.beta else {}
+
+    def prepare(self, model: Gemma3ForCausalLM, batch: Batch, step: int) -> Batch:
+        """Samples and scores a group of completions for each prompt, and returns their packed stream."""
+        s, tokenizer = self.settings, self.base.tokenizer
+        samples = [self.samples[id] for id in batch.ids for _ in range(s.num_generations)]
+        prompts = [tokenizer.render_prompt((sample.messages or ())[:-1]) for sample in samples]
+        numbers = [
+            completion_number(step, sample.id, i % s.num_generations) for i, sample in enumerate(samples)
+        ]
+        with self.base.precision.autocast():
+            done = generate(
+                model,
+                prompts,
+                max_new_tokens=s.max_completion_length,
+                stop_ids=tokenizer.stop_ids,
+                temperature=s.temperature,
+                seed=s.seed,
+                numbers=numbers,
+                log_probs=True,
+            )
+        texts = [tokenizer.decode(completion.token_ids) for completion in done]
+        turns = [(sample.messages or ())[-2:] for sample in samples]
+        ended = [completion.stop_reason == "stop" for completion in done]
+        rewards, parts = self.rewards([t[0][1] for t in turns], texts, [t[1][1].strip() for t in turns], ended)
+        found = self._batch(prompts, done, torch.tensor(rewards), parts, [sample.id for sample in samples])
+        if s.beta:
+            with torch.no_grad(), self.base.precision.autocast(), weights_of(model, self.start):
+                moved = found.to(self.base.precision.device)
+                found.reference = target_log_probs(model, moved, s.temperature)[0]
+        return found
+
+    def _batch(
+        self,
+        prompts: list[list[int]],
+        done: list[Completion],
+        rewards: torch.Tensor,
+        parts: dict[str, list[float]],
+        ids: list[str],
+    ) -> CompletionBatch:
+        """Returns the packed stream of the completions that have an effect on the gradient.
+
+        Without k3, those of advantage 0 have none. They are left out, but their tokens count.
+        """
+        s = self.settings
+        by_group = advantages(rewards.view(-1, s.num_generations), s.scale_rewards)
+        cut = torch.tensor([completion.stop_reason == "length" for completion in done])
+        active = ~cut if s.mask_truncated_completions else torch.ones_like(cut)
+        values = by_group.flatten() * active
+        rows = [i for i in range(len(done)) if (active[i] if s.beta else values[i] != 0)]
+        rows = rows or [min(range(len(done)), key=lambda i: len(done[i].token_ids))]  # a stream needs one
+        documents = [completed(prompts[i], done[i], str(i)) for i in rows]
+        packed = pack(documents, share_prefix=True)
+        order = [int(i) for i in packed.ids]
+        lengths = torch.tensor([len(completion.log_probs) for completion in done])
+        weights = {"dapo": int(lengths[active].sum()), "grpo": len(done), "dr_grpo": len(done)}
+        fields = vars(packed) | {"ids": [ids[i] for i in order]}
+        return CompletionBatch(
+            **fields,
+            advantages=values[order],
+            sampled=[value for i in order for value in done[i].log_probs],
+            weight=max(1, weights[s.loss_type]),
+            figures=figures(rewards.view(-1, s.num_generations), parts, lengths, cut),
+        )
+
+    def rehearse(self, batch: Batch) -> Batch:
+        """Returns completions of the greatest length for these prompts."""
+        s, bounds = self.settings, batch.cu_seqlens.tolist()
+        done = Completion([0] * s.max_completion_length, "length", None, [0.0] * s.max_completion_length)
+        prompts = [batch.tokens[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+        prompts = [prompt for prompt in prompts for _ in range(s.num_generations)]
+        rewards = torch.arange(len(prompts)).float()
+        return self._batch(prompts, [done] * len(prompts), rewards, {}, ["rehearsed"] * len(prompts))
+
+    def loss(self, model: Gemma3ForCausalLM, batch: Batch) -> tuple[torch.Tensor, float, Metrics]:
+        """Returns (the sum of the losses, its weight by loss_type, the metrics of TRL's GRPOTrainer).
+
+        reward, reward_std, rewards/<name>/mean    of the completions, and of each group
+        frac_reward_zero_std                       share of groups without a difference, which teach nothing
+        completions/mean_length                    in tokens, with the end of the turn
+        completions/clipped_ratio                  share that reached max_completion_length
+        clip_ratio/region_mean, kl                 share of tokens whose ratio was clipped; mean of k3
+        sampling/sampling_logp_difference/max      largest |log p_sampler - log p| of a token
+        """
+        assert isinstance(batch, CompletionBatch)
+        s = self.settings
+        log_probs, _ = target_log_probs(model, batch, s.temperature)
+        metrics = dict(batch.figures)
+        if batch.old is None:
+            batch.old = log_probs.detach()
+            apart = (batch.old - torch.tensor(batch.sampled).to(batch.old)).abs()
+            metrics["sampling/sampling_logp_difference/mean"] = apart.sum(), len(apart)
+            metrics["sampling/sampling_logp_difference/max"] = apart.max(), 1
+        gain = batch.repeat(batch.advantages.to(log_probs))
+        losses, clipped = clipped_loss(log_probs, batch.old, gain, s.epsilon)
+        metrics["clip_ratio/region_mean"] = clipped.sum(), len(clipped)
+        if batch.reference is not None:
+            kl = k3(log_probs, batch.reference)
+            losses = losses + s.beta * kl
+            metrics["kl"] = kl.detach().sum(), len(kl)
+        return self._reduced(losses, batch), batch.weight, metrics
+
+    def _reduced(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.settings.loss_type == "dapo":
+            return losses.sum()
+        if self.settings.loss_type == "dr_grpo":
+            return losses.sum() / self.settings.max_completion_length
+        return (batch.sums(losses) / torch.tensor(batch.target_counts, device=losses.device)).sum()
+
+    def evaluation_loss(self, model: Gemma3ForCausalLM, batch: Batch) -> tuple[torch.Tensor, float, Metrics]:
+        """Returns the loss of supervised fine-tuning on the gold responses, and its metrics."""
+        return self.sft.loss(model, batch)
+
+    def score(self, answers: Answers) -> dict[str, float]:
+        """Returns {"reward": the mean reward of the answers, "rewards/<name>": that of each function}."""
+        if not answers.texts:
+            return {}
+        rewards, parts = self.rewards(answers.prompts, answers.texts, answers.golds, answers.ended)
+        named = {f"rewards/{name}": values for name, values in parts.items()}
+        return {name: sum(v) / len(v) for name, v in ({"reward": rewards} | named).items()}
+
+
+def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
+    """Returns the rewards of the task, data.task. Raises ValueError if it has none."""
+    name = choose_task(task, list(samples)).__name__.rpartition(".")[2]
+    if name not in DEFAULTS:
+        raise ValueError(
+            f"grpo.rewards is empty, and the task {name!r} has no rewards of its own; name some of "
+            f"{', '.join(REWARDS)}, or your own as 'module:function'"
+        )
+    return Rewards(list(DEFAULTS[name]), list(DEFAULTS[name].values()), Path())
+
+
+def advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
+    """Returns A (groups, G) for rewards (groups, G); without `scale`, it is not divided (Dr. GRPO)."""
+    centred = rewards - rewards.mean(1, keepdim=True)
+    # In a group of equal rewards, rounding of the mean leaves a remainder.
+    centred = centred.masked_fill((rewards == rewards[:, :1]).all(1, keepdim=True), 0.0)
+    return centred / (rewards.std(1, keepdim=True) + SMALL) if scale else centred
+
+
+def clipped_loss(
+    log_probs: torch.Tensor, old: torch.Tensor, gain: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (-min(ratio A, clip(ratio) A), whether the clip took the gradient), each (S,); gain is A (S,)."""
+    ratio = (log_probs - old).exp()
+    clipped = ((ratio < 1 - epsilon) & (gain < 0)) | ((ratio > 1 + epsilon) & (gain > 0))
+    return -torch.minimum(ratio * gain, ratio.clamp(1 - epsilon, 1 + epsilon) * gain), clipped
+
+
+def k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Returns exp(d) - d - 1 with d = reference - log_probs, at least 0; its mean over p is KL(p || reference).
+
+    From Schulman 2020, http://joschu.net/blog/kl-approx.html.
+    """
+    d = reference - log_probs
+    return d.exp() - d - 1
+
+
+def completion_number(step: int, id: str, index: int) -> int:
+    """Returns the number that selects a completion's random numbers: a hash, so that a resume draws the same."""
+    return int.from_bytes(hashlib.sha256(f"{step} {index} {id}".encode()).digest()[:7], "little")
+
+
+def completed(prompt: list[int], completion: Completion, id: str) -> Document:
+    """Returns the prompt with its completion as a document; a stop token is a target, like every other token."""
+    tokens = completion.token_ids + ([] if completion.stop_id is None else [completion.stop_id])
+    labels = [IGNORE_INDEX] * (len(prompt) - 1) + tokens
+    return Document([*prompt, *tokens[:-1]], labels, id)
+
+
+def figures(
+    rewards: torch.Tensor, parts: dict[str, list[float]], lengths: torch.Tensor, cut: torch.Tensor
+) -> Metrics:
+    """Returns the metrics of all completions, those without an effect included; rewards (groups, G)."""
+    groups, count = len(rewards), rewards.numel()
+    equal = (rewards == rewards[:, :1]).all(1)
+    found: Metrics = {
+        "reward": (rewards.sum().item(), count),
+        "reward_std": (rewards.std(1).sum().item(), groups),
+        "frac_reward_zero_std": (equal.sum().item(), groups),
+        "completions/mean_length": (lengths.sum().item(), count),
+        "completions/clipped_ratio": (cut.sum().item(), count),
+    }
+    return found | {f"rewards/{name}/mean": (sum(values), count) for name, values in parts.items()}
+
+
+@contextmanager
+def weights_of(model: Gemma3ForCausalLM, state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Gives the model's adapters the weights of `state`, and their own back at the end."""
+    own = {name: x.clone() for name, x in adapter_state(model).items()}
+    was_training = model.training
+    load_adapter_state(model, state)
+    model.eval()
+    try:
+        yield
+    finally:
+        load_adapter_state(model, own)
+        model.train(was_training)
