@@ -18,7 +18,7 @@ from torch import Tensor
 from common.machine import free
 from data.packing import MIN_PREFIX_TOKENS, common_prefix_length, grouped
 from generation.cache import KVCache, SharedPrefix
-from generation.sampling import Sampling, greedy, sample
+from generation.sampling import Sampling, greedy, sample, token_log_probs
 from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.quantized import dequantized
@@ -40,6 +40,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)  # without the stop id
     stop_reason: str = ""  # "stop": by a stop id; "length": by the limit
     stop_id: int | None = None
+    log_probs: list[float] = field(default_factory=list)  # of its tokens and the stop id, if asked for
 
 
 @dataclass
@@ -71,6 +72,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     batch_size: int = 64,
     max_new_ratio: float = 0.0,
+    log_probs: bool = False,
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
@@ -82,6 +84,7 @@ def generate(
         temperature, top_k, top_p, seed: see Sampling.
         numbers: seed and number of a prompt determine its random numbers; by default 0, 1, ...
         batch_size: number of slots.
+        log_probs: whether completions get log softmax(logits / temperature) of their tokens, in nats.
         on_token: is called with the index of the prompt and each new token except stop ids.
         on_done: is called with the index of the prompt and its finished completion.
 
@@ -100,7 +103,7 @@ def generate(
         uniforms = sampling.uniforms(numbers[i] if numbers else i, limit).tolist() if temperature else []
         requests.append(Request(i, tuple(prompt), limit, uniforms))
     with _inference(model), dequantized(model, free(next(model.parameters()).device) // 2):
-        BatchScheduler(model, requests, batch_size, stop_ids, sampling, on_token, on_done).run()
+        BatchScheduler(model, requests, batch_size, stop_ids, sampling, on_token, on_done, log_probs).run()
     return [request.completion for request in requests]
 
 
@@ -163,8 +166,10 @@ class BatchScheduler:
         sampling: Sampling,
         on_token: Callable[[int, int], None] | None,
         on_done: Callable[[int, Completion], None] | None,
+        log_probs: bool = False,
     ):
         self.model, self.sampling, self.stop_ids = model, sampling, frozenset(stop_ids)
+        self.log_probs = log_probs
         self.on_token, self.on_done = on_token, on_done
         self.device = next(model.parameters()).device
         self.waiting = deque(_longest_first(requests, SORTED_BATCHES * batch_size))
@@ -214,16 +219,23 @@ class BatchScheduler:
     def _next_tokens(self, hidden: Tensor, slots: Sequence[int]) -> Tensor:
         """Chooses the next tokens (n,) of n slots from hidden states (n, D); adds them to the completions."""
         requests = [self.slots[i] for i in slots]
+        log_probs: Sequence[float | None] = [None] * len(requests)
         plain_greedy = not self.sampling.temperature and self.model.config.final_logit_softcapping is None
+        plain_greedy = plain_greedy and not self.log_probs
         if plain_greedy and self.device.type == "cpu":
             tokens = greedy(hidden, self.model.head_weight)
         else:
             uniform = None
             if self.sampling.temperature:
                 uniform = torch.tensor([request.uniform if request else 0.0 for request in requests])
-            tokens = sample(self.model.logits(hidden), self.sampling, uniform)
+            logits = self.model.logits(hidden)
+            tokens = sample(logits, self.sampling, uniform)
+            if self.log_probs:
+                log_probs = token_log_probs(logits, tokens, self.sampling).tolist()
         # tolist() is the only point of a step that waits for the device.
-        for i, request, token in zip(slots, requests, tokens.tolist(), strict=True):
+        for i, request, token, log_prob in zip(slots, requests, tokens.tolist(), log_probs, strict=True):
+            if request and log_prob is not None:
+                request.completion.log_probs.append(log_prob)
             if request and self._append(request, token):
                 self.retire(i, request)
         return tokens

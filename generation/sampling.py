@@ -75,6 +75,15 @@ def sample(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | Non
     return (index if ids is None else ids.gather(-1, index))[:, 0]
 
 
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Returns log softmax(logits / temperature)[token] (B,) in nats, for logits (B, V) and token ids (B,).
+
+    Greedy decoding counts as temperature 1; top_k and top_p have no effect.
+    """
+    scaled = logits.float() / (sampling.temperature or 1.0)
+    return scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+
+
 def greedy(hidden: torch.Tensor, weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
     """Returns argmax(hidden weight^T), the ids (B,) of the largest logits; hidden (B, D), weight (V, D).
 

@@ -14,10 +14,11 @@ from types import ModuleType
 
 from data.rows import Sample
 from tasks import classification, redaction, text, translation
-from tasks.measures import EXACT_MATCH, LOSS
+from tasks.measures import EXACT_MATCH, LOSS, MARGIN, PREFERRED, REWARD
 
 TASKS = {"redaction": redaction, "translation": translation, "classification": classification, "text": text}
-ALL_METRICS = (LOSS, EXACT_MATCH, *(metric for task in TASKS.values() for metric in task.METRICS))
+OF_OBJECTIVES = (LOSS, PREFERRED, MARGIN, REWARD)  # measured by the method of training, whatever the task
+ALL_METRICS = (*OF_OBJECTIVES, EXACT_MATCH, *(m for task in TASKS.values() for m in task.METRICS))
 # Maps a name that `generate.py --instruction` knows to the function that makes a prompt of a text.
 PROMPTS: dict[str, Callable[[str], str]] = {"redact": redaction.prompt_for}
 

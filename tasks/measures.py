@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import NamedTuple
@@ -29,7 +30,27 @@ class Row(NamedTuple):
     text: str
 
 
+@dataclass
+class Answers:
+    """Prompts, gold responses and generated responses: lists with one entry for each conversation."""
+
+    prompts: list[str]  # the last message before the response
+    golds: list[str]
+    texts: list[str]  # the generated responses
+    ended: list[bool] = field(
+        default_factory=list
+    )  # whether a stop token ended the response, and not a limit of tokens
+
+    @property
+    def cut(self) -> int:
+        """Returns how many responses reached a limit of tokens before a stop token."""
+        return self.ended.count(False)
+
+
 LOSS = Metric("loss", "loss", percent=False, lower_is_better=True)
+PREFERRED = Metric("rewards/accuracies", "preferred", percent=True, lower_is_better=False)
+MARGIN = Metric("rewards/margins", "margin", percent=False, lower_is_better=False)
+REWARD = Metric("reward", "reward", percent=False, lower_is_better=False)
 EXACT_MATCH = Metric("exact_match", "exact match", percent=True, lower_is_better=False)
 
 

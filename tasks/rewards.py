@@ -122,6 +122,4 @@ _REDACTION = (
 DEFAULTS: dict[str, dict[str, float]] = {
     "redaction": {f.__name__: weight for f, weight in _REDACTION},
     "classification": {"label_match": 1.0},
-    "translation": {"exact_match": 1.0},
-    "text": {"exact_match": 1.0},
 }
