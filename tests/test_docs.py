@@ -314,7 +314,7 @@ def values_of(annotation):
     if text.startswith("Literal["):
         return ", ".join(f"`{json.dumps(value)}`" for value in ast.literal_eval(text.removeprefix("Literal")))
     numbers = {"int": "whole number", "float": "number", "bool": "`true`, `false`"}
-    return (numbers | {"str": "text", "list[str]": "texts"})[text]
+    return (numbers | {"str": "text", "list[str]": "texts", "list[float]": "numbers"})[text]
 
 
 def test_the_config_table_is_made_from_the_config():

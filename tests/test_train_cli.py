@@ -97,7 +97,7 @@ def test_toml_that_cannot_be_read_names_its_line(place, capsys):
     "setting, parts",
     [
         ("train.precision=fp16", ["train.precision = 'fp16'", "fp16 ends at 65,504", "use 'bf16'"]),
-        ("train.objective=dpo", ["train.objective = 'dpo' is not built yet; use 'sft'"]),
+        ("train.objective=ppo", ["train.objective = 'ppo' is not one of 'sft', 'dpo', 'grpo'"]),
         ("train.batch_size=0", ["train.batch_size = 0 must be at least 1"]),
         ("adapter.lora_dropout=1", ["adapter.lora_dropout = 1.0 must be below 1"]),
         ("train.device=gpu", ["device 'gpu' (train.device, --device) cannot be used"]),

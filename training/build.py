@@ -2,16 +2,18 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain, count, islice
 from pathlib import Path
 
 import torch
 
 from common.device import Precision, missing_to_compile, pick_device
+from common.progress import warn
 from data.loader import Loader
 from data.render import IGNORE_INDEX, Document
 from generation.load import LoadedModel
-from lora.inject import inject
+from lora.inject import adapters, inject
 from lora.peft_io import load_adapter, read_config
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
@@ -21,6 +23,10 @@ from training.config import Config
 from training.dataset import TrainingData, read, refuse_missing_files
 from training.flops import step_flops
 from training.loop import Schedule
+from training.objectives.dpo import DirectPreferenceOptimization
+from training.objectives.grpo import GroupRelativePolicyOptimization, Settings
+from training.objectives.objective import Objective
+from training.objectives.rewards import Rewards
 from training.objectives.sft import SupervisedFineTuning
 
 # FLOPs of one CPU thread in about half an hour; in longer runs compiling saves more time than it takes.
@@ -47,24 +53,49 @@ def prepare(cfg: Config) -> tuple[Config, Precision]:
 
 
 def resolve_adapter(cfg: Config) -> Config:
-    """Returns the config with the type, rank, scale and dropout of the adapter in adapter.init_from."""
+    """Returns the config with the type, rank, scale and dropout of the adapter in adapter.init_from.
+
+    The dropout becomes 0 if the objective compares log-probabilities.
+    """
     if not cfg.adapter.init_from:
         return cfg
     peft = read_config(Path(cfg.adapter.init_from))
+    dropout = peft.get("lora_dropout", 0.0)
+    if dropout and cfg.train.objective != "sft":
+        warn(f"{cfg.adapter.init_from}: its lora_dropout {dropout} is not used by {cfg.train.objective!r}")
+        dropout = 0.0
     adapter = replace(
         cfg.adapter,
         type="dora" if peft.get("use_dora") else "lora",
         r=peft["r"],
         lora_alpha=peft["lora_alpha"],
         use_rslora=peft.get("use_rslora", False),
-        lora_dropout=peft.get("lora_dropout", 0.0),
+        lora_dropout=dropout,
     )
     return replace(cfg, adapter=adapter)
 
 
-def make_objective(cfg: Config) -> SupervisedFineTuning:
-    """Returns the objective of training; it is always supervised fine-tuning, the only one that is built."""
+def make_objective(cfg: Config) -> Objective:
+    """Returns the training method that train.objective names."""
+    if cfg.train.objective == "dpo":
+        return DirectPreferenceOptimization(cfg.dpo.beta, cfg.dpo.metric_for_best_model)
+    if cfg.train.objective == "grpo":
+        names = {f.name for f in fields(Settings)} - {"seed"}
+        settings = Settings(**{n: v for n, v in vars(cfg.grpo).items() if n in names}, seed=cfg.run.seed)
+        g, rewards = cfg.grpo, None
+        if g.rewards:
+            weights = g.reward_weights or [1.0] * len(g.rewards)
+            rewards = Rewards(g.rewards, weights, Path(g.rewards_folder), g.format, g.reward_timeout)
+        return GroupRelativePolicyOptimization(settings, rewards, cfg.data.task, g.metric_for_best_model)
     return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
+
+
+def used_documents(cfg: Config, loader: Loader, schedule: Schedule, objective: Objective) -> list[Document]:
+    """Returns the documents of the micro-batches that the run gets to, in the order of the data."""
+    steps = math.ceil(schedule.total_steps / objective.steps_per_batch)
+    epochs = (loader.plan(epoch) for epoch in count())
+    groups = islice(chain.from_iterable(epochs), steps * cfg.train.gradient_accumulation_steps)
+    return [loader.documents[i] for i in sorted({i for group in groups for i in group})]
 
 
 def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingData]:
@@ -102,6 +133,8 @@ def add_adapters(model: Gemma3ForCausalLM, cfg: Config) -> int:
         model.requires_grad_(True)
     elif a.init_from:
         load_adapter(model, a.init_from)
+        for layer in adapters(model).values():
+            layer.lora_dropout = a.lora_dropout  # 0 if the objective has no use for it
     else:
         settings = {name: value for name, value in vars(a).items() if name != "init_from"}
         inject(model, seed=cfg.run.seed, **settings)
@@ -154,8 +187,9 @@ def tolerate_compiler_errors() -> None:
 
 def build_loader(cfg: Config, documents: list[Document]) -> Loader:
     """Returns the loader that packs the documents into micro-batches."""
-    t = cfg.train
-    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, t.share_prefix)
+    t, per_sample = cfg.train, 2 if cfg.train.objective == "dpo" else 1
+    share = t.share_prefix and t.objective != "grpo"  # GRPO's are prompts only, and it packs them anew
+    return Loader(documents, t.batch_size, cfg.run.seed, t.shuffle, t.max_tokens or None, share, per_sample)
 
 
 def build_schedule(cfg: Config, loader: Loader) -> Schedule:
@@ -163,4 +197,6 @@ def build_schedule(cfg: Config, loader: Loader) -> Schedule:
     t = cfg.train
     steps_per_epoch = math.ceil(len(loader) / t.gradient_accumulation_steps)
     steps = math.ceil(round(t.epochs * steps_per_epoch, 6))  # 1.1 * 50 is 55.00000000000001
+    if t.objective == "grpo":
+        steps *= cfg.grpo.num_iterations
     return Schedule(t.max_steps or steps, len(loader), t)

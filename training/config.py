@@ -88,7 +88,8 @@ class Data:
 @dataclass(frozen=True)
 class Train:
     objective: Literal["sft", "dpo", "grpo"] = "sft"
-    """What training optimizes: "sft" (supervised fine-tuning); "dpo" and "grpo" are not built yet."""
+    """What training optimizes: "sft" (supervised fine-tuning on responses), "dpo" (preferences: a chosen and
+    a rejected answer), or "grpo" (rewards: the model answers, and a score says how good that was)."""
     epochs: float = 1
     """Passes over the data; may be a fraction."""
     max_steps: int = 0
@@ -153,6 +154,52 @@ class SFT:
 
 
 @dataclass(frozen=True)
+class DPO:
+    beta: float = 0.1
+    """How strongly the model is held to its start: the reward of an answer is beta times what its
+    log-probability has gained."""
+    metric_for_best_model: Literal["loss", "rewards/accuracies", "rewards/margins"] = "loss"
+    """The validation metric that selects the best weights."""
+
+
+@dataclass(frozen=True)
+class GRPO:
+    rewards: list[str] = field(default_factory=list)
+    """Reward functions: names of shipped ones (tasks/rewards.py), or "module:function" of your own file;
+    empty: those of the task."""
+    reward_weights: list[float] = field(default_factory=list)
+    """Weights of the rewards in their sum; empty: 1 each, or the task's."""
+    rewards_folder: str = ""
+    """Folder of your own reward files; that of the config file if empty."""
+    reward_timeout: float = 60.0
+    """Seconds that a reward function may take for a micro-batch."""
+    format: str = ""
+    """Regular expression of the reward "format", which a whole completion must match."""
+    num_generations: int = 8
+    """Completions of each prompt: the group G."""
+    temperature: float = 1.0
+    """Sampling temperature, in training too."""
+    max_completion_length: int = 256
+    """Longest completion, in tokens."""
+    mask_truncated_completions: bool = False
+    """Leave completions that reached max_completion_length out of the loss."""
+    loss_type: Literal["dapo", "dr_grpo", "grpo"] = "dapo"
+    """How token losses become one: "dapo": mean over all tokens of a step; "dr_grpo": sum / (completions
+    * max_completion_length); "grpo": mean of each completion's mean."""
+    scale_rewards: bool = True
+    """Divide advantages by the standard deviation of their group; false: Dr. GRPO's."""
+    epsilon: float = 0.2
+    """The probability ratio is clipped to 1 - epsilon and 1 + epsilon."""
+    beta: float = 0.0
+    """Weight of the KL divergence from the model at the start of the run."""
+    num_iterations: int = 1
+    """Optimizer steps on the same completions."""
+    metric_for_best_model: Literal["reward", "loss"] = "reward"
+    """The validation metric that selects the best weights: the mean reward of greedy answers, or the loss of
+    the gold responses."""
+
+
+@dataclass(frozen=True)
 class Generate:
     max_new_tokens: int = 512
     """Longest completion, in tokens."""
@@ -176,6 +223,8 @@ class Config:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     sft: SFT = field(default_factory=SFT)
+    dpo: DPO = field(default_factory=DPO)
+    grpo: GRPO = field(default_factory=GRPO)
     generate: Generate = field(default_factory=Generate)
 
     def to_toml(self) -> str:
@@ -215,6 +264,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         reader.values["data"]["loss_on"] = "all"
     run = {"name": path.stem} | {k: v for k, v in reader.values["run"].items() if v != ""}
     reader.values["run"] = {"dir": f"runs/{run['name']}"} | run
+    reader.values["grpo"] = {"rewards_folder": str(path.parent)} | reader.values["grpo"]
     cfg = Config(**{name: kind(**reader.values[name]) for name, kind in SECTIONS.items()})
     # A key that was rejected has its default here, and nothing is said about that.
     problems = [p for p in _check(cfg, str(path)) if not any(name in p for name in reader.rejected)]
@@ -311,11 +361,13 @@ def _convert(value: object, kind: Any) -> object:
             choices = (_toml(c) if isinstance(c, bool) else repr(c) for c in get_args(kind))
             raise ValueError(f"is not one of {', '.join(choices)}")
         return value
-    if isinstance(kind, types.GenericAlias):  # list[str]; one string stands for a list of it
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise ValueError("must be a string or a list of strings")
-        return value
+    if isinstance(kind, types.GenericAlias):  # list[str] or list[float]; one element stands for a list of it
+        (element,) = get_args(kind)
+        name = "string" if element is str else "number"
+        try:
+            return [_convert(v, element) for v in (value if isinstance(value, list) else [value])]
+        except ValueError:
+            raise ValueError(f"must be a {name} or a list of {name}s") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -330,12 +382,14 @@ AT_LEAST = {
     0: "adapter.lora_alpha adapter.lora_dropout data.validation_fraction train.epochs train.max_steps "
     "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.adam_beta2 "
     "train.max_grad_norm train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
-    "generate.temperature generate.top_k generate.max_new_ratio",
+    "generate.temperature generate.top_k generate.max_new_ratio dpo.beta grpo.beta grpo.temperature "
+    "grpo.epsilon grpo.reward_timeout",
     1: "adapter.r train.batch_size train.gradient_accumulation_steps train.log_every "
-    "train.save_total_limit generate.max_new_tokens",
-    2: "data.max_length",
+    "train.save_total_limit generate.max_new_tokens grpo.max_completion_length grpo.num_iterations",
+    2: "data.max_length grpo.num_generations",
 }
-BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction", "train.adam_beta2")
+BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction", "train.adam_beta2", "grpo.epsilon")
+ABOVE_ZERO = ("dpo.beta", "grpo.temperature", "grpo.reward_timeout")
 
 
 def _check(cfg: Config, where: str) -> list[str]:
@@ -350,6 +404,8 @@ def _check(cfg: Config, where: str) -> list[str]:
             found.append(f"{name} = {value} must be a finite number")
         if name in BELOW_ONE and value >= 1:
             found.append(f"{name} = {value} must be below 1")
+        if name in ABOVE_ZERO and value == 0:
+            found.append(f"{name} = {value} must be above 0")
     t, held_out = cfg.train, cfg.data.validation or cfg.data.validation_fraction
     if not 0 < cfg.generate.top_p <= 1:
         found.append(f"generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1 (every token)")
@@ -368,13 +424,33 @@ def _check(cfg: Config, where: str) -> list[str]:
     if not t.max_steps and not t.epochs:
         found.append("train.epochs and train.max_steps are both 0; nothing would be trained")
     if t.objective != "sft":
-        found.append(f"train.objective = {t.objective!r} is not built yet; use 'sft'")
+        found += _check_preferences(cfg)
     if t.precision == "fp16" and not t.force_fp16:
         found.append(
             "train.precision = 'fp16': Gemma 3's activations reach about 8e5 and fp16 ends at 65,504; "
             "use 'bf16', or set train.force_fp16 = true to try all the same"
         )
     return [f"{where}: {problem}" for problem in found]
+
+
+def _check_preferences(cfg: Config) -> list[str]:
+    """Returns messages about keys that do not fit to train.objective = "dpo" or "grpo"."""
+    name, found = f"train.objective = {cfg.train.objective!r}", []
+    if cfg.adapter.lora_dropout:
+        found.append(
+            f"{name} compares log-probabilities, which dropout would change: set adapter.lora_dropout = 0 "
+            f"(now {cfg.adapter.lora_dropout})"
+        )
+    if cfg.data.loss_on == "all":
+        found.append(f"{name} trains on answers only; remove data.loss_on = 'all'")
+    if cfg.model.init == "random":
+        found.append(f"{name} needs a model that answers already; remove model.init = 'random'")
+    if cfg.train.objective == "grpo" and cfg.grpo.beta and cfg.adapter.type == "full":
+        found.append(
+            f"grpo.beta = {cfg.grpo.beta} needs the model of the start beside the trained one, which "
+            "adapter.type = 'full' would have to hold twice; set grpo.beta = 0, or train an adapter"
+        )
+    return found
 
 
 def _toml(value: object) -> str:

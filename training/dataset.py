@@ -19,7 +19,7 @@ from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
 from tasks.choose import choose_task
 from training.config import Config
-from training.objectives.sft import SupervisedFineTuning
+from training.objectives.objective import Objective
 
 TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
@@ -43,6 +43,7 @@ class ValidationSet:
 
 @dataclass
 class TrainingData:
+    samples: list[Sample]
     documents: list[Document]
     validation: list[ValidationSet]
     files: list[str]
@@ -51,7 +52,7 @@ class TrainingData:
     counts: Counts
 
 
-def read(cfg: Config, objective: SupervisedFineTuning, folder: Path) -> tuple[BaseFiles, TrainingData]:
+def read(cfg: Config, objective: Objective, folder: Path) -> tuple[BaseFiles, TrainingData]:
     """Reads config and tokenizer of the base model in `folder`, and the data files that `cfg` names."""
     base = BaseFiles(folder, read_config(folder), Tokenizer(folder))
     return base, build_data(cfg, objective, base)
@@ -70,12 +71,13 @@ def refuse_missing_files(cfg: Config) -> None:
         raise ValueError(listed("the data is not there:", missing, remedy))
 
 
-def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) -> TrainingData:
+def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingData:
     """Reads the data files, splits off validation rows if there is no file of them, tokenizes and checks."""
-    train, problems = read_samples(cfg.data.train, cfg.data.format, cfg.data.on_bad)
+    settings = cfg.data.format, cfg.data.on_bad, cfg.train.objective != "grpo"  # a prompt is enough for it
+    train, problems = read_samples(cfg.data.train, *settings)
     sets = []
     for file in cfg.data.validation:
-        samples, bad = read_samples([file], cfg.data.format, cfg.data.on_bad)
+        samples, bad = read_samples([file], *settings)
         alike = sum(Path(file).stem == Path(other).stem for other in cfg.data.validation) > 1
         sets.append((file if alike else Path(file).stem, samples))
         problems += bad
@@ -99,7 +101,7 @@ def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) ->
     kept = {d.id for d in documents}
     left_out = [s for s in train if s.id not in kept]
     files = cfg.data.train + cfg.data.validation
-    return TrainingData(documents, validation, files, checks, left_out, counts)
+    return TrainingData(train, documents, validation, files, checks, left_out, counts)
 
 
 def _validation_set(name: str, task: ModuleType, samples: list[Sample], rendered: Rendered) -> ValidationSet:
@@ -130,7 +132,7 @@ def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -
         raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
-def _documents(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles, rows: list[Sample]) -> Rendered:
+def _documents(cfg: Config, objective: Objective, base: BaseFiles, rows: list[Sample]) -> Rendered:
     """Returns the documents of the rows; for 2,000 rows or more they are cached on disk, in TOKEN_CACHE."""
     limits = (cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
 

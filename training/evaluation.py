@@ -1,7 +1,7 @@
 """Evaluates a model: the mean loss per supervised token, and generated responses against gold responses."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
 
 import torch
@@ -14,54 +14,49 @@ from data.rows import Messages, Sample
 from generation.generate import generate
 from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
-from tasks.measures import Row
+from tasks.measures import Answers, Row
 from training.config import Generate
-from training.objectives.sft import SupervisedFineTuning
+from training.objectives.objective import Objective, Totals
 
 # A forward pass has at most this many tokens, or one longer document.
 LOSS_TOKENS = 8192
 
 
-@dataclass
-class Answers:
-    """Prompts, gold responses and generated responses: three lists with one entry for each conversation."""
-
-    prompts: list[str]  # the last message before the response
-    golds: list[str]
-    texts: list[str]  # the generated responses
-    cut: int = 0  # how many of them reached a limit of tokens before a stop token
-
-
 @torch.no_grad()
 def mean_loss(
     model: Gemma3ForCausalLM,
-    objective: SupervisedFineTuning,
+    objective: Objective,
     documents: Iterable[Document],
     precision: Precision,
 ) -> dict:
-    """Returns {"loss", "token_accuracy", "tokens"} of the documents, without gradients and dropout.
+    """Returns {"loss", the objective's metrics, "tokens"} of the documents, without gradients and dropout.
 
-    The loss is the mean of -log p over the supervised tokens, in nats. The number of these is "tokens".
+    In supervised fine-tuning the loss is the mean of -log p over the supervised tokens, in nats, and
+    "token_accuracy" the metric. "tokens" is the number of supervised tokens.
     """
     was_training = model.training
     model.eval()
-    sums, weight = {"loss": 0.0}, 0
+    totals, tokens = Totals(), 0
     try:
-        for group in groups(documents):
+        for group in groups(documents, objective.per_sample):
             batch = pack(group, share_prefix=True).to(precision.device)
             with precision.autocast():
-                loss, count, metrics = objective.loss(model, batch)
-            weight += count
-            for name, value in {"loss": loss, **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                loss, weight, metrics = objective.evaluation_loss(model, batch)
+            totals.add({"loss": (loss, weight)} | metrics)
+            tokens += batch.num_targets
     finally:
         model.train(was_training)
-    return {name: value / max(1, weight) for name, value in sums.items()} | {"tokens": weight}
+    return ({"loss": 0.0} | totals.means()) | {"tokens": tokens}
 
 
-def groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yields groups of documents, one a forward pass: up to LOSS_TOKENS tokens, or one longer document."""
-    return grouped(documents, lambda document: len(document.input_ids), LOSS_TOKENS)
+def groups(documents: Iterable[Document], per_sample: int = 1) -> Iterator[list[Document]]:
+    """Yields groups of documents, one a forward pass: up to LOSS_TOKENS tokens, or one longer sample.
+
+    `per_sample` documents in a row are of one sample and stay together.
+    """
+    samples = zip(*[iter(documents)] * per_sample, strict=True)
+    for group in grouped(samples, lambda sample: sum(len(d.input_ids) for d in sample), LOSS_TOKENS):
+        yield list(chain.from_iterable(group))
 
 
 def last_exchange(sample: Sample) -> tuple[Messages, str] | None:
@@ -86,9 +81,9 @@ def answer(
     options |= {"stop_ids": tokenizer.stop_ids, "seed": seed}
     with bar(len(prompts), what, "answer", quiet) as progress, loaded.precision.autocast():
         done = generate(loaded.model, prompts, on_done=lambda *_: progress.update(), **options)
-    cut = sum(completion.stop_reason == "length" for completion in done)
+    ended = [completion.stop_reason == "stop" for completion in done]
     texts = [tokenizer.decode(completion.token_ids) for completion in done]
-    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts, cut)
+    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts, ended)
 
 
 def measures(answers: Answers, task: ModuleType) -> dict:

@@ -1,7 +1,8 @@
 """The training loop: optimizer steps with gradient accumulation, evaluations and checkpoints.
 
-For each micro-batch the objective returns the sum of the losses and the number of supervised tokens. The
-gradients of these sums are added up and divided by all supervised tokens of the step: each weighs the same.
+For each micro-batch the objective returns the sum of the losses and its weight, such as the number of
+supervised tokens. The gradients of these sums are added up and divided by the weight of the whole step, so
+every token weighs the same, however the step is cut into micro-batches.
 """
 
 import math
@@ -18,7 +19,7 @@ from data.loader import Loader
 from data.packing import Batch
 from model.gemma3 import Gemma3ForCausalLM
 from training.config import Train
-from training.objectives.sft import SupervisedFineTuning
+from training.objectives.objective import Objective, Totals
 from training.optim import Optimizers, lr_factor
 
 MAX_BAD_STEPS = 3  # This many non-finite steps in a row stop the run.
@@ -84,7 +85,7 @@ class Hooks:
 
 def fit(
     model: Gemma3ForCausalLM,
-    objective: SupervisedFineTuning,
+    objective: Objective,
     loader: Loader,
     optimizers: Optimizers,
     precision: Precision,
@@ -101,14 +102,25 @@ def fit(
             batches = iter(loader.batches(state.epoch, state.batch))
             accumulate = schedule.train.gradient_accumulation_steps
             while not schedule.done(state) and (micro_batches := list(islice(batches, accumulate))):
-                start, lr, clip = time.perf_counter(), schedule.lr(state.step), schedule.train.max_grad_norm
-                record = train_step(model, objective, micro_batches, optimizers, precision, lr, clip)
-                state.step, state.batch = state.step + 1, state.batch + len(micro_batches)
-                handle_nonfinite(model, objective, micro_batches, record, state, precision, hooks)
-                _record(record, time.perf_counter() - start, schedule, state, hooks)
-                if schedule.evaluates(state.step):
+                start, before = time.perf_counter(), state.step
+                prepared = [
+                    _move(objective.prepare(model, batch, before), precision.device)
+                    for batch in micro_batches
+                ]
+                state.batch += len(micro_batches)
+                for _ in range(min(objective.steps_per_batch, schedule.total_steps - before)):
+                    lr, clip = schedule.lr(state.step), schedule.train.max_grad_norm
+                    record = train_step(model, objective, prepared, optimizers, precision, lr, clip)
+                    state.step += 1
+                    handle_nonfinite(model, objective, prepared, record, state, precision, hooks)
+                    now = time.perf_counter()
+                    _record(record, now - start, schedule, state, hooks)
+                    start = now
+                # A checkpoint between two steps on the same batches would need these batches.
+                steps = range(before + 1, state.step + 1)
+                if any(map(schedule.evaluates, steps)):
                     _evaluate(objective, hooks, state)
-                if stop.asked or schedule.saves(state.step):
+                if stop.asked or any(map(schedule.saves, steps)):
                     hooks.save()
                 if stop.asked:
                     raise Stopped
@@ -134,7 +146,7 @@ def _record(record: dict, seconds: float, schedule: Schedule, state: State, hook
 
 def train_step(
     model: Gemma3ForCausalLM,
-    objective: SupervisedFineTuning,
+    objective: Objective,
     micro_batches: list[Batch],
     optimizers: Optimizers,
     precision: Precision,
@@ -147,15 +159,14 @@ def train_step(
     numbers of tokens. If loss or norm is not finite, the weights stay unchanged and "applied" is False.
     """
     model.train()
-    sums: dict[str, torch.Tensor] = {}
-    total, weight, tokens, stream_tokens = torch.zeros(()), 0, 0, 0
+    totals, weight, tokens, stream_tokens, supervised = Totals(), 0.0, 0, 0, 0
     for batch in micro_batches:
-        batch = objective.prepare(model, _move(batch, precision.device))
+        batch = _move(batch, precision.device)
         with precision.autocast():
             loss_sum, count, metrics = objective.loss(model, batch)
         precision.scaler.scale(loss_sum).backward()
-        total, weight = total + loss_sum.detach(), weight + count
-        sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
+        totals.add({"loss": (loss_sum, count)} | metrics)
+        weight, supervised = weight + count, supervised + batch.num_targets
         tokens, stream_tokens = tokens + batch.num_tokens, stream_tokens + len(batch.tokens)
     assert weight, "data/render.py leaves out documents without supervision"
     for optimizer in optimizers:
@@ -164,8 +175,9 @@ def train_step(
     grads = [p.grad for p in trainable if p.grad is not None]
     torch._foreach_div_(grads, float(weight))
     norm = torch.nn.utils.get_total_norm(grads)
-    means = [torch.as_tensor(x, device=norm.device).float() / weight for x in (total, *sums.values())]
-    loss, norm_value, *figures = torch.stack((means[0], norm.float(), *means[1:])).tolist()
+    totals.add({"grad_norm": (norm, 1)})
+    figures = totals.means()
+    loss, norm_value = figures.pop("loss"), figures.pop("grad_norm")
     applied = math.isfinite(loss) and math.isfinite(norm_value)
     if applied:
         if max_grad_norm:
@@ -178,19 +190,19 @@ def train_step(
         precision.scaler.update()
     return {
         "loss": loss,
-        **dict(zip(sums, figures, strict=True)),
+        **figures,
         "learning_rate": lr,
         "grad_norm": norm_value,
         "tokens": tokens,
         "stream_tokens": stream_tokens,
-        "supervised_tokens": weight,
+        "supervised_tokens": supervised,
         "applied": applied,
     }
 
 
 def handle_nonfinite(
     model: Gemma3ForCausalLM,
-    objective: SupervisedFineTuning,
+    objective: Objective,
     micro_batches: list[Batch],
     record: dict,
     state: State,
@@ -229,7 +241,7 @@ def _first_bad_gradient(model: Gemma3ForCausalLM) -> str:
 @torch.no_grad()
 def first_bad_layer(
     model: Gemma3ForCausalLM,
-    objective: SupervisedFineTuning,
+    objective: Objective,
     micro_batches: list[Batch],
     precision: Precision,
 ) -> str | None:
@@ -257,7 +269,7 @@ def first_bad_layer(
     return found[0] if found else None
 
 
-def _evaluate(objective: SupervisedFineTuning, hooks: Hooks, state: State) -> None:
+def _evaluate(objective: Objective, hooks: Hooks, state: State) -> None:
     """Evaluates, and keeps the weights if they are the best so far, or if there is no validation data."""
     metrics = hooks.evaluate(state.step)
     state.evaluated = state.step
@@ -269,6 +281,8 @@ def _evaluate(objective: SupervisedFineTuning, hooks: Hooks, state: State) -> No
 
 
 def _move(batch: Batch, device: torch.device) -> Batch:
+    if batch.tokens.device.type == device.type:
+        return batch
     return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
 
 

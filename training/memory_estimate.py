@@ -30,7 +30,7 @@ from training.config import Config
 from training.dataset import BaseFiles, TrainingData
 from training.flops import step_flops
 from training.memory_probe import Probe, longest_prompts, sizes
-from training.objectives.sft import SupervisedFineTuning
+from training.objectives.objective import Objective
 
 # Bytes of Python and PyTorch on a CPU; of CUDA's context and the kernels' memory on a GPU.
 OTHERS = 600 * 2**20
@@ -135,12 +135,11 @@ def step_peak(cfg: Config, base: BaseFiles, precision: Precision, layers: int, b
     model = meta_model(cfg, base, precision, layers)
     build.add_adapters(model, cfg)
     model = model if cfg.adapter.type == "full" else model.to(precision.dtype)
-    return tensors_peak(model.train(), build.make_objective(cfg), batch.to("meta"))
+    objective = build.make_objective(cfg)
+    return tensors_peak(model.train(), objective, objective.rehearse(batch).to("meta"))
 
 
-def tensors_peak(
-    model: Gemma3ForCausalLM, objective: SupervisedFineTuning, batch: Batch, device: str = "meta"
-) -> int:
+def tensors_peak(model: Gemma3ForCausalLM, objective: Objective, batch: Batch, device: str = "meta") -> int:
     """Returns the most bytes of tensors in forward and backward pass, with gradients, without the weights."""
     with MemoryTracker(device) as tracker:
         loss, _, _ = objective.loss(model, batch)

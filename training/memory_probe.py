@@ -142,7 +142,8 @@ def _phases(cfg: Config, room: int) -> Iterator[Probe]:
         return
     found.failed = "evaluation"
     objective = build.make_objective(cfg)
-    for documents in (max(evaluation.groups(v.documents), key=_tokens) for v in data.validation):
+    split = [evaluation.groups(v.documents, objective.per_sample) for v in data.validation]
+    for documents in (max(groups, key=_tokens) for groups in split):
         if _exceeds_training(cfg, base, data, documents):
             evaluation.mean_loss(base.model, objective, documents, precision)
     found.phases["evaluation"], found.failed = peak_memory(device), "completions"
@@ -164,7 +165,8 @@ def _train(
     objective, precision, clip = build.make_objective(cfg), base.precision, cfg.train.max_grad_norm
 
     def step(micro_batches: list[Batch]) -> int:
-        loop.train_step(base.model, objective, micro_batches, optimizers, precision, 0.0, clip)
+        rehearsed = [objective.rehearse(batch) for batch in micro_batches]
+        loop.train_step(base.model, objective, rehearsed, optimizers, precision, 0.0, clip)
         base.model.zero_grad(set_to_none=True)
         return peak_memory(precision.device)
 

@@ -16,6 +16,7 @@ from training.config import Config
 VERSION = "0.1.0"
 # These keys may change between a run and its resume, because no computation depends on them.
 FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
+FREE |= {"grpo.rewards_folder", "grpo.reward_timeout"}
 
 
 class RunFolder:

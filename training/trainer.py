@@ -31,7 +31,8 @@ from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
 from training.dataset import TrainingData
 from training.flops import peak_flops, step_flops
-from training.objectives.sft import SupervisedFineTuning
+from training.objectives.objective import Objective
+from training.objectives.rewards import RewardError
 from training.optim import Optimizers, make_optimizers
 from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
 
@@ -55,7 +56,7 @@ class LoadedRun(OpenRun):
 
     base: build.BaseModel
     data: TrainingData
-    objective: SupervisedFineTuning
+    objective: Objective
     trainable: int  # parameters
 
     @property
@@ -94,7 +95,20 @@ def load(run: OpenRun) -> LoadedRun:
     if not run.resume:  # a resume writes its config after it has proved to be of the same run
         run.folder.begin(cfg)
     objective = build.make_objective(cfg)
-    return LoadedRun(cfg, run.folder, run.precision, run.resume, base, data, objective, trainable)
+    loaded = LoadedRun(cfg, run.folder, run.precision, run.resume, base, data, objective, trainable)
+    _begin(loaded)
+    return loaded
+
+
+def _begin(run: LoadedRun) -> None:
+    """Lets the objective see the model at the start of the run: a resume loads its checkpoint later."""
+    loader = build.build_loader(run.cfg, run.data.documents)
+    schedule = build.build_schedule(run.cfg, loader)
+    used = build.used_documents(run.cfg, loader, schedule, run.objective)
+    used += [document for v in run.data.validation for document in v.documents]
+    m = run.cfg.model
+    start = repr((run.base.hash, sorted(_adapter_hashes(run.cfg).items()), m.dtype, m.quantize))
+    run.objective.begin(run.base, run.data.samples, used, start)
 
 
 def measure(run: LoadedRun, what: str) -> dict:
@@ -106,7 +120,8 @@ def measure(run: LoadedRun, what: str) -> dict:
         if answers.cut:
             limits = "generate.max_new_tokens or max_new_ratio"
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
-        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task)
+        measured[v.name] = {"rows": len(v.samples)} | loss | evaluation.measures(answers, v.task)
+        measured[v.name] |= run.objective.score(answers)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
@@ -172,6 +187,9 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
         )
     except loop.Diverged as e:
         problem = str(e)
+    except RewardError as e:
+        _save_checkpoint(run, optimizers, prints, state)
+        problem = f"{e}; the run is saved after step {state.step}, continue with:\n    {resume_command}"
     except torch.OutOfMemoryError as e:
         problem = f"out of memory ({str(e).splitlines()[0]}); {_smaller(cfg)}"
     finally:
@@ -187,11 +205,22 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
 
 def _fingerprint(run: LoadedRun) -> dict[str, str]:
     """Returns the values that a resume may not change: config keys, and hashes of data, base and adapter."""
-    base, start = run.base, run.cfg.adapter.init_from
+    base = run.base
     prints = fingerprint(run.cfg, run.data.files, base.hash)
     prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
+    return prints | _adapter_hashes(run.cfg) | _reward_hashes(run)
+
+
+def _adapter_hashes(cfg: Config) -> dict[str, str]:
+    """Returns the hashes of the files of adapter.init_from."""
+    start = cfg.adapter.init_from
     files = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if start else ()
-    return prints | {f"adapter.init_from/{n}": sha256(Path(start) / n) for n in files}
+    return {f"adapter.init_from/{n}": sha256(Path(start) / n) for n in files}
+
+
+def _reward_hashes(run: LoadedRun) -> dict[str, str]:
+    """Returns the hashes of the user's reward files."""
+    return {f"reward {file.name}": sha256(file) for file in run.objective.files}
 
 
 def _smaller(cfg: Config) -> str:
@@ -218,7 +247,11 @@ def _restore(run: LoadedRun, optimizers: Optimizers, prints: dict[str, str]) -> 
         torch.manual_seed(run.cfg.run.seed)
         return loop.State()
     tensors, saved = found
-    refuse_if_changed(saved["fingerprint"], prints)
+    before, rewards = saved["fingerprint"], _reward_hashes(run)
+    if changed := [name for name in rewards if before.get(name) != rewards[name]]:
+        # A faulty reward stops the run, and its repair must not.
+        warn(f"changed since the checkpoint: {', '.join(changed)}; the run goes on with the new rewards")
+    refuse_if_changed({k: v for k, v in before.items() if not k.startswith("reward ")} | rewards, prints)
     weights = build.trainable_weights(run.base.model)
     checkpoint.restore(tensors, saved, weights, optimizers, run.precision.scaler)
     state = loop.state_from(saved["loop"])
@@ -262,9 +295,12 @@ def _evaluate(run: LoadedRun, step: int, progress: "Bar") -> dict | None:
         return None
     first = run.data.validation[0]
     measured = evaluation.mean_loss(run.base.model, run.objective, first.documents, run.precision)
+    if run.objective.scores_answers:
+        answers = evaluation.answer(run.base, first.samples, run.cfg.generate, run.cfg.run.seed, quiet=True)
+        measured |= run.objective.score(answers)
     run.folder.metrics.write({"step": step, "eval": {"set": first.name, **measured}})
     if progress.disable:
-        metric = run.cfg.sft.metric_for_best_model
+        metric = run.objective.metric
         selecting = "" if metric == "loss" else f", {metric} {measured[metric]:.4f}"
         say(f"          evaluation: {first.name} loss {measured['loss']:.4f}{selecting}")
     return measured
@@ -322,7 +358,7 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
         "base": cfg.model.name,
         "adapter": _adapter_text(cfg),
         "trainable parameters": f"{run.trainable:,}",
-        "training samples": f"{len(run.data.documents):,}",
+        "training samples": f"{len(run.data.documents) // run.objective.per_sample:,}",
         "steps": f"{sum('loss' in r for r in steps):,}",
         "training time": f"{state.seconds:.0f} s",
         "whole run": f"{seconds:.0f} s",

@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.packing import pack
+from data.render import IGNORE_INDEX, Document
+from generation.generate import Completion
 from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import bounds
 from tests.parity.make_trl_goldens import CONFIG, fill, gradient
+from training.objectives.dpo import DirectPreferenceOptimization
+from training.objectives.grpo import GroupRelativePolicyOptimization, Settings, advantages
 
 GOLDENS = json.loads(Path(__file__).with_name("trl_goldens.json").read_text(encoding="utf-8"))
 DPO, GRPO = GOLDENS["dpo"], GOLDENS["grpo"]
@@ -158,3 +163,91 @@ def test_trls_advantages_are_the_formula(case):
         scale = std + 1e-4 if case["scale_rewards"] == "group" else 1
         expected += [(reward - mean) / scale for reward in group]
     assert case["advantages"] == approx(expected)
+
+
+# --- our objectives
+
+
+def document(prompt: list[int], answer: list[int], id: str) -> Document:
+    labels = [IGNORE_INDEX] * (len(prompt) - 1) + answer
+    return Document([*prompt, *answer[:-1]], labels, id)
+
+
+@pytest.mark.parametrize("case", DPO["cases"], ids=lambda case: f"beta={case['beta']}")
+def test_our_dpo_gives_trls_losses_metrics_and_gradients(case):
+    model, objective = tiny(), DirectPreferenceOptimization(case["beta"])
+    pairs = list(enumerate(DPO["pairs"]))
+    docs = [document(p["prompt"], p[k], str(i)) for i, p in pairs for k in ("chosen", "rejected")]
+    known = DPO["reference_logps"]
+    objective.reference = {
+        str(i): torch.tensor([known["chosen"][i], known["rejected"][i]]).double() for i, _ in pairs
+    }
+    loss, weight, metrics = objective.loss(model, pack(docs, share_prefix=True))
+    (loss / weight).backward()
+    assert (loss / weight).item() == pytest.approx(case["loss"], abs=1e-5)
+    for name, (value, count) in metrics.items():
+        assert value.item() / count == approx(case["metrics"][name]), name
+    check_gradient(model, case["gradient"])
+
+
+def completion_batches(method, case: dict) -> list:
+    """Returns the micro-batches of a case, with TRL's advantages and old and reference log-probabilities."""
+    known, size = GRPO["logps"][str(case["temperature"])], len(GRPO["completions"]) // case["micro_batches"]
+    batches = []
+    for start in range(0, len(GRPO["completions"]), size):
+        rows, done = range(start, start + size), []
+        for i in rows:
+            tokens = GRPO["completions"][i]
+            stop = tokens[-1] if tokens[-1] == CONFIG["eos_token_id"] else None
+            ids = tokens[:-1] if stop is not None else tokens
+            reason = "length" if stop is None else "stop"
+            done.append(Completion(ids, reason, stop, known["policy"][i]))
+        # Of these, none is the mean: no advantage is 0, and no completion is left out.
+        rewards = torch.tensor([0.0, 1.0, 5.0]).repeat(size // GRPO["num_generations"], 1)
+        batch = method._batch([prompt_of(i) for i in rows], done, rewards, {}, [str(i) for i in rows])
+        order = [int(i) for i in batch.ids]
+        masked = [case["mask_truncated_completions"] and done[i - start].stop_id is None for i in order]
+        batch.advantages = torch.tensor(
+            [0.0 if m else GRPO["advantages"][i] for i, m in zip(order, masked, strict=True)],
+            dtype=torch.float64,
+        )
+        batch.old = torch.tensor([x for i in order for x in known["old"][i]], dtype=torch.float64)
+        if case["beta"]:
+            batch.reference = torch.tensor([x for i in order for x in known["reference"][i]]).double()
+        batches.append(batch)
+    return batches
+
+
+# Loupe's KL term is the plain k3; TRL can multiply it with the ratio.
+OURS = [c for c in GRPO["cases"] if not (c["use_bias_correction_kl"] and c["beta"])]
+
+
+@pytest.mark.parametrize("case", OURS, ids=name_of)
+def test_our_grpo_gives_trls_loss_and_gradients_in_each_reduction(case):
+    names = ("loss_type", "beta", "temperature", "mask_truncated_completions")
+    settings = Settings(
+        num_generations=GRPO["num_generations"],
+        max_completion_length=GRPO["max_completion_length"],
+        **{name: case[name] for name in names},
+    )
+    model, method = tiny(), GroupRelativePolicyOptimization(settings)
+    parts = [method.loss(model, batch) for batch in completion_batches(method, case)]
+    loss = sum(part for part, _, _ in parts) / sum(weight for _, weight, _ in parts)
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], abs=1e-5)
+    check_gradient(model, case["gradient"])
+    if case["micro_batches"] == 1:  # TRL averages the means of micro-batches
+        for name, value in case["metrics"].items():
+            if name in parts[0][2]:
+                found, count = parts[0][2][name]
+                assert found.item() / count == approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "case", GRPO["advantages_of_rewards"], ids=lambda case: f"{case['scale_rewards']}, {case['name']}"
+)
+def test_our_advantages_are_trls(case):
+    rewards = torch.tensor(case["rewards"], dtype=torch.float64).view(-1, GRPO["num_generations"])
+    assert advantages(rewards, case["scale_rewards"] == "group").flatten().tolist() == approx(
+        case["advantages"]
+    )

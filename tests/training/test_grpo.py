@@ -72,7 +72,10 @@ def given(method, model, shift=0.3):
     with torch.no_grad():
         now = grpo.target_log_probs(model, batch, method.settings.temperature)[0]
     noise = torch.randn(2, len(now), generator=generator, dtype=dtype)
-    batch.old, batch.reference = now + shift * noise[0], now + 0.3 * noise[1] if method.settings.beta else None
+    batch.old, batch.reference = (
+        now + shift * noise[0],
+        now + 0.3 * noise[1] if method.settings.beta else None,
+    )
     return batch
 
 
@@ -143,7 +146,9 @@ def test_advantages_worked_by_hand():
     rewards = torch.tensor([[0.0, 1.0, 2.0], [0.3, 0.3, 0.3]], dtype=torch.float64)
     scaled = torch.tensor([[-1 / 1.0001, 0, 1 / 1.0001], [0, 0, 0]], dtype=torch.float64)
     torch.testing.assert_close(advantages(rewards), scaled)
-    torch.testing.assert_close(advantages(rewards, scale=False), rewards - torch.tensor([[1.0], [0.3]]).double())
+    torch.testing.assert_close(
+        advantages(rewards, scale=False), rewards - torch.tensor([[1.0], [0.3]]).double()
+    )
 
 
 def test_a_constant_added_to_the_rewards_changes_no_advantage():
@@ -191,8 +196,11 @@ def test_completions_without_an_effect_are_left_out_and_their_tokens_count(token
     rewards = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=torch.float64)
     batch = method._batch(prompts, done, rewards, {}, list("abcd"))
     assert (batch.ids, batch.weight) == (["c", "d"], 11)
-    loss, weight, metrics = method.loss(model, batch)
-    log_probs = [grpo.target_log_probs(model, pack([grpo.completed(p, c, "")]))[0] for p, c in zip(prompts, done, strict=True)]
+    loss, _, metrics = method.loss(model, batch)
+    log_probs = [
+        grpo.target_log_probs(model, pack([grpo.completed(p, c, "")]))[0]
+        for p, c in zip(prompts, done, strict=True)
+    ]
     gains = advantages(rewards).flatten()
     wanted = -sum(gain * lp.sum() for gain, lp in zip(gains, log_probs, strict=True))
     torch.testing.assert_close(gradients(model, loss), gradients(model, wanted))
@@ -280,7 +288,7 @@ def letters(text: str) -> float:
 
 
 def learn(tokenizer, seed, shuffled=False, iterations=1, steps=30) -> tuple[float, float]:
-    """Returns the mean reward of the first and of the last five steps, with the share of letters as reward."""
+    """Returns the mean reward of the first and of the last five steps; it is the share of letters."""
     # All weights are trained: with a frozen random head, no adapter makes letters much likelier.
     model, generator = tiny_model(seed, adapted=False), torch.Generator().manual_seed(seed)
 
@@ -290,7 +298,9 @@ def learn(tokenizer, seed, shuffled=False, iterations=1, steps=30) -> tuple[floa
             order = torch.randperm(len(values), generator=generator).tolist()
             return ([values[i] for i in order] if shuffled else values), parts
 
-    method = objective(model, tokenizer, Shuffled(letters), seed=seed, num_iterations=iterations, num_generations=8)
+    method = objective(
+        model, tokenizer, Shuffled(letters), seed=seed, num_iterations=iterations, num_generations=8
+    )
     optimizers, records = make_optimizers(model, "adamw", 1e-2, 0.0), []
     batch = prompts(tokenizer, method)
     for step in range(steps):

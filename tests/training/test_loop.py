@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,11 +161,16 @@ def overflow(model):
 def poisoned(bad):
     """Returns sft with a loss of NaN for batches with a document whose line number is in `bad`."""
 
-    def loss(model, batch):
-        total, count, more = SFT.loss(model, batch)
-        return (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total), count, more
+    class Poisoned(SupervisedFineTuning):
+        def loss(self, model, batch):
+            total, count, more = super().loss(model, batch)
+            return (
+                (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total),
+                count,
+                more,
+            )
 
-    return SimpleNamespace(prepare=SFT.prepare, loss=loss, better=SFT.better)
+    return Poisoned()
 
 
 class BadGradient(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Whole runs of train.py with train.objective = "dpo" and "grpo": killed, resumed, and with a faulty reward."""
+"""Whole runs of train.py with the objectives dpo and grpo: killed, resumed, and with a faulty reward."""
 
 import os
 import shutil
@@ -53,7 +53,8 @@ from generation.generate import BatchScheduler
 from training.objectives.rewards import Rewards
 from training.optim import AdamW
 
-places = {{"generation": (BatchScheduler, "step"), "scoring": (Rewards, "__call__"), "update": (AdamW, "step")}}
+places = {{"generation": (BatchScheduler, "step"), "scoring": (Rewards, "__call__")}}
+places["update"] = AdamW, "step"
 (kind, name), at = places[sys.argv[1]], int(sys.argv[2])
 original, calls = getattr(kind, name), 0
 
@@ -129,7 +130,9 @@ def test_grpo_with_several_steps_on_the_same_completions_saves_between_generatio
 
 def pairs(count: int, seed: int) -> list[dict]:
     made = zip(rows(count, seed), rows(count, seed + 1), strict=True)
-    return [{"prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"] + "."} for a, b in made]
+    return [
+        {"prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"] + "."} for a, b in made
+    ]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -148,7 +151,7 @@ def test_dpo_killed_in_an_update_resumes_to_the_same_bits(place, seed, capsys):
 
 
 def test_dpo_and_grpo_from_an_adapter_measure_it_as_their_start_and_reference(place, capsys):
-    """The reference is the trained adapter: the loss of the first DPO step is log 2, and the first KL is 0."""
+    """The reference is the trained adapter: the first loss of DPO is log 2, and the first KL is 0."""
     sft = ["train.objective=sft", "run.dir=runs/sft", "train.max_steps=8"]
     assert run(place, *sft) == 0
     start = ["adapter.init_from=runs/sft/adapter"]
@@ -196,7 +199,7 @@ def test_prompts_without_a_response_are_enough_for_grpo_and_not_for_sft(place, c
         (["data.loss_on=all"], "remove data.loss_on = 'all'"),
         (["model.init=random"], "remove model.init = 'random'"),
         (["adapter.type=full"], "set grpo.beta = 0, or train an adapter"),
-        (["grpo.rewards=[]", "data.task=translation"], "the task 'translation' has no rewards of its own"),
+        (["grpo.rewards=[]"], "the task 'text' has no rewards of its own"),
         (["grpo.rewards=exact_mach"], "exact_match"),
         (["grpo.num_generations=1"], "grpo.num_generations = 1 must be at least 2"),
         (["grpo.temperature=0"], "grpo.temperature = 0.0 must be above 0"),

@@ -1,4 +1,4 @@
-"""DPO, direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs of answers.
+"""DPO, direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): learning from pairs.
 
 A sample is a prompt with a chosen and a rejected answer, and gives two documents, the chosen one first. They
 stand side by side in a micro-batch, and their prompt is computed once (data/packing.py). P pairs.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class DirectPreferenceOptimization(Objective):
     """
 
     per_sample = 2
-    higher_is_better = {"loss": False, "rewards/accuracies": True, "rewards/margins": True}
+    higher_is_better: ClassVar = {"loss": False, "rewards/accuracies": True, "rewards/margins": True}
 
     def __init__(self, beta: float = 0.1, metric_for_best_model: str = "loss") -> None:
         super().__init__(metric_for_best_model)
@@ -58,7 +59,9 @@ class DirectPreferenceOptimization(Objective):
         A pair is left out if one of the two is. Raises ValueError for samples without a rejected answer.
         """
         if lacking := [sample.id for sample in samples if sample.rejected is None]:
-            head = 'train.objective = "dpo" needs rows with "prompt", "chosen" and "rejected"; these have none:'
+            head = (
+                'train.objective = "dpo" needs rows with "prompt", "chosen" and "rejected"; these have none:'
+            )
             raise ValueError(listed(head, lacking, "Redaction rows: python -m tasks.redaction_pairs"))
         halves = [half for sample in samples for half in _halves(sample)]
         documents, counts = render_all(halves, tokenizer, "response", max_length, on_long, vocab_size)
@@ -78,7 +81,9 @@ class DirectPreferenceOptimization(Objective):
         """Computes the reference's log-probabilities of the documents, or reads those of an earlier run."""
         text = repr([(d.id, d.input_ids, d.labels) for d in documents])
         about = f"{start} {base.precision.name} {torch.__version__} {text}"
-        file = REFERENCES / f"{hashlib.sha256(about.encode('utf-8', 'surrogatepass')).hexdigest()}.safetensors"
+        file = (
+            REFERENCES / f"{hashlib.sha256(about.encode('utf-8', 'surrogatepass')).hexdigest()}.safetensors"
+        )
         try:
             values = load_file(file)["log_probs"]
         except (OSError, SafetensorError):
@@ -99,8 +104,8 @@ class DirectPreferenceOptimization(Objective):
 
         rewards/chosen, rewards/rejected    r of both answers
         rewards/margins                     r_chosen - r_rejected
-        rewards/accuracies                  1 for a pair with a margin above 0 (but for rounding), else 0
-        logps/chosen, logps/rejected        log p of both answers; where logps/chosen falls far, training fails
+        rewards/accuracies                  1 for a pair with a margin above 0 (by more than rounding)
+        logps/chosen, logps/rejected        log p of both answers; a far fall of the chosen one's is a failure
         """
         log_probs = batch.sums(target_log_probs(model, batch)[0]).view(-1, 2)  # (P, 2): chosen, rejected
         reference = torch.stack([self.reference[id] for id in batch.ids[::2]]).to(log_probs)
@@ -120,7 +125,8 @@ class DirectPreferenceOptimization(Objective):
 
 def reference_log_probs(base: LoadedModel, documents: Sequence[Document]) -> torch.Tensor:
     """Returns log p of both answers of each pair, (P, 2) on the CPU, by the model as it is now."""
-    pairs, found, was_training = list(zip(documents[::2], documents[1::2], strict=True)), {}, base.model.training
+    found: dict[str, torch.Tensor] = {}
+    pairs, was_training = list(zip(documents[::2], documents[1::2], strict=True)), base.model.training
     base.model.eval()
     try:
         with bar(len(pairs), "reference", "pair") as progress, torch.no_grad():

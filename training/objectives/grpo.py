@@ -1,4 +1,4 @@
-"""GRPO, group relative policy optimization (Shao et al. 2024, arXiv 2402.03300): learning from scored answers.
+"""GRPO, group relative policy optimization (Shao et al. 2024, arXiv 2402.03300): learning from scores.
 
 A sample is a prompt. The model samples a group of G completions of it, the rewards score each (rewards.py),
 and those that beat the mean of their group become likelier:
@@ -21,8 +21,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -83,7 +84,7 @@ class GroupRelativePolicyOptimization(Objective):
     """
 
     scores_answers = True
-    higher_is_better = {"loss": False, "reward": True}
+    higher_is_better: ClassVar = {"loss": False, "reward": True}
 
     def __init__(
         self,
@@ -112,7 +113,9 @@ class GroupRelativePolicyOptimization(Objective):
         """
         self.rewards = self.given or default_rewards(self.task, samples)
         self.base, self.samples = base, {sample.id: sample for sample in samples}
-        self.start = {n: x.clone() for n, x in adapter_state(base.model).items()} if self.settings.beta else {}
+        self.start = (
+            {n: x.clone() for n, x in adapter_state(base.model).items()} if self.settings.beta else {}
+        )
 
     def prepare(self, model: Gemma3ForCausalLM, batch: Batch, step: int) -> Batch:
         """Samples and scores a group of completions for each prompt, and returns their packed stream."""
@@ -136,7 +139,9 @@ class GroupRelativePolicyOptimization(Objective):
         texts = [tokenizer.decode(completion.token_ids) for completion in done]
         turns = [(sample.messages or ())[-2:] for sample in samples]
         ended = [completion.stop_reason == "stop" for completion in done]
-        rewards, parts = self.rewards([t[0][1] for t in turns], texts, [t[1][1].strip() for t in turns], ended)
+        rewards, parts = self.rewards(
+            [t[0][1] for t in turns], texts, [t[1][1].strip() for t in turns], ended
+        )
         found = self._batch(prompts, done, torch.tensor(rewards), parts, [sample.id for sample in samples])
         if s.beta:
             with torch.no_grad(), self.base.precision.autocast(), weights_of(model, self.start):
@@ -179,9 +184,9 @@ class GroupRelativePolicyOptimization(Objective):
 
     def rehearse(self, batch: Batch) -> Batch:
         """Returns completions of the greatest length for these prompts."""
-        s, bounds = self.settings, batch.cu_seqlens.tolist()
+        s, bounds = self.settings, pairwise(batch.cu_seqlens.tolist())
         done = Completion([0] * s.max_completion_length, "length", None, [0.0] * s.max_completion_length)
-        prompts = [batch.tokens[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+        prompts = [batch.tokens[start:stop].tolist() for start, stop in bounds]
         prompts = [prompt for prompt in prompts for _ in range(s.num_generations)]
         rewards = torch.arange(len(prompts)).float()
         return self._batch(prompts, [done] * len(prompts), rewards, {}, ["rehearsed"] * len(prompts))
@@ -256,28 +261,28 @@ def advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
 def clipped_loss(
     log_probs: torch.Tensor, old: torch.Tensor, gain: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (-min(ratio A, clip(ratio) A), whether the clip took the gradient), each (S,); gain is A (S,)."""
+    """Returns (-min(ratio A, clip(ratio) A), whether the clip took its gradient), both (S,), for A = gain."""
     ratio = (log_probs - old).exp()
     clipped = ((ratio < 1 - epsilon) & (gain < 0)) | ((ratio > 1 + epsilon) & (gain > 0))
     return -torch.minimum(ratio * gain, ratio.clamp(1 - epsilon, 1 + epsilon) * gain), clipped
 
 
 def k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Returns exp(d) - d - 1 with d = reference - log_probs, at least 0; its mean over p is KL(p || reference).
+    """Returns exp(d) - d - 1 with d = reference - log_probs; it is at least 0.
 
-    From Schulman 2020, http://joschu.net/blog/kl-approx.html.
+    Its mean over tokens drawn from p is KL(p || reference). From Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
     d = reference - log_probs
     return d.exp() - d - 1
 
 
 def completion_number(step: int, id: str, index: int) -> int:
-    """Returns the number that selects a completion's random numbers: a hash, so that a resume draws the same."""
+    """Returns the number that selects a completion's random numbers: a hash, so a resume draws the same."""
     return int.from_bytes(hashlib.sha256(f"{step} {index} {id}".encode()).digest()[:7], "little")
 
 
 def completed(prompt: list[int], completion: Completion, id: str) -> Document:
-    """Returns the prompt with its completion as a document; a stop token is a target, like every other token."""
+    """Returns the prompt with its completion as a document; a stop token is a target like all others."""
     tokens = completion.token_ids + ([] if completion.stop_id is None else [completion.stop_id])
     labels = [IGNORE_INDEX] * (len(prompt) - 1) + tokens
     return Document([*prompt, *tokens[:-1]], labels, id)

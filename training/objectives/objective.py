@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
@@ -30,18 +31,17 @@ class Totals:
             if isinstance(value, torch.Tensor):
                 value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
             before, weight_before = self.sums.get(name, (0.0, 0.0))
-            if name.endswith("/max"):
+            if isinstance(value, torch.Tensor) and name.endswith("/max"):
                 self.sums[name] = (torch.maximum(torch.as_tensor(before).to(value), value), 1)
             else:
                 self.sums[name] = (value + before, weight + weight_before)
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, Any]:
         """Returns {name: sum / weight}, after one wait for the device."""
-        tensors = {n: v / w for n, (v, w) in self.sums.items() if isinstance(v, torch.Tensor)}
+        means = {name: value / weight for name, (value, weight) in self.sums.items()}
+        tensors = {name: mean for name, mean in means.items() if isinstance(mean, torch.Tensor)}
         values = torch.stack(list(tensors.values())).tolist() if tensors else []
-        known = {n: v / w for n, (v, w) in self.sums.items() if n not in tensors}
-        known |= dict(zip(tensors, values, strict=True))
-        return {name: known[name] for name in self.sums}
+        return means | dict(zip(tensors, values, strict=True))
 
 
 class Objective:
@@ -53,7 +53,7 @@ class Objective:
     per_sample = 1  # documents that `documents` makes of a sample
     steps_per_batch = 1  # optimizer steps on the same micro-batches
     scores_answers = False  # whether `score` has a measure that selects the best weights
-    higher_is_better: Mapping[str, bool] = {"loss": False}
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"loss": False}
     files: Sequence[Path] = ()  # of the user, on which the results depend
 
     def __init__(self, metric_for_best_model: str):
@@ -62,7 +62,7 @@ class Objective:
     def documents(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
     ) -> tuple[list[Document], Counts]:
-        """Returns the documents of the samples, `per_sample` each, and counts of samples kept and left out."""
+        """Returns the documents of the samples, `per_sample` each, and counts of samples kept or left out."""
         raise NotImplementedError
 
     def begin(
@@ -110,7 +110,7 @@ class Objective:
 def target_log_probs(
     model: Gemma3ForCausalLM, batch: Batch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns log softmax(z / temperature)[target] (S,) in nats, and whether each target has the largest logit.
+    """Returns log softmax(z / temperature)[target] (S,) in nats, and whether it has the largest logit.
 
     z (V,) are the logits at a supervised position.
     """

@@ -1,63 +1,48 @@
 """Supervised fine-tuning: cross-entropy at the supervised positions of packed documents.
 
-T, S and D are the tokens and supervised positions of a micro-batch, and the model's hidden size. Losses and
-metrics are sums over S positions. training/loop.py and training/evaluation.py divide them by the total S.
+A sample is a conversation or a raw text. S is the number of supervised positions of a micro-batch.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
+from common.errors import listed
 from data.packing import Batch
 from data.render import Counts, Document, render_all
 from data.rows import Sample
 from model.gemma3 import Gemma3ForCausalLM
-from model.loss import token_log_probs
 from model.tokenizer import Tokenizer
+from training.objectives.objective import Metrics, Objective, target_log_probs
 
-HIGHER_IS_BETTER = {"loss": False, "token_accuracy": True}
 
+class SupervisedFineTuning(Objective):
+    """L = the mean over supervised tokens of -log p(token | earlier tokens of its document), in nats."""
 
-class SupervisedFineTuning:
-    """L = the sum over supervised tokens of -log p(token | earlier tokens of its document), in nats."""
+    higher_is_better: ClassVar = {"loss": False, "token_accuracy": True}
 
     def __init__(self, metric_for_best_model: str = "loss", loss_on: str = "response") -> None:
-        self.metric, self.loss_on = metric_for_best_model, loss_on
+        super().__init__(metric_for_best_model)
+        self.loss_on = loss_on
 
     def documents(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
     ) -> tuple[list[Document], Counts]:
-        """Returns the token ids and labels of each sample, and counts of samples kept and left out."""
+        """Returns the token ids and labels of each sample, and counts of samples kept and left out.
+
+        Raises ValueError for samples with a chosen and a rejected answer.
+        """
+        if pairs := [sample.id for sample in samples if sample.rejected is not None]:
+            remedy = 'Set train.objective = "dpo", or rename "chosen" to "response" and remove "rejected"'
+            raise ValueError(listed("rows with a chosen and a rejected answer are for DPO:", pairs, remedy))
         return render_all(samples, tokenizer, self.loss_on, max_length, on_long, vocab_size)
 
-    def prepare(self, model: Gemma3ForCausalLM, batch: Batch) -> Batch:
-        """Returns the batch unchanged; objectives that compute more before the loss do it here."""
-        return batch
+    def loss(self, model: Gemma3ForCausalLM, batch: Batch) -> tuple[torch.Tensor, float, Metrics]:
+        """Returns (the sum of the losses, S, {"token_accuracy"}).
 
-    def loss(
-        self, model: Gemma3ForCausalLM, batch: Batch
-    ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
-        """Returns the loss L (summed), S, and {"token_accuracy": c}.
-
-        c is the number of supervised tokens that have the largest logit at their position.
+        The token accuracy is the share of supervised tokens that have the largest logit at their position.
         """
-        hidden = model(
-            batch.tokens,
-            batch.position_ids,
-            batch.cu_seqlens,
-            shared_prefix=batch.shared_prefix,
-            output_positions=batch.target_positions,
-        )  # (S, D)
-        softcap, compiled = model.config.final_logit_softcapping, model.compiled and model.training
-        log_probs, correct = token_log_probs(
-            hidden, model.head_weight, batch.targets, softcap, compiled=compiled
-        )
-        return -log_probs.sum(), batch.num_targets, {"token_accuracy": correct.sum()}
-
-    def better(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        """Returns whether metrics `new` are better than `best`; finite is better than NaN or infinite."""
-        value, record = new[self.metric], best[self.metric]
-        if not (math.isfinite(value) and math.isfinite(record)):
-            return math.isfinite(value)
-        return value > record if HIGHER_IS_BETTER[self.metric] else value < record
+        log_probs, correct = target_log_probs(model, batch)
+        count = batch.num_targets
+        return -log_probs.sum(), count, {"token_accuracy": (correct.sum(), count)}
