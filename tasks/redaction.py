@@ -152,6 +152,12 @@ def compare(prompt: str, gold: str, text: str) -> Counts:
     return _row_counts(_align(source, gold.strip()), _align(source, text.strip()))
 
 
+def likely_classes(text: str) -> list[str]:
+    """Returns the classes that a text may be taken for: one word is no number, but may be a name or city."""
+    costs = {label: _cost(label, text) for label in CLASSES}
+    return [label for label, cost in costs.items() if cost <= min(costs.values()) + 1]
+
+
 def overall(measures: dict) -> dict | None:
     """Returns precision, recall and F1 over all classes."""
     return {key: measures[f"entity_{key}"] for key in ("precision", "recall", "f1")}

@@ -13,6 +13,7 @@ from tasks.redaction import (
     Span,
     compare,
     is_redaction,
+    likely_classes,
     score,
     source_text,
     spans,
@@ -272,6 +273,13 @@ def test_a_comparison_counts_the_characters_of_one_row():
     }
     counts = compare(SOURCE, GOLD, "[GIVENNAME_1] [SURNAME_1], all now.")
     assert (counts.lost, counts.lost_outside, counts.added, counts.preserved) == (6, 2, 0, False)
+
+
+def test_a_text_may_be_taken_for_the_classes_that_look_like_it():
+    assert likely_classes("Ann") == ["CITY", "GIVENNAME", "PASSWORD", "STREET", "SURNAME", "USERNAME"]
+    assert likely_classes("Den Haag") == ["CITY", "GIVENNAME", "STREET", "SURNAME"]
+    assert {"ZIPCODE", "TAXNUM"} < {*likely_classes("555-01")} and "CITY" not in likely_classes("555-01")
+    assert "EMAIL" in likely_classes("a@b.org")
 
 
 WORDS = st.text(alphabet="abXY 0.[]_\n<>é-", min_size=0, max_size=12)
