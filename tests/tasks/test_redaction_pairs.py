@@ -219,7 +219,7 @@ def test_wrong_input_is_exit_code_2_and_one_error_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     write(tmp_path, [{"prompt": SOURCE, "response": GOLD}])
     write(tmp_path, [{"prompt": "Write a list", "response": "milk"}], "chat.jsonl")
-    turns = [("user", "Hi"), ("assistant", "Hi"), ("user", SOURCE), ("assistant", GOLD)]
+    turns = [("user", SOURCE), ("assistant", GOLD)] * 2
     messages = [{"role": role, "content": text} for role, text in turns]
     write(tmp_path, [{"messages": messages}], "turns.jsonl")
     write(tmp_path, [{"prompt": SOURCE}], "bad.jsonl")
@@ -235,7 +235,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     file, out = write(tmp_path, [{"prompt": SOURCE, "response": GOLD}]), tmp_path / "pairs.jsonl"
     out.write_text("old")
 
-    def full(*arguments, **settings):
+    def full(path, text, **settings):
+        with open(path, "w") as f:
+            f.write(text[:9])
         raise OSError("disk full")
 
     monkeypatch.setattr("pathlib.Path.write_text", full)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import signal
 import subprocess
 import sys
 import textwrap
@@ -352,6 +353,18 @@ def test_a_pattern_that_backtracks_without_end_is_stopped():
     with pytest.raises(RewardError, match=r"'format' took longer than 0.5 s"):
         rewards(["p"], ["a" * 60], ["g"], [True])
     assert time.monotonic() - start < 10
+
+
+def test_a_timer_of_the_process_outlives_the_time_limit():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        call(Rewards(["ended"], [1.0], ROOT))
+        time.sleep(1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [True]
 
 
 def test_shipped_rewards_run_outside_the_main_thread_too():
