@@ -133,9 +133,10 @@ def test_numbers_of_any_type_become_floats(tmp_path, returned, values):
 
 
 def test_a_file_may_lie_below_the_folder_and_import_its_neighbours(tmp_path):
-    write(tmp_path, "from below import SCALE\ndef one(completion): return SCALE", "mine.py")
-    write(tmp_path, "from next_door import f as two", "rewards/deep/other.py")
-    write(tmp_path, "SCALE = 3", "below.py")
+    write(tmp_path, "from beside import SCALE\ndef one(completion): return SCALE", "mine.py")
+    write(tmp_path, "from next_door import f as two\nimport only_for_deep", "rewards/deep/other.py")
+    write(tmp_path, "SCALE = 3", "beside.py")
+    write(tmp_path, "", "only_for_deep.py")
     write(tmp_path, "def f(completions): return [len(completions)] * 3", "rewards/deep/next_door.py")
     before = list(sys.path)
     rewards = Rewards(["mine:one", "rewards.deep.other:two"], [1.0, 10.0], tmp_path)
