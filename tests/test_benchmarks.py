@@ -1,13 +1,14 @@
-"""benchmarks/: ours.py counts the products of a step, frameworks.py compares steps, gpu.py reports a run."""
+"""benchmarks/: ours.py counts products, frameworks.py and rl_peers.py compare steps, gpu.py reports a run."""
 
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from benchmarks import frameworks, gpu
+from benchmarks import frameworks, gpu, rl_peers
 from benchmarks.ours import flops, products_alone, record_products
 
 
@@ -71,3 +72,46 @@ def test_a_run_of_the_recipe_is_reported_in_a_line_and_a_failed_one_is_named(tmp
     assert "configs/lab-pii-270m.toml" in commands[0]
     assert gpu.train("fp16", args).endswith("failed with exit code 1")
     assert "train.force_fp16=true" in commands[1]
+
+
+def test_trls_steps_are_compared_with_loupes_of_the_same_round_and_objective():
+    facts = {"peak": 10**9, "whole": 60.0}
+    turns = [("loupe-dpo", 1, [2.0, 2.0, 9.0]), ("loupe-dpo", 2, [4.0]), ("loupe-grpo", 1, [1.0])]
+    turns += [("trl-dpo", 1, [10.0]), ("trl-dpo", 2, [12.0]), ("trl-grpo", 2, [7.0])]
+    loupe, trl, _, trl_alone = rl_peers.summarise(
+        [{"name": name, "round": n, "seconds": seconds, **facts} for name, n, seconds in turns]
+    )
+    assert (loupe["seconds"], loupe["times"]) == (3, 1)
+    assert (trl["seconds"], trl["times"]) == (11, 4)  # 5 and 3 times as long
+    assert trl_alone["times"] is None  # Loupe has no turn of GRPO in its round.
+
+
+def test_a_turn_of_loupe_trains_with_the_jobs_config_on_the_rows_of_the_round(tmp_path, monkeypatch):
+    text = "x" * 50
+    rows = [{"prompt": f"Mask.\n\nText:\n{i} {text}", "response": f"[A_1] {text}"} for i in range(4)]
+    labels = [
+        [-100] * 200 + [1] * answer for answer in (100, 10, 100, 100)
+    ]  # The second answer is too short.
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tokens.json").write_text(json.dumps([{"labels": x} for x in labels]))
+    seen = {}
+
+    def trained(command):
+        path = Path(command[command.index("--config") + 1])
+        seen["config"] = cfg = tomllib.loads(path.read_text())
+        seen["rows"] = [json.loads(line) for line in Path(cfg["data"]["train"]).read_text().splitlines()]
+        seen["rewards"] = [path.parent / name.replace(":length", ".py") for name in cfg["grpo"]["rewards"]]
+        assert all("def length" in file.read_text() for file in seen["rewards"])
+        run = Path(cfg["run"]["dir"])
+        run.mkdir()
+        steps = [{"step": i, "loss": 0.0, "seconds": i, "peak_memory": 100 * i} for i in (1, 2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in steps))
+        return ""
+
+    monkeypatch.setattr(rl_peers, "process", trained)
+    args = SimpleNamespace(folder=tmp_path, model=tmp_path, steps=1, set=[])
+    turn = rl_peers.take_turn("loupe-grpo", 1, args)
+    assert (turn["seconds"], turn["peak"]) == ([2], 200)  # The first step is not timed.
+    assert seen["config"]["train"]["objective"] == "grpo" and seen["config"]["train"]["max_steps"] == 2
+    # The first round takes rows 2 and 3 of the three rows that fit, and begins anew after the last.
+    assert [row["prompt"][13] for row in seen["rows"]] == ["3", "0"] and "response" in seen["rows"][0]
