@@ -21,7 +21,19 @@ from itertools import pairwise
 
 from data.rows import Sample
 from tasks.alignment import LABEL, Alignment, Span
-from tasks.measures import MAX_CHARACTERS, TOKEN, Metric, differences, exact_match, joined, label_scores
+from tasks.measures import (
+    MAX_CHARACTERS,
+    TOKEN,
+    Counts,
+    Metric,
+    by_label,
+    differences,
+    exact_counts,
+    exact_match,
+    joined,
+    label_scores,
+    total,
+)
 
 INSTRUCTION = (
     "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
@@ -103,23 +115,31 @@ def score(rows: Sequence[tuple[str, str, str]]) -> dict:
 
     A span is a range of source characters that a label stands for. Without any span, the entity scores are 1.
     """
-    total, found, expected, predicted = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for prompt, gold, text in rows:
-        source = source_text(prompt).strip()
-        truth, guess = _align(source, gold.strip()), _align(source, text.strip())
-        total.update(_row_counts(truth, guess))
-        expected.update(span.label for span in truth.spans)
-        predicted.update(span.label for span in guess.spans)
-        found.update(span.label for span in set(truth.spans) & set(guess.spans))
-    entities = label_scores(found.total(), predicted.total(), expected.total())
+    return from_counts(total(counts, rows))
+
+
+def counts(row: tuple[str, str, str]) -> Counts:
+    """Returns what one row adds: characters, and ("gold", class), ("response", class), ("right", class)."""
+    prompt, gold, text = row
+    source = source_text(prompt).strip()
+    truth, guess = _align(source, gold.strip()), _align(source, text.strip())
+    kinds = {"gold": truth.spans, "response": guess.spans, "right": set(truth.spans) & set(guess.spans)}
+    labels = Counter((kind, span.label) for kind, spans_ in kinds.items() for span in spans_)
+    return {**exact_counts(gold, text), **_row_counts(truth, guess), **labels}
+
+
+def from_counts(sums: Counts) -> dict:
+    """Returns the measures of the rows whose counts add up to `sums`."""
+    expected, predicted, found = (by_label(sums, kind) for kind in ("gold", "response", "right"))
+    entities = label_scores(*(sum(kind.values()) for kind in (found, predicted, expected)))
     return {
-        "exact_match": exact_match(rows),
-        "leak_rate": total["leaked"] / max(total["entity"], 1),
+        "exact_match": exact_match(sums),
+        "leak_rate": sums["leaked"] / max(sums["entity"], 1),
         **{f"entity_{key}": entities[key] for key in ("precision", "recall", "f1")},
-        "over_mask_rate": total["over_masked"] / max(total["outside"], 1),
-        "preserved": total["preserved"] / len(rows),
+        "over_mask_rate": sums["over_masked"] / max(sums["outside"], 1),
+        "preserved": sums["preserved"] / sums["rows"],
         "per_label": {
-            label: label_scores(found[label], predicted[label], expected[label])
+            label: label_scores(found.get(label, 0), predicted.get(label, 0), expected.get(label, 0))
             for label in sorted(expected | predicted)
         },
     }
