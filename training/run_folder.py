@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -64,6 +65,12 @@ class RunFolder:
         text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         with replacing(self.path / name) as part:
             part.write_text(text + "\n", encoding="utf-8")
+
+    def write_jsonl(self, name: str, rows: Iterable[dict]) -> None:
+        """Writes the JSONL file `name`, one row a line, whole or not at all."""
+        lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        with replacing(self.path / name) as part:
+            part.write_text("".join(lines), encoding="utf-8", errors="replace")
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name

@@ -27,6 +27,7 @@ from model.weights import load_model, save_model
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
 from tasks import text
+from tasks.choose import name_of
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
 from training.dataset import TrainingData
@@ -108,6 +109,7 @@ def measure(run: LoadedRun, what: str) -> dict:
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
         measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
+        texts[v.name]["ids"] = [s.id for s in v.samples if s.messages is not None]
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
     ]
@@ -314,7 +316,7 @@ def _load_best(run: LoadedRun) -> None:
 
 
 def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
-    """Writes manifest.json and report.html, and prints the measures and responses before and after."""
+    """Writes answers.jsonl, manifest.json and report.html, and prints measures and responses."""
     cfg, path, device = run.cfg, run.folder.path, run.precision.device
     steps, evals = read_metrics(path / "metrics.jsonl")
     facts = {
@@ -333,7 +335,11 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     }
     measures = {"before": before["measures"], "after": after["measures"]}
     hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
-    run.folder.write_json("manifest.json", {"run": facts, "environment": environment(), **hashes, **measures})
+    tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
+    run.folder.write_jsonl("answers.jsonl", answer_rows(before["answers"], after["answers"]))
+    # The last file that other commands read: where it stands, the run is finished.
+    manifest = {"run": facts, "environment": environment(), **hashes, **tasks, **measures}
+    run.folder.write_json("manifest.json", manifest)
     examples = _examples(cfg.generate.prompts, before, after)
     task = _shown_as(run)
     write_report(
@@ -346,6 +352,15 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
         say(f"before     {printable(then)}\nafter      {printable(now)}")
     kind = "model" if run.trains_all else "adapter"
     say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
+
+
+def answer_rows(before: dict, after: dict) -> list[dict]:
+    """Returns the rows of answers.jsonl from the responses of `measure`, {validation set: lists of texts}."""
+    keys, rows = ("id", "prompt", "gold", "before", "after"), []
+    for name, now in after.items():
+        texts = (now["ids"], now["prompts"], now["golds"], before[name]["texts"], now["texts"])
+        rows += [{"set": name, **dict(zip(keys, row, strict=True))} for row in zip(*texts, strict=True)]
+    return rows
 
 
 def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:
