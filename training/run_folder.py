@@ -142,15 +142,24 @@ def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
 
     A key that the checkpoint lacks counts as its default: the default of a new key keeps the old behaviour.
     """
-    before = _fixed_keys(Config()) | before
+    defaults = _fixed_keys(Config())
+    before = defaults | before
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())
-        if before.get(k) != now.get(k)
+        if before.get(k) != now.get(k) and not (k in defaults and _same_number(before[k], now[k]))
     ]
     if changed:
         head = "the checkpoint was made by another run; what differs:"
         raise ValueError(listed(head, changed, "Put it back, or start a new run without --resume"))
+
+
+def _same_number(before: str, now: str) -> bool:
+    """Returns whether two values are equal numbers: a default of 1 is 1.0 when config.toml is read back."""
+    try:
+        return float(before) == float(now)
+    except ValueError:
+        return False
 
 
 def environment() -> dict[str, str]:
