@@ -24,6 +24,7 @@ from lora.peft_io import load_adapter, save_adapter
 from model.chat_template import save_tokenizer
 from model.quantized import all_weights
 from model.weights import load_model, save_model
+from report.diagnosis import Diagnosis, Kept, diagnose
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
 from tasks import text
@@ -317,22 +318,9 @@ def _load_best(run: LoadedRun) -> None:
 
 def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
     """Writes answers.jsonl, manifest.json and report.html, and prints measures and responses."""
-    cfg, path, device = run.cfg, run.folder.path, run.precision.device
+    cfg, path = run.cfg, run.folder.path
     steps, evals = read_metrics(path / "metrics.jsonl")
-    facts = {
-        "name": cfg.run.name,
-        "base": cfg.model.name,
-        "adapter": _adapter_text(cfg),
-        "trainable parameters": f"{run.trainable:,}",
-        "training samples": f"{len(run.data.documents):,}",
-        "steps": f"{sum('loss' in r for r in steps):,}",
-        "training time": f"{state.seconds:.0f} s",
-        "whole run": f"{seconds:.0f} s",
-        "tokens per second": f"{state.tokens / max(state.seconds, 1e-9):,.0f}",
-        "device": device_name(device),
-        "precision": run.precision.name,
-        "peak memory": machine.mebibytes(machine.peak_memory(device)),
-    }
+    facts = _facts(run, state, sum("loss" in r for r in steps), seconds)
     measures = {"before": before["measures"], "after": after["measures"]}
     hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
     tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
@@ -342,16 +330,60 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     run.folder.write_json("manifest.json", manifest)
     examples = _examples(cfg.generate.prompts, before, after)
     task = _shown_as(run)
+    kept = _kept(run, state)
     write_report(
-        path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples, task=task
+        path / "report.html",
+        run=facts,
+        steps=steps,
+        evals=evals,
+        before=before["measures"],
+        after=after["measures"],
+        examples=examples,
+        task=task,
+        kept=kept,
     )
     if run.data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
+    _say_diagnosis(diagnose(steps, evals, kept, next(iter(before["measures"].values()), None)))
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
         say(f"\nprompt     {task.shown_prompt(prompt)}")
         say(f"before     {printable(then)}\nafter      {printable(now)}")
     kind = "model" if run.trains_all else "adapter"
     say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
+
+
+def _facts(run: LoadedRun, state: loop.State, steps: int, seconds: float) -> dict[str, str]:
+    """Returns {label: text} of the facts at the top of the report."""
+    cfg, device = run.cfg, run.precision.device
+    return {
+        "name": cfg.run.name,
+        "base": cfg.model.name,
+        "adapter": _adapter_text(cfg),
+        "trainable parameters": f"{run.trainable:,}",
+        "training samples": f"{len(run.data.documents):,}",
+        "steps": f"{steps:,}",
+        "training time": f"{state.seconds:.0f} s",
+        "whole run": f"{seconds:.0f} s",
+        "tokens per second": f"{state.tokens / max(state.seconds, 1e-9):,.0f}",
+        "device": device_name(device),
+        "precision": run.precision.name,
+        "peak memory": machine.mebibytes(machine.peak_memory(device)),
+    }
+
+
+def _kept(run: LoadedRun, state: loop.State) -> Kept | None:
+    """Returns the step whose weights were kept, None without validation rows, which select them."""
+    if not run.data.validation:
+        return None
+    stopped_early = 0 < run.cfg.train.early_stopping_patience <= state.stale
+    return Kept(state.best_step, run.objective.metric, stopped_early)
+
+
+def _say_diagnosis(diagnosis: Diagnosis) -> None:
+    if diagnosis.findings:
+        say("\n" + "\n".join(diagnosis.findings))
+    for warning in diagnosis.warnings:
+        warn(warning)
 
 
 def answer_rows(before: dict, after: dict) -> list[dict]:
