@@ -186,6 +186,8 @@ class Config:
         return "\n".join(lines)
 
 
+# These keys may change between a run and its resume, because no computation depends on them.
+FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
 # Old names work for one release, with a warning.
 RENAMED = {
     "train.recompute": "train.gradient_checkpointing",

@@ -12,11 +12,9 @@ from common.files import lock, replacing, sha256
 from common.progress import say
 from report.metrics_log import MetricsLog, plain
 from training import checkpoint
-from training.config import Config
+from training.config import FREE, Config
 
 VERSION = "0.1.0"
-# These keys may change between a run and its resume, because no computation depends on them.
-FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
 
 
 class RunFolder:
