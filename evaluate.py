@@ -1,6 +1,7 @@
 """Evaluates a model on a file: its loss, and how its responses compare with the responses of the file.
 
 python evaluate.py --model DIR|hub-id|tiny [--adapter DIR] --data FILE [--limit N] [--json]
+python evaluate.py --compare RUN RUN ... [--html FILE] [--json]
 """
 
 import argparse
@@ -23,17 +24,21 @@ from tasks.choose import TASKS, choose_task
 def main(argv: list[str] | None = None) -> int:
     """Prints the loss and the measures of a model on a file; returns the exit code (common/errors.py)."""
     args = parse_arguments(argv)
-    return run(lambda: evaluate(args))
+    return run(lambda: compare_runs(args) if args.compare else evaluate(args))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Returns the options; exits with code 2 if a value is out of range."""
     parser = argparse.ArgumentParser(
-        prog="evaluate.py", description="The loss of a model on a file, and its responses against the file's."
+        prog="evaluate.py",
+        description="The loss of a model on a file, and its responses against the file's; or, with "
+        "--compare, what differs between finished runs.",
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, required=False)
     add = parser.add_argument
-    add("--data", required=True, type=moved, metavar="FILE", help="a JSON array or JSONL as for training")
+    add("--compare", nargs="+", metavar="RUN", help="compare the folders of finished runs with the first")
+    add("--html", metavar="FILE", help="with --compare: also write the comparison as a page")
+    add("--data", type=moved, metavar="FILE", help="a JSON array or JSONL as for training")
     add("--limit", type=int, metavar="N", help="take the first N rows only")
     add(
         "--task", default="auto", choices=["auto", *TASKS], help="decides the measures (default: by the rows)"
@@ -42,10 +47,43 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--loss-only", action="store_true", help="generate no responses, which takes most of the time")
     add("--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}')
     args = parser.parse_args(argv)
+    _check_compare(parser, args)
     for flag, value in (("--limit", args.limit), ("--max-new-tokens", args.max_new_tokens)):
         if value is not None and value < 1:
             parser.error(f"{flag} is {value}; it must be 1 or more")
     return args
+
+
+def _check_compare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with code 2 if an option does not go with --compare, or if an evaluation lacks one."""
+    given = [
+        action.option_strings[0]
+        for action in parser._actions
+        if getattr(args, action.dest, action.default) != action.default
+    ]
+    if args.compare:
+        if others := sorted(set(given) - {"--compare", "--html", "--json"}):
+            parser.error(f"--compare reads what the runs have written; leave out {', '.join(others)}")
+        return
+    if args.html:
+        parser.error("--html needs --compare")
+    if missing := [flag for flag in ("--model", "--data") if flag not in given]:
+        parser.error(f"the following arguments are required: {', '.join(missing)} (or --compare RUN RUN ...)")
+
+
+def compare_runs(args: argparse.Namespace) -> int:
+    """Prints the comparison of finished runs, and writes it as a page if one is named."""
+    from report.compare import as_json, as_text, compare
+    from report.compare_page import write_comparison
+
+    comparison = compare(args.compare)
+    if args.html:
+        write_comparison(args.html, comparison)
+    text = json.dumps(as_json(comparison), ensure_ascii=False) if args.json else as_text(comparison)
+    print(text)
+    if args.html and not args.json:
+        print(f"\npage: {args.html}")
+    return DONE
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Fine-tunes a Gemma 3.
 
 python train.py --config small.toml [--set section.key=value ...] [--resume | --plan [GIB] | --explain-batch]
+python train.py --config small.toml --sweep section.key=value,value ...
 """
 
 import argparse
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--config", required=True, metavar="FILE", help="a TOML file: small.toml, or one of configs/")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
         help="override one key; may be repeated")  # fmt: skip
+    add("--sweep", action="append", default=[], metavar="SECTION.KEY=VALUE,VALUE",
+        help="train once for each value and compare the runs; may be repeated: all combinations")  # fmt: skip
     modes = parser.add_mutually_exclusive_group()
     for flag, text in MODES.items():
         if flag == "--plan":  # without a value it is 0: this machine
@@ -33,7 +36,19 @@ def main(argv: list[str] | None = None) -> int:
         else:
             modes.add_argument(flag, action="store_true", help=text)
     args = parser.parse_args(argv)
-    return run(lambda: train(args), stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}")
+    if args.sweep and (args.plan is not None or args.explain_batch):
+        parser.error("--sweep trains; leave out --plan and --explain-batch")
+    return run(
+        lambda: sweep(args) if args.sweep else train(args),
+        stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}",
+    )
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Trains each combination of values in a folder of its own; the same command continues it."""
+    from training.sweep import sweep
+
+    return sweep(args.config, args.overrides, args.sweep, resume_command(args))
 
 
 def gibibytes(text: str) -> float:
@@ -72,6 +87,7 @@ def resume_command(args: argparse.Namespace) -> str:
     import shlex
 
     sets = [word for override in args.overrides for word in ("--set", override)]
+    sets += [word for option in args.sweep for word in ("--sweep", option)]
     flags = [flag for flag in MODES if getattr(args, flag.strip("-").replace("-", "_"))]
     if args.plan is not None:
         flags = ["--plan", f"{args.plan:g}"] if args.plan else ["--plan"]

@@ -16,13 +16,13 @@ if TYPE_CHECKING:  # --help must not wait for torch.
 QUANTIZE = ["none", "keep", "q8_0", "q6_k", "q5_0", "q4_k", "nf4"]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that load_for_inference reads."""
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the options that load_for_inference reads; --model may be left out if it is not `required`."""
     add = parser.add_argument
     add(
         "--model",
         type=moved,
-        required=True,
+        required=required,
         metavar="M",
         help="tiny (embedded), a folder, a .gguf file, or a hub id: google/gemma-3-270m-it",
     )

@@ -14,6 +14,8 @@ from report.metrics_log import number
 
 # A curve of more points is thinned.
 MAX_POINTS = 500
+# Figures that only dpo and grpo log, with their titles.
+REWARDS = {"reward": "Reward", "rewards/margins": "Reward margin", "rewards/accuracies": "Reward accuracy"}
 
 Point = tuple[int, float]  # step, value
 Points = Sequence[tuple[int, float | None]]  # None: not finite
@@ -50,41 +52,91 @@ class Line(NamedTuple):
         return [(step, value) for step, value in self.points if value is not None]
 
 
-def curves(steps: list[dict], evals: list[dict]) -> str:
-    """Returns HTML charts of the training and evaluation loss, the learning rate and the gradient norm."""
-    loss, lr, norm = (
-        [(r["step"], number(r[key])) for r in steps if r.get(key) is not None]
-        for key in ("loss", "learning_rate", "grad_norm")
-    )
-    lines = [Line("raw", "each step", loss), Line("smooth", "smoothed", smooth(loss))]
-    for n, (name, points) in enumerate(eval_losses(evals).items()):
-        lines.append(Line(f"eval{n % 3}", name, points))
+class Mark(NamedTuple):
+    """A vertical line at a step, with a word beside it."""
+
+    step: int
+    name: str
+
+
+def curves(steps: list[dict], evals: list[dict], kept: int | None = None, turned: int | None = None) -> str:
+    """Returns HTML charts of the losses, the rewards if there are any, the learning rate and gradient norm.
+
+    The loss chart shades the gap between training and the first validation set. It marks the step whose
+    weights were kept, and the step at which the validation loss turned.
+    """
+    lr, norm = series(steps, "learning_rate"), series(steps, "grad_norm")
+    marks = [Mark(step, name) for step, name in ((turned, "turned"), (kept, "kept")) if step is not None]
+    if kept is not None and kept == turned:
+        marks = [Mark(kept, "turned, kept")]
+    lines = both(steps, evals, "loss")
+    charts = chart("Loss", "nats per token", lines, may_log=True, marks=marks, gap=gap(lines))
     norms = [Line("raw", "", norm), Line("smooth", "", smooth(norm))]
-    pair = chart("Learning rate", "per step", [Line("smooth", "", lr)])
+    pair = "".join(chart(title, "", both(steps, evals, key)) for key, title in REWARDS.items())
+    pair += chart("Learning rate", "per step", [Line("smooth", "", lr)])
     pair += chart("Gradient norm", "before clipping", norms)
-    return chart("Loss", "nats per token", lines, may_log=True) + (
-        pair and f'<div class="pair">{pair}</div>\n'
-    )
+    return charts + (pair and f'<div class="pair">{pair}</div>\n')
+
+
+def both(steps: list[dict], evals: list[dict], key: str) -> list[Line]:
+    """Returns the curves of a figure in training, raw and smoothed, and on each validation set."""
+    points = series(steps, key)
+    lines = [Line("raw", "training, each step", points), Line("smooth", "training, smoothed", smooth(points))]
+    for n, (name, found) in enumerate(eval_series(evals, key).items()):
+        lines.append(Line(f"eval{n % 3}", name, found))
+    return lines
+
+
+def gap(lines: list[Line]) -> tuple[list[Point], list[Point]]:
+    """Returns the smoothed training curve and the first validation curve over the steps that both have."""
+    train, validation = lines[1].finite(), lines[2].finite() if len(lines) > 2 else []
+    if len(validation) < 2:
+        return [], []
+    first, last = validation[0][0], validation[-1][0]
+    return [point for point in train if first <= point[0] <= last], validation
+
+
+def series(records: list[dict], key: str) -> list[tuple[int, float | None]]:
+    """Returns (step, value) of the records that have the key; the value is None if it is not finite."""
+    return [(r["step"], number(r[key])) for r in records if r.get(key) is not None]
 
 
 def eval_losses(evals: list[dict]) -> dict[str, list[tuple[int, float | None]]]:
-    """Returns {set: [(step, loss)]}. record["eval"] holds {set: measures}, or the measures of one set."""
-    losses: dict[str, list[tuple[int, float | None]]] = {}
+    """Returns {set: [(step, loss)]}."""
+    return eval_series(evals, "loss")
+
+
+def eval_series(evals: list[dict], key: str) -> dict[str, list[tuple[int, float | None]]]:
+    """Returns {set: [(step, value)]}. record["eval"] holds {set: measures}, or the measures of one set."""
+    found: dict[str, list[tuple[int, float | None]]] = {}
     for record in evals:
-        found = record["eval"]
-        for name, figures in ({"validation": found} if "loss" in found else found).items():
-            if isinstance(figures, dict):
-                losses.setdefault(name, []).append((record["step"], number(figures.get("loss"))))
-    return losses
+        sets = record["eval"]
+        if not any(isinstance(figures, dict) for figures in sets.values()):
+            sets = {"validation": sets}
+        for name, figures in sets.items():
+            if isinstance(figures, dict) and key in figures:
+                found.setdefault(name, []).append((record["step"], number(figures[key])))
+    return found
 
 
-def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> str:
-    """Returns an HTML figure of the lines, "" if no value is finite; `may_log` permits a log scale."""
+def chart(
+    title: str,
+    unit: str,
+    lines: list[Line],
+    may_log: bool = False,
+    marks: Sequence[Mark] = (),
+    gap: tuple[Sequence[Point], Sequence[Point]] = ((), ()),
+) -> str:
+    """Returns an HTML figure of the lines, "" if no value is finite.
+
+    `may_log` permits a log scale, `marks` are vertical lines, and the area between the two curves of `gap` is
+    shaded.
+    """
     points = [point for line in lines for point in line.finite()]
     if not points:
         return ""
     frame, rows = frame_of(points, may_log)
-    shapes = "".join(
+    shapes = area(*gap, frame) + "".join(
         f'<polyline class="{line.kind}" points="{polyline(line.finite(), frame)}"/>' for line in lines
     )
     dots = "".join(
@@ -93,17 +145,39 @@ def chart(title: str, unit: str, lines: list[Line], may_log: bool = False) -> st
         if line.kind.startswith("eval")
         for step, value in thin(line.finite())
     )
-    legend = "".join(
-        f'<li><i class="{line.kind}"></i>{escaped(line.name)}</li>' for line in lines if line.name
-    )
+    dots += "".join(mark_at(mark, frame) for mark in marks if frame.left <= mark.step <= frame.right)
+    names = [(line.kind, line.name) for line in lines if line.name]
+    names += [("area", "gap")] if all(gap) else []
+    legend = "".join(f'<li><i class="{kind}"></i>{escaped(name)}</li>' for kind, name in names)
     first = next(line.finite() for line in lines if line.finite())
     ends = ", ".join(f"{value:.4g} at step {step:,}" for step, value in (first[0], first[-1]))
+    ends += "".join(f"; {escaped(mark.name)} at step {mark.step:,}" for mark in marks)
     return (
         f"<figure><figcaption><b>{title}</b> <span>{unit}{', log scale' if frame.log else ''}</span>"
         f"{legend and f'<ul>{legend}</ul>'}</figcaption>\n"
         f'<div class="plot"><svg role="img" aria-label="{title}: {ends}">{axes(frame, rows)}'
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
         f"{shapes}</svg>{dots}</svg></div>\n{not_drawn(lines[0], frame)}</figure>\n"
+    )
+
+
+def area(below: Sequence[Point], above: Sequence[Point], frame: Frame) -> str:
+    """Returns SVG: the shaded area between two curves."""
+    if not below or not above:
+        return ""
+    below, above = thin(below), thin(above)[::-1]
+    return f'<polygon class="area" points="{polyline(below, frame)} {polyline(above, frame)}"/>'
+
+
+def mark_at(mark: Mark, frame: Frame) -> str:
+    """Returns SVG: a vertical line with its name at the top, on the side that has more room."""
+    x = frame.x(mark.step)
+    side = 'dx="-6" text-anchor="end"' if x > 50 else 'dx="6"'
+    # "turned" and "kept" of two near steps must not overlap.
+    dy = "1em" if mark.name == "kept" else "2.2em"
+    return (
+        f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
+        f'<text class="mark" x="{x:.2f}%" {side} y="0" dy="{dy}">{mark.name}, step {mark.step:,}</text>'
     )
 
 
@@ -148,7 +222,7 @@ def axes(frame: Frame, rows: list[float]) -> str:
     return f'<g class="axes">{grid}<text class="row" x="100%" y="100%" dy="3.1em">step</text></g>'
 
 
-def polyline(points: list[Point], frame: Frame) -> str:
+def polyline(points: Sequence[Point], frame: Frame) -> str:
     """Returns an SVG polyline's points; a single point is written twice, so that round ends show a dot."""
     points = thin(points) * (2 if len(points) == 1 else 1)
     return " ".join(f"{frame.x(step):.2f},{frame.y(value):.2f}" for step, value in points)
@@ -161,7 +235,7 @@ def dot(line: Line, step: int, value: float, frame: Frame) -> str:
     return f'<circle class="{line.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="4">{tip}</circle>'
 
 
-def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
+def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """Returns at most `most` points, each the mean of a group of neighbours, at the group's middle step."""
     size = math.ceil(len(points) / most) or 1
     runs = [points[i : i + size] for i in range(0, len(points), size)]

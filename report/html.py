@@ -3,12 +3,14 @@
 The surrounding HTML and the CSS are in report_template.html.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from types import ModuleType
 
 from common.files import replacing
 from report.charts import curves, escaped
+from report.diagnosis import Diagnosis, Kept, diagnose, first_set, turned
 from report.metrics_log import figure, number, present_metrics, set_title
 
 MAX_EXAMPLES, MAX_CHARACTERS = 40, 4000
@@ -25,6 +27,7 @@ def write_report(
     after: dict,
     examples: list[dict],
     task: ModuleType,
+    kept: Kept | None = None,
 ) -> None:
     """Writes the report to `path`.
 
@@ -34,22 +37,34 @@ def write_report(
         before, after: measures, {validation set: {metric: value, "per_label": {class: scores}}}.
         examples: dicts with some of the keys "set", "prompt", "gold", "before" and "after".
         task: a module of tasks/, which defines how examples are shown.
+        kept: the step whose weights the run kept.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
     tables = "".join(class_table(s, before.get(s, {}), after.get(s, {})) for s in sets)
-    facts = [(k, v) for k, v in run.items() if k != "name"]
+    facts = {k: v for k, v in run.items() if k != "name"}
+    drawn = curves(steps, evals, kept.step if kept else None, turned(first_set(evals)))
+    diagnosis = diagnose(steps, evals, kept, before.get(next(iter(sets), "")))
+    body = section("Before and after", cards) + section("Curves", notes(diagnosis) + drawn)
+    body += section("By class", tables and f'<div class="pair">{tables}</div>')
+    body += section("Examples", example_list(examples, task))
+    write_page(path, "Training report", run.get("name", path.resolve().parent.name), facts, body)
+
+
+def write_page(path: Path, over: str, title: object, facts: dict, body: str) -> None:
+    """Writes a page with a line over its title, {label: value} below it, and the HTML `body`."""
     template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=escaped(run.get("name", path.resolve().parent.name)),
-        facts="".join(f"<div><dt>{escaped(k)}</dt><dd>{_fact(v)}</dd></div>\n" for k, v in facts),
-        cards=_section("Before and after", cards),
-        curves=_section("Curves", curves(steps, evals)),
-        classes=_section("By class", tables and f'<div class="pair">{tables}</div>'),
-        examples=_section("Examples", example_list(examples, task)),
-    )
+    listed = "".join(f"<div><dt>{escaped(k)}</dt><dd>{_fact(v)}</dd></div>\n" for k, v in facts.items())
+    page = template.substitute(over=over, title=escaped(title), facts=listed, body=body)
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
+
+
+def notes(diagnosis: Diagnosis) -> str:
+    """Returns HTML with the warnings and findings about a run, "" if there are none."""
+    items = [f'<li class="warning"><b>Warning.</b> {escaped(text)}</li>' for text in diagnosis.warnings]
+    items += [f"<li>{escaped(text)}</li>" for text in diagnosis.findings]
+    return f'<ul class="notes">{"".join(items)}</ul>\n' if items else ""
 
 
 def card(name: str, before: dict, after: dict) -> str:
@@ -92,11 +107,15 @@ def class_table(name: str, before: dict, after: dict) -> str:
 
 def example_list(examples: list[dict], task: ModuleType) -> str:
     """Returns HTML with the legend of the markings, and the first MAX_EXAMPLES examples."""
-    shown = "".join(example(n, item, task) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1))
+    shown = [example(n, item, task) for n, item in enumerate(examples[:MAX_EXAMPLES], start=1)]
+    return with_legend(shown, len(examples) - MAX_EXAMPLES, task)
+
+
+def with_legend(shown: Sequence[str], rest: int, task: ModuleType) -> str:
+    """Returns HTML examples after the legend of their markings; `rest` is the number of those not shown."""
     legend = "".join(f"<li>{_mark(*entry)}</li>" for entry in task.LEGEND.items())
-    rest = len(examples) - MAX_EXAMPLES
     more = f'<p class="soft">{rest:,} more are not shown.</p>\n' if rest > 0 else ""
-    return shown and f'<ul class="legend" aria-label="Legend">{legend}</ul>\n{shown}{more}'
+    return f'<ul class="legend" aria-label="Legend">{legend}</ul>\n{"".join(shown)}{more}' if shown else ""
 
 
 def example(n: int, item: dict, task: ModuleType) -> str:
@@ -106,23 +125,23 @@ def example(n: int, item: dict, task: ModuleType) -> str:
     parts = {"source": [("", task.shown_prompt(prompt))] if prompt else None}
     parts |= {**answers, "gold": [("", gold)] if gold else None}
     body = "".join(
-        f'<div class="{k}"><h4>{task.TITLES.get(k, k.title())}</h4><p dir="auto">{_marked(part)}</p></div>\n'
+        f'<div class="{k}"><h4>{task.TITLES.get(k, k.title())}</h4><p dir="auto">{marked(part)}</p></div>\n'
         for k, part in parts.items()
         if part is not None
     )
     kinds = [kind for kind, _ in answers.get("after", [])]
-    verdict = "as expected" if gold and item.get("after") == gold else _verdict(kinds, task)
-    remark = f'<span class="soft">{verdict and f"after: {verdict}"}</span>'
+    found = "as expected" if gold and item.get("after") == gold else verdict(kinds, task)
+    remark = f'<span class="soft">{found and f"after: {found}"}</span>'
     head = f"<h3>{n}. {escaped(item.get('set', ''))} {remark}</h3>"
     return f'<article class="example">{head}<div class="cells">\n{body}</div></article>\n'
 
 
-def _verdict(kinds: list[str], task: ModuleType) -> str:
+def verdict(kinds: list[str], task: ModuleType) -> str:
     """Returns the number of differences of each kind as text, for readers who cannot see the colours."""
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in task.LEGEND if kind in kinds and kind != "ok")
 
 
-def _marked(pieces: list[tuple[str, str]]) -> str:
+def marked(pieces: list[tuple[str, str]]) -> str:
     """Returns (kind, text) pieces as HTML; over 2 * MAX_CHARACTERS characters are cut off, unmarked."""
     whole = "".join(piece for _, piece in pieces)
     if len(whole) > 2 * MAX_CHARACTERS:
@@ -140,7 +159,7 @@ def _mark(kind: str, piece: str) -> str:
     return f'<{tag} class="{kind}">{escaped(shown)}</{tag}>'
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return body and f"<section><h2>{title}</h2>\n{body}</section>\n"
 
 

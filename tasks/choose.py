@@ -2,6 +2,8 @@
 
 applies(samples)      returns whether the samples belong to this task
 score(rows)           returns {measure: value} for tasks.measures.Rows; with labels also "per_label"
+counts(row)           returns what one row adds to the counts from which the measures are computed
+from_counts(sums)     returns {measure: value} of the sums: score(rows) = from_counts(sum of counts(row))
 METRICS               the measures that the report shows, besides the loss and exact_match
 overall(measures)     returns precision, recall and F1 over all labels; None for a task without labels
 shown_prompt(prompt)  returns the part of a prompt that the report shows
@@ -21,6 +23,11 @@ OF_OBJECTIVES = (LOSS, PREFERRED, MARGIN, REWARD)  # measured by the method of t
 ALL_METRICS = (*OF_OBJECTIVES, EXACT_MATCH, *(m for task in TASKS.values() for m in task.METRICS))
 # Maps a name that `generate.py --instruction` knows to the function that makes a prompt of a text.
 PROMPTS: dict[str, Callable[[str], str]] = {"redact": redaction.prompt_for}
+
+
+def name_of(task: ModuleType) -> str:
+    """Returns the name of a task in TASKS."""
+    return next(name for name, module in TASKS.items() if module is task)
 
 
 def choose_task(name: str, samples: list[Sample]) -> ModuleType:

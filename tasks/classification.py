@@ -6,13 +6,14 @@ macro_f1    mean over the gold labels of F1 = 2 c / (p + g): the label is the re
 invalid     rows whose response is not a gold label of any row / all rows
 """
 
-from collections import Counter
+from collections.abc import Sequence
 
 from data.rows import Sample
-from tasks.measures import Metric, Row, exact_match, label_scores
+from tasks.measures import Counts, Metric, by_label, exact_counts, exact_match, label_scores, total
 from tasks.text import LEGEND, TITLES, pieces, shown_prompt
 
-__all__ = ["LEGEND", "METRICS", "TITLES", "applies", "overall", "pieces", "score", "shown_prompt"]
+__all__ = ["LEGEND", "METRICS", "TITLES", "applies", "counts", "from_counts", "overall", "pieces", "score"]
+__all__ += ["shown_prompt"]
 METRICS = (
     Metric("accuracy", "accuracy", percent=True, lower_is_better=False),
     Metric("macro_f1", "macro F1", percent=True, lower_is_better=False),
@@ -37,18 +38,32 @@ def applies(samples: list[Sample]) -> bool:
     return short and len(labels) <= min(MAX_LABELS, len(samples) // ROWS_A_LABEL)
 
 
-def score(rows: list[Row]) -> dict:
+def score(rows: Sequence[tuple[str, str, str]]) -> dict:
     """Returns accuracy, macro_f1, invalid, exact_match, and per label precision, recall, F1 and support."""
-    pairs = [(_label(row.gold), _label(row.text)) for row in rows]
-    expected, predicted = Counter(gold for gold, _ in pairs), Counter(text for _, text in pairs)
-    right = Counter(gold for gold, text in pairs if gold == text)
-    per_label = {label: label_scores(right[label], predicted[label], n) for label, n in expected.items()}
+    return from_counts(total(counts, rows))
+
+
+def counts(row: tuple[str, str, str]) -> Counts:
+    """Returns what one row adds: a gold label, a response's label, and a right one if these are equal."""
+    _, gold, text = row
+    expected, predicted = _label(gold), _label(text)
+    labels = {("gold", expected): 1, ("response", predicted): 1}
+    return {**exact_counts(gold, text), **labels, ("right", expected): int(expected == predicted)}
+
+
+def from_counts(sums: Counts) -> dict:
+    """Returns the measures of the rows whose counts add up to `sums`."""
+    expected, predicted, right = (by_label(sums, kind) for kind in ("gold", "response", "right"))
+    per_label = {
+        label: label_scores(right.get(label, 0), predicted.get(label, 0), n)
+        for label, n in sorted(expected.items())
+    }
     return {
-        "exact_match": exact_match(rows),
-        "accuracy": right.total() / len(rows),
+        "exact_match": exact_match(sums),
+        "accuracy": sum(right.values()) / sums["rows"],
         "macro_f1": sum(s["f1"] for s in per_label.values()) / len(per_label),
-        "invalid": sum(text not in expected for _, text in pairs) / len(rows),
-        "per_label": dict(sorted(per_label.items())),
+        "invalid": sum(n for label, n in predicted.items() if label not in expected) / sums["rows"],
+        "per_label": per_label,
     }
 
 

@@ -1,16 +1,21 @@
 """Measures that all tasks share, and the comparison of a response with its gold (expected) response."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_CHARACTERS = 4000  # Longer texts are not compared.
 MIN_RATIO = 0.3  # The differences of texts that are less alike are accidents.
 TOKEN = re.compile(r"\+?\w+|\s+|[^\w\s]")  # +49 is one token.
 KINDS = {"equal": "", "insert": "wrong", "replace": "wrong", "delete": "missing"}
+
+
+# What a row adds to each count. A measure of many rows is computed from the sums of their counts.
+Counts = Mapping[Any, int]
 
 
 class Metric(NamedTuple):
@@ -54,9 +59,29 @@ REWARD = Metric("reward", "reward", percent=False, lower_is_better=False)
 EXACT_MATCH = Metric("exact_match", "exact match", percent=True, lower_is_better=False)
 
 
-def exact_match(rows: Sequence[tuple[str, str, str]]) -> float:
-    """Returns the fraction of responses that equal the gold response, up to white space at the ends."""
-    return sum(gold.strip() == text.strip() for _, gold, text in rows) / len(rows)
+def exact_counts(gold: str, text: str) -> Counts:
+    """Returns the counts of one row: "rows", and "exact" if the texts are equal up to outer white space."""
+    return {"rows": 1, "exact": int(gold.strip() == text.strip())}
+
+
+def exact_match(counts: Counts) -> float:
+    """Returns the fraction of the rows whose response equals the gold response."""
+    return counts["exact"] / counts["rows"]
+
+
+def total(
+    counts: Callable[[tuple[str, str, str]], Counts], rows: Iterable[tuple[str, str, str]]
+) -> Counter[Any]:
+    """Returns the sums of the counts of all rows."""
+    sums = Counter[Any]()
+    for row in rows:
+        sums.update(counts(row))
+    return sums
+
+
+def by_label(sums: Counts, kind: str) -> dict[str, int]:
+    """Returns {label: n} of the counts n above 0 whose key is (kind, label)."""
+    return {key[1]: n for key, n in sums.items() if isinstance(key, tuple) and key[0] == kind and n}
 
 
 def label_scores(found: int, predicted: int, expected: int) -> dict[str, float]:

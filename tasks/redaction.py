@@ -24,7 +24,19 @@ from typing import NamedTuple
 
 from data.rows import Sample
 from tasks.alignment import LABEL, Alignment, Span
-from tasks.measures import MAX_CHARACTERS, TOKEN, Metric, differences, exact_match, joined, label_scores
+from tasks.measures import (
+    MAX_CHARACTERS,
+    TOKEN,
+    Counts,
+    Metric,
+    by_label,
+    differences,
+    exact_counts,
+    exact_match,
+    joined,
+    label_scores,
+    total,
+)
 
 INSTRUCTION = (
     "Mask all PII in the following text. Replace each entity with the exact UPPERCASE label in square "
@@ -106,29 +118,37 @@ def score(rows: Sequence[tuple[str, str, str]]) -> dict:
 
     A span is a range of source characters that a label stands for. Without any span, the entity scores are 1.
     """
-    total, found, expected, predicted = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for prompt, gold, text in rows:
-        source = source_text(prompt).strip()
-        truth, guess = _align(source, gold.strip()), _align(source, text.strip())
-        total.update(_row_counts(truth, guess)._asdict())
-        expected.update(span.label for span in truth.spans)
-        predicted.update(span.label for span in guess.spans)
-        found.update(span.label for span in set(truth.spans) & set(guess.spans))
-    entities = label_scores(found.total(), predicted.total(), expected.total())
+    return from_counts(total(counts, rows))
+
+
+def counts(row: tuple[str, str, str]) -> Counts:
+    """Returns what one row adds: characters, and ("gold", class), ("response", class), ("right", class)."""
+    prompt, gold, text = row
+    source = source_text(prompt).strip()
+    truth, guess = _align(source, gold.strip()), _align(source, text.strip())
+    kinds = {"gold": truth.spans, "response": guess.spans, "right": set(truth.spans) & set(guess.spans)}
+    labels = Counter((kind, span.label) for kind, spans_ in kinds.items() for span in spans_)
+    return {**exact_counts(gold, text), **_row_counts(truth, guess)._asdict(), **labels}
+
+
+def from_counts(sums: Counts) -> dict:
+    """Returns the measures of the rows whose counts add up to `sums`."""
+    expected, predicted, found = (by_label(sums, kind) for kind in ("gold", "response", "right"))
+    entities = label_scores(*(sum(kind.values()) for kind in (found, predicted, expected)))
     return {
-        "exact_match": exact_match(rows),
-        "leak_rate": total["leaked"] / max(total["entity"], 1),
+        "exact_match": exact_match(sums),
+        "leak_rate": sums["leaked"] / max(sums["entity"], 1),
         **{f"entity_{key}": entities[key] for key in ("precision", "recall", "f1")},
-        "over_mask_rate": total["over_masked"] / max(total["outside"], 1),
-        "preserved": total["preserved"] / len(rows),
+        "over_mask_rate": sums["over_masked"] / max(sums["outside"], 1),
+        "preserved": sums["preserved"] / sums["rows"],
         "per_label": {
-            label: label_scores(found[label], predicted[label], expected[label])
+            label: label_scores(found.get(label, 0), predicted.get(label, 0), expected.get(label, 0))
             for label in sorted(expected | predicted)
         },
     }
 
 
-class Counts(NamedTuple):
+class Comparison(NamedTuple):
     """The comparison of one response with its gold response: counts of source characters and of spans."""
 
     entity: int  # characters of entities
@@ -146,7 +166,7 @@ class Counts(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # The rewards of one completion ask for the same comparison.
-def compare(prompt: str, gold: str, text: str) -> Counts:
+def compare(prompt: str, gold: str, text: str) -> Comparison:
     """Returns the counts of one row, stripped of outer white space as in `score`."""
     source = source_text(prompt).strip()
     return _row_counts(_align(source, gold.strip()), _align(source, text.strip()))
@@ -175,12 +195,12 @@ def _cost(label: str, text: str) -> float:
     return cost + 10 * (label == "EMAIL" and "@" not in text)
 
 
-def _row_counts(truth: Alignment, guess: Alignment) -> Counts:
+def _row_counts(truth: Alignment, guess: Alignment) -> Comparison:
     """Returns what one row adds to the counts of `score`."""
     kept = all(ours or not gold for ours, gold in zip(guess.copied, truth.copied, strict=True))
     inside = all(any(start < at < end for start, end, _ in truth.spans) for at in guess.inserted)
     seen = [a or b for a, b in zip(guess.copied, guess.masked, strict=True)]
-    return Counts(
+    return Comparison(
         entity=sum(truth.masked),
         outside=len(truth.source) - sum(truth.masked),
         leaked=_leaked(truth, guess),

@@ -35,7 +35,7 @@ from data.rows import Sample, read_samples
 from tasks.alignment import LABEL
 from tasks.redaction import (
     CLASSES,
-    Counts,
+    Comparison,
     Span,
     compare,
     is_redaction,
@@ -182,37 +182,37 @@ def _plain(word: str) -> str:
 # --- the checks: what an error must change in the counts of a row, where nothing else may change
 
 
-def _only_leaks(counts: Counts) -> bool:
+def _only_leaks(counts: Comparison) -> bool:
     hit = counts.leaked > 0 and counts.correct == counts.predicted == counts.expected - 1
     return hit and _keeps_text(counts)
 
 
-def _only_mistakes_a_class(counts: Counts) -> bool:
+def _only_mistakes_a_class(counts: Comparison) -> bool:
     hit = counts.correct == counts.expected - 1 and counts.predicted == counts.expected
     return hit and not counts.leaked and _keeps_text(counts)
 
 
-def _only_masks_more(counts: Counts) -> bool:
+def _only_masks_more(counts: Comparison) -> bool:
     hit = counts.over_masked > 0 and counts.predicted == counts.expected + 1
     return hit and counts.correct == counts.expected and not (counts.leaked or counts.lost or counts.added)
 
 
-def _only_alters_text(counts: Counts) -> bool:
+def _only_alters_text(counts: Comparison) -> bool:
     hit = not counts.preserved and counts.correct == counts.predicted == counts.expected
     return hit and not (counts.leaked or counts.over_masked or counts.lost)
 
 
-def _only_adds_text(counts: Counts) -> bool:
+def _only_adds_text(counts: Comparison) -> bool:
     hit = not counts.preserved and counts.added > 0 and counts.correct == counts.expected
     return hit and not (counts.leaked or counts.over_masked or counts.lost or counts.lost_outside)
 
 
-def _keeps_text(counts: Counts) -> bool:
+def _keeps_text(counts: Comparison) -> bool:
     return counts.preserved and not (counts.over_masked or counts.lost or counts.added)
 
 
 Error = Callable[[Redaction, random.Random], Iterator[str]]
-KINDS: dict[str, tuple[Error, Callable[[Counts], bool]]] = {
+KINDS: dict[str, tuple[Error, Callable[[Comparison], bool]]] = {
     "leak": (_leak, _only_leaks),
     "class": (_class, _only_mistakes_a_class),
     "over_mask": (_over_mask, _only_masks_more),

@@ -20,8 +20,7 @@ from collections.abc import Callable
 
 from tasks import classification, redaction
 from tasks.measures import Row
-from tasks.measures import exact_match as share_of_exact_matches
-from tasks.redaction import Counts
+from tasks.redaction import Comparison
 
 FORMAT = "format"  # the name of the reward that `format_reward` makes of a pattern
 
@@ -61,7 +60,7 @@ def over_mask(prompt: str, completion: str, gold: str) -> float:
 
 def exact_match(prompt: str, completion: str, gold: str) -> float:
     """Returns 1 if the completion equals the gold response, up to white space at the ends, else 0."""
-    return share_of_exact_matches([(prompt, gold, completion)])
+    return float(completion.strip() == gold.strip())
 
 
 def label_match(prompt: str, completion: str, gold: str) -> float:
@@ -93,7 +92,7 @@ def _blank(completion: str, gold: str) -> bool:
     return not completion.strip() and bool(gold.strip())
 
 
-def _share(bad: int, all_: int, counts: Counts) -> float:
+def _share(bad: int, all_: int, counts: Comparison) -> float:
     """Returns 1 - bad / all; of nothing, the share of the source that is not lost."""
     if not all_:
         bad, all_ = counts.lost + counts.lost_outside, counts.entity + counts.outside

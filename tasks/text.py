@@ -1,7 +1,9 @@
 """Chats and raw text: the task of samples to which no other task applies."""
 
+from collections.abc import Sequence
+
 from data.rows import Sample
-from tasks.measures import Metric, Row, differences, exact_match
+from tasks.measures import Counts, Metric, differences, exact_counts, exact_match, total
 
 METRICS: tuple[Metric, ...] = ()
 LEGEND = {"wrong": "not in the expected text", "missing": "missing from the answer"}
@@ -13,9 +15,20 @@ def applies(samples: list[Sample]) -> bool:
     return True
 
 
-def score(rows: list[Row]) -> dict:
+def score(rows: Sequence[tuple[str, str, str]]) -> dict:
     """Returns {"exact_match": the fraction of responses that equal the gold one}."""
-    return {"exact_match": exact_match(rows)}
+    return from_counts(total(counts, rows))
+
+
+def counts(row: tuple[str, str, str]) -> Counts:
+    """Returns what one row adds to the counts."""
+    _, gold, text = row
+    return exact_counts(gold, text)
+
+
+def from_counts(sums: Counts) -> dict:
+    """Returns the measures of the rows whose counts add up to `sums`."""
+    return {"exact_match": exact_match(sums)}
 
 
 def shown_prompt(prompt: str) -> str:

@@ -13,6 +13,7 @@ import torch
 import train
 from model.hub import TINY
 from report.metrics_log import read_metrics
+from tasks.choose import TASKS
 from tests.folders import ROOT
 from tests.makers import rows, write_jsonl
 
@@ -252,3 +253,16 @@ def test_a_run_on_cuda_learns_and_reports_its_peak_memory(place, capsys, precisi
     assert manifest["run"]["device"] == torch.cuda.get_device_name()
     assert float(manifest["run"]["peak memory"].split()[0].replace(",", "")) > 0
     assert manifest["after"]["val"]["loss"] < manifest["before"]["val"]["loss"]
+
+
+def test_a_run_keeps_its_answers_row_by_row_and_they_give_its_measures(place, capsys):
+    assert run(capsys, "train.eval_samples=0")[0] == 0
+    found = [json.loads(line) for line in Path("runs/tiny/answers.jsonl").read_text().splitlines()]
+    manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
+    golds = [json.loads(line) for line in Path("val.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["gold"]) for row in found] == [(r["prompt"], r["response"]) for r in golds]
+    assert [row["id"] for row in found] == [f"val.jsonl:{n + 1}" for n in range(len(golds))]
+    task = TASKS[manifest["tasks"]["val"]]
+    for when in ("before", "after"):
+        score = task.score([(row["prompt"], row["gold"], row[when]) for row in found])
+        assert manifest[when]["val"] | score == manifest[when]["val"]

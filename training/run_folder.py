@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -11,12 +12,9 @@ from common.files import lock, replacing, sha256
 from common.progress import say
 from report.metrics_log import MetricsLog, plain
 from training import checkpoint
-from training.config import Config
+from training.config import FREE, Config
 
 VERSION = "0.1.0"
-# These keys may change between a run and its resume, because no computation depends on them.
-FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
-FREE |= {"grpo.rewards_folder", "grpo.reward_timeout"}
 
 
 class RunFolder:
@@ -65,6 +63,12 @@ class RunFolder:
         text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         with replacing(self.path / name) as part:
             part.write_text(text + "\n", encoding="utf-8")
+
+    def write_jsonl(self, name: str, rows: Iterable[dict]) -> None:
+        """Writes the JSONL file `name`, one row a line, whole or not at all."""
+        lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        with replacing(self.path / name) as part:
+            part.write_text("".join(lines), encoding="utf-8", errors="replace")
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name
@@ -136,15 +140,24 @@ def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
 
     A key that the checkpoint lacks counts as its default: the default of a new key keeps the old behaviour.
     """
-    before = _fixed_keys(Config()) | before
+    defaults = _fixed_keys(Config())
+    before = defaults | before
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())
-        if before.get(k) != now.get(k)
+        if before.get(k) != now.get(k) and not (k in defaults and _same_number(before[k], now[k]))
     ]
     if changed:
         head = "the checkpoint was made by another run; what differs:"
         raise ValueError(listed(head, changed, "Put it back, or start a new run without --resume"))
+
+
+def _same_number(before: str, now: str) -> bool:
+    """Returns whether two values are equal numbers: a default of 1 is 1.0 when config.toml is read back."""
+    try:
+        return float(before) == float(now)
+    except ValueError:
+        return False
 
 
 def environment() -> dict[str, str]:

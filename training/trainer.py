@@ -24,9 +24,11 @@ from lora.peft_io import load_adapter, save_adapter
 from model.chat_template import save_tokenizer
 from model.quantized import all_weights
 from model.weights import load_model, save_model
+from report.diagnosis import Diagnosis, Kept, diagnose
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
 from tasks import text
+from tasks.choose import name_of
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
 from training.dataset import TrainingData
@@ -123,6 +125,7 @@ def measure(run: LoadedRun, what: str) -> dict:
         measured[v.name] = {"rows": len(v.samples)} | loss | evaluation.measures(answers, v.task)
         measured[v.name] |= run.objective.score(answers)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
+        texts[v.name]["ids"] = [s.id for s in v.samples if s.messages is not None]
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
     ]
@@ -350,16 +353,51 @@ def _load_best(run: LoadedRun) -> None:
 
 
 def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
-    """Writes manifest.json and report.html, and prints the measures and responses before and after."""
-    cfg, path, device = run.cfg, run.folder.path, run.precision.device
+    """Writes answers.jsonl, manifest.json and report.html, and prints measures and responses."""
+    cfg, path = run.cfg, run.folder.path
     steps, evals = read_metrics(path / "metrics.jsonl")
-    facts = {
+    facts = _facts(run, state, sum("loss" in r for r in steps), seconds)
+    measures = {"before": before["measures"], "after": after["measures"]}
+    hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
+    tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
+    run.folder.write_jsonl("answers.jsonl", answer_rows(before["answers"], after["answers"]))
+    # The last file that other commands read: where it stands, the run is finished.
+    manifest = {"run": facts, "environment": environment(), **hashes, **tasks, **measures}
+    run.folder.write_json("manifest.json", manifest)
+    examples = _examples(cfg.generate.prompts, before, after)
+    task = _shown_as(run)
+    kept = _kept(run, state)
+    write_report(
+        path / "report.html",
+        run=facts,
+        steps=steps,
+        evals=evals,
+        before=before["measures"],
+        after=after["measures"],
+        examples=examples,
+        task=task,
+        kept=kept,
+    )
+    if run.data.validation:
+        say("\n" + before_after_table(before["measures"], after["measures"]))
+    _say_diagnosis(diagnose(steps, evals, kept, next(iter(before["measures"].values()), None)))
+    for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
+        say(f"\nprompt     {task.shown_prompt(prompt)}")
+        say(f"before     {printable(then)}\nafter      {printable(now)}")
+    kind = "model" if run.trains_all else "adapter"
+    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
+
+
+def _facts(run: LoadedRun, state: loop.State, steps: int, seconds: float) -> dict[str, str]:
+    """Returns {label: text} of the facts at the top of the report."""
+    cfg, device = run.cfg, run.precision.device
+    return {
         "name": cfg.run.name,
         "base": cfg.model.name,
         "adapter": _adapter_text(cfg),
         "trainable parameters": f"{run.trainable:,}",
         "training samples": f"{len(run.data.documents) // run.objective.per_sample:,}",
-        "steps": f"{sum('loss' in r for r in steps):,}",
+        "steps": f"{steps:,}",
         "training time": f"{state.seconds:.0f} s",
         "whole run": f"{seconds:.0f} s",
         "tokens per second": f"{state.tokens / max(state.seconds, 1e-9):,.0f}",
@@ -367,21 +405,30 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
         "precision": run.precision.name,
         "peak memory": machine.mebibytes(machine.peak_memory(device)),
     }
-    measures = {"before": before["measures"], "after": after["measures"]}
-    hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
-    run.folder.write_json("manifest.json", {"run": facts, "environment": environment(), **hashes, **measures})
-    examples = _examples(cfg.generate.prompts, before, after)
-    task = _shown_as(run)
-    write_report(
-        path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples, task=task
-    )
-    if run.data.validation:
-        say("\n" + before_after_table(before["measures"], after["measures"]))
-    for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
-        say(f"\nprompt     {task.shown_prompt(prompt)}")
-        say(f"before     {printable(then)}\nafter      {printable(now)}")
-    kind = "model" if run.trains_all else "adapter"
-    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
+
+
+def _kept(run: LoadedRun, state: loop.State) -> Kept | None:
+    """Returns the step whose weights were kept, None without validation rows, which select them."""
+    if not run.data.validation:
+        return None
+    stopped_early = 0 < run.cfg.train.early_stopping_patience <= state.stale
+    return Kept(state.best_step, run.objective.metric, stopped_early)
+
+
+def _say_diagnosis(diagnosis: Diagnosis) -> None:
+    if diagnosis.findings:
+        say("\n" + "\n".join(diagnosis.findings))
+    for warning in diagnosis.warnings:
+        warn(warning)
+
+
+def answer_rows(before: dict, after: dict) -> list[dict]:
+    """Returns the rows of answers.jsonl from the responses of `measure`, {validation set: lists of texts}."""
+    keys, rows = ("id", "prompt", "gold", "before", "after"), []
+    for name, now in after.items():
+        texts = (now["ids"], now["prompts"], now["golds"], before[name]["texts"], now["texts"])
+        rows += [{"set": name, **dict(zip(keys, row, strict=True))} for row in zip(*texts, strict=True)]
+    return rows
 
 
 def _examples(prompts: list[str], before: dict, after: dict) -> list[dict]:

@@ -237,6 +237,14 @@ def test_keys_that_no_computation_depends_on_may_change(cfg):
     refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(other, [], ""))
 
 
+def test_a_run_resumes_with_the_config_in_its_own_folder(cfg):
+    """Defaults such as train.epochs = 1 are read back as 1.0."""
+    folder = begun(cfg)
+    again = load_config(folder.path / "config.toml")
+    refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(again, [], ""))
+    refuse_if_changed(fingerprint(again, [], ""), fingerprint(cfg, [], ""))
+
+
 def test_how_many_rows_are_evaluated_decides_which_adapter_is_best_and_may_not_change(cfg):
     other = replace(cfg, train=replace(cfg.train, eval_samples=5))
     with pytest.raises(ValueError, match="train.eval_samples: 100 -> 5"):
