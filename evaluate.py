@@ -16,8 +16,8 @@ from common.progress import bar, warn
 from data.render import Document, render_all
 from data.rows import Sample, read_samples
 from generation.load import LoadedModel, add_model_arguments, load_for_inference
-from report.metrics_log import figure, present_metrics
-from tasks.choose import TASKS, choose_task
+from report.metrics_log import confusion_lines, figure, present_metrics
+from tasks.choose import TASKS, choose_labels, choose_task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +38,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--task", default="auto", choices=["auto", *TASKS], help="decides the measures (default: by the rows)"
     )
+    labels = "the labels of a classification (default: the different responses of the file)"
+    add("--labels", nargs="+", default=[], metavar="LABEL", help=labels)
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest response (default %(default)s)")
     add("--loss-only", action="store_true", help="generate no responses, which takes most of the time")
     add("--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}')
@@ -45,19 +47,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag, value in (("--limit", args.limit), ("--max-new-tokens", args.max_new_tokens)):
         if value is not None and value < 1:
             parser.error(f"{flag} is {value}; it must be 1 or more")
+    if args.labels and args.task not in ("auto", "classification"):
+        parser.error(f"--labels are of a classification, not of --task {args.task}; leave one of them out")
     return args
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Prints the loss and the measures."""
     samples, _ = read_samples(args.data)
-    task = choose_task(args.task, samples)
+    task = choose_task(args.task, samples, args.labels)
+    labels = choose_labels(task, samples, (), args.labels, "--labels")
     loaded = load_for_inference(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
     figures = {"model": args.model, "adapter": args.adapter, "data": args.data}
     figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded)
     if not args.loss_only:
-        figures |= measures(samples, loaded, args.max_new_tokens, task)
+        figures |= measures(samples, loaded, args.max_new_tokens, task, labels)
     print(json.dumps(figures, ensure_ascii=False, allow_nan=False) if args.json else table(figures, task))
     return DONE
 
@@ -100,8 +105,10 @@ def loss(documents: list[Document], loaded: LoadedModel) -> dict:
     return {key: found[key] for key in ("loss", "tokens")}
 
 
-def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, task: ModuleType) -> dict:
-    """Generates responses greedily and returns the task's measures of them; returns {} for raw text."""
+def measures(
+    samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, task: ModuleType, labels: list[str]
+) -> dict:
+    """Returns the task's measures of responses generated greedily, and of labels; returns {} for raw text."""
     from training import evaluation
     from training.config import Generate
 
@@ -113,7 +120,7 @@ def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, ta
             f"responses end after {max_new_tokens} tokens, and the longest gold response has {longest}; set "
             f"--max-new-tokens {longest}"
         )
-    return evaluation.measures(answers, task)
+    return evaluation.measures(answers, task, labels) | evaluation.label_measures(loaded, samples, labels)
 
 
 def table(figures: dict, task: ModuleType) -> str:
@@ -128,6 +135,8 @@ def table(figures: dict, task: ModuleType) -> str:
         for label, scores in rows.items():
             shares = "".join(f"{scores[key]:>10.1%}" for key in ("precision", "recall", "f1"))
             lines.append(f"{label:20}{shares}{scores['support']:>10,}")
+    if "confusion" in figures:
+        lines += ["", *confusion_lines(figures["confusion"])]
     return "\n".join(lines)
 
 

@@ -64,19 +64,21 @@ class Batch:
         return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
-def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
+def pack(documents: Sequence[Document], share_prefix: bool = False, same_id: bool = False) -> Batch:
     """Packs documents into one stream on the CPU. Without share_prefix, it keeps their order.
 
     Args:
         documents: at least one document; none may be empty.
         share_prefix: if documents begin with the same MIN_PREFIX_TOKENS or more unsupervised tokens, put
             these tokens into the stream once, right before the documents.
+        same_id: only documents of the same id share a prefix. It is then as long as they allow, where
+            documents of different prompts would share the prompts' common instruction only.
     """
     assert documents, "a batch needs a document"
     num_tokens = sum(len(d.input_ids) for d in documents)
     shared_prefix = [NO_PREFIX] * len(documents)
     if share_prefix:
-        documents, shared_prefix = _split_shared_prefixes(documents)
+        documents, shared_prefix = _split_shared_prefixes(documents, same_id)
     lengths = [len(d.input_ids) for d in documents]
     assert min(lengths) > 0, "a stream cannot hold an empty document"
     starts = [0 if p == NO_PREFIX else lengths[p] for p in shared_prefix]
@@ -95,14 +97,15 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
     )
 
 
-def _split_shared_prefixes(documents):
+def _split_shared_prefixes(documents, same_id):
     """Returns (documents, Batch.shared_prefix), with each shared prefix as a document of its own."""
     groups = {}
     for number, document in enumerate(documents):
         last = len(document.labels) - 1
         # Positions from the first supervised one on are not shared, nor is the last token.
         shareable = next((i for i in range(last) if document.labels[i] != IGNORE_INDEX), last)
-        key = tuple(document.input_ids[:MIN_PREFIX_TOKENS]) if shareable >= MIN_PREFIX_TOKENS else number
+        start = document.id if same_id else tuple(document.input_ids[:MIN_PREFIX_TOKENS])
+        key = start if shareable >= MIN_PREFIX_TOKENS else number
         groups.setdefault(key, []).append((document, shareable))
     out, shared_prefix = [], []
     for group in groups.values():

@@ -10,6 +10,7 @@ from types import ModuleType
 from common.files import replacing
 from report.charts import curves, escaped
 from report.metrics_log import figure, number, present_metrics, set_title
+from tasks.classification import columns
 
 MAX_EXAMPLES, MAX_CHARACTERS = 40, 4000
 VISIBLE_SPACE = str.maketrans({" ": "\u2423", "\n": "\u21b5\n", "\t": "\u21e5"})
@@ -38,6 +39,7 @@ def write_report(
     path, sets = Path(path), dict.fromkeys([*before, *after])
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
     tables = "".join(class_table(s, before.get(s, {}), after.get(s, {})) for s in sets)
+    tables += "".join(confusion_table(s, after.get(s, {})) for s in sets)
     facts = [(k, v) for k, v in run.items() if k != "name"]
     template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
@@ -85,6 +87,28 @@ def class_table(name: str, before: dict, after: dict) -> str:
     caption = f"{escaped(name)}: per cent, before \u2192 after"
     return rows and (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">'
+        f"<table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>{rows}</tbody></table></div>\n"
+    )
+
+
+def confusion_table(name: str, measured: dict) -> str:
+    """Returns an HTML table of the rows by expected label (down) and answered label (across).
+
+    On a narrow screen it scrolls sideways, and the column of the expected labels stays.
+    """
+    confusion, rows = measured.get("confusion") or {}, ""
+    across = columns(confusion)
+    for gold, row in confusion.items():
+        rows += f'<tr><th scope="row">{escaped(gold)}</th>'
+        for label in across:
+            kind = ' class="right"' if label == gold else ""
+            rows += f"<td{kind}>{row.get(label, 0):,}</td>"
+        rows += "</tr>\n"
+    head = "".join(f'<th scope="col">{escaped(label)}</th>' for label in ("Expected", *across))
+    caption = f"{escaped(name)}: rows by expected label (down) and answered label (across), after training"
+    return rows and (
+        f'<div class="scroll confusion" role="region" tabindex="0" aria-label="{caption}">'
         f"<table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>{rows}</tbody></table></div>\n"
     )

@@ -1,4 +1,6 @@
-"""benchmarks/: ours.py counts the products of a step, frameworks.py compares steps, gpu.py reports a run."""
+"""benchmarks/: ours.py counts the products of a step, frameworks.py compares steps, gpu.py reports a run, and
+labels.py compares classifiers.
+"""
 
 import json
 import subprocess
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks import frameworks, gpu
+from benchmarks.labels import paired_bootstrap
 from benchmarks.ours import flops, products_alone, record_products
 
 
@@ -71,3 +74,12 @@ def test_a_run_of_the_recipe_is_reported_in_a_line_and_a_failed_one_is_named(tmp
     assert "configs/lab-pii-270m.toml" in commands[0]
     assert gpu.train("fp16", args).endswith("failed with exit code 1")
     assert "train.force_fp16=true" in commands[1]
+
+
+def test_the_paired_bootstrap_interval_is_that_of_the_normal_approximation():
+    """Of 400 rows, 100 are right with a only and 40 with b only: d has the mean 0.15, the variance 0.3275."""
+    a, b = [1] * 100 + [0] * 40 + [1] * 260, [0] * 100 + [1] * 40 + [1] * 260
+    low, high = paired_bootstrap(a, b, 4000)
+    spread = 1.96 * (0.3275 / 400) ** 0.5
+    assert abs(low - (0.15 - spread)) < 0.006 and abs(high - (0.15 + spread)) < 0.006
+    assert paired_bootstrap(a, a, 100) == (0, 0)

@@ -277,3 +277,45 @@ def test_limit_does_not_change_the_task(base, tmp_path, capsys):
         capsys, "--model", base, "--data", write_rows(tmp_path / "labels.jsonl", rows), "--limit", "3"
     )
     assert found["rows"] == 3 and "accuracy" in found
+
+
+def review_rows(path, n=24):
+    rows = [{"prompt": f"Good or bad? Text {i}", "response": ("good", "bad")[i % 2]} for i in range(n)]
+    return write_rows(path, rows)
+
+
+def test_labels_are_measured_by_their_log_probabilities_and_in_a_confusion_matrix(base, tmp_path, capsys):
+    data = review_rows(tmp_path / "labels.jsonl")
+    found = evaluated(capsys, "--model", base, "--data", data)
+    assert 0 <= found["label_accuracy"] <= 1 and 0 <= found["label_macro_f1"] <= 1
+    assert {gold: sum(row.values()) for gold, row in found["confusion"].items()} == {"bad": 12, "good": 12}
+    named = evaluated(capsys, "--model", base, "--data", data, "--labels", "bad", "good", "--limit", "4")
+    assert named["rows"] == 4 and "label_accuracy" in named
+
+
+def test_the_table_shows_the_confusion_matrix(base, tmp_path, capsys, monkeypatch):
+    answer_with(monkeypatch, ["good", "good", "good", "bad"] * 6)
+    data = review_rows(tmp_path / "labels.jsonl")
+    assert evaluate.main(["--model", base, "--data", data, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "expected                 bad    good",
+        "bad                        6       6",
+        "good                       0      12",
+    ]
+
+
+def test_a_response_that_is_none_of_the_named_labels_is_exit_code_2(base, tmp_path, capsys):
+    data = review_rows(tmp_path / "labels.jsonl", 3)
+    assert evaluate.main(["--model", base, "--data", data, "--labels", "bad", "awful"]) == 2
+    err = capsys.readouterr().err
+    assert "labels.jsonl:1: 'good'" in err and "bad, awful" in err and "--labels" in err
+
+
+def test_more_labels_than_can_be_compared_are_told(base, tmp_path, capsys):
+    rows = [{"prompt": "x", "response": f"{i}"} for i in range(51)]
+    data = write_rows(tmp_path / "many.jsonl", rows)
+    words = ["--model", base, "--data", data, "--task", "classification", "--limit", "2", "--device", "cpu"]
+    assert evaluate.main([*words, "--max-new-tokens", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "label_accuracy" not in json.loads(out) and "51" in err and "--labels" in err

@@ -1,6 +1,6 @@
 """Reads the config and the tokenizer of the base model, and the training and validation data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from data.token_cache import Rendered
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
-from tasks.choose import choose_task
+from tasks.choose import choose_labels, choose_task
 from training.config import Config
 from training.objectives.sft import SupervisedFineTuning
 
@@ -39,6 +39,7 @@ class ValidationSet:
     samples: list[Sample]
     documents: list[Document]
     task: ModuleType
+    labels: list[str] = field(default_factory=list)  # of a classification, as its responses
 
 
 @dataclass
@@ -84,13 +85,16 @@ def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) ->
         sets.append(("validation", held_out))
     held_out = [sample for _, samples in sets for sample in samples]
     # All rows of a file decide on its task, not only those that are measured.
-    tasks = {name: choose_task(cfg.data.task, samples) for name, samples in sets}
+    tasks = {name: choose_task(cfg.data.task, samples, cfg.data.labels) for name, samples in sets}
+    labels = {n: choose_labels(tasks[n], rows, train, cfg.data.labels, "data.labels") for n, rows in sets}
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _documents(cfg, objective, base, train)
     rendered = [_documents(cfg, objective, base, rows) for _, rows in sets]
     pairs = zip(sets, rendered, strict=True)
-    validation = [_validation_set(name, tasks[name], rows, made) for (name, rows), made in pairs]
+    validation = [
+        _validation_set(name, tasks[name], labels[name], rows, made) for (name, rows), made in pairs
+    ]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
     checks = examine(train, documents, held_out, problems, counts)
     say(brief(checks))
@@ -102,13 +106,15 @@ def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) ->
     return TrainingData(documents, validation, files, checks, left_out, counts)
 
 
-def _validation_set(name: str, task: ModuleType, samples: list[Sample], rendered: Rendered) -> ValidationSet:
+def _validation_set(
+    name: str, task: ModuleType, labels: list[str], samples: list[Sample], rendered: Rendered
+) -> ValidationSet:
     """Returns the set without samples that are too long or unsupervised; warns about those too long."""
     documents, counts = rendered
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
     kept = {d.id for d in documents}
-    return ValidationSet(name, [s for s in samples if s.id in kept], documents, task)
+    return ValidationSet(name, [s for s in samples if s.id in kept], documents, task, labels)
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:

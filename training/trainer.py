@@ -106,7 +106,8 @@ def measure(run: LoadedRun, what: str) -> dict:
         if answers.cut:
             limits = "generate.max_new_tokens or max_new_ratio"
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
-        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task)
+        measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task, v.labels)
+        measured[v.name] |= evaluation.label_measures(base, v.samples, v.labels)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
