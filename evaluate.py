@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> int:
     loaded = load_for_inference(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
     figures = {"model": args.model, "adapter": args.adapter, "data": args.data}
-    figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded)
+    figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded, task)
     if not args.loss_only:
         figures |= measures(samples, loaded, args.max_new_tokens, task, labels)
     print(json.dumps(figures, ensure_ascii=False, allow_nan=False) if args.json else table(figures, task))
@@ -82,12 +82,14 @@ def render(samples: list[Sample], loaded: LoadedModel, file: str) -> tuple[list[
     return [s for s in samples if s.id in kept], documents, counts.dropped
 
 
-def loss(documents: list[Document], loaded: LoadedModel) -> dict:
+def loss(documents: list[Document], loaded: LoadedModel, task: ModuleType) -> dict:
     """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": number of these tokens}.
+
+    For chats and raw text, perplexity and bits_per_byte are added.
 
     Raises ValueError if the loss is not finite.
     """
-    from training.evaluation import mean_loss
+    from training.evaluation import mean_loss, text_measures
     from training.objectives.sft import SupervisedFineTuning
 
     def counted() -> Iterator[Document]:
@@ -102,7 +104,8 @@ def loss(documents: list[Document], loaded: LoadedModel) -> dict:
             f"the loss is {found['loss']}: the weights of the model or of the adapter are not finite; try "
             "--dtype float32, or download or train these weights again"
         )
-    return {key: found[key] for key in ("loss", "tokens")}
+    more = text_measures(found, documents, loaded.tokenizer) if task is TASKS["text"] else {}
+    return {key: found[key] for key in ("loss", "tokens")} | more
 
 
 def measures(

@@ -10,6 +10,7 @@ from types import ModuleType
 from common.files import replacing
 from report.charts import curves, escaped
 from report.metrics_log import figure, number, present_metrics, set_title
+from report.retention import retention_table
 from tasks.classification import columns
 
 MAX_EXAMPLES, MAX_CHARACTERS = 40, 4000
@@ -26,6 +27,7 @@ def write_report(
     after: dict,
     examples: list[dict],
     task: ModuleType,
+    retention: dict | None = None,
 ) -> None:
     """Writes the report to `path`.
 
@@ -35,6 +37,7 @@ def write_report(
         before, after: measures, {validation set: {metric: value, "per_label": {class: scores}}}.
         examples: dicts with some of the keys "set", "prompt", "gold", "before" and "after".
         task: a module of tasks/, which defines how examples are shown.
+        retention: what report.retention.retention_changes returns.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
@@ -45,7 +48,8 @@ def write_report(
     page = template.substitute(
         title=escaped(run.get("name", path.resolve().parent.name)),
         facts="".join(f"<div><dt>{escaped(k)}</dt><dd>{_fact(v)}</dd></div>\n" for k, v in facts),
-        cards=_section("Before and after", cards),
+        cards=_section("Before and after", cards)
+        + _section("Retention: what training forgot", retention_table(retention or {})),
         curves=_section("Curves", curves(steps, evals)),
         classes=_section("By class", tables and f'<div class="pair">{tables}</div>'),
         examples=_section("Examples", example_list(examples, task)),

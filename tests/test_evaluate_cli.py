@@ -3,6 +3,7 @@ said of bad input.
 """
 
 import json
+import math
 from typing import get_args, get_type_hints
 
 import pytest
@@ -82,14 +83,18 @@ def test_json_of_redactions_has_the_loss_and_every_measure_and_nothing_else(base
     assert found["per_label"]["SURNAME"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
 
 
-def test_json_of_other_chats_has_exact_match_and_of_raw_text_the_loss_only(base, tmp_path, capsys):
+def test_json_of_chats_and_of_raw_text_has_perplexity_and_bits_per_byte(base, tmp_path, capsys):
     chat, text = (
         write_rows(tmp_path / "chat.jsonl", [CHAT]),
         write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}]),
     )
-    assert evaluated(capsys, "--model", base, "--data", chat).keys() == ALWAYS | {"exact_match"}
+    both = {"perplexity", "bits_per_byte"}
+    assert evaluated(capsys, "--model", base, "--data", chat).keys() == ALWAYS | both | {"exact_match"}
     found = evaluated(capsys, "--model", base, "--data", text)
-    assert found.keys() == ALWAYS
+    assert found.keys() == ALWAYS | both
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    bits = found["loss"] / math.log(2) * found["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(bits / len("Once upon a time."))
     assert found["tokens"] == len(Tokenizer(base).encode("Once upon a time.")) + 1  # and <eos>
 
 

@@ -71,6 +71,8 @@ class Data:
     """Validation files, measured before and after training; the first also selects the best weights."""
     validation_fraction: float = 0.05
     """Share of the training rows used as validation rows if data.validation is empty; 0: none."""
+    retention: list[str] = field(default_factory=list)
+    """Files of general text or chats; how their loss rises in training shows what the model forgot."""
     format: Literal["auto", "json", "jsonl"] = "auto"
     """File format; "auto" looks at the content."""
     task: Literal["auto", "redaction", "classification", "translation", "text"] = "auto"

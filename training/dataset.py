@@ -17,10 +17,12 @@ from data.token_cache import Rendered
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
+from tasks import text
 from tasks.choose import choose_labels, choose_task
 from training.config import Config
 from training.objectives.sft import SupervisedFineTuning
 
+DATA_FILES = ("data.train", "data.validation", "data.retention")
 TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
 
@@ -50,6 +52,7 @@ class TrainingData:
     checks: dict  # data.checks.examine's findings
     left_out: list[Sample]  # training samples without a document: too long, or nothing supervised
     counts: Counts
+    retention: list[ValidationSet] = field(default_factory=list)  # general text, measured by its loss only
 
 
 def read(cfg: Config, objective: SupervisedFineTuning, folder: Path) -> tuple[BaseFiles, TrainingData]:
@@ -60,7 +63,7 @@ def read(cfg: Config, objective: SupervisedFineTuning, folder: Path) -> tuple[Ba
 
 def refuse_missing_files(cfg: Config) -> None:
     """Raises ValueError that lists every data file that does not exist or is a folder."""
-    named = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
+    named = {key: getattr(cfg.data, key.split(".")[1]) for key in DATA_FILES}
     missing = []
     for key, file in ((key, file) for key, files in named.items() for file in files):
         if Path(file).is_dir() or not Path(file).exists():
@@ -77,8 +80,7 @@ def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) ->
     sets = []
     for file in cfg.data.validation:
         samples, bad = read_samples([file], cfg.data.format, cfg.data.on_bad)
-        alike = sum(Path(file).stem == Path(other).stem for other in cfg.data.validation) > 1
-        sets.append((file if alike else Path(file).stem, samples))
+        sets.append((set_name(file, cfg.data.validation), samples))
         problems += bad
     if not sets and cfg.data.validation_fraction:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
@@ -102,8 +104,28 @@ def build_data(cfg: Config, objective: SupervisedFineTuning, base: BaseFiles) ->
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     kept = {d.id for d in documents}
     left_out = [s for s in train if s.id not in kept]
-    files = cfg.data.train + cfg.data.validation
-    return TrainingData(documents, validation, files, checks, left_out, counts)
+    files = cfg.data.train + cfg.data.validation + cfg.data.retention
+    retention = _retention_sets(cfg, base)
+    return TrainingData(documents, validation, files, checks, left_out, counts, retention)
+
+
+def _retention_sets(cfg: Config, base: BaseFiles) -> list[ValidationSet]:
+    """Returns the sets of data.retention: up to train.eval_samples rows of each, cut at data.max_length."""
+    found, vocab_size = [], base.config.vocab_size
+    max_length = min(cfg.data.max_length, base.config.max_position_embeddings)
+    for file in cfg.data.retention:
+        samples = read_samples([file], cfg.data.format, cfg.data.on_bad)[0][: cfg.train.eval_samples or None]
+        documents, _ = render.render_all(
+            samples, base.tokenizer, cfg.data.loss_on, max_length, "truncate", vocab_size
+        )
+        found.append(ValidationSet(set_name(file, cfg.data.retention), samples, documents, text))
+    return found
+
+
+def set_name(file: str, files: list[str]) -> str:
+    """Returns the name of a file without its folder and suffix, or the whole path if two files share it."""
+    alike = sum(Path(file).stem == Path(other).stem for other in files) > 1
+    return file if alike else Path(file).stem
 
 
 def _validation_set(

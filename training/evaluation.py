@@ -15,7 +15,8 @@ from generation.generate import generate
 from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
 from model.loss import token_log_probs
-from tasks import classification
+from model.tokenizer import Tokenizer
+from tasks import classification, text
 from tasks.measures import Row
 from training.config import Generate
 from training.objectives.sft import SupervisedFineTuning
@@ -59,6 +60,16 @@ def mean_loss(
     finally:
         model.train(was_training)
     return {name: value / max(1, weight) for name, value in sums.items()} | {"tokens": weight}
+
+
+def text_measures(found: dict, documents: Iterable[Document], tokenizer: Tokenizer) -> dict:
+    """Returns perplexity and bits_per_byte (tasks/text.py) of what mean_loss found in the documents.
+
+    The end of a turn or of a text counts as a token, and has no bytes.
+    """
+    supervised = ([i for i in document.labels if i != IGNORE_INDEX] for document in documents)
+    text_bytes = sum(len(tokenizer.decode(ids).encode()) for ids in supervised)
+    return text.score_loss(found["loss"], found["tokens"], text_bytes)
 
 
 def groups(documents: Iterable[Document]) -> Iterator[list[Document]]:

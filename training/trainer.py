@@ -26,10 +26,11 @@ from model.quantized import all_weights
 from model.weights import load_model, save_model
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
+from report.retention import retention_changes, retention_lines
 from tasks import text
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
-from training.dataset import TrainingData
+from training.dataset import TrainingData, ValidationSet
 from training.flops import peak_flops, step_flops
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import Optimizers, make_optimizers
@@ -98,7 +99,9 @@ def load(run: OpenRun) -> LoadedRun:
 
 
 def measure(run: LoadedRun, what: str) -> dict:
-    """Returns losses, measures and responses for each validation set, and responses to generate.prompts."""
+    """Returns measures and responses of each validation set, figures of data.retention, and responses to
+    generate.prompts.
+    """
     cfg, base, measured, texts = run.cfg, run.base, {}, {}
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
@@ -108,12 +111,23 @@ def measure(run: LoadedRun, what: str) -> dict:
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
         measured[v.name] = {"rows": len(v.documents)} | loss | evaluation.measures(answers, v.task, v.labels)
         measured[v.name] |= evaluation.label_measures(base, v.samples, v.labels)
+        if v.task is text and cfg.train.objective == "sft":
+            measured[v.name] |= evaluation.text_measures(loss, v.documents, base.tokenizer)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
     ]
     shown = evaluation.answer(base, prompts, cfg.generate, cfg.run.seed, what, quiet=True)
-    return {"measures": measured, "answers": texts, "prompts": shown.texts}
+    retention = {v.name: _retained(run, v) for v in run.data.retention}
+    return {"measures": measured, "answers": texts, "prompts": shown.texts, "retention": retention}
+
+
+def _retained(run: LoadedRun, general: ValidationSet) -> dict:
+    """Returns the figures of a set of data.retention: the loss per supervised token, whatever is trained."""
+    objective, base = SupervisedFineTuning(), run.base
+    found = evaluation.mean_loss(base.model, objective, general.documents, run.precision)
+    more = evaluation.text_measures(found, general.documents, base.tokenizer)
+    return {"rows": len(general.documents), "loss": found["loss"], "tokens": found["tokens"]} | more
 
 
 def measure_before(run: LoadedRun) -> dict | None:
@@ -333,15 +347,19 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
         "peak memory": machine.mebibytes(machine.peak_memory(device)),
     }
     measures = {"before": before["measures"], "after": after["measures"]}
+    # A run of an earlier version, resumed, has no retention in its before.json.
+    retention = retention_changes(before.get("retention", {}), after["retention"])
     hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
-    run.folder.write_json("manifest.json", {"run": facts, "environment": environment(), **hashes, **measures})
+    manifest = {"run": facts, "environment": environment(), **hashes, **measures, "retention": retention}
+    run.folder.write_json("manifest.json", manifest)
     examples = _examples(cfg.generate.prompts, before, after)
     task = _shown_as(run)
-    write_report(
-        path / "report.html", run=facts, steps=steps, evals=evals, **measures, examples=examples, task=task
-    )
+    shown = {**measures, "retention": retention, "examples": examples, "task": task}
+    write_report(path / "report.html", run=facts, steps=steps, evals=evals, **shown)
     if run.data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
+    for line in retention_lines(retention):
+        say(line)
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
         say(f"\nprompt     {task.shown_prompt(prompt)}")
         say(f"before     {printable(then)}\nafter      {printable(now)}")

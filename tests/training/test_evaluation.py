@@ -1,17 +1,22 @@
-"""training/evaluation.py: the labels' log-probabilities equal those of one label at a time."""
+"""training/evaluation.py: the labels' log-probabilities equal those of one label at a time, and bits per byte
+count the bytes of the supervised text.
+"""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.device import Precision
+from data.render import render
+from data.rows import Sample
 from generation.load import LoadedModel
 from model.loss import reference_token_log_probs
 from model.tokenizer import Tokenizer
 from model.weights import load_model
 from training import evaluation
-from training.evaluation import label_log_probs
+from training.evaluation import label_log_probs, text_measures
 
 LABELS = ["positive", "negative", "neither of the two, but indifferent", "0"]
 ASK = "Is this review positive or negative?\n\n"
@@ -58,3 +63,16 @@ def test_the_labels_of_a_row_share_the_computation_of_its_prompt(loaded, monkeyp
     responses = [len(loaded.tokenizer.encode(label)) + 1 for label in LABELS]
     # each label has the last token of the prompt again, which predicts its first token
     assert [len(s) for s in streams] == [sum(len(p) - 1 + sum(n + 1 for n in responses) for p in prompts)]
+
+
+RAW = "Zürich, 東京 \U0001f600 and a plain end."
+CHAT = (("user", "hi"), ("assistant", " Grüezi! "), ("user", "más"), ("assistant", "ñandú"))
+
+
+def test_bits_per_byte_divide_by_the_bytes_of_the_raw_text_and_of_all_responses(loaded):
+    samples = [Sample("a:1", text=RAW), Sample("a:2", CHAT)]
+    documents = [render(sample, loaded.tokenizer) for sample in samples]
+    found = {"loss": math.log(2), "tokens": 1000}
+    size = len(RAW.encode()) + len("Grüezi!".encode()) + len("ñandú".encode())
+    measured = text_measures(found, documents, loaded.tokenizer)
+    assert measured == {"perplexity": pytest.approx(2), "bits_per_byte": pytest.approx(1000 / size)}
