@@ -2,6 +2,7 @@
 said of bad input.
 """
 
+import importlib.util
 import json
 import math
 from typing import get_args, get_type_hints
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import evaluate
+import export
+from exporting import llama_cpp
 from generation.generate import generate
 from lora.peft_io import load_adapter
 from model.tokenizer import Tokenizer
@@ -324,3 +327,54 @@ def test_more_labels_than_can_be_compared_are_told(base, tmp_path, capsys):
     assert evaluate.main([*words, "--max-new-tokens", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "label_accuracy" not in json.loads(out) and "51" in err and "--labels" in err
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> str:
+    """The embedded base as a GGUF file of float32."""
+    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    words = ["--model", "tiny", "--to", "gguf", "--quant", "f32", "--no-verify", "--out", str(out)]
+    assert export.main(words) == 0
+    return str(out)
+
+
+def test_llama_cpp_has_the_measures_of_loupe_on_the_same_gguf_file(gguf, data, capsys):
+    words = ["--model", gguf, "--data", data, "--device", "cpu", "--dtype", "float32", "--json"]
+    found = []
+    for backend in ("loupe", "llama.cpp"):
+        assert evaluate.main([*words, "--max-new-tokens", "24", "--backend", backend]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    loupe, llama_cpp = found
+    assert llama_cpp == loupe | {"backend": "llama.cpp"}
+    assert 0 < loupe["preserved"] or 0 < loupe["over_mask_rate"] or 0 < loupe["leak_rate"]
+
+
+def test_the_responses_are_llama_cpps(gguf, data, capsys, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "respond", lambda *_: ([row["response"] for row in ROWS], 0))
+    words = ["--model", gguf, "--data", data, "--device", "cpu", "--backend", "llama.cpp"]
+    assert evaluate.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "exact match       100.0%" in lines and "backend         llama.cpp" in lines
+
+
+def test_llama_cpp_without_xllamacpp_or_of_what_it_cannot_load_is_one_message(
+    base, gguf, data, tmp_path, capsys, monkeypatch
+):
+    words = ["--data", data, "--backend", "llama.cpp"]
+    for more, parts in (
+        (["--model", base], [f"--model {base}", "GGUF", "export.py"]),
+        (["--model", gguf, "--adapter", "a"], ["--adapter a", "GGUF", "export.py"]),
+    ):
+        assert evaluate.main([*words, *more]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and all(part in err for part in parts)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert evaluate.main([*words, "--model", gguf]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--backend llama.cpp" in err and "pip install xllamacpp" in err
+
+
+def test_loss_only_and_llama_cpp_exclude_each_other(base, data, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--model", base, "--data", data, "--loss-only", "--backend", "llama.cpp"])
+    assert end.value.code == 2 and "leave one of them out" in capsys.readouterr().err
