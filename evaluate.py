@@ -1,6 +1,6 @@
 """Evaluates a model on a file: its loss, and how its responses compare with the responses of the file.
 
-python evaluate.py --model DIR|hub-id|tiny [--adapter DIR] --data FILE [--limit N] [--json]
+python evaluate.py --model DIR|hub-id|FILE.gguf|tiny [--adapter DIR] --data FILE [--limit N] [--json]
 python evaluate.py --compare RUN RUN ... [--html FILE] [--json]
 """
 
@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from common.errors import DONE, run
 from common.files import moved
@@ -17,8 +18,11 @@ from common.progress import bar, warn
 from data.render import Document, render_all
 from data.rows import Sample, read_samples
 from generation.load import LoadedModel, add_model_arguments, load_for_inference
-from report.metrics_log import figure, present_metrics
-from tasks.choose import TASKS, choose_task
+from report.metrics_log import confusion_lines, figure, present_metrics
+from tasks.choose import TASKS, choose_labels, choose_task
+
+if TYPE_CHECKING:  # --help must not wait for torch.
+    from training import evaluation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +47,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--task", default="auto", choices=["auto", *TASKS], help="decides the measures (default: by the rows)"
     )
+    labels = "the labels of a classification (default: the different responses of the file)"
+    add("--labels", nargs="+", default=[], metavar="LABEL", help=labels)
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest response (default %(default)s)")
+    about = "what generates the responses; llama.cpp (of --model FILE.gguf, on the CPU) needs xllamacpp"
+    add("--backend", default="loupe", choices=["loupe", "llama.cpp"], help=about)
     add("--loss-only", action="store_true", help="generate no responses, which takes most of the time")
     add("--json", action="store_true", help='print one object: {"loss", "tokens", "exact_match", ...}')
     args = parser.parse_args(argv)
@@ -51,6 +59,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag, value in (("--limit", args.limit), ("--max-new-tokens", args.max_new_tokens)):
         if value is not None and value < 1:
             parser.error(f"{flag} is {value}; it must be 1 or more")
+    if args.backend == "llama.cpp" and args.loss_only:
+        parser.error("--loss-only generates no responses, --backend llama.cpp does; leave one of them out")
+    if args.labels and args.task not in ("auto", "classification"):
+        parser.error(f"--labels are of a classification, not of --task {args.task}; leave one of them out")
     return args
 
 
@@ -89,13 +101,18 @@ def compare_runs(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Prints the loss and the measures."""
     samples, _ = read_samples(args.data)
-    task = choose_task(args.task, samples)
+    task = choose_task(args.task, samples, args.labels)
+    labels = choose_labels(task, samples, (), args.labels, "--labels")
+    if args.backend == "llama.cpp":
+        refuse_what_llama_cpp_lacks(args)
     loaded = load_for_inference(args)
     samples, documents, left_out = render(samples[: args.limit], loaded, args.data)
     figures = {"model": args.model, "adapter": args.adapter, "data": args.data}
-    figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded)
+    figures |= {"backend": args.backend} if args.backend != "loupe" else {}
+    figures |= {"rows": len(samples), "rows_left_out": left_out} | loss(documents, loaded, task)
     if not args.loss_only:
-        figures |= measures(samples, loaded, args.max_new_tokens, task)
+        answers = responses(samples, loaded, args.max_new_tokens, args.backend)
+        figures |= measures(samples, answers, loaded, task, labels)
     print(json.dumps(figures, ensure_ascii=False, allow_nan=False) if args.json else table(figures, task))
     return DONE
 
@@ -115,12 +132,14 @@ def render(samples: list[Sample], loaded: LoadedModel, file: str) -> tuple[list[
     return [s for s in samples if s.id in kept], documents, counts.dropped
 
 
-def loss(documents: list[Document], loaded: LoadedModel) -> dict:
+def loss(documents: list[Document], loaded: LoadedModel, task: ModuleType) -> dict:
     """Returns {"loss": mean of -log p over the supervised tokens, in nats, "tokens": number of these tokens}.
+
+    For chats and raw text, perplexity and bits_per_byte are added.
 
     Raises ValueError if the loss is not finite.
     """
-    from training.evaluation import mean_loss
+    from training.evaluation import mean_loss, text_measures
     from training.objectives.sft import SupervisedFineTuning
 
     def counted() -> Iterator[Document]:
@@ -135,28 +154,80 @@ def loss(documents: list[Document], loaded: LoadedModel) -> dict:
             f"the loss is {found['loss']}: the weights of the model or of the adapter are not finite; try "
             "--dtype float32, or download or train these weights again"
         )
-    return {key: found[key] for key in ("loss", "tokens")}
+    more = text_measures(found, documents, loaded.tokenizer) if task is TASKS["text"] else {}
+    return {key: found[key] for key in ("loss", "tokens")} | more
 
 
-def measures(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, task: ModuleType) -> dict:
-    """Generates responses greedily and returns the task's measures of them; returns {} for raw text."""
+def refuse_what_llama_cpp_lacks(args: argparse.Namespace) -> None:
+    """Raises ValueError without xllamacpp, and for a model that llama.cpp cannot load as it is."""
+    from exporting.llama_cpp import require
+    from model.hub import resolve
+    from model.weights import gguf_files
+
+    require("--backend")
+    remedy = "export it first: python export.py --model M [--adapter DIR] --to gguf --out FILE.gguf"
+    if args.adapter:
+        raise ValueError(f"--adapter {args.adapter}: --backend llama.cpp takes a GGUF file alone; {remedy}")
+    if not gguf_files(resolve(args.model, args.revision)):
+        raise ValueError(f"--model {args.model}: --backend llama.cpp takes a GGUF file; {remedy}")
+
+
+def responses(
+    samples: list[Sample], loaded: LoadedModel, max_new_tokens: int, backend: str
+) -> "evaluation.Answers":
+    """Generates a response to each conversation greedily, by Loupe or by llama.cpp."""
     from training import evaluation
     from training.config import Generate
 
-    settings = Generate(max_new_tokens=max_new_tokens)
-    answers = evaluation.answer(loaded, samples, settings, seed=0)
+    if backend == "loupe":
+        answers = evaluation.answer(loaded, samples, Generate(max_new_tokens=max_new_tokens), seed=0)
+    else:
+        answers = in_llama_cpp(samples, loaded, max_new_tokens)
     longest = max(map(len, loaded.tokenizer.encode_batch(answers.golds)), default=0)
     if longest > max_new_tokens:
         warn(
             f"responses end after {max_new_tokens} tokens, and the longest gold response has {longest}; set "
             f"--max-new-tokens {longest}"
         )
-    return evaluation.measures(answers, task)
+    return answers
+
+
+def in_llama_cpp(samples: list[Sample], loaded: LoadedModel, max_new_tokens: int) -> "evaluation.Answers":
+    """Generates the responses in llama.cpp, from the same token ids as Loupe would."""
+    from exporting.llama_cpp import respond
+    from model.weights import gguf_files
+    from training.evaluation import Answers, last_exchange
+
+    exchanges = [e for e in map(last_exchange, samples) if e]
+    prompts = [loaded.tokenizer.render_prompt(messages) for messages, _ in exchanges]
+    texts, ended = list[str](), list[bool]()
+    if prompts:
+        # llama.cpp finds the other parts of a split file beside the first one, not beside our link to it.
+        file = gguf_files(loaded.folder)[0].resolve()
+        with bar(len(prompts), "llama.cpp", "answer") as progress:
+            size = loaded.tokenizer.vocab_size
+            texts, ended = respond(file, size, prompts, max_new_tokens, progress.update)
+    return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts, ended)
+
+
+def measures(
+    samples: list[Sample],
+    answers: "evaluation.Answers",
+    loaded: LoadedModel,
+    task: ModuleType,
+    labels: list[str],
+) -> dict:
+    """Returns the task's measures of the responses, and of Loupe's own choice of labels; {} for raw text."""
+    from training import evaluation
+
+    return evaluation.measures(answers, task, labels) | evaluation.label_measures(loaded, samples, labels)
 
 
 def table(figures: dict, task: ModuleType) -> str:
     """Returns the figures as an aligned table; for a task with labels, one line per label follows."""
-    lines = [f"{name:16}{figures[name]}" for name in ("model", "adapter", "data") if figures[name]]
+    lines = [
+        f"{name:16}{figures[name]}" for name in ("model", "adapter", "data", "backend") if figures.get(name)
+    ]
     lines += [f"{'rows':16}{figures['rows']:,}, {figures['tokens']:,} supervised tokens", ""]
     lines += [f"{m.label:16}{figure(m, figures[m.key]):>8}" for m in present_metrics(figures)]
     if "per_label" in figures:
@@ -166,6 +237,8 @@ def table(figures: dict, task: ModuleType) -> str:
         for label, scores in rows.items():
             shares = "".join(f"{scores[key]:>10.1%}" for key in ("precision", "recall", "f1"))
             lines.append(f"{label:20}{shares}{scores['support']:>10,}")
+    if "confusion" in figures:
+        lines += ["", *confusion_lines(figures["confusion"])]
     return "\n".join(lines)
 
 

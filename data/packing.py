@@ -82,6 +82,7 @@ def pack(documents: Sequence[Document], share_prefix: bool = False) -> Batch:
         documents: at least one document; none may be empty.
         share_prefix: if documents begin with the same MIN_PREFIX_TOKENS or more unsupervised tokens, put
             these tokens into the stream once, right before the documents.
+            Documents with the same whole prompt share all of it.
     """
     assert documents, "a batch needs a document"
     num_tokens = sum(len(d.input_ids) for d in documents)

@@ -1,4 +1,4 @@
-"""Runs llama.cpp as a server in this process, to check a GGUF file in llama.cpp itself.
+"""Runs llama.cpp as a server in this process, to check or evaluate a GGUF file in llama.cpp itself.
 
 llama.cpp comes with the Python package xllamacpp, an optional dependency.
 """
@@ -6,7 +6,7 @@ llama.cpp comes with the Python package xllamacpp, an optional dependency.
 import importlib.util
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 
-def require() -> None:
-    """Raises ValueError if xllamacpp is not installed."""
+def require(option: str = "--verify") -> None:
+    """Raises ValueError if xllamacpp, which the value "llama.cpp" of `option` needs, is not installed."""
     if importlib.util.find_spec("xllamacpp") is None:
-        raise ValueError("--verify llama.cpp needs llama.cpp: pip install xllamacpp, or leave the option out")
+        raise ValueError(
+            f"{option} llama.cpp needs llama.cpp: pip install xllamacpp, or leave the option out"
+        )
 
 
 class Llama:
@@ -90,3 +92,26 @@ def llama(
         yield running
     finally:
         running.server = None  # Dropping the last reference stops the server.
+
+
+def respond(
+    path: Path,
+    vocab_size: int,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    on_done: Callable[[], object],
+) -> tuple[list[str], list[bool]]:
+    """Returns the greedy responses of the GGUF file `path` to prompts (token ids), and whether each ended.
+
+    A response that was cut off has max_new_tokens tokens and no end of turn. on_done is called after each.
+    Raises ValueError without xllamacpp.
+    """
+    texts, ended = [], []
+    context = max(map(len, prompts)) + max_new_tokens
+    with llama(path, vocab_size, context=context) as server:
+        for prompt in prompts:
+            said = server.complete(prompt, max_new_tokens)
+            texts.append(said["content"])
+            ended.append(said["stop_type"] != "limit")
+            on_done()
+    return texts, ended

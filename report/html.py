@@ -12,6 +12,8 @@ from common.files import replacing
 from report.charts import curves, escaped
 from report.diagnosis import Diagnosis, Kept, diagnose, first_set, turned
 from report.metrics_log import figure, number, present_metrics, set_title
+from report.retention import retention_table
+from tasks.classification import columns
 
 MAX_EXAMPLES, MAX_CHARACTERS = 40, 4000
 VISIBLE_SPACE = str.maketrans({" ": "\u2423", "\n": "\u21b5\n", "\t": "\u21e5"})
@@ -28,6 +30,7 @@ def write_report(
     examples: list[dict],
     task: ModuleType,
     kept: Kept | None = None,
+    retention: dict | None = None,
 ) -> None:
     """Writes the report to `path`.
 
@@ -38,14 +41,18 @@ def write_report(
         examples: dicts with some of the keys "set", "prompt", "gold", "before" and "after".
         task: a module of tasks/, which defines how examples are shown.
         kept: the step whose weights the run kept.
+        retention: what report.retention.retention_changes returns.
     """
     path, sets = Path(path), dict.fromkeys([*before, *after])
     cards = "".join(card(s, before.get(s, {}), after.get(s, {})) for s in sets)
     tables = "".join(class_table(s, before.get(s, {}), after.get(s, {})) for s in sets)
+    tables += "".join(confusion_table(s, after.get(s, {})) for s in sets)
     facts = {k: v for k, v in run.items() if k != "name"}
     drawn = curves(steps, evals, kept.step if kept else None, turned(first_set(evals)))
     diagnosis = diagnose(steps, evals, kept, before.get(next(iter(sets), "")))
-    body = section("Before and after", cards) + section("Curves", notes(diagnosis) + drawn)
+    body = section("Before and after", cards)
+    body += section("Retention: what training forgot", retention_table(retention or {}))
+    body += section("Curves", notes(diagnosis) + drawn)
     body += section("By class", tables and f'<div class="pair">{tables}</div>')
     body += section("Examples", example_list(examples, task))
     write_page(path, "Training report", run.get("name", path.resolve().parent.name), facts, body)
@@ -100,6 +107,28 @@ def class_table(name: str, before: dict, after: dict) -> str:
     caption = f"{escaped(name)}: per cent, before \u2192 after"
     return rows and (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">'
+        f"<table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>{rows}</tbody></table></div>\n"
+    )
+
+
+def confusion_table(name: str, measured: dict) -> str:
+    """Returns an HTML table of the rows by expected label (down) and answered label (across).
+
+    On a narrow screen it scrolls sideways, and the column of the expected labels stays.
+    """
+    confusion, rows = measured.get("confusion") or {}, ""
+    across = columns(confusion)
+    for gold, row in confusion.items():
+        rows += f'<tr><th scope="row">{escaped(gold)}</th>'
+        for label in across:
+            kind = ' class="right"' if label == gold else ""
+            rows += f"<td{kind}>{row.get(label, 0):,}</td>"
+        rows += "</tr>\n"
+    head = "".join(f'<th scope="col">{escaped(label)}</th>' for label in ("Expected", *across))
+    caption = f"{escaped(name)}: rows by expected label (down) and answered label (across), after training"
+    return rows and (
+        f'<div class="scroll confusion" role="region" tabindex="0" aria-label="{caption}">'
         f"<table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>{rows}</tbody></table></div>\n"
     )

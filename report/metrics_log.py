@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import listed
 from common.files import replacing
 from tasks.choose import ALL_METRICS
+from tasks.classification import columns
 from tasks.measures import Metric
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -89,6 +90,18 @@ def before_after_table(before: dict, after: dict) -> str:
         for m in shown:
             lines.append(f"  {m.label:18}{figure(m, was.get(m.key)):>10}{figure(m, now.get(m.key)):>10}")
     return "\n".join(lines)
+
+
+def confusion_lines(confusion: dict[str, dict[str, int]]) -> list[str]:
+    """Returns a confusion matrix {gold: {predicted: rows}} as lines of text, a gold label a line."""
+    across = columns(confusion)
+    heads = [printable(label) for label in across]
+    widths = [max(len(head), 6) + 2 for head in heads]
+    lines = [f"{'expected':20}" + "".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True))]
+    for gold, row in confusion.items():
+        cells = (f"{row.get(label, 0):>{w},}" for label, w in zip(across, widths, strict=True))
+        lines.append(f"{printable(gold):20}" + "".join(cells))
+    return lines
 
 
 def printable(text: str) -> str:

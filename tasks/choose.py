@@ -11,9 +11,10 @@ pieces                splits a response into (kind, text) pairs, which the repor
 LEGEND, TITLES        the report's {kind: explanation} and {part of an example: heading}
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
+from common.progress import warn
 from data.rows import Sample
 from tasks import classification, redaction, text, translation
 from tasks.measures import EXACT_MATCH, LOSS, MARGIN, PREFERRED, REWARD
@@ -30,8 +31,36 @@ def name_of(task: ModuleType) -> str:
     return next(name for name, module in TASKS.items() if module is task)
 
 
-def choose_task(name: str, samples: list[Sample]) -> ModuleType:
-    """Returns the task called `name`; for "auto", the first task in TASKS that applies to the samples."""
+def choose_task(name: str, samples: list[Sample], labels: Sequence[str] = ()) -> ModuleType:
+    """Returns the task called `name`; for "auto", the first task in TASKS that applies to the samples.
+
+    If the user names labels, "auto" is classification.
+    """
     if name != "auto":
         return TASKS[name]
-    return next(task for task in TASKS.values() if task.applies(samples))
+    return classification if labels else next(task for task in TASKS.values() if task.applies(samples))
+
+
+def choose_labels(
+    task: ModuleType,
+    samples: Sequence[Sample],
+    training: Sequence[Sample],
+    named: Sequence[str],
+    key: str,
+) -> list[str]:
+    """Returns the labels whose log-probabilities are compared: those named, or else found in the samples.
+
+    If the training samples are a classification too, their labels count as found. Returns [] for any other
+    task, and with a warning for more than classification.MAX_LABELS labels that were found.
+
+    Args:
+        named: the labels in the config key or the option `key`.
+    """
+    if task is not classification:
+        return []
+    known = [*samples, *(training if classification.applies([*training]) else ())]
+    labels = classification.labels_of(samples if named else known, named)
+    if not named and len(labels) > classification.MAX_LABELS:
+        warn(f"{len(labels)} different responses are too many to compare as labels; name the labels in {key}")
+        return []
+    return labels

@@ -3,13 +3,20 @@
 accuracy    rows whose response is their gold label / all rows
 macro_f1    mean over the gold labels of F1 = 2 c / (p + g): the label is the response of p rows, the gold
             label of g rows, and both in c rows
-invalid     rows whose response is not a gold label of any row / all rows
+invalid     rows whose response is not a label / all rows
+confusion   {gold label: {response's label, or NO_LABEL: rows}}
+
+The labels are those that the user names, or else the gold responses. A model can also be asked without
+generating anything: the label of the highest log-probability as the response is then its answer, which gives
+label_accuracy and label_macro_f1.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
+from common.errors import listed
 from data.rows import Sample
-from tasks.measures import Counts, Metric, by_label, exact_counts, exact_match, label_scores, total
+from tasks.measures import Counts, Metric, exact_counts, exact_match, label_scores, total
 from tasks.text import LEGEND, TITLES, pieces, shown_prompt
 
 __all__ = ["LEGEND", "METRICS", "TITLES", "applies", "counts", "from_counts", "overall", "pieces", "score"]
@@ -18,7 +25,10 @@ METRICS = (
     Metric("accuracy", "accuracy", percent=True, lower_is_better=False),
     Metric("macro_f1", "macro F1", percent=True, lower_is_better=False),
     Metric("invalid", "no label", percent=True, lower_is_better=True),
+    Metric("label_accuracy", "label accuracy", percent=True, lower_is_better=False),
+    Metric("label_macro_f1", "label macro F1", percent=True, lower_is_better=False),
 )
+NO_LABEL = "(no label)"
 MIN_ROWS, MAX_LABELS, MAX_WORDS, ROWS_A_LABEL = 20, 50, 5, 3
 
 
@@ -38,33 +48,77 @@ def applies(samples: list[Sample]) -> bool:
     return short and len(labels) <= min(MAX_LABELS, len(samples) // ROWS_A_LABEL)
 
 
-def score(rows: Sequence[tuple[str, str, str]]) -> dict:
-    """Returns accuracy, macro_f1, invalid, exact_match, and per label precision, recall, F1 and support."""
-    return from_counts(total(counts, rows))
+def labels_of(samples: Sequence[Sample], named: Sequence[str] = ()) -> list[str]:
+    """Returns the labels as the model should write them: those named, or the different responses, sorted.
+
+    Raises ValueError that lists the rows whose response is none of the named labels.
+    """
+    responses = [(s.id, s.messages[-1][1].strip()) for s in samples if s.messages]
+    if not named:
+        return sorted({text for _, text in responses})
+    known = {_label(label) for label in named}
+    strangers = [f"{row}: {text[:80]!r}" for row, text in responses if _label(text) not in known]
+    if strangers:
+        head = f"{len(strangers)} rows have a response that is none of the labels {', '.join(named)}:"
+        remedy = "Add it to data.labels (evaluate.py: --labels), or repair the rows."
+        raise ValueError(listed(head, strangers, remedy))
+    return list(dict.fromkeys(label.strip() for label in named))
+
+
+def score(rows: Sequence[tuple[str, str, str]], labels: Sequence[str] = ()) -> dict:
+    """Returns accuracy, macro_f1, invalid, exact_match, confusion, and precision, recall, F1 per label.
+
+    `labels` are the responses that are no invalid ones; if there are none, the gold responses are.
+    """
+    return from_counts(total(counts, rows), labels)
 
 
 def counts(row: tuple[str, str, str]) -> Counts:
-    """Returns what one row adds: a gold label, a response's label, and a right one if these are equal."""
+    """Returns what one row adds: 1 to the cell of its gold label and its response."""
     _, gold, text = row
-    expected, predicted = _label(gold), _label(text)
-    labels = {("gold", expected): 1, ("response", predicted): 1}
-    return {**exact_counts(gold, text), **labels, ("right", expected): int(expected == predicted)}
+    return {**exact_counts(gold, text), ("cell", _label(gold), _label(text)): 1}
 
 
-def from_counts(sums: Counts) -> dict:
-    """Returns the measures of the rows whose counts add up to `sums`."""
-    expected, predicted, right = (by_label(sums, kind) for kind in ("gold", "response", "right"))
+def from_counts(sums: Counts, labels: Sequence[str] = ()) -> dict:
+    """Returns the measures of the rows whose counts add up to `sums`; `labels` as in `score`."""
+    cells = {key[1:]: n for key, n in sums.items() if key[0] == "cell" and n}
+    expected, predicted, right = Counter[str](), Counter[str](), Counter[str]()
+    for (gold, text), n in cells.items():
+        expected[gold] += n
+        predicted[text] += n
+        right[gold] += n if gold == text else 0
     per_label = {
-        label: label_scores(right.get(label, 0), predicted.get(label, 0), n)
-        for label, n in sorted(expected.items())
+        label: label_scores(right[label], predicted[label], n) for label, n in sorted(expected.items())
     }
+    known = {_label(label) for label in labels} or {*expected}
+    confusion: dict[str, dict[str, int]] = {gold: {} for gold in per_label}
+    for (gold, text), n in sorted(cells.items()):
+        column = text if text in known else NO_LABEL
+        confusion[gold][column] = confusion[gold].get(column, 0) + n
     return {
         "exact_match": exact_match(sums),
         "accuracy": sum(right.values()) / sums["rows"],
         "macro_f1": sum(s["f1"] for s in per_label.values()) / len(per_label),
-        "invalid": sum(n for label, n in predicted.items() if label not in expected) / sums["rows"],
+        "invalid": sum(n for text, n in predicted.items() if text not in known) / sums["rows"],
         "per_label": per_label,
+        "confusion": confusion,
     }
+
+
+def score_labels(golds: list[str], labels: Sequence[str], log_probs: list[list[float]]) -> dict:
+    """Returns label_accuracy and label_macro_f1: each row's answer is its label of the highest probability.
+
+    log_probs[row][i] is the log-probability of labels[i] as the response, with the end of the turn.
+    """
+    answers = [labels[max(range(len(labels)), key=row.__getitem__)] for row in log_probs]
+    measures = score([("", gold, text) for gold, text in zip(golds, answers, strict=True)], labels)
+    return {"label_accuracy": measures["accuracy"], "label_macro_f1": measures["macro_f1"]}
+
+
+def columns(confusion: dict[str, dict[str, int]]) -> list[str]:
+    """Returns the columns of a confusion matrix: all gold labels, other labels, and last NO_LABEL if used."""
+    found = dict.fromkeys([*confusion, *sorted(text for row in confusion.values() for text in row)])
+    return sorted(found, key=lambda text: text == NO_LABEL)
 
 
 def overall(measures: dict) -> dict | None:

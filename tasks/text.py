@@ -1,11 +1,22 @@
-"""Chats and raw text: the task of samples to which no other task applies."""
+"""Chats and raw text: the task of samples to which no other task applies.
 
+perplexity      exp(L), with the loss L in nats a supervised token: as uncertain as among so many tokens
+bits_per_byte   L * supervised tokens / ln 2 / bytes of the supervised text in UTF-8
+
+The perplexities of two models compare only if their tokenizers are the same. Bits per byte always compare.
+"""
+
+import math
 from collections.abc import Sequence
 
 from data.rows import Sample
 from tasks.measures import Counts, Metric, differences, exact_counts, exact_match, total
 
-METRICS: tuple[Metric, ...] = ()
+METRICS: tuple[Metric, ...] = (
+    Metric("perplexity", "perplexity", percent=False, lower_is_better=True),
+    Metric("bits_per_byte", "bits per byte", percent=False, lower_is_better=True),
+)
+MAX_LOSS = 700.0  # exp of more is above what a float holds
 LEGEND = {"wrong": "not in the expected text", "missing": "missing from the answer"}
 TITLES = {"source": "Prompt", "gold": "Expected"}
 
@@ -29,6 +40,12 @@ def counts(row: tuple[str, str, str]) -> Counts:
 def from_counts(sums: Counts) -> dict:
     """Returns the measures of the rows whose counts add up to `sums`."""
     return {"exact_match": exact_match(sums)}
+
+
+def score_loss(loss: float, tokens: int, text_bytes: int) -> dict:
+    """Returns perplexity and bits_per_byte of a mean loss in nats over `tokens` of `text_bytes` bytes."""
+    bits = loss * tokens / math.log(2)
+    return {"perplexity": math.exp(min(loss, MAX_LOSS)), "bits_per_byte": bits / max(1, text_bytes)}
 
 
 def shown_prompt(prompt: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from assets.samples.make_small import make_all, to_jsonl
+from assets.samples import make_small, make_translation
 from data.loader import prompt_of
 from data.rows import read_samples
 from tasks.redaction import INSTRUCTION
@@ -55,10 +55,26 @@ def test_the_labs_recipe_is_the_labs():
     assert cfg.generate.prompts[0].startswith(INSTRUCTION + "\n\nText:\n")
 
 
-def test_the_small_samples_are_what_their_script_writes():
-    for name, rows in make_all().items():
+@pytest.mark.parametrize("script", [make_small, make_translation], ids=lambda m: m.__name__)
+def test_the_small_samples_are_what_their_script_writes(script):
+    for name, rows in script.make_all().items():
         written = (SAMPLES / name).read_text(encoding="utf-8")
-        assert written == to_jsonl(rows), f"{name}: run assets/samples/make_small.py"
+        assert written == script.to_jsonl(rows), f"{name}: run {script.__name__.replace('.', '/')}.py"
+
+
+def test_no_pair_of_a_colour_and_a_thing_of_the_validation_translations_is_trained_on():
+    colours = "|".join(make_translation.COLOURS)
+    things = "|".join(f"{thing.one}|{thing.many}" for thing in make_translation.THINGS)
+    singular = {thing.many: thing.one for thing in make_translation.THINGS}
+    pairs = {}
+    for name in ("translation", "translation-val"):
+        text = (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8")
+        found = re.findall(rf"\b({colours}) ({things})\b", text)
+        pairs[name] = {(colour, singular.get(thing, thing)) for colour, thing in found}
+    assert len(pairs["translation"]) > 150 and len(pairs["translation-val"]) == 8 * 24 // 6
+    assert not pairs["translation"] & pairs["translation-val"]
+    for side in (0, 1):  # every colour and every thing of validation is trained on
+        assert {p[side] for p in pairs["translation-val"]} <= {p[side] for p in pairs["translation"]}
 
 
 def test_the_classes_are_balanced_and_no_review_of_validation_shares_a_clause_with_training():

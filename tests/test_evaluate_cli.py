@@ -2,13 +2,17 @@
 said of bad input.
 """
 
+import importlib.util
 import json
+import math
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 import evaluate
+import export
+from exporting import llama_cpp
 from generation.generate import generate
 from lora.peft_io import load_adapter
 from model.tokenizer import Tokenizer
@@ -82,14 +86,18 @@ def test_json_of_redactions_has_the_loss_and_every_measure_and_nothing_else(base
     assert found["per_label"]["SURNAME"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
 
 
-def test_json_of_other_chats_has_exact_match_and_of_raw_text_the_loss_only(base, tmp_path, capsys):
+def test_json_of_chats_and_of_raw_text_has_perplexity_and_bits_per_byte(base, tmp_path, capsys):
     chat, text = (
         write_rows(tmp_path / "chat.jsonl", [CHAT]),
         write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}]),
     )
-    assert evaluated(capsys, "--model", base, "--data", chat).keys() == ALWAYS | {"exact_match"}
+    both = {"perplexity", "bits_per_byte"}
+    assert evaluated(capsys, "--model", base, "--data", chat).keys() == ALWAYS | both | {"exact_match"}
     found = evaluated(capsys, "--model", base, "--data", text)
-    assert found.keys() == ALWAYS
+    assert found.keys() == ALWAYS | both
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    bits = found["loss"] / math.log(2) * found["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(bits / len("Once upon a time."))
     assert found["tokens"] == len(Tokenizer(base).encode("Once upon a time.")) + 1  # and <eos>
 
 
@@ -277,3 +285,96 @@ def test_limit_does_not_change_the_task(base, tmp_path, capsys):
         capsys, "--model", base, "--data", write_rows(tmp_path / "labels.jsonl", rows), "--limit", "3"
     )
     assert found["rows"] == 3 and "accuracy" in found
+
+
+def review_rows(path, n=24):
+    rows = [{"prompt": f"Good or bad? Text {i}", "response": ("good", "bad")[i % 2]} for i in range(n)]
+    return write_rows(path, rows)
+
+
+def test_labels_are_measured_by_their_log_probabilities_and_in_a_confusion_matrix(base, tmp_path, capsys):
+    data = review_rows(tmp_path / "labels.jsonl")
+    found = evaluated(capsys, "--model", base, "--data", data)
+    assert 0 <= found["label_accuracy"] <= 1 and 0 <= found["label_macro_f1"] <= 1
+    assert {gold: sum(row.values()) for gold, row in found["confusion"].items()} == {"bad": 12, "good": 12}
+    named = evaluated(capsys, "--model", base, "--data", data, "--labels", "bad", "good", "--limit", "4")
+    assert named["rows"] == 4 and "label_accuracy" in named
+
+
+def test_the_table_shows_the_confusion_matrix(base, tmp_path, capsys, monkeypatch):
+    answer_with(monkeypatch, ["good", "good", "good", "bad"] * 6)
+    data = review_rows(tmp_path / "labels.jsonl")
+    assert evaluate.main(["--model", base, "--data", data, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "expected                 bad    good",
+        "bad                        6       6",
+        "good                       0      12",
+    ]
+
+
+def test_a_response_that_is_none_of_the_named_labels_is_exit_code_2(base, tmp_path, capsys):
+    data = review_rows(tmp_path / "labels.jsonl", 3)
+    assert evaluate.main(["--model", base, "--data", data, "--labels", "bad", "awful"]) == 2
+    err = capsys.readouterr().err
+    assert "labels.jsonl:1: 'good'" in err and "bad, awful" in err and "--labels" in err
+
+
+def test_more_labels_than_can_be_compared_are_told(base, tmp_path, capsys):
+    rows = [{"prompt": "x", "response": f"{i}"} for i in range(51)]
+    data = write_rows(tmp_path / "many.jsonl", rows)
+    words = ["--model", base, "--data", data, "--task", "classification", "--limit", "2", "--device", "cpu"]
+    assert evaluate.main([*words, "--max-new-tokens", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "label_accuracy" not in json.loads(out) and "51" in err and "--labels" in err
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> str:
+    """The embedded base as a GGUF file of float32."""
+    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    words = ["--model", "tiny", "--to", "gguf", "--quant", "f32", "--no-verify", "--out", str(out)]
+    assert export.main(words) == 0
+    return str(out)
+
+
+def test_llama_cpp_has_the_measures_of_loupe_on_the_same_gguf_file(gguf, data, capsys):
+    words = ["--model", gguf, "--data", data, "--device", "cpu", "--dtype", "float32", "--json"]
+    found = []
+    for backend in ("loupe", "llama.cpp"):
+        assert evaluate.main([*words, "--max-new-tokens", "24", "--backend", backend]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    loupe, llama_cpp = found
+    assert llama_cpp == loupe | {"backend": "llama.cpp"}
+    assert 0 < loupe["preserved"] or 0 < loupe["over_mask_rate"] or 0 < loupe["leak_rate"]
+
+
+def test_the_responses_are_llama_cpps(gguf, data, capsys, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "respond", lambda *_: ([row["response"] for row in ROWS], 0))
+    words = ["--model", gguf, "--data", data, "--device", "cpu", "--backend", "llama.cpp"]
+    assert evaluate.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "exact match       100.0%" in lines and "backend         llama.cpp" in lines
+
+
+def test_llama_cpp_without_xllamacpp_or_of_what_it_cannot_load_is_one_message(
+    base, gguf, data, tmp_path, capsys, monkeypatch
+):
+    words = ["--data", data, "--backend", "llama.cpp"]
+    for more, parts in (
+        (["--model", base], [f"--model {base}", "GGUF", "export.py"]),
+        (["--model", gguf, "--adapter", "a"], ["--adapter a", "GGUF", "export.py"]),
+    ):
+        assert evaluate.main([*words, *more]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and all(part in err for part in parts)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert evaluate.main([*words, "--model", gguf]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--backend llama.cpp" in err and "pip install xllamacpp" in err
+
+
+def test_loss_only_and_llama_cpp_exclude_each_other(base, data, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--model", base, "--data", data, "--loss-only", "--backend", "llama.cpp"])
+    assert end.value.code == 2 and "leave one of them out" in capsys.readouterr().err

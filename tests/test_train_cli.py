@@ -1,6 +1,7 @@
 """train.py's command line: help, exit codes, and the messages about wrong settings, rows and folders."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,35 @@ def test_bad_rows_are_left_out_and_counted_where_the_config_says_so(place, capsy
     code, out, error = run(capsys, "data.on_bad=skip")
     assert code == 0 and "data: 4 samples" in out
     assert "5 bad rows skipped (data.on_bad = 'skip'); the first: train.jsonl:5: not JSON" in error
+
+
+def test_a_run_reports_what_it_forgot_of_general_text_and_the_perplexity_of_chats(place, capsys):
+    write_jsonl(place / "general.jsonl", [{"text": f"The sea was calm at {n}."} for n in range(4)])
+    sets = ("data.retention=general.jsonl", "train.max_steps=3", "train.eval_samples=0")
+    assert train.main(["--config", "tiny.toml", *(word for s in sets for word in ("--set", s))]) == 0
+    manifest = json.loads(Path("runs/tiny/manifest.json").read_text())
+    found = manifest["retention"]["general"]
+    assert found["rows"] == 4 and "general.jsonl" in manifest["data_sha256"]
+    assert found["change"] == pytest.approx(found["loss_after"] - found["loss_before"]) != 0
+    assert "retention  general, 4 rows: loss" in capsys.readouterr().out
+    assert "Retention" in Path("runs/tiny/report.html").read_text()
+    for when in ("before", "after"):
+        measured = manifest[when]["val"]
+        assert measured["perplexity"] == pytest.approx(math.exp(measured["loss"]))
+        assert measured["bits_per_byte"] > 0
+
+
+def test_a_run_of_a_classification_reports_its_labels_and_their_confusion(place, capsys):
+    answers = [{"prompt": f"Is {i} odd? Yes or no?", "response": ("no", "yes")[i % 2]} for i in range(24)]
+    for name in ("train", "val"):
+        write_jsonl(place / f"{name}.jsonl", answers)
+    sets = ("train.max_steps=2", "train.eval_samples=8")
+    assert train.main(["--config", "tiny.toml", *(word for s in sets for word in ("--set", s))]) == 0
+    measured = json.loads(Path("runs/tiny/manifest.json").read_text())["after"]["val"]
+    assert measured["label_accuracy"] in [n / 8 for n in range(9)]
+    assert {gold: sum(row.values()) for gold, row in measured["confusion"].items()} == {"no": 4, "yes": 4}
+    assert "label accuracy" in capsys.readouterr().out
+    assert "answered label (across)" in Path("runs/tiny/report.html").read_text()
 
 
 def test_fewer_rows_than_a_batch_are_one_step_an_epoch(place, capsys):

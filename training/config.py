@@ -71,10 +71,14 @@ class Data:
     """Validation files, measured before and after training; the first also selects the best weights."""
     validation_fraction: float = 0.05
     """Share of the training rows used as validation rows if data.validation is empty; 0: none."""
+    retention: list[str] = field(default_factory=list)
+    """Files of general text or chats; how their loss rises in training shows what the model forgot."""
     format: Literal["auto", "json", "jsonl"] = "auto"
     """File format; "auto" looks at the content."""
     task: Literal["auto", "redaction", "classification", "translation", "text"] = "auto"
     """Kind of task, which decides how responses are measured; "auto" looks at the rows."""
+    labels: list[str] = field(default_factory=list)
+    """The labels of a classification, as responses; with none, the different responses are the labels."""
     loss_on: Literal["response", "all"] = "response"
     """Which tokens are supervised; raw text is always supervised whole."""
     max_length: int = 2048
@@ -426,6 +430,13 @@ def _check(cfg: Config, where: str) -> list[str]:
         found.append("data.train is missing; name a JSON or JSONL file of training rows")
     if not t.max_steps and not t.epochs:
         found.append("train.epochs and train.max_steps are both 0; nothing would be trained")
+    if cfg.data.labels and cfg.data.task not in ("auto", "classification"):
+        found.append(
+            f"data.labels = {cfg.data.labels!r} are of a classification, and data.task = {cfg.data.task!r} "
+            "is none; remove data.labels, or set data.task to 'classification'"
+        )
+    if not all(label.strip() for label in cfg.data.labels):
+        found.append(f"data.labels = {cfg.data.labels!r} has an empty label; remove it")
     if t.objective != "sft":
         found += _check_preferences(cfg)
     if t.precision == "fp16" and not t.force_fp16:

@@ -1,6 +1,6 @@
 """Reads the config and the tokenizer of the base model, and the training and validation data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +17,12 @@ from data.token_cache import Rendered
 from model import tokenizer
 from model.config import Gemma3Config, read_config
 from model.tokenizer import Tokenizer
-from tasks.choose import choose_task
+from tasks import text
+from tasks.choose import choose_labels, choose_task
 from training.config import Config
 from training.objectives.objective import Objective
 
+DATA_FILES = ("data.train", "data.validation", "data.retention")
 TOKEN_CACHE = Path(__file__).resolve().parents[1] / "runs" / ".tokens"
 
 
@@ -39,6 +41,7 @@ class ValidationSet:
     samples: list[Sample]
     documents: list[Document]
     task: ModuleType
+    labels: list[str] = field(default_factory=list)  # of a classification, as its responses
 
 
 @dataclass
@@ -50,6 +53,7 @@ class TrainingData:
     checks: dict  # data.checks.examine's findings
     left_out: list[Sample]  # training samples without a document: too long, or nothing supervised
     counts: Counts
+    retention: list[ValidationSet] = field(default_factory=list)  # general text, measured by its loss only
 
 
 def read(cfg: Config, objective: Objective, folder: Path) -> tuple[BaseFiles, TrainingData]:
@@ -60,7 +64,7 @@ def read(cfg: Config, objective: Objective, folder: Path) -> tuple[BaseFiles, Tr
 
 def refuse_missing_files(cfg: Config) -> None:
     """Raises ValueError that lists every data file that does not exist or is a folder."""
-    named = {"data.train": cfg.data.train, "data.validation": cfg.data.validation}
+    named = {key: getattr(cfg.data, key.split(".")[1]) for key in DATA_FILES}
     missing = []
     for key, file in ((key, file) for key, files in named.items() for file in files):
         if Path(file).is_dir() or not Path(file).exists():
@@ -78,21 +82,23 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
     sets = []
     for file in cfg.data.validation:
         samples, bad = read_samples([file], *settings)
-        alike = sum(Path(file).stem == Path(other).stem for other in cfg.data.validation) > 1
-        sets.append((file if alike else Path(file).stem, samples))
+        sets.append((set_name(file, cfg.data.validation), samples))
         problems += bad
     if not sets and cfg.data.validation_fraction:
         train, held_out = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
         sets.append(("validation", held_out))
     held_out = [sample for _, samples in sets for sample in samples]
     # All rows of a file decide on its task, not only those that are measured.
-    tasks = {name: choose_task(cfg.data.task, samples) for name, samples in sets}
+    tasks = {name: choose_task(cfg.data.task, samples, cfg.data.labels) for name, samples in sets}
+    labels = {n: choose_labels(tasks[n], rows, train, cfg.data.labels, "data.labels") for n, rows in sets}
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     documents, counts = _documents(cfg, objective, base, train)
     rendered = [_documents(cfg, objective, base, rows) for _, rows in sets]
     pairs = zip(sets, rendered, strict=True)
-    validation = [_validation_set(name, tasks[name], rows, made) for (name, rows), made in pairs]
+    validation = [
+        _validation_set(name, tasks[name], labels[name], rows, made) for (name, rows), made in pairs
+    ]
     _refuse_too_long(cfg, base, [documents, *(v.documents for v in validation)])
     checks = examine(train, documents, held_out, problems, counts)
     say(brief(checks))
@@ -100,17 +106,39 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     kept = {d.id for d in documents}
     left_out = [s for s in train if s.id not in kept]
-    files = cfg.data.train + cfg.data.validation
-    return TrainingData(train, documents, validation, files, checks, left_out, counts)
+    files = cfg.data.train + cfg.data.validation + cfg.data.retention
+    retention = _retention_sets(cfg, base)
+    return TrainingData(train, documents, validation, files, checks, left_out, counts, retention)
 
 
-def _validation_set(name: str, task: ModuleType, samples: list[Sample], rendered: Rendered) -> ValidationSet:
+def _retention_sets(cfg: Config, base: BaseFiles) -> list[ValidationSet]:
+    """Returns the sets of data.retention: up to train.eval_samples rows of each, cut at data.max_length."""
+    found, vocab_size = [], base.config.vocab_size
+    max_length = min(cfg.data.max_length, base.config.max_position_embeddings)
+    for file in cfg.data.retention:
+        samples = read_samples([file], cfg.data.format, cfg.data.on_bad)[0][: cfg.train.eval_samples or None]
+        documents, _ = render.render_all(
+            samples, base.tokenizer, cfg.data.loss_on, max_length, "truncate", vocab_size
+        )
+        found.append(ValidationSet(set_name(file, cfg.data.retention), samples, documents, text))
+    return found
+
+
+def set_name(file: str, files: list[str]) -> str:
+    """Returns the name of a file without its folder and suffix, or the whole path if two files share it."""
+    alike = sum(Path(file).stem == Path(other).stem for other in files) > 1
+    return file if alike else Path(file).stem
+
+
+def _validation_set(
+    name: str, task: ModuleType, labels: list[str], samples: list[Sample], rendered: Rendered
+) -> ValidationSet:
     """Returns the set without samples that are too long or unsupervised; warns about those too long."""
     documents, counts = rendered
     if counts.dropped:
         warn(f"{name}: {counts.dropped} of {len(samples)} rows exceed data.max_length and are not measured")
     kept = {d.id for d in documents}
-    return ValidationSet(name, [s for s in samples if s.id in kept], documents, task)
+    return ValidationSet(name, [s for s in samples if s.id in kept], documents, task, labels)
 
 
 def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -> None:

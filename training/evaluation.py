@@ -1,6 +1,6 @@
-"""Evaluates a model: the mean loss per supervised token, and generated responses against gold responses."""
+"""Evaluates a model: the mean loss per supervised token, responses against gold responses, and labels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from types import ModuleType
 
@@ -9,14 +9,16 @@ import torch
 from common.device import Precision
 from common.progress import bar
 from data.packing import grouped, pack
-from data.render import Document
+from data.render import IGNORE_INDEX, Document
 from data.rows import Messages, Sample
 from generation.generate import generate
 from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
+from model.tokenizer import Tokenizer
+from tasks import classification, text
 from tasks.measures import Answers, Row
 from training.config import Generate
-from training.objectives.objective import Objective, Totals
+from training.objectives.objective import Objective, Totals, target_log_probs
 
 # A forward pass has at most this many tokens, or one longer document.
 LOSS_TOKENS = 8192
@@ -47,6 +49,16 @@ def mean_loss(
     finally:
         model.train(was_training)
     return ({"loss": 0.0} | totals.means()) | {"tokens": tokens}
+
+
+def text_measures(found: dict, documents: Iterable[Document], tokenizer: Tokenizer) -> dict:
+    """Returns perplexity and bits_per_byte (tasks/text.py) of what mean_loss found in the documents.
+
+    The end of a turn or of a text counts as a token, and has no bytes.
+    """
+    supervised = ([i for i in document.labels if i != IGNORE_INDEX] for document in documents)
+    text_bytes = sum(len(tokenizer.decode(ids).encode()) for ids in supervised)
+    return text.score_loss(found["loss"], found["tokens"], text_bytes)
 
 
 def groups(documents: Iterable[Document], per_sample: int = 1) -> Iterator[list[Document]]:
@@ -86,7 +98,54 @@ def answer(
     return Answers([m[-1][1] for m, _ in exchanges], [gold for _, gold in exchanges], texts, ended)
 
 
-def measures(answers: Answers, task: ModuleType) -> dict:
-    """Returns {measure: value} of the generated responses, as the task defines it; {} without responses."""
+def measures(answers: Answers, task: ModuleType, labels: Sequence[str] = ()) -> dict:
+    """Returns {measure: value} of the generated responses, as the task defines it; {} without responses.
+
+    `labels` are those of a classification: a response that is none of them is invalid.
+    """
     rows = [Row(*row) for row in zip(answers.prompts, answers.golds, answers.texts, strict=True)]
-    return task.score(rows) if rows else {}
+    if not rows:
+        return {}
+    return classification.score(rows, labels) if task is classification else task.score(rows)
+
+
+def label_measures(loaded: LoadedModel, samples: Sequence[Sample], labels: Sequence[str]) -> dict:
+    """Returns label_accuracy and label_macro_f1 (tasks/classification.py); {} without labels to compare."""
+    exchanges = [e for e in map(last_exchange, samples) if e]
+    if not exchanges or not labels:
+        return {}
+    prompts = [loaded.tokenizer.render_prompt(messages) for messages, _ in exchanges]
+    log_probs = label_log_probs(loaded, prompts, labels)
+    return classification.score_labels([gold for _, gold in exchanges], labels, log_probs)
+
+
+@torch.no_grad()
+def label_log_probs(
+    loaded: LoadedModel, prompts: Sequence[list[int]], labels: Sequence[str]
+) -> list[list[float]]:
+    """Returns log p(label and the end of the turn | prompt) in nats, for each prompt and each label.
+
+    The labels of a prompt share its computation: a stream has the prompt once and then each label's tokens.
+    """
+    tokenizer, model, found = loaded.tokenizer, loaded.model, [list[float]() for _ in prompts]
+    responses = [[*ids, tokenizer.end_of_turn_id] for ids in tokenizer.encode_batch(list(labels))]
+    lengths = [len(ids) for ids in responses]
+
+    def documents(number: int) -> list[Document]:
+        prompt = prompts[number]
+        unsupervised = [IGNORE_INDEX] * (len(prompt) - 1)
+        return [Document(prompt + ids, [*unsupervised, *ids, IGNORE_INDEX], str(number)) for ids in responses]
+
+    was_training = model.training
+    model.eval()
+    try:
+        for rows in grouped(range(len(prompts)), lambda n: len(prompts[n]) + sum(lengths), LOSS_TOKENS):
+            batch = pack([d for n in rows for d in documents(n)], share_prefix=True)
+            batch = batch.to(loaded.precision.device)
+            with loaded.precision.autocast():
+                sums = batch.sums(target_log_probs(model, batch)[0]).tolist()
+            for number, log_prob in zip(batch.ids, sums, strict=True):
+                found[int(number)].append(log_prob)
+    finally:
+        model.train(was_training)
+    return found

@@ -100,6 +100,7 @@ class RunFolder:
         inputs = [("adapter.init_from", cfg.adapter.init_from), ("model.name", cfg.model.name)]
         inputs += [("data.train", file) for file in cfg.data.train]
         inputs += [("data.validation", file) for file in cfg.data.validation]
+        inputs += [("data.retention", file) for file in cfg.data.retention]
         inside = [f"{key} = {n!r}" for key, n in inputs if n and Path(n).resolve().is_relative_to(folder)]
         if inside:
             raise ValueError(

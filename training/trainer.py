@@ -27,14 +27,16 @@ from model.weights import load_model, save_model
 from report.diagnosis import Diagnosis, Kept, diagnose
 from report.html import write_report
 from report.metrics_log import before_after_table, printable, read_metrics
+from report.retention import retention_changes, retention_lines
 from tasks import text
 from tasks.choose import name_of
 from training import build, checkpoint, evaluation, loop
 from training.config import Config, load_config
-from training.dataset import TrainingData
+from training.dataset import TrainingData, ValidationSet
 from training.flops import peak_flops, step_flops
 from training.objectives.objective import Objective
 from training.objectives.rewards import RewardError
+from training.objectives.sft import SupervisedFineTuning
 from training.optim import Optimizers, make_optimizers
 from training.run_folder import RunFolder, environment, fingerprint, refuse_if_changed
 
@@ -114,7 +116,9 @@ def _begin(run: LoadedRun) -> None:
 
 
 def measure(run: LoadedRun, what: str) -> dict:
-    """Returns losses, measures and responses for each validation set, and responses to generate.prompts."""
+    """Returns measures and responses of each validation set, figures of data.retention, and responses to
+    generate.prompts.
+    """
     cfg, base, measured, texts = run.cfg, run.base, {}, {}
     for v in run.data.validation:
         loss = evaluation.mean_loss(base.model, run.objective, v.documents, run.precision)
@@ -122,15 +126,29 @@ def measure(run: LoadedRun, what: str) -> dict:
         if answers.cut:
             limits = "generate.max_new_tokens or max_new_ratio"
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
-        measured[v.name] = {"rows": len(v.samples)} | loss | evaluation.measures(answers, v.task)
-        measured[v.name] |= run.objective.score(answers)
+        of_task = evaluation.measures(answers, v.task, v.labels)
+        measured[v.name] = {"rows": len(v.samples)} | loss | of_task
+        measured[v.name] |= evaluation.label_measures(base, v.samples, v.labels) | run.objective.score(
+            answers
+        )
+        if v.task is text and cfg.train.objective == "sft":
+            measured[v.name] |= evaluation.text_measures(loss, v.documents, base.tokenizer)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
         texts[v.name]["ids"] = [s.id for s in v.samples if s.messages is not None]
     prompts = [
         Sample(f"prompt {i}", (("user", p), ("assistant", ""))) for i, p in enumerate(cfg.generate.prompts, 1)
     ]
     shown = evaluation.answer(base, prompts, cfg.generate, cfg.run.seed, what, quiet=True)
-    return {"measures": measured, "answers": texts, "prompts": shown.texts}
+    retention = {v.name: _retained(run, v) for v in run.data.retention}
+    return {"measures": measured, "answers": texts, "prompts": shown.texts, "retention": retention}
+
+
+def _retained(run: LoadedRun, general: ValidationSet) -> dict:
+    """Returns the figures of a set of data.retention: the loss per supervised token, whatever is trained."""
+    objective, base = SupervisedFineTuning(), run.base
+    found = evaluation.mean_loss(base.model, objective, general.documents, run.precision)
+    more = evaluation.text_measures(found, general.documents, base.tokenizer)
+    return {"rows": len(general.documents), "loss": found["loss"], "tokens": found["tokens"]} | more
 
 
 def measure_before(run: LoadedRun) -> dict | None:
@@ -362,7 +380,10 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
     run.folder.write_jsonl("answers.jsonl", answer_rows(before["answers"], after["answers"]))
     # The last file that other commands read: where it stands, the run is finished.
+    # A run of an earlier version, resumed, has no retention in its before.json.
+    retention = retention_changes(before.get("retention", {}), after["retention"])
     manifest = {"run": facts, "environment": environment(), **hashes, **tasks, **measures}
+    manifest["retention"] = retention
     run.folder.write_json("manifest.json", manifest)
     examples = _examples(cfg.generate.prompts, before, after)
     task = _shown_as(run)
@@ -377,9 +398,12 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
         examples=examples,
         task=task,
         kept=kept,
+        retention=retention,
     )
     if run.data.validation:
         say("\n" + before_after_table(before["measures"], after["measures"]))
+    for line in retention_lines(retention):
+        say(line)
     _say_diagnosis(diagnose(steps, evals, kept, next(iter(before["measures"].values()), None)))
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
         say(f"\nprompt     {task.shown_prompt(prompt)}")

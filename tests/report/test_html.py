@@ -54,6 +54,17 @@ def test_tables_have_captions_and_header_cells(tmp_path):
     )
 
 
+def test_the_confusion_matrix_is_a_table_that_scrolls_and_marks_its_diagonal(tmp_path):
+    confusion = {"bad": {"bad": 1200, SCRIPT: 3}, SCRIPT: {SCRIPT: 7, "(no label)": 1}}
+    html = report(tmp_path, after={"val": {"loss": 1, "confusion": confusion}})
+    page = Page(html)
+    assert "<script" not in html and "rows by expected label (down)" in page.text
+    assert '<div class="scroll confusion" role="region" tabindex="0"' in html
+    assert '<th scope="row">bad</th><td class="right">1,200</td><td>3</td><td>0</td>' in html
+    assert '<td>0</td><td class="right">7</td><td>1</td>' in html
+    assert '<th scope="col">(no label)</th></tr>' in html
+
+
 def test_differences_are_marked_by_more_than_colour(tmp_path):
     example = {
         "set": "val",

@@ -20,6 +20,7 @@ def single(prompt: str, response: str) -> Sample:
         ("val.jsonl", redaction),
         ("val_unseen.jsonl", redaction),
         ("classification-val.jsonl", classification),
+        ("translation-val.jsonl", translation),
         ("chat-val.jsonl", text),
         ("pretrain-text.jsonl", text),
     ],
@@ -31,6 +32,12 @@ def test_auto_knows_the_samples_that_ship(file, task):
 def test_a_named_task_is_taken_whatever_the_rows_are():
     for name, task in TASKS.items():
         assert choose_task(name, [single("hello", "you")]) is task
+
+
+def test_named_labels_make_any_rows_a_classification_unless_the_task_is_named():
+    rows = [single("hello", "you")]
+    assert choose_task("auto", rows, ["you"]) is classification
+    assert choose_task("text", rows, ["you"]) is text
 
 
 def test_translation_applies_where_every_first_turn_asks_for_it():

@@ -83,6 +83,17 @@ def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expecte
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.task=text", 'data.labels=["a"]'], "data.labels = ['a'] are of a classification"),
+        (['data.labels=["a", " "]'], "data.labels = ['a', ' '] has an empty label"),
+    ],
+)
+def test_labels_that_are_empty_or_of_another_task_are_errors(tmp_path, overrides, expected):
+    assert expected in message_of(config_file(tmp_path, ""), overrides)
+
+
+@pytest.mark.parametrize(
     ("text", "overrides", "parts"),
     [
         (

@@ -28,15 +28,35 @@ def test_loss_and_answers_are_measured_on_the_rows_that_on_long_leaves(place, ca
     assert "val: 1 of 4 rows exceed data.max_length and are not measured" in capsys.readouterr().err
 
 
+def test_general_text_is_cut_at_max_length_and_its_file_is_one_of_the_run(place):
+    write_jsonl(place / "general.jsonl", [{"text": "1 " * 300}, *rows(3)])
+    data = data_of("data.retention=general.jsonl", "data.max_length=100", "train.eval_samples=2")
+    (found,) = data.retention
+    assert found.name == "general" and len(found.documents) == 2 and "general.jsonl" in data.files
+    assert len(found.documents[0].input_ids) == 100 and len(data.validation) == 1
+
+
+def test_labels_are_found_in_training_and_validation_rows_or_named(place):
+    answers = [{"prompt": f"{i}?", "response": ("yes", "no", "never")[i % 3]} for i in range(60)]
+    write_jsonl(place / "train.jsonl", answers)
+    write_jsonl(place / "val.jsonl", [row for row in answers if row["response"] != "never"])
+    assert data_of().validation[0].labels == ["never", "no", "yes"]
+    assert data_of('data.labels=["no", "yes", "so"]').validation[0].labels == ["no", "yes", "so"]
+    with pytest.raises(ValueError, match="val.jsonl:1: 'yes'"):
+        data_of('data.labels=["no"]')
+
+
 def test_every_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(place):
     overrides = ["model.name=no/such-model", 'data.train=["train.jsonl", "a.jsonl", "base"]']
     with pytest.raises(ValueError, match="cannot be read") as caught:
-        trainer.open_run(load_config("tiny.toml", [*overrides, "data.validation="]), False)
+        overrides += ["data.validation=", "data.retention=b.jsonl"]
+        trainer.open_run(load_config("tiny.toml", overrides), False)
     *named, remedy = str(caught.value).splitlines()[1:]
     assert named == [
         "  data.train: a.jsonl: cannot be read: No such file or directory",
         "  data.train: base: cannot be read: Is a directory",
         "  data.validation: '': cannot be read: Is a directory",
+        "  data.retention: b.jsonl: cannot be read: No such file or directory",
     ]
     assert "JSON or JSONL" in remedy and str(place) in remedy
     assert not Path("runs").exists()
