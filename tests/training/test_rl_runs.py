@@ -213,6 +213,12 @@ def test_what_cannot_be_right_is_refused_with_the_remedy(place, capsys, words, t
     assert "Traceback" not in error
 
 
+def test_raw_text_is_refused_by_grpo(place, capsys):
+    write_jsonl(place / "train.jsonl", [{"text": "Once upon a time"}])
+    assert run(place) == 2
+    assert "train.jsonl:1" in capsys.readouterr().err
+
+
 def test_the_plan_of_a_grpo_run_counts_its_completions(place, capsys):
     def peak(length: int) -> float:
         words = ["--set", f"grpo.max_completion_length={length}", "--plan", "8"]

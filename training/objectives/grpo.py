@@ -27,6 +27,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from common.errors import listed
 from data.packing import Batch, pack
 from data.render import IGNORE_INDEX, Counts, Document, render_all
 from data.rows import Sample
@@ -101,7 +102,13 @@ class GroupRelativePolicyOptimization(Objective):
     def documents(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
     ) -> tuple[list[Document], Counts]:
-        """Returns prompt and gold response of each sample as a document; training takes only its prompt."""
+        """Returns prompt and gold response of each sample as a document; training takes only its prompt.
+
+        Raises ValueError for samples of raw text.
+        """
+        if texts := [sample.id for sample in samples if sample.messages is None]:
+            remedy = 'Name prompts in data.train and data.validation, such as {"prompt", "response"}'
+            raise ValueError(listed("raw text has no prompt that a model could answer:", texts, remedy))
         return render_all(samples, tokenizer, "response", max_length, on_long, vocab_size)
 
     def begin(
