@@ -37,7 +37,7 @@ def test_the_page_shows_the_change_and_says_in_words_what_is_worse(tmp_path):
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert "Retention: what training forgot" in page.text and "<b>" in page.text and "<b>" not in html
-    assert page.text.count("worse") == 1 and "+0.500" in html and "-0.500" in html
+    assert html.count("<em>worse</em>") == 1 and "+0.500" in html and "-0.500" in html
     assert "2.000 \u2192" in page.text and "1.250" in page.text
     write_report(tmp_path / "report.html", **nothing)
     assert "Retention" not in (tmp_path / "report.html").read_text(encoding="utf-8")

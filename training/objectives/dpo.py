@@ -81,17 +81,13 @@ class DirectPreferenceOptimization(Objective):
         """Computes the reference's log-probabilities of the documents, or reads those of an earlier run."""
         text = repr([(d.id, d.input_ids, d.labels) for d in documents])
         about = f"{start} {base.precision.name} {torch.__version__} {text}"
-        file = (
-            REFERENCES / f"{hashlib.sha256(about.encode('utf-8', 'surrogatepass')).hexdigest()}.safetensors"
-        )
-        try:
-            values = load_file(file)["log_probs"]
-        except (OSError, SafetensorError):
+        name = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()
+        file = REFERENCES / f"{name}.safetensors" if start else None
+        values = _read(file) if file else None
+        if values is None:
             values = reference_log_probs(base, documents)
-            with suppress(OSError, SafetensorError):  # A full disk, for example, does not stop the run.
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file) as part:
-                    save_file({"log_probs": values}, part)
+            if file:
+                _keep(file, values)
         self.reference = dict(zip([d.id for d in documents[::2]], values, strict=True))
 
     def rehearse(self, batch: Batch) -> Batch:
@@ -139,6 +135,20 @@ def reference_log_probs(base: LoadedModel, documents: Sequence[Document]) -> tor
     finally:
         base.model.train(was_training)
     return torch.stack([found[chosen.id] for chosen, _ in pairs])
+
+
+def _read(file: Path) -> torch.Tensor | None:
+    """Returns the log-probabilities in a file, or None if it is missing or damaged."""
+    with suppress(OSError, SafetensorError, KeyError):
+        return load_file(file)["log_probs"]
+    return None
+
+
+def _keep(file: Path, values: torch.Tensor) -> None:
+    with suppress(OSError, SafetensorError):  # A full disk, for example, does not stop the run.
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part:
+            save_file({"log_probs": values}, part)
 
 
 def _halves(sample: Sample) -> tuple[Sample, Sample]:

@@ -73,7 +73,7 @@ class Objective:
         Args:
             samples: the training samples.
             documents: those of training and validation that the run will use.
-            start: a text that identifies the model's weights.
+            start: a text that identifies the model's weights; if it is "", nothing is kept for a later run.
         """
 
     def prepare(self, model: Gemma3ForCausalLM, batch: Batch, step: int) -> Batch:
