@@ -69,8 +69,12 @@ def curves(steps: list[dict], evals: list[dict], kept: int | None = None, turned
     marks = [Mark(step, name) for step, name in ((turned, "turned"), (kept, "kept")) if step is not None]
     if kept is not None and kept == turned:
         marks = [Mark(kept, "turned, kept")]
-    lines = both(steps, evals, "loss")
-    charts = chart("Loss", "nats per token", lines, may_log=True, marks=marks, gap=gap(lines))
+    scored = any("reward" in record for record in steps)
+    # The training loss of GRPO is near zero whatever the model learns, and no loss of gold responses.
+    lines = both([] if scored else steps, evals, "loss")
+    unit = "nats per pair" if any("rewards/margins" in record for record in steps) else "nats per token"
+    unit = "gold responses, nats per token" if scored else unit
+    charts = chart("Loss", unit, lines, may_log=True, marks=marks, gap=gap(lines))
     norms = [Line("raw", "", norm), Line("smooth", "", smooth(norm))]
     pair = "".join(chart(title, "", both(steps, evals, key)) for key, title in REWARDS.items())
     pair += chart("Learning rate", "per step", [Line("smooth", "", lr)])
@@ -132,6 +136,7 @@ def chart(
     `may_log` permits a log scale, `marks` are vertical lines, and the area between the two curves of `gap` is
     shaded.
     """
+    lines = [line for line in lines if line.points]
     points = [point for line in lines for point in line.finite()]
     if not points:
         return ""

@@ -58,3 +58,15 @@ def test_a_spike_leaves_the_frame_and_is_told():
     ]
     drawn = curves([*steps, {"step": 100, "loss": math.nan}], [])
     assert "1 above the frame" in drawn and "1 without a finite value (the first is step 100)" in drawn
+
+
+def test_the_loss_chart_of_a_run_with_rewards_has_the_gold_responses_only():
+    """The two training losses are of other things: of pairs in DPO, and of nothing readable in GRPO."""
+    evals = [{"step": n, "eval": {"set": "val", "loss": 1.0 + n}} for n in (1, 2)]
+    steps = [{"step": n, "loss": 0.01 * n, "learning_rate": 1.0, "grad_norm": 1.0} for n in (1, 2)]
+    plain = curves(steps, evals)
+    assert "nats per token" in plain and "training, each step" in plain.partition("</figure>")[0]
+    pairs = curves([record | {"rewards/margins": 0.5} for record in steps], evals)
+    assert "nats per pair" in pairs
+    scored = curves([record | {"reward": 0.5} for record in steps], evals).partition("</figure>")[0]
+    assert "gold responses" in scored and "training, each step" not in scored
