@@ -1,8 +1,9 @@
 """Makes what training needs, from the config: base model, adapters, objective, loader and schedule."""
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from training.dataset import TrainingData, read, refuse_missing_files
 from training.flops import step_flops
 from training.loop import Schedule
 from training.objectives.dpo import DirectPreferenceOptimization
-from training.objectives.grpo import GroupRelativePolicyOptimization, Settings
+from training.objectives.grpo import GroupRelativePolicyOptimization
 from training.objectives.objective import Objective
 from training.objectives.rewards import Rewards
 from training.objectives.sft import SupervisedFineTuning
@@ -80,22 +81,22 @@ def make_objective(cfg: Config) -> Objective:
     if cfg.train.objective == "dpo":
         return DirectPreferenceOptimization(cfg.dpo.beta, cfg.dpo.metric_for_best_model)
     if cfg.train.objective == "grpo":
-        names = {f.name for f in fields(Settings)} - {"seed"}
-        settings = Settings(**{n: v for n, v in vars(cfg.grpo).items() if n in names}, seed=cfg.run.seed)
         g, rewards = cfg.grpo, None
         if g.rewards:
             weights = g.reward_weights or [1.0] * len(g.rewards)
             rewards = Rewards(g.rewards, weights, Path(g.rewards_folder), g.format, g.reward_timeout)
-        return GroupRelativePolicyOptimization(settings, rewards, cfg.data.task, g.metric_for_best_model)
+        return GroupRelativePolicyOptimization(g, rewards, cfg.data.task, cfg.run.seed)
     return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
 
 
-def used_documents(cfg: Config, loader: Loader, schedule: Schedule, objective: Objective) -> list[Document]:
-    """Returns the documents of the micro-batches that the run gets to, in the order of the data."""
+def used_documents(
+    cfg: Config, loader: Loader, schedule: Schedule, objective: Objective
+) -> Iterator[Document]:
+    """Yields the documents of the micro-batches that the run gets to, in the order of the data."""
     steps = math.ceil(schedule.total_steps / objective.steps_per_batch)
     epochs = (loader.plan(epoch) for epoch in count())
     groups = islice(chain.from_iterable(epochs), steps * cfg.train.gradient_accumulation_steps)
-    return [loader.documents[i] for i in sorted({i for group in groups for i in group})]
+    yield from (loader.documents[i] for i in sorted({i for group in groups for i in group}))
 
 
 def load_base(cfg: Config, precision: Precision) -> tuple[BaseModel, TrainingData]:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -109,7 +109,7 @@ def _begin(run: LoadedRun) -> None:
     loader = build.build_loader(run.cfg, run.data.documents)
     schedule = build.build_schedule(run.cfg, loader)
     used = build.used_documents(run.cfg, loader, schedule, run.objective)
-    used += [document for v in run.data.validation for document in v.documents]
+    used = chain(used, *(v.documents for v in run.data.validation))
     m = run.cfg.model
     start = repr((run.base.hash, sorted(_adapter_hashes(run.cfg).items()), m.dtype, m.quantize))
     run.objective.begin(run.base, run.data.samples, used, start)
@@ -378,13 +378,12 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     measures = {"before": before["measures"], "after": after["measures"]}
     hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
     tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
-    run.folder.write_jsonl("answers.jsonl", answer_rows(before["answers"], after["answers"]))
-    # The last file that other commands read: where it stands, the run is finished.
     # A run of an earlier version, resumed, has no retention in its before.json.
     retention = retention_changes(before.get("retention", {}), after["retention"])
+    run.folder.write_jsonl("answers.jsonl", answer_rows(before["answers"], after["answers"]))
+    # The last file that other commands read: where it stands, the run is finished.
     manifest = {"run": facts, "environment": environment(), **hashes, **tasks, **measures}
-    manifest["retention"] = retention
-    run.folder.write_json("manifest.json", manifest)
+    run.folder.write_json("manifest.json", manifest | {"retention": retention})
     examples = _examples(cfg.generate.prompts, before, after)
     task = _shown_as(run)
     kept = _kept(run, state)

@@ -18,8 +18,9 @@ from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from tests.makers import bounds
 from tests.parity.make_trl_goldens import CONFIG, fill, gradient
+from training import config
 from training.objectives.dpo import DirectPreferenceOptimization
-from training.objectives.grpo import GroupRelativePolicyOptimization, Settings, advantages
+from training.objectives.grpo import GroupRelativePolicyOptimization, advantages
 
 GOLDENS = json.loads(Path(__file__).with_name("trl_goldens.json").read_text(encoding="utf-8"))
 DPO, GRPO = GOLDENS["dpo"], GOLDENS["grpo"]
@@ -225,7 +226,7 @@ OURS = [c for c in GRPO["cases"] if not (c["use_bias_correction_kl"] and c["beta
 @pytest.mark.parametrize("case", OURS, ids=name_of)
 def test_our_grpo_gives_trls_loss_and_gradients_in_each_reduction(case):
     names = ("loss_type", "beta", "temperature", "mask_truncated_completions")
-    settings = Settings(
+    settings = config.GRPO(
         num_generations=GRPO["num_generations"],
         max_completion_length=GRPO["max_completion_length"],
         **{name: case[name] for name in names},

@@ -15,8 +15,9 @@ from lora.inject import adapter_state
 from model.tokenizer import Tokenizer
 from tests.makers import tiny_model, write_tokenizer
 from training import loop
+from training.config import GRPO
 from training.objectives import grpo
-from training.objectives.grpo import GroupRelativePolicyOptimization, Settings, advantages, clipped_loss, k3
+from training.objectives.grpo import GroupRelativePolicyOptimization, advantages, clipped_loss, k3
 from training.optim import make_optimizers
 
 CPU = Precision("fp32", torch.device("cpu"))
@@ -46,8 +47,9 @@ def tokenizer(tmp_path) -> Tokenizer:
 
 
 def objective(model, tokenizer, rewards=None, **settings) -> GroupRelativePolicyOptimization:
-    settings = {"num_generations": 4, "max_completion_length": 6} | settings
-    made = GroupRelativePolicyOptimization(Settings(**settings), rewards or Scored())
+    settings = {"num_generations": 4, "max_completion_length": 6, "seed": 0} | settings
+    seed = settings.pop("seed")
+    made = GroupRelativePolicyOptimization(GRPO(**settings), rewards or Scored(), seed=seed)
     base = LoadedModel(model, tokenizer, None, CPU)
     made.begin(base, SAMPLES, [], "start")
     return made
@@ -79,7 +81,7 @@ def given(method, model, shift=0.3):
     return batch
 
 
-def naive_loss(model, batch, s: Settings) -> torch.Tensor:
+def naive_loss(model, batch, s: GRPO) -> torch.Tensor:
     """The loss of GROUPS by loops over groups, completions and tokens."""
     values = REWARDS.to(batch.old.dtype)
     total, tokens, at = 0.0, 0, 0

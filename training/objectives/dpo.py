@@ -10,7 +10,7 @@ disk under the hash of all they depend on.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -76,9 +76,10 @@ class DirectPreferenceOptimization(Objective):
         return documents, replace(counts, kept=kept, dropped=len(samples) - kept, unsupervised=0)
 
     def begin(
-        self, base: LoadedModel, samples: Sequence[Sample], documents: Sequence[Document], start: str
+        self, base: LoadedModel, samples: Sequence[Sample], documents: Iterable[Document], start: str
     ) -> None:
         """Computes the reference's log-probabilities of the documents, or reads those of an earlier run."""
+        documents = list(documents)
         text = repr([(d.id, d.input_ids, d.labels) for d in documents])
         about = f"{start} {base.precision.name} {torch.__version__} {text}"
         name = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()

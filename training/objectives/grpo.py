@@ -18,12 +18,12 @@ n completions are in a micro-batch of prompts; S is the number of their tokens.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -36,30 +36,15 @@ from generation.load import LoadedModel
 from lora.inject import adapter_state, load_adapter_state
 from model.gemma3 import Gemma3ForCausalLM
 from model.tokenizer import Tokenizer
-from tasks.choose import choose_task
+from tasks.choose import choose_task, name_of
 from tasks.measures import Answers
 from tasks.rewards import DEFAULTS, REWARDS
+from training.config import GRPO
 from training.objectives.objective import Metrics, Objective, target_log_probs
 from training.objectives.rewards import Rewards
 from training.objectives.sft import SupervisedFineTuning
 
 SMALL = 1e-4  # keeps a group of nearly equal rewards from getting large advantages
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of GRPO; the config's section [grpo] explains them."""
-
-    num_generations: int = 8
-    temperature: float = 1.0
-    max_completion_length: int = 256
-    epsilon: float = 0.2
-    beta: float = 0.0
-    loss_type: Literal["dapo", "dr_grpo", "grpo"] = "dapo"
-    scale_rewards: bool = True
-    num_iterations: int = 1
-    mask_truncated_completions: bool = False
-    seed: int = 0
 
 
 @dataclass
@@ -78,10 +63,10 @@ class GroupRelativePolicyOptimization(Objective):
     """L = the losses of the completions' tokens, reduced by loss_type (see above).
 
     Args:
-        settings: the settings of GRPO.
+        settings: the config's section [grpo].
         rewards: the reward functions; None for those of the task.
         task: data.task.
-        metric_for_best_model: "reward", or "loss": that of the gold responses, as in supervised fine-tuning.
+        seed: with the step, the row and the number in the group it determines a completion.
     """
 
     scores_answers = True
@@ -89,13 +74,13 @@ class GroupRelativePolicyOptimization(Objective):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: GRPO,
         rewards: Rewards | None = None,
         task: str = "auto",
-        metric_for_best_model: str = "reward",
+        seed: int = 0,
     ) -> None:
-        super().__init__(metric_for_best_model)
-        self.settings, self.given, self.task = settings, rewards, task
+        super().__init__(settings.metric_for_best_model)
+        self.settings, self.given, self.task, self.seed = settings, rewards, task, seed
         self.steps_per_batch = settings.num_iterations
         self.sft, self.files = SupervisedFineTuning(), rewards.files if rewards else ()
 
@@ -112,7 +97,7 @@ class GroupRelativePolicyOptimization(Objective):
         return render_all(samples, tokenizer, "response", max_length, on_long, vocab_size)
 
     def begin(
-        self, base: LoadedModel, samples: Sequence[Sample], documents: Sequence[Document], start: str
+        self, base: LoadedModel, samples: Sequence[Sample], documents: Iterable[Document], start: str
     ) -> None:
         """Keeps the prompts and gold responses and, if beta is not 0, a copy of the adapters as reference.
 
@@ -139,7 +124,7 @@ class GroupRelativePolicyOptimization(Objective):
                 max_new_tokens=s.max_completion_length,
                 stop_ids=tokenizer.stop_ids,
                 temperature=s.temperature,
-                seed=s.seed,
+                seed=self.seed,
                 numbers=numbers,
                 log_probs=True,
             )
@@ -248,7 +233,7 @@ class GroupRelativePolicyOptimization(Objective):
 
 def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
     """Returns the rewards of the task, data.task. Raises ValueError if it has none."""
-    name = choose_task(task, list(samples)).__name__.rpartition(".")[2]
+    name = name_of(choose_task(task, list(samples)))
     if name not in DEFAULTS:
         raise ValueError(
             f"grpo.rewards is empty, and the task {name!r} has no rewards of its own; name some of "

@@ -1,7 +1,7 @@
 """What a training method is to the rest of the program: an Objective. The loop calls, the method computes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,13 +66,13 @@ class Objective:
         raise NotImplementedError
 
     def begin(
-        self, base: LoadedModel, samples: Sequence[Sample], documents: Sequence[Document], start: str
+        self, base: LoadedModel, samples: Sequence[Sample], documents: Iterable[Document], start: str
     ) -> None:
         """Is called once, when the model has its weights of the start of the run, also before a resume.
 
         Args:
             samples: the training samples.
-            documents: those of training and validation that the run will use.
+            documents: those of training and validation that the run will use; found when they are asked for.
             start: a text that identifies the model's weights; if it is "", nothing is kept for a later run.
         """
 
