@@ -8,11 +8,9 @@ bootstrap. It also prints the seconds that both ways of answering take.
 """
 
 import argparse
-import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,6 +22,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     args = parser.parse_args()
     from data.rows import read_samples
+    from report.bootstrap import mean_difference
     from training.config import load_config
 
     cfg = load_config(args.run / "config.toml")
@@ -36,7 +35,7 @@ def main() -> None:
     print(f"{len(golds)} rows; always {majority!r}: {sum(guessed) / len(golds):.1%} right")
     for name, (texts, seconds) in answers.items():
         right = [text.strip().casefold() == gold.casefold() for text, gold in zip(texts, golds, strict=True)]
-        low, high = paired_bootstrap(right, guessed, args.draws)
+        low, high = mean_difference(right, guessed, args.draws)
         beside = f"{low:+.1%} to {high:+.1%} beside the majority class"
         print(f"{name:10} {sum(right) / len(golds):.1%} right, {beside}, {seconds:.1f} s")
 
@@ -58,19 +57,6 @@ def answers_of(run: Path, cfg, samples: list, labels: list[str]) -> dict[str, tu
     compared = time.perf_counter()
     best = [labels[row.index(max(row))] for row in log_probs]
     return {"generated": (texts, generated - started), "labels": (best, compared - generated)}
-
-
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], draws: int, seed: int = 0
-) -> tuple[float, float]:
-    """Returns the 2.5% and 97.5% quantiles of mean(a) - mean(b) over resampled rows (Efron 1979).
-
-    a[i] and b[i] belong to the same row, and a draw takes n of the n rows with replacement.
-    """
-    rng, n = random.Random(seed), len(a)
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(draws))
-    return means[round(0.025 * (draws - 1))], means[round(0.975 * (draws - 1))]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-
-import numpy as np
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from report.bootstrap import DRAWS, LEVEL, SEED, paired  # noqa: E402
+from report.bootstrap import mean_difference, paired  # noqa: E402
 from tasks import redaction  # noqa: E402
 from tasks.rewards import DEFAULTS, REWARDS  # noqa: E402
 
@@ -31,19 +30,12 @@ def reward(prompt: str, gold: str, text: str) -> float:
     )
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Returns the middle 95% of the mean of the rows' differences, over the draws."""
-    draws = np.random.default_rng(SEED).choice(differences, (DRAWS, len(differences))).mean(1)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def gains(run: Path) -> list[tuple[str, float, float, float, float]]:
     """Returns (measure, before, after, low and high end of the difference) of a run's validation rows."""
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     before, after = ([(r["prompt"], r["gold"], r[when]) for r in rows] for when in ("before", "after"))
-    was, now = (np.array([reward(*row) for row in side]) for side in (before, after))
-    found = [("reward", was.mean(), now.mean(), *interval(now - was))]
+    was, now = ([reward(*row) for row in side] for side in (before, after))
+    found = [("reward", fmean(was), fmean(now), *mean_difference(now, was))]
     (old, new), (_, between) = paired([before, after], redaction)
     return found + [(key, old[key], new[key], *between[key]) for key in KEYS]
 

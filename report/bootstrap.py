@@ -6,6 +6,7 @@ anew from the drawn rows: from the sums of their counts, because a measure such 
 R, N and K are the numbers of runs, rows and counts.
 """
 
+import random
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,17 @@ def paired(
             found[key] = [float(edge) for edge in np.quantile(differences, tails)]
         intervals.append(found)
     return measures, intervals
+
+
+def mean_difference(
+    a: Sequence[float], b: Sequence[float], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the interval of mean(a) - mean(b), where a[i] and b[i] belong to the same row."""
+    rng, n = random.Random(seed), len(a)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(draws))
+    tail = (1 - LEVEL) / 2
+    return means[round(tail * (draws - 1))], means[round((1 - tail) * (draws - 1))]
 
 
 def _tables(runs: Sequence[Rows], task: ModuleType) -> tuple[list[Any], list[Any]]:

@@ -1,6 +1,4 @@
-"""benchmarks/: ours.py counts products, frameworks.py and rl_peers.py compare steps, gpu.py reports a run,
-and labels.py compares classifiers.
-"""
+"""benchmarks/: ours.py counts products, frameworks.py and rl_peers.py compare steps, gpu.py reports a run."""
 
 import json
 import subprocess
@@ -11,7 +9,6 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks import frameworks, gpu, rl_peers
-from benchmarks.labels import paired_bootstrap
 from benchmarks.ours import flops, products_alone, record_products
 
 
@@ -118,12 +115,3 @@ def test_a_turn_of_loupe_trains_with_the_jobs_config_on_the_rows_of_the_round(tm
     assert seen["config"]["train"]["objective"] == "grpo" and seen["config"]["train"]["max_steps"] == 2
     # The first round takes rows 2 and 3 of the three rows that fit, and begins anew after the last.
     assert [row["prompt"][13] for row in seen["rows"]] == ["3", "0"] and "response" in seen["rows"][0]
-
-
-def test_the_paired_bootstrap_interval_is_that_of_the_normal_approximation():
-    """Of 400 rows, 100 are right with a only and 40 with b only: d has the mean 0.15, the variance 0.3275."""
-    a, b = [1] * 100 + [0] * 40 + [1] * 260, [0] * 100 + [1] * 40 + [1] * 260
-    low, high = paired_bootstrap(a, b, 4000)
-    spread = 1.96 * (0.3275 / 400) ** 0.5
-    assert abs(low - (0.15 - spread)) < 0.006 and abs(high - (0.15 + spread)) < 0.006
-    assert paired_bootstrap(a, a, 100) == (0, 0)

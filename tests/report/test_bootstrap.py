@@ -115,3 +115,12 @@ def test_a_thousand_draws_of_300_rows_take_seconds(golds):
     start = time.process_time()
     bootstrap.paired(runs, redaction)
     assert time.process_time() - start < 10
+
+
+def test_the_interval_of_a_mean_difference_is_that_of_the_normal_approximation():
+    """Of 400 rows, 100 are right with a only and 40 with b only: d has the mean 0.15, the variance 0.3275."""
+    a, b = [1] * 100 + [0] * 40 + [1] * 260, [0] * 100 + [1] * 40 + [1] * 260
+    low, high = bootstrap.mean_difference(a, b, 4000)
+    spread = 1.96 * (0.3275 / 400) ** 0.5
+    assert abs(low - (0.15 - spread)) < 0.006 and abs(high - (0.15 + spread)) < 0.006
+    assert bootstrap.mean_difference(a, a, 100) == (0, 0)
