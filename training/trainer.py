@@ -126,11 +126,10 @@ def measure(run: LoadedRun, what: str) -> dict:
         if answers.cut:
             limits = "generate.max_new_tokens or max_new_ratio"
             say(f"{what}: {answers.cut} of {len(answers.texts)} responses of {v.name} cut off at {limits}")
-        of_task = evaluation.measures(answers, v.task, v.labels)
-        measured[v.name] = {"rows": len(v.samples)} | loss | of_task
-        measured[v.name] |= evaluation.label_measures(base, v.samples, v.labels) | run.objective.score(
-            answers
-        )
+        measured[v.name] = {"rows": len(v.samples)} | loss
+        measured[v.name] |= evaluation.measures(answers, v.task, v.labels)
+        measured[v.name] |= evaluation.label_measures(base, v.samples, v.labels)
+        measured[v.name] |= run.objective.score(answers)
         if v.task is text and cfg.train.objective == "sft":
             measured[v.name] |= evaluation.text_measures(loss, v.documents, base.tokenizer)
         texts[v.name] = {"prompts": answers.prompts, "golds": answers.golds, "texts": answers.texts}
