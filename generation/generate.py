@@ -19,6 +19,7 @@ from common.machine import free
 from data.packing import MIN_PREFIX_TOKENS, common_prefix_length, grouped
 from generation.cache import KVCache, SharedPrefix
 from generation.sampling import Sampling, greedy, sample, token_log_probs
+from lora.merge import merged
 from model.config import Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
 from model.quantized import dequantized
@@ -31,6 +32,8 @@ ADMIT_SHARE = 1 / 16
 SORTED_BATCHES = 4
 # When no prompt waits, free slots are removed once they are this share. Removing copies the cache.
 SHRINK_SHARE = 1 / 4
+# From so many prompts on, adapters are merged while the model generates; for fewer, merging takes too long.
+MERGE_PROMPTS = 4
 
 
 @dataclass
@@ -102,7 +105,9 @@ def generate(
             limit = max(1, min(limit, math.ceil(max_new_ratio * len(prompt))))
         uniforms = sampling.uniforms(numbers[i] if numbers else i, limit).tolist() if temperature else []
         requests.append(Request(i, tuple(prompt), limit, uniforms))
-    with _inference(model), dequantized(model, free(next(model.parameters()).device) // 2):
+    room = free(next(model.parameters()).device) // 4
+    one_product = merged(model, room) if len(prompts) >= MERGE_PROMPTS else nullcontext()
+    with _inference(model), dequantized(model, room), one_product:
         BatchScheduler(model, requests, batch_size, stop_ids, sampling, on_token, on_done, log_probs).run()
     return [request.completion for request in requests]
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lora.inject import adapters, inject, load_adapter_state
-from lora.merge import merge
+from lora.merge import merge, merged
+from model.quantized import QuantizedLinear, QuantizedWeight
 from tests.lora.test_layer import copy_to_peft
 
 
@@ -105,3 +106,35 @@ def test_an_adapter_with_nan_is_not_merged_and_the_weights_stay():
 def test_a_model_without_adapters_has_nothing_to_merge():
     with pytest.raises(ValueError, match="no adapters"):
         merge(make_model())
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("type", ["lora", "dora"])
+def test_inside_the_block_a_layer_is_one_product_and_afterwards_as_before(type, quantized):
+    model = make_model()
+    if quantized:
+        weight = QuantizedWeight.zeros(5, 32, "q8_0", torch.float32)
+        weight.blocks.random_(0, 60, generator=torch.Generator().manual_seed(1))
+        model = nn.Sequential(nn.Linear(6, 32), QuantizedLinear(weight))
+    model = adapted(model, type)
+    expected = model(X)
+    for layer in adapters(model).values():
+        layer.adapter_product = None  # would raise an error if it was called
+    with torch.no_grad(), merged(model, 10**9):
+        torch.testing.assert_close(model(X), expected.detach(), rtol=1e-5, atol=1e-5)
+    for layer in adapters(model).values():
+        del layer.adapter_product
+    assert torch.equal(model(X), expected)
+
+
+def test_merged_changes_nothing_where_it_would_round_or_take_too_much_memory():
+    for dtype, room in ((torch.bfloat16, 10**9), (torch.float32, 10)):
+        model, x = adapted(make_model(dtype)), X.to(dtype)
+        with torch.no_grad():
+            expected = model(x)
+            with merged(model, room):
+                assert torch.equal(model(x), expected)
+                assert not any("forward" in vars(layer) for layer in adapters(model).values())
+    model = adapted(make_model())
+    with torch.autocast("cpu"), merged(model, 10**9):
+        assert not any("forward" in vars(layer) for layer in adapters(model).values())
