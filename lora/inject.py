@@ -237,3 +237,17 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None
         raise ValueError(listed(head, sorted(problems)))
     for key, tensor in own.items():
         tensor.copy_(state[key])
+
+
+@contextmanager
+def with_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Gives the adapters other weights, and eval mode, inside a `with` block; then restores their own."""
+    own = {name: x.clone() for name, x in adapter_state(model).items()}
+    was_training = model.training
+    load_adapter_state(model, state)
+    model.eval()
+    try:
+        yield
+    finally:
+        load_adapter_state(model, own)
+        model.train(was_training)

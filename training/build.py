@@ -85,7 +85,8 @@ def make_objective(cfg: Config) -> Objective:
         if g.rewards:
             weights = g.reward_weights or [1.0] * len(g.rewards)
             rewards = Rewards(g.rewards, weights, Path(g.rewards_folder), g.format, g.reward_timeout)
-        return GroupRelativePolicyOptimization(g, rewards, cfg.data.task, cfg.run.seed)
+        task = "classification" if cfg.data.labels else cfg.data.task
+        return GroupRelativePolicyOptimization(g, rewards, task, cfg.run.seed)
     return SupervisedFineTuning(cfg.sft.metric_for_best_model, cfg.data.loss_on)
 
 

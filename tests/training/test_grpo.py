@@ -11,7 +11,7 @@ from data.packing import pack
 from data.rows import Sample
 from generation.generate import Completion
 from generation.load import LoadedModel
-from lora.inject import adapter_state
+from lora.inject import adapter_state, with_adapter_state
 from model.tokenizer import Tokenizer
 from tests.makers import tiny_model, write_tokenizer
 from training import loop
@@ -269,7 +269,7 @@ def test_the_reference_of_k3_is_the_model_at_the_start_with_its_adapter(tokenize
     _, _, metrics = method.loss(model, batch)
     assert metrics["kl"][0].item() > 0.01
     assert all(torch.equal(x, moved[name]) for name, x in adapter_state(model).items())
-    with grpo.weights_of(model, before):
+    with with_adapter_state(model, before):
         lp = grpo.target_log_probs(model, batch)[0]
     torch.testing.assert_close(lp.detach(), batch.reference)
 

@@ -18,11 +18,9 @@ n completions are in a micro-batch of prompts; S is the number of their tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -33,15 +31,13 @@ from data.render import IGNORE_INDEX, Counts, Document, render_all
 from data.rows import Sample
 from generation.generate import Completion, generate
 from generation.load import LoadedModel
-from lora.inject import adapter_state, load_adapter_state
+from lora.inject import adapter_state, with_adapter_state
 from model.gemma3 import Gemma3ForCausalLM
 from model.tokenizer import Tokenizer
-from tasks.choose import choose_task, name_of
 from tasks.measures import Answers
-from tasks.rewards import DEFAULTS, REWARDS
 from training.config import GRPO
 from training.objectives.objective import Metrics, Objective, target_log_probs
-from training.objectives.rewards import Rewards
+from training.objectives.rewards import Rewards, default_rewards
 from training.objectives.sft import SupervisedFineTuning
 
 SMALL = 1e-4  # keeps a group of nearly equal rewards from getting large advantages
@@ -136,7 +132,7 @@ class GroupRelativePolicyOptimization(Objective):
         )
         found = self._batch(prompts, done, torch.tensor(rewards), parts, [sample.id for sample in samples])
         if s.beta:
-            with torch.no_grad(), self.base.precision.autocast(), weights_of(model, self.start):
+            with torch.no_grad(), self.base.precision.autocast(), with_adapter_state(model, self.start):
                 moved = found.to(self.base.precision.device)
                 found.reference = target_log_probs(model, moved, s.temperature)[0]
         return found
@@ -231,17 +227,6 @@ class GroupRelativePolicyOptimization(Objective):
         return {name: sum(v) / len(v) for name, v in ({"reward": rewards} | named).items()}
 
 
-def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
-    """Returns the rewards of the task, data.task. Raises ValueError if it has none."""
-    name = name_of(choose_task(task, list(samples)))
-    if name not in DEFAULTS:
-        raise ValueError(
-            f"grpo.rewards is empty, and the task {name!r} has no rewards of its own; name some of "
-            f"{', '.join(REWARDS)}, or your own as 'module:function'"
-        )
-    return Rewards(list(DEFAULTS[name]), list(DEFAULTS[name].values()), Path())
-
-
 def advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
     """Returns A (groups, G) for rewards (groups, G); without `scale`, it is not divided (Dr. GRPO)."""
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -294,17 +279,3 @@ def figures(
         "completions/clipped_ratio": (cut.sum().item(), count),
     }
     return found | {f"rewards/{name}/mean": (sum(values), count) for name, values in parts.items()}
-
-
-@contextmanager
-def weights_of(model: Gemma3ForCausalLM, state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Gives the model's adapters the weights of `state`, and their own back at the end."""
-    own = {name: x.clone() for name, x in adapter_state(model).items()}
-    was_training = model.training
-    load_adapter_state(model, state)
-    model.eval()
-    try:
-        yield
-    finally:
-        load_adapter_state(model, own)
-        model.train(was_training)

@@ -24,7 +24,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from common.errors import closest, listed
+from data.rows import Sample
 from tasks import rewards as shipped
+from tasks.choose import choose_task, name_of
 
 ONE = ("prompt", "completion", "gold", "ended")
 MANY = ("prompts", "completions", "golds", "ended")
@@ -99,6 +101,17 @@ class Rewards:
         values = {r.name: _values(r, columns, self.timeout) if completions else [] for r in self._rewards}
         rows = zip(*values.values(), strict=True)
         return [sum(w * v for w, v in zip(self.weights, row, strict=True)) for row in rows], values
+
+
+def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
+    """Returns the rewards of the task, data.task. Raises ValueError if it has none."""
+    name = name_of(choose_task(task, list(samples)))
+    if name not in shipped.DEFAULTS:
+        raise ValueError(
+            f"grpo.rewards is empty, and the task {name!r} has no rewards of its own; name some of "
+            f"{', '.join(shipped.REWARDS)}, or your own as 'module:function'"
+        )
+    return Rewards(list(shipped.DEFAULTS[name]), list(shipped.DEFAULTS[name].values()), Path())
 
 
 def _problems(names: Sequence[str], weights: Sequence[float], timeout: float) -> list[str]:
