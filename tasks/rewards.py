@@ -1,7 +1,8 @@
 """Rewards for reinforcement learning: functions of (prompt, completion, gold) that return a number in [0, 1].
 
     leak           1 - (leaked + lost entity characters) / entity characters
-    preserved      1 if the completion copies all text outside entities and adds no text anywhere, else 0
+    preserved      1 if the text outside labels equals the source exactly, and labels hide at most a tenth of
+                   the text outside entities, else 0
     entity_f1      2 * correct spans / (spans of the completion + gold spans); the index of a label is ignored
     over_mask      1 - (masked + lost characters outside entities) / characters outside entities
     exact_match    1 if completion = gold, up to white space at the ends
@@ -22,6 +23,7 @@ from tasks import classification, redaction
 from tasks.measures import Row
 from tasks.redaction import Comparison
 
+SOME = 0.1  # of the text outside entities: so much a label may hide in doubt
 FORMAT = "format"  # the name of the reward that `format_reward` makes of a pattern
 
 
@@ -34,11 +36,12 @@ def leak(prompt: str, completion: str, gold: str) -> float:
 
 
 def preserved(prompt: str, completion: str, gold: str) -> float:
-    """Returns 1 if the text outside labels equals the source exactly, else 0."""
+    """Returns 1 if the text outside labels equals the source exactly (SOME may be over-masked), else 0."""
     if _blank(completion, gold):
         return 0.0
     counts = redaction.compare(prompt, gold, completion)
-    return float(counts.preserved and not counts.added)
+    changed = counts.lost or counts.lost_outside or counts.added
+    return float(not changed and counts.over_masked <= SOME * counts.outside)
 
 
 def entity_f1(prompt: str, completion: str, gold: str) -> float:
@@ -110,11 +113,11 @@ _FUNCTIONS: tuple[Callable[..., float], ...] = (
 )
 REWARDS: dict[str, Callable[..., float]] = {f.__name__: f for f in _FUNCTIONS}
 _REDACTION = (
-    (leak, 0.35),
+    (leak, 0.4),
     (preserved, 0.2),
     (entity_f1, 0.2),
     (over_mask, 0.1),
-    (exact_match, 0.1),
+    (exact_match, 0.05),
     (ended, 0.05),
 )
 # {task: {reward: weight}}; the weights of a task add up to 1.

@@ -101,6 +101,15 @@ def test_text_after_a_last_entity_is_not_preserved():
     assert preserved("Write to Ann Lee", f"{gold} I hope this helps", gold) == 0
 
 
+def test_a_label_in_doubt_leaves_a_text_preserved_up_to_a_tenth_of_it():
+    source = "Ann called us on a day in March and again in April, from home."
+    gold = source.replace("Ann", "[GIVENNAME_1]")  # 59 characters are outside entities
+    five, six = (gold.replace(word, "[CITY_1]") for word in ("March", "called"))
+    assert values(five, source, gold) == pytest.approx((1, 1, 2 / 3, 54 / 59))
+    assert values(six, source, gold) == pytest.approx((1, 0, 2 / 3, 53 / 59))
+    assert preserved(source, five.replace("April", "Apirl"), gold) == 0
+
+
 def test_rewards_of_other_tasks_by_hand():
     assert exact_match("", " a b\n", "a b") == 1 and exact_match("", "a B", "a b") == 0
     assert label_match("", " Positive\n", "positive") == 1
@@ -159,7 +168,7 @@ def test_no_gaming_answer_comes_near_the_gold_on_100_rows(game):
         answer = GAMES[game](source_text(prompt), gold)
         if answer != gold:  # A text without entities is its own redaction.
             tried += 1
-            assert total(prompt, answer, gold) <= 0.75, (answer, gold)
+            assert total(prompt, answer, gold) <= 0.75 + 1e-9, (answer, gold)
     assert tried > 85
 
 
