@@ -1,4 +1,5 @@
-"""benchmarks/: ours.py counts products, frameworks.py and rl_peers.py compare steps, gpu.py reports a run."""
+"""benchmarks/: ours.py counts products, frameworks.py and rl_peers.py compare steps, gpu.py reports a run,
+rl_gain.py has a control."""
 
 import json
 import subprocess
@@ -8,8 +9,9 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks import frameworks, gpu, rl_peers
+from benchmarks import frameworks, gpu, rl_gain, rl_peers
 from benchmarks.ours import flops, products_alone, record_products
+from training.objectives.rewards import default_rewards
 
 
 def test_a_linear_layers_three_products_are_recorded_and_counted():
@@ -115,3 +117,13 @@ def test_a_turn_of_loupe_trains_with_the_jobs_config_on_the_rows_of_the_round(tm
     assert seen["config"]["train"]["objective"] == "grpo" and seen["config"]["train"]["max_steps"] == 2
     # The first round takes rows 2 and 3 of the three rows that fit, and begins anew after the last.
     assert [row["prompt"][13] for row in seen["rows"]] == ["3", "0"] and "response" in seen["rows"][0]
+
+
+def test_the_controls_reward_exchanges_the_rewards_of_a_prompt_and_no_others():
+    prompts = ["Call Ann Lee."] * 4 + ["Call Bo."] * 3
+    golds = ["Call [GIVENNAME_1] [SURNAME_1]."] * 4 + ["Call [GIVENNAME_1]."] * 3
+    texts = [golds[0], prompts[0], "Call [GIVENNAME_1] Lee.", "", golds[-1], prompts[-1], "Call"]
+    honest, _ = default_rewards("redaction", [])(prompts, texts, golds, [True] * 7)
+    found = rl_gain.shuffled_reward(prompts, texts, golds, [True] * 7)
+    assert len(set(honest[:4])) == 4 and len(set(honest[4:])) == 3 and found != honest
+    assert sorted(found[:4]) == sorted(honest[:4]) and sorted(found[4:]) == sorted(honest[4:])
