@@ -57,7 +57,7 @@ def shuffled_reward(
 def train(method: str, seed: int, control: bool, out: Path) -> Path:
     """Returns the adapter of a run of the recipe, which it trains if there is none yet."""
     run = out / f"{method}-{seed}{'-control' if control else ''}"
-    sets = [f"run.dir={run}", f"run.seed={seed}", "train.eval_every=0", "train.eval_samples=1"]
+    sets = [f"run.dir={run}", f"run.seed={seed}", "train.eval_every=0", "train.eval_samples=8"]
     if control and method == "dpo":
         sets.append(f"data.train={exchanged_pairs(seed, out)}")
     if control and method == "grpo":

@@ -1,7 +1,7 @@
 """Rewards for reinforcement learning: functions of (prompt, completion, gold) that return a number in [0, 1].
 
     leak           1 - (leaked + lost entity characters) / entity characters
-    preserved      1 if the text outside labels equals the source exactly, and labels hide at most a tenth of
+    preserved      1 if the text outside labels equals the source exactly, and labels hide at most a fifth of
                    the text outside entities, else 0
     entity_f1      2 * correct spans / (spans of the completion + gold spans); the index of a label is ignored
     over_mask      1 - (masked + lost characters outside entities) / characters outside entities
@@ -23,7 +23,7 @@ from tasks import classification, redaction
 from tasks.measures import Row
 from tasks.redaction import Comparison
 
-SOME = 0.1  # of the text outside entities: so much a label may hide in doubt
+SOME = 0.2  # of the text outside entities: so much a label may hide in doubt
 FORMAT = "format"  # the name of the reward that `format_reward` makes of a pattern
 
 
@@ -113,11 +113,11 @@ _FUNCTIONS: tuple[Callable[..., float], ...] = (
 )
 REWARDS: dict[str, Callable[..., float]] = {f.__name__: f for f in _FUNCTIONS}
 _REDACTION = (
-    (leak, 0.4),
-    (preserved, 0.2),
-    (entity_f1, 0.2),
-    (over_mask, 0.1),
-    (exact_match, 0.05),
+    (leak, 0.5),
+    (preserved, 0.15),
+    (entity_f1, 0.15),
+    (over_mask, 0.05),
+    (exact_match, 0.1),
     (ended, 0.05),
 )
 # {task: {reward: weight}}; the weights of a task add up to 1.
