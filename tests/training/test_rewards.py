@@ -328,14 +328,15 @@ def test_the_user_sees_one_line_and_no_traceback(tmp_path, capsys):
     "body",
     [
         "(completion):\n    time.sleep(60 if completion == 'b' else 0)\n    return 0",
-        "(completions):\n    while going():\n        try:\n            time.sleep(0)\n        except: pass",
+        "(completions):\n    while going():\n        try: time.sleep(9)\n        except: time.sleep(0.3)",
         "(completions):\n    while going(): pass",
+        "(completions): return re.fullmatch('(a+)+b', 'a' * 40)",  # keeps Python's lock
+        "(completions):\n    try: time.sleep(60)\n    except: return [0, 0, 0]",
         "(completions):\n    yield 1\n    time.sleep(60)",
     ],
 )
 def test_a_reward_that_hangs_is_left_at_the_time_limit(tmp_path, body):
-    # A thread cannot be ended: one that never stopped would take the processor from all tests after this.
-    ending = "import time\nend = time.monotonic() + 5\ndef going(): return time.monotonic() < end\n"
+    ending = "import re, time\nend = time.monotonic() + 30\ndef going(): return time.monotonic() < end\n"
     rewards = load(tmp_path, f"{ending}def f{body}\n", "f", timeout=0.5)
     start = time.monotonic()
     message = failure(rewards)
@@ -358,6 +359,42 @@ def test_a_pattern_that_backtracks_without_end_is_stopped():
     assert time.monotonic() - start < 10
 
 
+def test_a_reward_that_catches_the_time_limit_without_end_ends_the_process(tmp_path):
+    loop = """
+        import time
+        def f(completion):
+            while True:
+                try: time.sleep(60)
+                except: pass
+    """
+    file = write(tmp_path, loop)
+    text = f"""
+        from pathlib import Path
+        from training.objectives import rewards
+        rewards.GRACE = 0.5
+        rewards.Rewards(["mine:f"], [1.0], Path({str(tmp_path)!r}), timeout=0.2)(["p"], ["c"], ["g"], [True])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(text)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == errors.FAILED and f'File "{file}", line 5 in f' in done.stderr, done.stderr
+
+
+def test_the_alarm_that_repeats_rings_in_no_code_but_the_rewards(tmp_path, monkeypatch):
+    def slow(*arguments, original=signal.setitimer):
+        time.sleep(0.5 if arguments[1:] == (0,) else 0)  # the end of the time limit comes late
+        return original(*arguments)
+
+    monkeypatch.setattr(signal, "setitimer", slow)
+    rewards = load(tmp_path, "def f(completion): return 1", "f", timeout=0.2)
+    assert call(rewards)[0] == [1, 1, 1]
+
+
+def test_ctrl_c_ends_a_reward_and_is_no_fault_of_it(tmp_path):
+    rewards = load(tmp_path, "import signal\ndef f(completion): signal.raise_signal(signal.SIGINT)", "f")
+    with pytest.raises(KeyboardInterrupt):
+        call(rewards)
+
+
 def test_a_timer_of_the_process_outlives_the_time_limit():
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
@@ -376,6 +413,14 @@ def test_shipped_rewards_run_outside_the_main_thread_too():
     thread.start()
     thread.join()
     assert found == [([1, 0, 1], {"ended": [1, 0, 1]})]
+
+
+def test_a_reward_that_hangs_outside_the_main_thread_is_left_at_the_time_limit(tmp_path):
+    rewards, found = load(tmp_path, "import time\ndef f(completion): time.sleep(60)", "f", timeout=0.2), []
+    thread = threading.Thread(target=lambda: found.append(failure(rewards)))
+    thread.start()
+    thread.join(10)
+    assert "took longer than 0.2 s" in found[0] and "mine.py:2" in found[0]
 
 
 def test_a_process_ends_while_a_reward_hangs(tmp_path):

@@ -9,6 +9,7 @@ It may leave parameters of its kind out. `gold` is the row's expected response. 
 completion ended with a stop token, and not at the limit of its length.
 """
 
+import faulthandler
 import importlib.util
 import inspect
 import math
@@ -20,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from common.errors import closest, listed
@@ -32,6 +33,7 @@ ONE = ("prompt", "completion", "gold", "ended")
 MANY = ("prompts", "completions", "golds", "ended")
 EXAMPLE = "write for example `def length(completion, gold): return min(len(completion) / len(gold), 1.0)`"
 _USERS_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+GRACE = 5.0  # seconds after the time limit in which a reward that catches _TimeUp must end
 _SHOWN = 40  # characters of a completion in an error message
 
 
@@ -218,25 +220,21 @@ class _TimeUp(BaseException):
 
 
 class _Call:
-    """One call of a reward for all completions, in this thread or another; it raises no error."""
+    """One call of a reward for all completions."""
 
     def __init__(self, reward: _Reward, columns: Sequence[Sequence]) -> None:
         self.reward, self.columns = reward, columns
         self.row: int | None = None  # the completion that the reward is called for
         self.values: list[float] = []
-        self.error: BaseException | None = None
 
     def __call__(self) -> None:
-        """Fills `values`, or sets `error`."""
-        try:
-            if self.reward.many:
-                self._check_all(self._call(MANY, [list(column) for column in self.columns]))
-            else:
-                for row, arguments in enumerate(zip(*self.columns, strict=True)):
-                    self.row = row
-                    self.values.append(self._number(self._call(ONE, arguments)))
-        except BaseException as e:
-            self.error = e
+        """Fills `values`; raises the reward's errors, and RewardError if a value is not finite."""
+        if self.reward.many:
+            self._check_all(self._call(MANY, [list(column) for column in self.columns]))
+            return
+        for row, arguments in enumerate(zip(*self.columns, strict=True)):
+            self.row = row
+            self.values.append(self._number(self._call(ONE, arguments)))
 
     def _call(self, names: Sequence[str], arguments: Sequence) -> Any:
         given = dict(zip(names, arguments, strict=True))
@@ -281,50 +279,70 @@ class _Call:
 def _values(reward: _Reward, columns: Sequence[Sequence], timeout: float) -> list[float]:
     """Returns the reward of each completion, or raises RewardError."""
     call = _Call(reward, columns)
-    stack: list[traceback.FrameSummary] = []
-    if reward.file is None and threading.current_thread() is threading.main_thread():
-        try:
-            with _alarm(timeout):
+    stack: list[traceback.FrameSummary] = []  # where the reward was at the time limit
+    try:
+        if threading.current_thread() is threading.main_thread():
+            with _alarm(timeout, stack):
                 call()
-        except _TimeUp as e:  # after the last reward, before the end of the block
-            call.error = e
-    else:
-        thread = threading.Thread(target=call, name=f"reward {reward.name}", daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if thread.is_alive():
-            frame = sys._current_frames().get(thread.ident or 0)
-            stack, call.error = list(traceback.extract_stack(frame)), _TimeUp()
-    error = call.error
-    if error is None:
-        return call.values
-    if isinstance(error, RewardError):
-        raise error
-    stack = stack or list(traceback.extract_tb(error.__traceback__))
-    at = _place(stack, reward.file)
-    if isinstance(error, _TimeUp):
-        remedy = "make the function faster, or raise the time limit"
+        else:
+            _call_in_thread(call, timeout, stack)
+    except (RewardError, KeyboardInterrupt):
+        raise
+    except BaseException as e:
+        if not stack:
+            at = _place(list(traceback.extract_tb(e.__traceback__)), reward.file)
+            raise call.failure(f"raised {_described(e)} at {at}") from e
+    if stack:
+        remedy = "make the function faster, or raise the time limit (grpo.reward_timeout)"
+        at = _place(stack, reward.file)
         raise call.failure(f"took longer than {timeout:g} s (it was at {at})", remedy)
-    raise call.failure(f"raised {_described(error)} at {at}") from error
+    return call.values
+
+
+def _call_in_thread(call: _Call, seconds: float, stack: list[traceback.FrameSummary]) -> None:
+    """Calls `call`, and leaves it after `seconds` and fills `stack`, unless it holds Python's lock."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=work, name=f"reward {call.reward.name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        stack.extend(traceback.extract_stack(sys._current_frames().get(thread.ident or 0)))
+    if errors:
+        raise errors.pop()
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raises _TimeUp in the block after `seconds`. Only the main thread can do this.
+def _alarm(seconds: float, stack: list[traceback.FrameSummary]) -> Iterator[None]:
+    """After `seconds`, fills `stack` and raises _TimeUp in the _Call of the block, again every 0.1 s.
 
-    The shipped rewards need this in the place of a thread: a regular expression that backtracks without end
-    keeps Python's lock, so that no other thread could stop it, but it does look for signals.
+    Only the main thread can do this. A regular expression that backtracks without end keeps Python's lock, so
+    that no other thread could stop it, but it does look for signals. A bare `except:` may catch _TimeUp; if
+    the reward goes on for GRACE, the process ends with the stack on stderr.
     """
 
-    def ring(*_: object) -> None:
+    def ring(_: int, frame: FrameType | None) -> None:
+        if all(f.f_code is not _Call.__call__.__code__ for f, _ in traceback.walk_stack(frame)):
+            return  # the call is over
+        if not stack:
+            stack.extend(traceback.extract_stack(frame))
+            faulthandler.dump_traceback_later(GRACE, exit=True, file=2)
         raise _TimeUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    others = signal.setitimer(signal.ITIMER_REAL, seconds)
+    others = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if stack:
+            faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, *others)
 
