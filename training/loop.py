@@ -68,6 +68,10 @@ class Schedule:
         every = self.train.eval_every
         return every > 0 and step % every == 0 and step < self.total_steps
 
+    def due(self, state: State) -> bool:
+        """Returns whether a step since the last evaluation is one of those to evaluate after."""
+        return any(map(self.evaluates, range(max(state.evaluated, 0) + 1, state.step + 1)))
+
     def saves(self, step: int) -> bool:
         return self.train.save_every > 0 and step % self.train.save_every == 0
 
@@ -98,6 +102,8 @@ def fit(
     Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS non-finite steps in a row.
     """
     with _StopSignal() as stop:
+        if schedule.due(state):  # a reward failed in this evaluation, and the run was saved without it
+            _evaluate(objective, hooks, state)
         while not schedule.done(state):
             batches = iter(loader.batches(state.epoch, state.batch))
             accumulate = schedule.train.gradient_accumulation_steps
@@ -117,10 +123,9 @@ def fit(
                     _record(record, now - start, schedule, state, hooks)
                     start = now
                 # A checkpoint between two steps on the same batches would need these batches.
-                steps = range(before + 1, state.step + 1)
-                if any(map(schedule.evaluates, steps)):
+                if schedule.due(state):
                     _evaluate(objective, hooks, state)
-                if stop.asked or any(map(schedule.saves, steps)):
+                if stop.asked or any(map(schedule.saves, range(before + 1, state.step + 1))):
                     hooks.save()
                 if stop.asked:
                     raise Stopped

@@ -184,6 +184,26 @@ def test_a_faulty_reward_stops_the_run_whole_and_its_repair_lets_it_go_on(place,
     assert result(place / "runs" / "run") == result(place / "runs" / "whole")
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_resume_does_the_evaluation_in_which_a_reward_failed(place, capsys, iterations):
+    words = ["grpo.rewards=mine:size", f"grpo.num_iterations={iterations}", "train.max_steps=6"]
+    words += ["train.gradient_accumulation_steps=1"]
+    sets = [w for word in words for w in ("--set", word)]
+    size = (
+        "calls = []\ndef size(completions):\n    calls.append(1)\n    CHECK\n    return map(len, completions)"
+    )
+    (place / "mine.py").write_text(size.replace("CHECK", "pass"))
+    assert run(place, *words, "run.dir=runs/whole") == 0
+    # The first evaluation is after step 2 or, with three steps on the same completions, after step 3.
+    failing = 3 if iterations == 1 else 2
+    (place / "mine.py").write_text(size.replace("CHECK", f"assert len(calls) != {failing}"))
+    assert run(place, *words) == 1
+    assert f"saved after step {2 if iterations == 1 else 3}" in capsys.readouterr().err
+    (place / "mine.py").write_text(size.replace("CHECK", "pass"))
+    assert train.main(["--config", "run.toml", *sets, "--resume"]) == 0
+    assert result(place / "runs" / "run") == result(place / "runs" / "whole")
+
+
 def test_prompts_without_a_response_are_enough_for_grpo_and_not_for_sft(place, capsys):
     write_jsonl(place / "train.jsonl", [{"prompt": row["prompt"]} for row in rows(13)])
     assert run(place, "grpo.rewards=mine:length") == 0
