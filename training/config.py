@@ -405,14 +405,13 @@ def _check(cfg: Config, where: str) -> list[str]:
     for low, name in ((low, name) for low, names in AT_LEAST.items() for name in names.split()):
         section, key = name.split(".")
         value = getattr(getattr(cfg, section), key)
-        if not value >= low:
-            found.append(f"{name} = {value} must be at least {low}")
+        above = name in ABOVE_ZERO
+        if not (value > low if above else value >= low):
+            found.append(f"{name} = {value} must be {'above' if above else 'at least'} {low}")
         if value == math.inf:
             found.append(f"{name} = {value} must be a finite number")
         if name in BELOW_ONE and value >= 1:
             found.append(f"{name} = {value} must be below 1")
-        if name in ABOVE_ZERO and value == 0:
-            found.append(f"{name} = {value} must be above 0")
     t, held_out = cfg.train, cfg.data.validation or cfg.data.validation_fraction
     if not 0 < cfg.generate.top_p <= 1:
         found.append(f"generate.top_p = {cfg.generate.top_p} must be above 0 and at most 1 (every token)")
