@@ -77,11 +77,10 @@ def refuse_missing_files(cfg: Config) -> None:
 
 def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingData:
     """Reads the data files, splits off validation rows if there is no file of them, tokenizes and checks."""
-    settings = cfg.data.format, cfg.data.on_bad, cfg.train.objective != "grpo"  # a prompt is enough for it
-    train, problems = read_samples(cfg.data.train, *settings)
+    train, problems = _read_rows(cfg, objective, cfg.data.train)
     sets = []
     for file in cfg.data.validation:
-        samples, bad = read_samples([file], *settings)
+        samples, bad = _read_rows(cfg, objective, [file])
         sets.append((set_name(file, cfg.data.validation), samples))
         problems += bad
     if not sets and cfg.data.validation_fraction:
@@ -109,6 +108,17 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
     files = cfg.data.train + cfg.data.validation + cfg.data.retention
     retention = _retention_sets(cfg, base)
     return TrainingData(train, documents, validation, files, checks, left_out, counts, retention)
+
+
+def _read_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[list[Sample], list[str]]:
+    """Returns the samples of files and the problems of the rows that are skipped."""
+    try:
+        return read_samples(files, cfg.data.format, cfg.data.on_bad, bool(objective.needs_response))
+    except ValueError as e:
+        if cfg.train.objective != "grpo" or not objective.needs_response:
+            raise
+        note = "a prompt alone is enough for rewards that do not take `gold`"
+        raise ValueError(f"{e}\n{objective.needs_response} need the response of each row; {note}") from None
 
 
 def _retention_sets(cfg: Config, base: BaseFiles) -> list[ValidationSet]:

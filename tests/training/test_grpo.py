@@ -30,7 +30,7 @@ SAMPLES = [
 class Scored:
     """Stands for training.objectives.rewards.Rewards: one function of a text."""
 
-    names, files = ["scored"], ()
+    names, files, gold_readers = ["scored"], (), ()
 
     def __init__(self, function=len):
         self.function = function

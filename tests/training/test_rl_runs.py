@@ -208,7 +208,20 @@ def test_prompts_without_a_response_are_enough_for_grpo_and_not_for_sft(place, c
     write_jsonl(place / "train.jsonl", [{"prompt": row["prompt"]} for row in rows(13)])
     assert run(place, "grpo.rewards=mine:length") == 0
     assert run(place, "train.objective=sft", "run.dir=runs/sft") == 2
-    assert 'missing key "response"' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'missing key "response"' in error and "gold" not in error
+
+
+@pytest.mark.parametrize("file", ["train.jsonl", "val.jsonl"])
+@pytest.mark.parametrize(
+    "rewards, named", [("['ended', 'leak', 'mine:length']", "(leak)"), ("[]", "(the task's own)")]
+)
+def test_a_row_without_the_response_that_a_reward_reads_is_refused(place, capsys, file, rewards, named):
+    write_jsonl(place / file, [*rows(3), {"prompt": "Hello"}])
+    assert run(place, f"grpo.rewards={rewards}") == 2
+    error = capsys.readouterr().err
+    assert f'{file}:4: missing key "response"' in error and f"grpo.rewards {named} need the response" in error
+    assert "a prompt alone is enough for rewards that do not take `gold`" in error
 
 
 @pytest.mark.parametrize(

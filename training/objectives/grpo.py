@@ -79,6 +79,8 @@ class GroupRelativePolicyOptimization(Objective):
         self.settings, self.given, self.task, self.seed = settings, rewards, task, seed
         self.steps_per_batch = settings.num_iterations
         self.sft, self.files = SupervisedFineTuning(), rewards.files if rewards else ()
+        readers = rewards.gold_readers if rewards else ["the task's own"]
+        self.needs_response = f"grpo.rewards ({', '.join(readers)})" if readers else ""
 
     def documents(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int

@@ -54,6 +54,7 @@ class Objective:
     steps_per_batch = 1  # optimizer steps on the same micro-batches
     scores_answers = False  # whether `score` has a measure that selects the best weights
     higher_is_better: ClassVar[Mapping[str, bool]] = {"loss": False}
+    needs_response = "train.objective"  # what needs the response of each row; "" if a prompt is enough
     files: Sequence[Path] = ()  # of the user, on which the results depend
 
     def __init__(self, metric_for_best_model: str):

@@ -89,6 +89,11 @@ class Rewards:
         """The user's files that the rewards are in, each once."""
         return list(dict.fromkeys(reward.file for reward in self._rewards if reward.file))
 
+    @property
+    def gold_readers(self) -> list[str]:
+        """The names of the rewards that take the gold response."""
+        return [r.name for r in self._rewards if {"gold", "golds"} & {*r.positional, *r.named}]
+
     def __call__(
         self, prompts: list[str], completions: list[str], golds: list[str], ended: list[bool]
     ) -> tuple[list[float], dict[str, list[float]]]:
