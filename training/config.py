@@ -458,9 +458,14 @@ def _check_preferences(cfg: Config) -> list[str]:
         found.append(f"{name} trains on answers only; remove data.loss_on = 'all'")
     if cfg.model.init == "random":
         found.append(f"{name} needs a model that answers already; remove model.init = 'random'")
-    if cfg.train.objective == "grpo" and cfg.grpo.beta and cfg.adapter.type == "full":
+    g = cfg.grpo if cfg.train.objective == "grpo" else GRPO()
+    if g.reward_weights and not g.rewards:
+        found.append(f"grpo.reward_weights = {g.reward_weights} needs grpo.rewards; name a reward for each")
+    if g.format and "format" not in g.rewards:
+        found.append(f"grpo.format = {g.format!r} needs the reward 'format'; add it to grpo.rewards")
+    if g.beta and cfg.adapter.type == "full":
         found.append(
-            f"grpo.beta = {cfg.grpo.beta} needs the model of the start beside the trained one, which "
+            f"grpo.beta = {g.beta} needs the model of the start beside the trained one, which "
             "adapter.type = 'full' would have to hold twice; set grpo.beta = 0, or train an adapter"
         )
     return found

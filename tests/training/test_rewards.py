@@ -14,7 +14,7 @@ import pytest
 from common import errors
 from common.files import sha256
 from tests.folders import ROOT
-from training.objectives.rewards import RewardError, Rewards
+from training.objectives.rewards import RewardError, Rewards, default_rewards
 
 PROMPTS, COMPLETIONS, GOLDS, ENDED = ["p", "q", "r"], ["aa", "b", ""], ["aa", "B", "c"], [True, False, True]
 
@@ -248,6 +248,20 @@ def test_a_wrong_signature_is_refused_with_a_right_one(tmp_path, parameters, fac
     write(tmp_path, f"def f({parameters}): return 0")
     message = refusal(tmp_path, ["mine:f"])
     assert fact in message and "def length(completion, gold)" in message and "completions" in message
+
+
+def test_weights_that_are_all_0_are_refused(tmp_path):
+    assert "every weight is 0" in refusal(tmp_path, ["ended", "leak"], [0, 0.0])
+    assert "every weight" not in refusal(tmp_path, ["ended", "leek"], [0, 1])
+
+
+def test_the_rewards_that_read_the_gold_response_are_known(tmp_path):
+    text = "def f(completion): return 0\ndef g(gold, completion): return 0\ndef h(golds, /): return [0]"
+    assert load(tmp_path, text, "f", "g", "h").gold_readers == ["mine:g", "mine:h"]
+
+
+def test_the_default_rewards_have_a_time_limit_too():
+    assert default_rewards("redaction", [], 0.5).timeout == 0.5
 
 
 def test_an_async_function_is_refused(tmp_path):

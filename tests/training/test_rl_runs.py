@@ -234,6 +234,12 @@ def test_a_row_without_the_response_that_a_reward_reads_is_refused(place, capsys
         (["adapter.type=full"], "set grpo.beta = 0, or train an adapter"),
         (["grpo.rewards=[]"], "the task 'text' has no rewards of its own"),
         (["grpo.rewards=exact_mach"], "exact_match"),
+        (
+            ["grpo.rewards=[]", "grpo.reward_weights=[1, 2]"],
+            "grpo.reward_weights = [1.0, 2.0] needs grpo.rewards",
+        ),
+        (["grpo.format=a+"], "grpo.format = 'a+' needs the reward 'format'"),
+        (["grpo.reward_weights=[0, 0]"], "every weight is 0"),
         (["grpo.num_generations=1"], "grpo.num_generations = 1 must be at least 2"),
         (["grpo.temperature=0"], "grpo.temperature = 0.0 must be above 0"),
         (["train.objective=dpo", "dpo.beta=0"], "dpo.beta = 0.0 must be above 0"),

@@ -101,7 +101,7 @@ class GroupRelativePolicyOptimization(Objective):
 
         Raises ValueError if no reward is named and the task has none.
         """
-        self.rewards = self.given or default_rewards(self.task, samples)
+        self.rewards = self.given or default_rewards(self.task, samples, self.settings.reward_timeout)
         self.base, self.samples = base, {sample.id: sample for sample in samples}
         self.start = (
             {n: x.clone() for n, x in adapter_state(base.model).items()} if self.settings.beta else {}

@@ -110,7 +110,7 @@ class Rewards:
         return [sum(w * v for w, v in zip(self.weights, row, strict=True)) for row in rows], values
 
 
-def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
+def default_rewards(task: str, samples: Sequence[Sample], timeout: float = 60.0) -> Rewards:
     """Returns the rewards of the task, data.task. Raises ValueError if it has none."""
     name = name_of(choose_task(task, list(samples)))
     if name not in shipped.DEFAULTS:
@@ -118,7 +118,8 @@ def default_rewards(task: str, samples: Sequence[Sample]) -> Rewards:
             f"grpo.rewards is empty, and the task {name!r} has no rewards of its own; name some of "
             f"{', '.join(shipped.REWARDS)}, or your own as 'module:function'"
         )
-    return Rewards(list(shipped.DEFAULTS[name]), list(shipped.DEFAULTS[name].values()), Path())
+    weights = shipped.DEFAULTS[name]
+    return Rewards(list(weights), list(weights.values()), Path(), timeout=timeout)
 
 
 def _problems(names: Sequence[str], weights: Sequence[float], timeout: float) -> list[str]:
@@ -129,6 +130,8 @@ def _problems(names: Sequence[str], weights: Sequence[float], timeout: float) ->
         found.append(f"there are {len(weights)} weights for {len(names)} rewards; give one for each")
     found += [f"reward {name!r}: named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     found += [f"weight {w!r}: not a finite number" for w in weights if not _is_finite(w)]
+    if weights and not any(weights):
+        found.append("every weight is 0, and nothing could be learnt; give one reward another weight")
     if not (_is_finite(timeout) and timeout > 0):
         found.append(f"the timeout is {timeout!r}; it must be a positive number of seconds")
     return found
