@@ -11,6 +11,10 @@ DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 SHOWN = 20  # An error message lists this many problems and counts the rest.
 
 
+class UserCodeError(RuntimeError):
+    """A function of the user failed, such as a reward. The message says where, and what to repair."""
+
+
 def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
     """Returns a message: `head`, the first SHOWN problems, the number of those not shown, and `remedy`."""
     lines = [head, *(f"  {problem}" for problem in problems[:SHOWN])]
@@ -30,8 +34,8 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
     """Calls work() and returns an exit code. If work() fails, prints its error on stderr without a traceback.
 
     The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C or SIGTERM, else 1.
-    stopped() returns the message for Ctrl-C and SIGTERM. With LOUPE_TRACEBACK=1 in the environment, errors
-    are raised.
+    stopped() returns the message for Ctrl-C, SIGTERM and a UserCodeError. With LOUPE_TRACEBACK=1 in the
+    environment, errors are raised.
     """
     stops = []
 
@@ -54,6 +58,9 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
             return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
             raise
+        if isinstance(e, UserCodeError):
+            print(f"error: {e}\n{stopped()}", file=sys.stderr)
+            return FAILED
         print(f"error: {_message(e)}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, ValueError) else FAILED
 

@@ -209,7 +209,7 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
         problem = str(e)
     except RewardError as e:
         _save_checkpoint(run, optimizers, prints, state)
-        problem = f"{e}; the run is saved after step {state.step}, continue with:\n    {resume_command}"
+        raise RewardError(f"{e}; the run is saved after step {state.step}") from e
     except torch.OutOfMemoryError as e:
         problem = f"out of memory ({str(e).splitlines()[0]}); {_smaller(cfg)}"
     finally:

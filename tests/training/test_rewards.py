@@ -335,7 +335,13 @@ def test_the_user_sees_one_line_and_no_traceback(tmp_path, capsys):
     rewards = load(tmp_path, "def f(completion): return 1 / 0", "f")
     assert errors.run(lambda: call(rewards)) == errors.FAILED
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "mine.py:1" in err and "Traceback" not in err
+    assert (
+        err.count("\n") == 2
+        and err.endswith("\nstopped\n")
+        and "RewardError" not in err
+        and "mine.py:1" in err
+        and "Traceback" not in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,4 +457,4 @@ def test_a_process_ends_while_a_reward_hangs(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(text)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == errors.FAILED and "took longer than 0.2 s" in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import train
+from lora.peft_io import save_adapter
 from report.metrics_log import read_metrics
 from tests.folders import ROOT
-from tests.makers import rows, write_jsonl, write_run
+from tests.makers import rows, tiny_model, write_jsonl, write_run
+from training import trainer
 from training.objectives import dpo
+from training.objectives.rewards import RewardError
 
 GRPO = """
 [adapter]
@@ -174,14 +177,27 @@ def test_a_faulty_reward_stops_the_run_whole_and_its_repair_lets_it_go_on(place,
     )
     (place / "mine.py").write_text(faulty)
     assert run(place) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-2:]
-    assert "mine:length" in error[0]
-    assert "KeyError" in error[0]
-    assert "--resume" in error[1]
+    fault, remedy, command = capsys.readouterr().err.strip().splitlines()[-3:]
+    assert "mine:length" in fault and "KeyError" in fault and "the run is saved after step 3" in fault
+    assert remedy == "stopped; continue with:" and command.endswith("--config run.toml --resume")
     (place / "mine.py").write_text(LENGTH)
     assert train.main(["--config", "run.toml", "--resume"]) == 0
     assert "changed since the checkpoint: reward mine.py" in capsys.readouterr().err
     assert result(place / "runs" / "run") == result(place / "runs" / "whole")
+
+
+@pytest.mark.parametrize("place_of_fault", ["measure_before", "measure_after"])
+def test_a_reward_that_fails_outside_of_the_training_loop_says_how_to_go_on(
+    place, monkeypatch, capsys, place_of_fault
+):
+    def measured(*_):
+        raise RewardError("reward 'mine:length' returned nan")
+
+    monkeypatch.setattr(trainer, place_of_fault, measured)
+    assert run(place) == 1
+    fault, remedy, command = capsys.readouterr().err.strip().splitlines()[-3:]
+    assert fault == "error: reward 'mine:length' returned nan"
+    assert remedy == "stopped; continue with:" and command.endswith("--config run.toml --resume")
 
 
 @pytest.mark.parametrize("iterations", [1, 3])

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
-from common.errors import closest, listed
+from common.errors import UserCodeError, closest, listed
 from data.rows import Sample
 from tasks import rewards as shipped
 from tasks.choose import choose_task, name_of
@@ -37,8 +37,8 @@ GRACE = 5.0  # seconds after the time limit in which a reward that catches _Time
 _SHOWN = 40  # characters of a completion in an error message
 
 
-class RewardError(RuntimeError):
-    """A reward function failed during training. The message is one line."""
+class RewardError(UserCodeError):
+    """A reward function failed. The message is one line."""
 
 
 class _Reward(NamedTuple):
