@@ -15,7 +15,7 @@ from data.loader import Loader
 from data.render import IGNORE_INDEX, Document
 from generation.load import LoadedModel
 from lora.inject import adapters, inject
-from lora.peft_io import load_adapter, read_config
+from lora.peft_io import load_adapter, read_config, read_tensors
 from model.gemma3 import Gemma3ForCausalLM
 from model.hub import resolve
 from model.quantized import QuantizedWeight, all_weights, set_quantized
@@ -27,7 +27,7 @@ from training.loop import Schedule
 from training.objectives.dpo import DirectPreferenceOptimization
 from training.objectives.grpo import GroupRelativePolicyOptimization
 from training.objectives.objective import Objective
-from training.objectives.rewards import Rewards
+from training.objectives.rewards import Rewards, missing_rewards
 from training.objectives.sft import SupervisedFineTuning
 
 # FLOPs of one CPU thread in about half an hour; in longer runs compiling saves more time than it takes.
@@ -44,13 +44,47 @@ class BaseModel(LoadedModel):
 def prepare(cfg: Config) -> tuple[Config, Precision]:
     """Returns the config, with the settings of adapter.init_from, and the device with its precision.
 
-    Raises ValueError if a data file, the device, or a compiler that train.compile needs is missing.
+    Raises ValueError that lists the `problems`, or if the device, or a compiler that train.compile needs, is
+    missing.
     """
-    refuse_missing_files(cfg)
+    if found := problems(cfg):
+        raise ValueError("\n".join(found))
     cfg, device = resolve_adapter(cfg), pick_device(cfg.train.device)
     if cfg.train.compile is True and (missing := missing_to_compile(device)):
         raise ValueError(f"train.compile = true: {missing}; or set it to false")
     return cfg, Precision(cfg.train.precision, device)
+
+
+def problems(cfg: Config) -> list[str]:
+    """Returns a message for each thing that the config names and that is missing: data files, the adapter to
+    start from, and rewards. Loads none of them.
+    """
+    found = (
+        missing_rewards(cfg.grpo.rewards, Path(cfg.grpo.rewards_folder))
+        if cfg.train.objective == "grpo"
+        else []
+    )
+    for check in (refuse_missing_files, _start_config):
+        try:
+            check(cfg)
+        except ValueError as e:
+            found.append(str(e))
+    return found
+
+
+def _start_config(cfg: Config) -> dict:
+    """Returns the adapter_config.json in adapter.init_from, {} if that is ""; raises ValueError."""
+    folder = Path(cfg.adapter.init_from)
+    if not cfg.adapter.init_from:
+        return {}
+    try:
+        if not folder.is_dir():
+            remedy = "train that adapter first (the head of the config may say how), or name another"
+            raise ValueError(f"no such folder; {remedy}")
+        read_tensors(folder)
+        return read_config(folder)
+    except ValueError as e:
+        raise ValueError(f"adapter.init_from = {cfg.adapter.init_from!r}: {e}") from None
 
 
 def resolve_adapter(cfg: Config) -> Config:
@@ -58,9 +92,9 @@ def resolve_adapter(cfg: Config) -> Config:
 
     The dropout becomes 0 if the objective compares log-probabilities.
     """
-    if not cfg.adapter.init_from:
+    peft = _start_config(cfg)
+    if not peft:
         return cfg
-    peft = read_config(Path(cfg.adapter.init_from))
     dropout = peft.get("lora_dropout", 0.0)
     if dropout and cfg.train.objective != "sft":
         warn(f"{cfg.adapter.init_from}: its lora_dropout {dropout} is not used by {cfg.train.objective!r}")

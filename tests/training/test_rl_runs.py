@@ -268,6 +268,25 @@ def test_what_cannot_be_right_is_refused_with_the_remedy(place, capsys, words, t
     assert "Traceback" not in error
 
 
+def test_everything_that_is_missing_is_named_at_once_and_before_the_base(place, capsys):
+    words = ["model.name=no/such-base", "data.train=a.jsonl", "adapter.init_from=runs/none/adapter"]
+    assert run(place, *words, "grpo.rewards=['mine:f', 'your:f', 'leek']") == 2
+    error = capsys.readouterr().err
+    for part in ("data.train: a.jsonl", "'leek': unknown; did you mean 'leak'?", "'your:f': no file"):
+        assert part in error
+    start = "adapter.init_from = 'runs/none/adapter': no such folder; train that adapter first"
+    assert start in error and "no/such-base" not in error and not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_part_of_the_adapter_to_start_from_that_is_missing_is_named_with_the_key(place, capsys, name):
+    save_adapter(tiny_model(), place / "start", base_model_name="base")
+    (place / "start" / name).unlink()
+    assert run(place, "adapter.init_from=start", "model.name=no/such-base") == 2
+    error = capsys.readouterr().err
+    assert "adapter.init_from = 'start'" in error and f"start/{name}" in error
+
+
 def test_raw_text_is_refused_by_grpo(place, capsys):
     write_jsonl(place / "train.jsonl", [{"text": "Once upon a time"}])
     assert run(place) == 2

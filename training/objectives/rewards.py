@@ -148,26 +148,42 @@ def _known() -> list[str]:
 # --- loading
 
 
-def _load(name: str, folder: Path, pattern: str, modules: dict[Path, ModuleType]) -> _Reward:
-    """Returns a reward; raises ValueError with what is wrong with it. Keeps the user's modules in a dict."""
-    if name == shipped.FORMAT:
-        return _reward(name, shipped.format_reward(pattern), None)
+def missing_rewards(names: Sequence[str], folder: Path) -> list[str]:
+    """Returns a message for each name that is no shipped reward and has no file in `folder`."""
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            _file(name, folder)
+        except ValueError as e:
+            found.append(f"grpo.rewards: {name!r}: {e}")
+    return found
+
+
+def _file(name: str, folder: Path) -> Path | None:
+    """Returns the user's file with the reward, None for a shipped reward; raises ValueError without any."""
     if ":" not in name:
-        if name not in shipped.REWARDS:
+        if name not in _known():
             raise ValueError(
                 f"unknown{closest(name, _known())} (write a function of yours as module:function)"
             )
-        return _reward(name, shipped.REWARDS[name], None)
+        return None
     if not _USERS_NAME.fullmatch(name) or ".py:" in name:
         raise ValueError(
             f"write 'module:function', where module.py is in {folder}, or 'pkg.module:function' for "
             "pkg/module.py there"
         )
-    module_name, _, function = name.partition(":")
-    file = folder.joinpath(*module_name.split(".")).with_suffix(".py").resolve()
+    file = folder.joinpath(*name.partition(":")[0].split(".")).with_suffix(".py").resolve()
     if not file.is_file():
         near = sorted(path.stem for path in file.parent.glob("*.py"))
         raise ValueError(f"no file {file}{closest(file.stem, near) if near else ''}")
+    return file
+
+
+def _load(name: str, folder: Path, pattern: str, modules: dict[Path, ModuleType]) -> _Reward:
+    """Returns a reward; raises ValueError with what is wrong with it. Keeps the user's modules in a dict."""
+    file, function = _file(name, folder), name.partition(":")[2]
+    if file is None:
+        return _reward(name, shipped.REWARDS.get(name) or shipped.format_reward(pattern), None)
     if file not in modules:
         modules[file] = _import(file, folder.resolve())
     own = [n for n, value in vars(modules[file]).items() if callable(value) and not n.startswith("_")]
