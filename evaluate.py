@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,8 @@ def compare_runs(args: argparse.Namespace) -> int:
     from report.compare import as_json, as_text, compare
     from report.compare_page import write_comparison
 
+    if args.html:
+        refuse_page(Path(args.html), args.compare)
     comparison = compare(args.compare)
     if args.html:
         write_comparison(args.html, comparison)
@@ -96,6 +99,17 @@ def compare_runs(args: argparse.Namespace) -> int:
     if args.html and not args.json:
         print(f"\npage: {args.html}")
     return DONE
+
+
+def refuse_page(page: Path, runs: list[str]) -> None:
+    """Raises ValueError if `page` is a folder, lies in no folder, or is a file that one of the runs holds."""
+    if page.is_dir():
+        raise ValueError(f"--html {page} is a folder; name a file")
+    if not page.parent.is_dir():
+        raise ValueError(f"--html {page}: there is no folder {page.parent}; make it first")
+    owners = [run for run in runs if page.resolve().is_relative_to(Path(run).resolve())]
+    if owners and page.exists():
+        raise ValueError(f"--html {page} is a file of the run {owners[0]}; name another file")
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Files and folders that are replaced as a whole, JSON files, locks, SHA-256 and free disk space."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,6 +45,8 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
     The bytes are on the disk before the rename. If the block raises, `path` stays as it was. Where several
     processes may replace one path at a time, each passes a `part` of its own in the same folder.
+
+    Raises IsADirectoryError if a file would replace a folder, NotADirectoryError if a folder would a file.
     """
     part = part or path.with_name(f".{path.name}.part")
     recover(path)
@@ -51,8 +54,10 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
         yield part
         for written in (*part.rglob("*"), part):
             _sync(written)
-        if path.is_dir():  # A folder that holds files cannot be replaced in one rename.
-            os.replace(path, _aside(path))
+        if path.is_dir():
+            if not part.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            os.replace(path, _aside(path))  # a folder that holds files cannot be replaced in one rename
         os.replace(part, path)
         _sync(path.parent)
     finally:

@@ -66,6 +66,15 @@ def test_a_write_that_fails_does_not_change_the_old_content(tmp_path, monkeypatc
     assert content(tmp_path) == before and os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_folder_never_becomes_a_file_nor_a_file_a_folder(tmp_path, folder):
+    write(tmp_path / "x", folder, "old")
+    before = content(tmp_path)
+    with pytest.raises((IsADirectoryError, NotADirectoryError)), replacing(tmp_path / "x") as part:
+        write(part, not folder, "new")
+    assert content(tmp_path) == before and os.listdir(tmp_path) == ["x"]
+
+
 def test_a_folder_appears_whole_and_the_first_of_two_makers_wins(tmp_path):
     with making(tmp_path / "cache" / "x") as late:
         (late / "a").write_text("late")

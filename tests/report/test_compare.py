@@ -112,6 +112,28 @@ def test_one_run_is_not_compared_with_itself(runs, capsys):
 
 
 @pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("good", "is a folder; name a file"),
+        ("none/page.html", "there is no folder"),
+        ("good/config.toml", "is a file of the run"),
+        ("good/../leaky/report.html", "is a file of the run"),
+    ],
+)
+def test_a_page_replaces_no_folder_and_no_file_of_a_run(tmp_path, runs, capsys, page, message):
+    (tmp_path / "leaky" / "report.html").write_text("report")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    error = refused(capsys, *runs, "--html", tmp_path / page)
+    assert f"--html {tmp_path / page}" in error and message in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_may_be_new_in_a_folder_of_a_run_and_is_replaced_elsewhere(tmp_path, runs):
+    for page in (runs[0] / "compare.html", tmp_path / "page.html", tmp_path / "page.html"):
+        assert evaluate.main(["--compare", *map(str, runs), "--html", str(page)]) == 0
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--compare", "a", "b", "--model", "tiny", "--data", "x"], "leave out --data, --model"),
