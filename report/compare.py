@@ -15,9 +15,9 @@ from typing import Any
 
 from common.errors import listed
 from common.files import read_json
-from report.bootstrap import Rows, paired
+from report.bootstrap import LEVEL, Rows, paired
 from report.metrics_log import figure, number, present_metrics, printable, read_metrics
-from tasks import text
+from tasks import classification, text
 from tasks.choose import TASKS
 from tasks.measures import LOSS, Metric
 
@@ -37,6 +37,10 @@ class FinishedRun:
     answers: list[dict]  # the rows of answers.jsonl
     steps: list[dict]
     evals: list[dict]
+
+    def measured(self, name: str) -> dict:
+        """Returns the measures of a validation set after training, which are over all of its rows."""
+        return self.manifest.get("after", {}).get(name, {})
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,19 @@ def compare_sets(runs: Sequence[FinishedRun]) -> list[ComparedSet]:
         rows: list[Rows] = [[(key[1], key[2], index[key]) for key in keys] for index in indexes]
         totals = [sum(row["set"] == name for row in run.answers) for run in runs]
         task = TASKS.get(runs[0].manifest.get("tasks", {}).get(name), text)
-        sets.append(ComparedSet(name, task, rows, totals, *paired(rows, task)))
+        sets.append(ComparedSet(name, task, rows, totals, *paired(rows, task, labels=_labels(runs, name))))
     return sets
+
+
+def _labels(runs: Sequence[FinishedRun], name: str) -> list[str]:
+    """Returns the labels that the runs knew in a validation set, those of their training rows included."""
+    found = {row["gold"] for run in runs for row in run.answers if row["set"] == name}
+    for run in runs:
+        found.update(run.config.get("data.labels", []))
+        # A response that was no label is not in the columns of the run's confusion matrix.
+        confusion = run.measured(name).get("confusion") or {}
+        found.update(text for row in confusion.values() for text in row if text != classification.NO_LABEL)
+    return sorted(found)
 
 
 def _indexed(answers: Sequence[dict]) -> dict[tuple[str, str, str, int], str]:
@@ -183,8 +198,7 @@ def _indexed(answers: Sequence[dict]) -> dict[tuple[str, str, str, int], str]:
 
 def losses(comparison: Comparison, name: str) -> list[float | None]:
     """Returns each run's loss of a validation set, over all rows of the run."""
-    afters = [run.manifest.get("after") or {} for run in comparison.runs]
-    return [number((after.get(name) or {}).get("loss")) for after in afters]
+    return [number(run.measured(name).get("loss")) for run in comparison.runs]
 
 
 def gap(metric: Metric, value: float) -> str:
@@ -225,7 +239,8 @@ def as_text(comparison: Comparison) -> str:
                 f"  {key:{wide}}  " + "  ".join(f"{tag(n)} {_short(v)}" for n, v in enumerate(values))
             )
     for s in comparison.sets:
-        lines += ["", rows_text(s), f"  {'':18}{'':4}{'value':>9}  difference to {tag(0)}, 95% interval"]
+        head = f"difference to {tag(0)}, {LEVEL:.0%} interval"
+        lines += ["", rows_text(s), f"  {'':18}{'':4}{'value':>9}  {head}"]
         for metric in s.shown():
             for at, own in enumerate(s.measures):
                 lines.append(_line(s, metric, at, own))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
+from report.bootstrap import DRAWS, LEVEL
 from report.charts import REWARDS, Line, chart, escaped, eval_series, series, smooth
 from report.compare import (
     BETTER,
@@ -21,9 +22,9 @@ from tasks.measures import LOSS, Metric
 COLOURS = 6  # the classes run0 to run5 of report_template.html
 MOST_COLUMNS = 3  # With more runs than this, a table has a line for each run, not a column.
 HOW = (
-    "Under each value: the difference to run A and its 95% interval, from 1,000 bootstrap draws of the rows "
-    "that all runs have. A verdict means that the interval leaves out zero. Among 20 measures of runs that "
-    "are in truth equal, about one is expected to get a verdict by chance."
+    f"Under each value: the difference to run A and its {LEVEL:.0%} interval, from {DRAWS:,} bootstrap draws "
+    "of the rows that all runs have. A verdict means that the interval leaves out zero. Of measures of runs "
+    f"that are in truth equal, about {1 - LEVEL:.0%} are expected to get a verdict by chance."
 )
 
 

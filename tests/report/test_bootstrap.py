@@ -106,6 +106,19 @@ def test_measures_of_the_sums_are_the_measures_of_the_rows(task):
     assert all(edges == [0, 0] for edges in intervals[0].values())
 
 
+def test_a_label_stays_one_in_draws_that_have_no_row_of_it(monkeypatch):
+    """Five rows of a label and one of another: in a third of the draws, the other is no gold response."""
+    monkeypatch.setattr(bootstrap, "LEVEL", 1.0)
+    rows = [*[("p", "yes", "no")] * 5, ("q", "no", "no")]
+    right = [(prompt, gold, gold) for prompt, gold, _ in rows]
+    _, intervals = bootstrap.paired([right, rows], classification, draws=50)
+    assert intervals[1]["invalid"] == [0, 0]
+    named = [(prompt, gold, "maybe") for prompt, gold, _ in rows]
+    for labels, share in ((["yes", "no"], 1), (["Yes", "no", "Maybe "], 0)):
+        measures, intervals = bootstrap.paired([right, named], classification, 50, labels)
+        assert measures[1]["invalid"] == share and intervals[1]["invalid"] == [share, share]
+
+
 def test_a_thousand_draws_of_300_rows_take_seconds(golds):
     """Processor time, which other processes do not change much: about one second on a slow core."""
     import time
@@ -124,3 +137,11 @@ def test_the_interval_of_a_mean_difference_is_that_of_the_normal_approximation()
     spread = 1.96 * (0.3275 / 400) ** 0.5
     assert abs(low - (0.15 - spread)) < 0.006 and abs(high - (0.15 + spread)) < 0.006
     assert bootstrap.mean_difference(a, a, 100) == (0, 0)
+
+
+def test_a_mean_difference_is_that_of_a_measure_which_is_a_mean():
+    golds = [str(n) for n in range(40)]
+    runs = [[("", gold, gold if at % every else "") for at, gold in enumerate(golds)] for every in (2, 5)]
+    _, intervals = bootstrap.paired(runs, text, draws=50)
+    a, b = ([gold == said for _, gold, said in rows] for rows in runs)
+    assert bootstrap.mean_difference(b, a, 50) == pytest.approx(intervals[1]["exact_match"], abs=1e-12)

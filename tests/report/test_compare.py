@@ -47,6 +47,25 @@ def test_a_worse_run_is_called_worse_and_its_differences_are_named(runs):
     assert re.search(r"exact match +A +100.0%\n +B +33.3% +-66.7 +\[-\d\d\.\d, -\d\d\.\d\] +worse", text)
 
 
+KNOWN = {
+    "data.labels": {"config": '[data]\nlabels = ["yes", "no", "Maybe"]\n'},
+    "training rows": {"after": {"val": {"confusion": {"yes": {"yes": 9, "maybe": 6}, "no": {"no": 15}}}}},
+    "nothing": {"after": {"val": {"confusion": {"yes": {"yes": 9, "(no label)": 6}, "no": {"no": 15}}}}},
+}
+
+
+@pytest.mark.parametrize("known", KNOWN)
+def test_a_response_that_a_run_knew_as_a_label_is_no_invalid_one(tmp_path, known):
+    golds = [(f"Is it {n}?", ("yes", "no")[n % 2]) for n in range(32)]
+    right = [gold for _, gold in golds]
+    said = [gold if n % 4 else "maybe" for n, gold in enumerate(right)]
+    given = {"golds": golds, "task": "classification"} | KNOWN[known]
+    runs = [write_run(tmp_path / name, texts, **given) for name, texts in (("a", right), ("b", said))]
+    invalid = as_json(compare(runs))["sets"]["val"]["measures"]["invalid"][1]
+    share, verdict = (0.25, "worse") if known == "nothing" else (0, "no clear difference")
+    assert (invalid["value"], invalid["verdict"]) == (share, verdict)
+
+
 def test_the_other_way_round_it_is_better(runs):
     measures = as_json(compare(runs[::-1]))["sets"]["val"]["measures"]
     assert measures["exact_match"][1]["verdict"] == measures["entity_f1"][1]["verdict"] == "better"
