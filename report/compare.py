@@ -18,11 +18,12 @@ from common.files import read_json
 from report.bootstrap import LEVEL, Rows, paired
 from report.metrics_log import figure, number, present_metrics, printable, read_metrics
 from tasks import classification, text
-from tasks.choose import TASKS
-from tasks.measures import LOSS, Metric
+from tasks.choose import TASKS, name_of
+from tasks.measures import Metric
 
 # Keys that differ between any two runs and say nothing about them.
 IGNORED = {"run.name", "run.dir"}
+TEXTS = ("set", "prompt", "gold", "after")  # of a row of answers.jsonl
 NO_CLAIM, BETTER, WORSE = "no clear difference", "better", "worse"
 
 
@@ -121,13 +122,40 @@ def read_run(path: Path, label: str) -> FinishedRun:
     try:
         sections = tomllib.loads(config.read_text(encoding="utf-8"))
         values = {f"{name}.{key}": v for name, section in sections.items() for key, v in section.items()}
-        lines = (path / "answers.jsonl").read_text(encoding="utf-8").split("\n")  # a text may hold U+2028
-        answers = [json.loads(line) for line in lines if line]
-        _ = [(row["set"], row["prompt"], row["gold"], row["after"]) for row in answers]
+        answers = _read_answers(path / "answers.jsonl")
         steps, evals = read_metrics(path / "metrics.jsonl")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        manifest = _read_manifest(path / "manifest.json")
+    except (OSError, ValueError, AttributeError) as e:
         raise ValueError(f"{path}: damaged ({e}); write its files again with: {again}") from None
-    return FinishedRun(label, path, values, read_json(path / "manifest.json", again), answers, steps, evals)
+    return FinishedRun(label, path, values, manifest, answers, steps, evals)
+
+
+def _read_answers(file: Path) -> list[dict]:
+    """Returns the rows of answers.jsonl; raises ValueError that names the first bad line."""
+    rows = []
+    lines = file.read_text(encoding="utf-8").split("\n")  # a text may hold U+2028
+    for at, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in TEXTS):
+            raise ValueError(f"{file}:{at}: not a JSON object with the texts {', '.join(TEXTS)}")
+        rows.append(row)
+    return rows
+
+
+def _read_manifest(file: Path) -> dict:
+    """Returns the manifest; raises ValueError if its tasks or its measures are not of validation sets."""
+    manifest = read_json(file, "it is written at the end of a run")
+    for key, kind in (("tasks", str), ("after", dict)):
+        part = manifest.get(key, {})
+        if not isinstance(part, dict) or not all(isinstance(value, kind) for value in part.values()):
+            what = "names" if kind is str else "objects"
+            raise ValueError(f"{file}: {key!r} is not an object with {what} as its values")
+    return manifest
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
@@ -135,7 +163,7 @@ def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for run in runs for key in run.config):
         found[key] = [_shown(run.config[key]) if key in run.config else "-" for run in runs]
-    for name in ("base_sha256", "data_sha256", "environment"):
+    for name in ("base_sha256", "data_sha256", "tasks", "environment"):
         facts = [_named(name, run.manifest.get(name)) for run in runs]
         for key in dict.fromkeys(key for fact in facts for key in fact):
             found[key] = [fact.get(key, "-") for fact in facts]
@@ -169,7 +197,7 @@ def compare_sets(runs: Sequence[FinishedRun]) -> list[ComparedSet]:
         keys = [key for key in shared if key[0] == name]
         rows: list[Rows] = [[(key[1], key[2], index[key]) for key in keys] for index in indexes]
         totals = [sum(row["set"] == name for row in run.answers) for run in runs]
-        task = TASKS.get(runs[0].manifest.get("tasks", {}).get(name), text)
+        task = TASKS.get(runs[0].manifest.get("tasks", {}).get(name, ""), text)
         sets.append(ComparedSet(name, task, rows, totals, *paired(rows, task, labels=_labels(runs, name))))
     return sets
 
@@ -196,9 +224,11 @@ def _indexed(answers: Sequence[dict]) -> dict[tuple[str, str, str, int], str]:
     return found
 
 
-def losses(comparison: Comparison, name: str) -> list[float | None]:
-    """Returns each run's loss of a validation set, over all rows of the run."""
-    return [number(run.measured(name).get("loss")) for run in comparison.runs]
+def of_all_rows(comparison: Comparison, s: ComparedSet) -> dict[Metric, list[float | None]]:
+    """Returns the measures that responses alone do not give, such as the loss, over all rows of each run."""
+    afters = [run.measured(s.name) for run in comparison.runs]
+    shown = [metric for metric in present_metrics(*afters) if metric.key not in s.measures[0]]
+    return {metric: [number(after.get(metric.key)) for after in afters] for metric in shown}
 
 
 def gap(metric: Metric, value: float) -> str:
@@ -221,7 +251,8 @@ def as_json(comparison: Comparison) -> dict:
                 }
                 for at, own in enumerate(s.measures)
             ]
-        sets[s.name] = {"rows": len(s.rows[0]), "rows_of_runs": s.totals, "loss": losses(comparison, s.name)}
+        sets[s.name] = {"rows": len(s.rows[0]), "rows_of_runs": s.totals, "task": name_of(s.task)}
+        sets[s.name] |= {metric.key: values for metric, values in of_all_rows(comparison, s).items()}
         sets[s.name] |= {"measures": measures, "disagreements": len(s.disagreements())}
     runs = [str(run.path) for run in comparison.runs]
     return {"runs": runs, "differences": comparison.differences, "sets": sets}
@@ -244,9 +275,11 @@ def as_text(comparison: Comparison) -> str:
         for metric in s.shown():
             for at, own in enumerate(s.measures):
                 lines.append(_line(s, metric, at, own))
-        for at, loss in enumerate(losses(comparison, s.name)):
-            label = f"{LOSS.label}, all rows" if not at else ""
-            lines.append(f"  {label:18}{tag(at):4}{figure(LOSS, loss):>9}")
+        rest = of_all_rows(comparison, s)
+        lines += ["  over all rows of each run:"] if rest else []
+        for metric, found in rest.items():
+            for at, value in enumerate(found):
+                lines.append(f"  {'' if at else metric.label:18}{tag(at):4}{figure(metric, value):>9}")
         lines.append(f"  the runs respond differently to {len(s.disagreements()):,} rows")
     return "\n".join(lines)
 
@@ -262,9 +295,9 @@ def _line(s: ComparedSet, metric: Metric, at: int, own: dict) -> str:
 
 
 def rows_text(s: ComparedSet) -> str:
-    """Returns the set's name and the number of shared rows, with those of each run if some are left out."""
+    """Returns the set's name, its task, and the numbers of rows that are shared and, if more, of each run."""
     count = len(s.rows[0])
-    text = f"{s.name}, {count:,} rows that all runs have"
+    text = f"{s.name} ({name_of(s.task)}), {count:,} rows that all runs have"
     if set(s.totals) == {count}:
         return text
     return f"{text} (of {', '.join(f'{total:,}' for total in s.totals)} rows)"

@@ -11,20 +11,21 @@ from report.compare import (
     ComparedSet,
     Comparison,
     gap,
-    losses,
+    of_all_rows,
     rows_text,
     tag,
 )
 from report.html import MAX_EXAMPLES, marked, section, verdict, with_legend, write_page
 from report.metrics_log import figure
-from tasks.measures import LOSS, Metric
+from tasks.measures import Metric
 
 COLOURS = 6  # the classes run0 to run5 of report_template.html
 MOST_COLUMNS = 3  # With more runs than this, a table has a line for each run, not a column.
 HOW = (
     f"Under each value: the difference to run A and its {LEVEL:.0%} interval, from {DRAWS:,} bootstrap draws "
     "of the rows that all runs have. A verdict means that the interval leaves out zero. Of measures of runs "
-    f"that are in truth equal, about {1 - LEVEL:.0%} are expected to get a verdict by chance."
+    f"that are in truth equal, about {1 - LEVEL:.0%} are expected to get a verdict by chance. "
+    "Measures over all rows of each run have no interval: the runs keep no such figures of single rows."
 )
 
 
@@ -56,9 +57,11 @@ def differences_table(comparison: Comparison) -> str:
 def measures_table(comparison: Comparison, s: ComparedSet) -> str:
     """Returns an HTML table of a validation set's measures, with differences, intervals and verdicts."""
     shown = s.shown()
-    heads = [f"{escaped(metric.label)}{_direction(metric)}" for metric in shown] + ["loss, all rows"]
+    heads = [f"{escaped(metric.label)}{_direction(metric)}" for metric in shown]
     cells = [[_cell(s, metric, at) for at in range(len(comparison.runs))] for metric in shown]
-    cells.append([escaped(figure(LOSS, loss)) for loss in losses(comparison, s.name)])
+    for metric, values in of_all_rows(comparison, s).items():
+        heads.append(f"{escaped(metric.label)}, all rows{_direction(metric)}")
+        cells.append([escaped(figure(metric, value)) for value in values])
     return _table("compare", escaped(rows_text(s)), heads, cells, comparison)
 
 

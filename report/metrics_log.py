@@ -117,9 +117,11 @@ def _records(path: str | Path) -> list[tuple[str, dict]]:
         try:
             record = json.loads(line, object_hook=_restored)
             record["step"] + 0
+            record.get("eval", {}).items()
             found.append((line, record))
-        except (ValueError, TypeError, KeyError):
-            problems.append(f'{path}:{at}: not a JSON object with a number "step": {line[:80]!r}')
+        except (ValueError, TypeError, KeyError, AttributeError):
+            what = 'a number "step", and an object "eval" if it has one'
+            problems.append(f"{path}:{at}: not a JSON object with {what}: {line[:80]!r}")
     if problems:
         remedy = "Remove these lines, or start the run in a new folder."
         raise ValueError(listed("bad lines in the log:", problems, remedy))

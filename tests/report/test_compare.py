@@ -119,6 +119,47 @@ def test_each_run_that_cannot_be_compared_is_named_with_its_remedy(tmp_path, run
     assert f"{damaged}: damaged" in error and error.count("\n") == 5
 
 
+DAMAGE = {
+    ("answers.jsonl", '"after": "It is Anna and 1."', '"after": null'): "answers.jsonl:2: ",
+    ("answers.jsonl", "{", "[{"): "answers.jsonl:1: ",
+    ("manifest.json", '"tasks": {"val": "redaction"}', '"tasks": []'): "'tasks' is not an object",
+    ("manifest.json", '"tasks": {"val": "redaction"}', '"tasks": {"val": 3}'): "'tasks' is not an object",
+    ("manifest.json", '"after": {', '"after": null, "then": {'): "'after' is not an object",
+    ("manifest.json", '"after": {"val": {', '"after": {"val": 3, "then": {'): "'after' is not an object",
+    ("metrics.jsonl", '"eval": {"set": "val", "loss": 0.2}', '"eval": null'): "metrics.jsonl:31: ",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=DAMAGE.values())
+def test_a_damaged_file_is_named_with_its_line(runs, capsys, damage):
+    file, text, changed = damage
+    whole = (runs[1] / file).read_text()
+    (runs[1] / file).write_text(whole.replace(text, changed, 1))
+    assert (runs[1] / file).read_text() != whole
+    error = refused(capsys, *runs)
+    assert DAMAGE[damage] in error and f"{runs[1]}: damaged" in error and "--resume" in error
+
+
+def test_a_set_that_the_runs_scored_by_different_tasks_is_told(tmp_path):
+    a = write_run(tmp_path / "a", RIGHT)
+    b = write_run(tmp_path / "b", LEAKY, task="text")
+    comparison = compare([a, b])
+    assert comparison.differences == {"tasks val": ["redaction", "text"]}
+    assert "val (redaction), 30 rows" in as_text(comparison)
+
+
+def test_what_the_runs_were_trained_for_is_shown_over_all_rows_of_each_run(tmp_path):
+    """The reward is of manifest.json; entity F1 in it is not shown, because the shared rows give it."""
+    figures = [{"loss": 0.5, "reward": r, "rewards/accuracies": 0.9, "entity_f1": 0.1} for r in (0.25, 0.75)]
+    runs = [write_run(tmp_path / n, RIGHT, after={"val": f}) for n, f in zip("ab", figures, strict=True)]
+    comparison = compare(runs)
+    assert re.search(r"over all rows .*\n.* reward +A +0.2500\n +B +0.7500\n", as_text(comparison), re.S)
+    assert as_json(comparison)["sets"]["val"]["reward"] == [0.25, 0.75]
+    assert "10.0%" not in as_text(comparison)
+    html = page(tmp_path, runs)
+    assert all(text in html for text in ("reward, all rows", "0.7500", "preferred, all rows", "90.0%"))
+
+
 def test_runs_without_a_shared_row_are_refused(tmp_path, runs, capsys):
     other = write_run(tmp_path / "other", ["x"], golds=[("p", "g")])
     error = refused(capsys, runs[0], other)
