@@ -69,17 +69,25 @@ def curves(steps: list[dict], evals: list[dict], kept: int | None = None, turned
     marks = [Mark(step, name) for step, name in ((turned, "turned"), (kept, "kept")) if step is not None]
     if kept is not None and kept == turned:
         marks = [Mark(kept, "turned, kept")]
-    scored = any("reward" in record for record in steps)
-    # The training loss of GRPO is near zero whatever the model learns, and no loss of gold responses.
+    scored = has_rewards(steps)
     lines = both([] if scored else steps, evals, "loss")
-    unit = "nats per pair" if any("rewards/margins" in record for record in steps) else "nats per token"
-    unit = "gold responses, nats per token" if scored else unit
+    unit = f"{'gold responses, ' if scored else ''}{loss_unit(steps)}"
     charts = chart("Loss", unit, lines, may_log=True, marks=marks, gap=gap(lines))
     norms = [Line("raw", "", norm), Line("smooth", "", smooth(norm))]
     pair = "".join(chart(title, "", both(steps, evals, key)) for key, title in REWARDS.items())
     pair += chart("Learning rate", "per step", [Line("smooth", "", lr)])
     pair += chart("Gradient norm", "before clipping", norms)
     return charts + (pair and f'<div class="pair">{pair}</div>\n')
+
+
+def has_rewards(steps: list[dict]) -> bool:
+    """Returns whether a run is of GRPO: its training loss is near zero whatever the model learns."""
+    return any("reward" in record for record in steps)
+
+
+def loss_unit(steps: list[dict]) -> str:
+    """Returns the unit of a run's validation loss, and of its training loss unless the run has rewards."""
+    return "nats per pair" if any("rewards/margins" in record for record in steps) else "nats per token"
 
 
 def both(steps: list[dict], evals: list[dict], key: str) -> list[Line]:

@@ -1,10 +1,21 @@
 """Writes the comparison of runs as one HTML file, in the form of the report (report/html.py)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from report.bootstrap import DRAWS, LEVEL
-from report.charts import REWARDS, Line, chart, escaped, eval_series, series, smooth
+from report.charts import (
+    REWARDS,
+    Line,
+    chart,
+    escaped,
+    eval_series,
+    has_rewards,
+    loss_unit,
+    series,
+    smooth,
+)
 from report.compare import (
     BETTER,
     NO_CLAIM,
@@ -19,6 +30,7 @@ from report.html import MAX_EXAMPLES, marked, section, verdict, with_legend, wri
 from report.metrics_log import figure
 from tasks.measures import Metric
 
+CURVES = "thin: training, smoothed; dashed: validation"
 COLOURS = 6  # the classes run0 to run5 of report_template.html
 MOST_COLUMNS = 3  # With more runs than this, a table has a line for each run, not a column.
 HOW = (
@@ -109,20 +121,23 @@ def _tag(at: int) -> str:
 
 
 def charts(comparison: Comparison) -> str:
-    """Returns the charts of all runs: losses, and rewards if there are any."""
-    unit = "nats per token; thin: training, smoothed; dashed: validation"
-    drawn = chart("Loss", unit, lines(comparison, "loss"), may_log=True)
+    """Returns the charts of all runs: losses, one chart for each unit, and rewards if there are any."""
+    drawn, units = "", [loss_unit(run.steps) for run in comparison.runs]
+    for unit in dict.fromkeys(units):
+        shown = [at for at, own in enumerate(units) if own == unit]
+        drawn += chart("Loss", f"{unit}; {CURVES}", lines(comparison, "loss", shown), may_log=True)
     for key, title in REWARDS.items():
-        drawn += chart(title, "thin: training, smoothed; dashed: validation", lines(comparison, key))
+        drawn += chart(title, CURVES, lines(comparison, key, range(len(units))))
     return drawn
 
 
-def lines(comparison: Comparison, key: str) -> list[Line]:
-    """Returns two curves a run: the smoothed figure in training, and that of the first validation set."""
+def lines(comparison: Comparison, key: str, shown: Sequence[int]) -> list[Line]:
+    """Returns two curves a shown run: of training, smoothed, and of the first validation set."""
     found = []
-    for at, run in enumerate(comparison.runs):
+    for at in shown:
+        run = comparison.runs[at]
         colour, name = f"run{at % COLOURS}", f"{tag(at)} {run.label}"
-        train = smooth(series(run.steps, key))
+        train = [] if key == "loss" and has_rewards(run.steps) else smooth(series(run.steps, key))
         validation = next(iter(eval_series(run.evals, key).values()), [])
         # The legend names a run once.
         found.append(Line(f"train {colour}", "" if validation else name if train else "", train))

@@ -1,7 +1,8 @@
 """Reads what the losses of a run say: where it turned, what it kept, and warnings with their remedies.
 
 Each threshold is documented beside its value. No warning concerns the loss of a run with rewards (GRPO),
-whose loss is near zero whatever the model learns.
+whose loss is near zero whatever the model learns; of such a run, warnings say that its completions teach it
+little.
 """
 
 import math
@@ -9,7 +10,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import NamedTuple
 
-from report.charts import Point, eval_losses, series, smooth
+from report.charts import Point, eval_losses, has_rewards, series, smooth
 from report.metrics_log import number
 
 # Runs of fewer steps are not judged: their losses are mostly noise.
@@ -25,6 +26,9 @@ TURNED = 0.02
 # The model memorises if it has turned by more than this share, and the training loss is below this share of
 # the validation loss.
 RISEN, FAR_UNDER = 0.05, 0.7
+# Of a run with rewards: too many groups of completions have one reward, or too many completions are cut, if
+# the mean share over all steps is above this.
+MOST_ALIKE, MOST_CUT = 0.9, 0.5
 
 
 class Kept(NamedTuple):
@@ -52,11 +56,12 @@ def diagnose(
         kept: the weights that the run kept, if it is known.
         before: measures of the first validation set before training.
     """
-    train, validation = series(steps, "loss"), first_set(evals)
+    train = [] if has_rewards(steps) else series(steps, "loss")
+    validation = first_set(evals)
     findings = _findings(steps, train, validation, kept)
     losses = [value for _, value in train if value is not None]
-    if len(losses) < MIN_STEPS or any("reward" in record for record in steps):
-        return Diagnosis(findings, [])
+    if len(losses) < MIN_STEPS:
+        return Diagnosis(findings, _completion_warnings(steps))
     lr = max((number(record.get("learning_rate")) or 0 for record in steps), default=0)
     first = number((before or {}).get("loss"))
     jump = jumped(train)
@@ -135,6 +140,31 @@ def still(losses: list[float]) -> bool:
 def at_step(points: list[Point], step: int) -> float | None:
     """Returns the value of the last point up to the step, None without one."""
     return next((value for s, value in reversed(points) if s <= step), None)
+
+
+def _completion_warnings(steps: list[dict]) -> list[str]:
+    """Returns warnings about a run whose completions teach it little; [] for a run without rewards."""
+    alike, cut = (_mean(steps, key) for key in ("frac_reward_zero_std", "completions/clipped_ratio"))
+    found = []
+    if alike > MOST_ALIKE:
+        found.append(
+            f"The rewards do not tell completions apart: in {alike:.0%} of the groups all have one reward, "
+            "and such a group teaches nothing; name rewards with more grades (grpo.rewards), raise "
+            "grpo.num_generations or grpo.temperature, or take prompts that the model answers well only at "
+            "times."
+        )
+    if cut > MOST_CUT:
+        found.append(
+            f"Most completions are cut: {cut:.0%} reached grpo.max_completion_length, and with "
+            "grpo.mask_truncated_completions these teach nothing; raise grpo.max_completion_length."
+        )
+    return found
+
+
+def _mean(steps: list[dict], key: str) -> float:
+    """Returns the mean of a figure over the steps, 0 if fewer than MIN_STEPS have it."""
+    values = [value for _, value in series(steps, key) if value is not None]
+    return fmean(values) if len(values) >= MIN_STEPS else 0.0
 
 
 def _level(first: float, last: float) -> bool:

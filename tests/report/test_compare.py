@@ -252,3 +252,15 @@ def test_rewards_are_drawn_if_the_runs_have_them(tmp_path, runs):
     for run in runs:
         lines(run / "metrics.jsonl", [{"step": s, "loss": 0.1, "reward": s / 9} for s in range(9)])
     assert "<b>Reward</b>" in page(tmp_path, runs)
+
+
+def test_losses_of_different_units_are_different_charts_and_a_policy_loss_is_in_none(tmp_path):
+    methods = ({}, {"rewards/margins": 0.1}, {"reward": 0.5})  # SFT, DPO, GRPO
+    runs = [write_run(tmp_path / name, RIGHT) for name in ("sft", "dpo", "grpo")]
+    for run, own in zip(runs, methods, strict=True):
+        steps = [{"step": s, "loss": 1 / s, **own} for s in (1, 2)]
+        lines(run / "metrics.jsonl", [*steps, {"step": 2, "eval": {"set": "val", "loss": 0.4}}])
+    tokens, pairs = re.findall(r"<b>Loss</b>.*?</figure>", page(tmp_path, runs), re.S)
+    assert "nats per token" in tokens and "A sft" in tokens and "C grpo" in tokens and "B dpo" not in tokens
+    assert "nats per pair" in pairs and "B dpo" in pairs and "A sft" not in pairs
+    assert tokens.count('<polyline class="train') == 1 and tokens.count('<polyline class="eval') == 2

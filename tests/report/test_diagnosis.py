@@ -119,9 +119,21 @@ def test_validation_has_turned_if_it_is_two_per_cent_above_its_lowest(losses, st
     assert turned(list(enumerate(losses, 1))) == step
 
 
-def test_short_runs_and_runs_with_rewards_are_not_judged():
+def test_short_runs_and_the_losses_of_runs_with_rewards_are_not_judged():
     assert said([1.0] * 19)[1] == []
     assert said([0.01] * 100, reward=0.5)[1] == []
+    findings, _ = said([0.0] * 30, {10: 11.7, 30: 11.77}, reward=0.5)
+    assert "level after it" in findings and "gap" not in findings
+
+
+def test_completions_that_teach_nothing_are_told_with_the_remedy():
+    usual = {"reward": 0.5, "frac_reward_zero_std": 0.8, "completions/clipped_ratio": 0.4}
+    assert said([0.01] * 30, **usual)[1] == []
+    assert said([0.01] * 19, **usual | {"frac_reward_zero_std": 1})[1] == []
+    _, [alike] = said([0.01] * 30, **usual | {"frac_reward_zero_std": 0.97})
+    assert "97% of the groups" in alike and "grpo.rewards" in alike and "grpo.num_generations" in alike
+    _, [cut] = said([0.0] * 30, **usual | {"completions/clipped_ratio": 1.0})
+    assert "100% reached" in cut and "raise grpo.max_completion_length" in cut
 
 
 def test_a_run_without_validation_and_values_that_are_not_finite_break_nothing():
