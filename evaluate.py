@@ -21,6 +21,7 @@ from data.rows import Sample, read_samples
 from generation.load import LoadedModel, add_model_arguments, load_for_inference
 from report.metrics_log import confusion_lines, figure, present_metrics
 from tasks.choose import TASKS, choose_labels, choose_task
+from tasks.classification import wrong_labels
 
 if TYPE_CHECKING:  # --help must not wait for torch.
     from training import evaluation
@@ -64,6 +65,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--loss-only generates no responses, --backend llama.cpp does; leave one of them out")
     if args.labels and args.task not in ("auto", "classification"):
         parser.error(f"--labels are of a classification, not of --task {args.task}; leave one of them out")
+    if wrong := wrong_labels(args.labels):
+        parser.error(f"--labels {args.labels} {wrong}")
     return args
 
 

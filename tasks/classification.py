@@ -48,6 +48,16 @@ def applies(samples: list[Sample]) -> bool:
     return short and len(labels) <= min(MAX_LABELS, len(samples) // ROWS_A_LABEL)
 
 
+def wrong_labels(labels: Sequence[str]) -> str:
+    """Returns what is wrong with the labels that a user names, and the remedy; "" if nothing is."""
+    known = [_label(label) for label in labels]
+    if "" in known:
+        return "has an empty label; remove it"
+    twice = [label for label in labels if known.count(_label(label)) > 1]
+    equal = ", ".join(map(repr, twice))
+    return f"has equal labels, {equal} (case and outer spaces do not count); keep one" if twice else ""
+
+
 def labels_of(samples: Sequence[Sample], named: Sequence[str] = ()) -> list[str]:
     """Returns the labels as the model should write them: those named, or the different responses, sorted.
 

@@ -313,6 +313,13 @@ def test_the_table_shows_the_confusion_matrix(base, tmp_path, capsys, monkeypatc
     ]
 
 
+@pytest.mark.parametrize("labels", [["", "good"], ["good ", "bad", "Good"]])
+def test_empty_and_equal_labels_are_refused_as_those_of_a_config_are(base, data, capsys, labels):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--model", base, "--data", data, "--labels", *labels])
+    assert end.value.code == 2 and f"--labels {labels} has " in capsys.readouterr().err
+
+
 def test_a_response_that_is_none_of_the_named_labels_is_exit_code_2(base, tmp_path, capsys):
     data = review_rows(tmp_path / "labels.jsonl", 3)
     assert evaluate.main(["--model", base, "--data", data, "--labels", "bad", "awful"]) == 2

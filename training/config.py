@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from common.errors import closest
 from common.files import moved
 from common.progress import warn
+from tasks.classification import wrong_labels
 
 
 @dataclass(frozen=True)
@@ -434,8 +435,8 @@ def _check(cfg: Config, where: str) -> list[str]:
             f"data.labels = {cfg.data.labels!r} are of a classification, and data.task = {cfg.data.task!r} "
             "is none; remove data.labels, or set data.task to 'classification'"
         )
-    if not all(label.strip() for label in cfg.data.labels):
-        found.append(f"data.labels = {cfg.data.labels!r} has an empty label; remove it")
+    if wrong := wrong_labels(cfg.data.labels):
+        found.append(f"data.labels = {cfg.data.labels!r} {wrong}")
     if t.objective != "sft":
         found += _check_preferences(cfg)
     if t.precision == "fp16" and not t.force_fp16:

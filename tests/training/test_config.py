@@ -90,9 +90,10 @@ def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expecte
     [
         (["data.task=text", 'data.labels=["a"]'], "data.labels = ['a'] are of a classification"),
         (['data.labels=["a", " "]'], "data.labels = ['a', ' '] has an empty label"),
+        (['data.labels=["a", "b", "A "]'], "has equal labels, 'a', 'A '"),
     ],
 )
-def test_labels_that_are_empty_or_of_another_task_are_errors(tmp_path, overrides, expected):
+def test_labels_that_are_empty_equal_or_of_another_task_are_errors(tmp_path, overrides, expected):
     assert expected in message_of(config_file(tmp_path, ""), overrides)
 
 
