@@ -276,6 +276,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     cfg = Config(**{name: kind(**reader.values[name]) for name, kind in SECTIONS.items()})
     # A key that was rejected has its default here, and nothing is said about that.
     problems = [p for p in _check(cfg, str(path)) if not any(name in p for name in reader.rejected)]
+    options = [f": {name.removeprefix('--set ')} = " for name in reader.written if name.startswith("--set ")]
+    problems = [p.replace(str(path), "--set", 1) if any(o in p for o in options) else p for p in problems]
     if problems := reader.problems + problems:
         raise ValueError("\n".join(problems))
     return cfg

@@ -97,11 +97,20 @@ def _compare(finished: list[Path], page: Path) -> None:
 def plan(config: str, overrides: Sequence[str], options: Sequence[str]) -> list[Member]:
     """Returns the runs of a sweep, in the order of the product of the values.
 
-    Raises ValueError that lists every wrong config, and runs in the way of the sweep's.
+    Raises ValueError that lists every wrong option and config, files, adapters and rewards that are not
+    there, and runs in the way of the sweep's.
     """
-    axes = [parse(option) for option in options]
+    from training.build import problems as problems_of  # imports torch, for which --help does not wait
+
+    problems, axes = list[str](), list[tuple[str, list[str]]]()
+    for option in options:
+        try:
+            axes.append(parse(option))
+        except ValueError as e:
+            problems.append(str(e))
     keys = [key for key, _ in axes]
-    problems = [f"--sweep {key} is given twice; write all values once" for key in keys if keys.count(key) > 1]
+    twice = [key for key in keys if keys.count(key) > 1]
+    problems += [f"--sweep {key} is given twice; write all values once" for key in twice]
     members: list[Member] = []
     for values in itertools.product(*(values for _, values in axes)):
         pairs = list(zip(keys, values, strict=True))
@@ -116,7 +125,10 @@ def plan(config: str, overrides: Sequence[str], options: Sequence[str]) -> list[
         own += [f"run.name={name}", f"run.dir={folder}"]
         cfg = replace(cfg, run=replace(cfg.run, name=name, dir=folder))
         members.append(Member(name, [*overrides, *own], cfg))
-    problems += _in_the_way(members) + _twice(members)
+    found = [problem for m in members if not m.finished for problem in problems_of(m.cfg)]
+    problems += [line.strip() for problem in found for line in problem.splitlines()]
+    if len(axes) == len(options):
+        problems += _in_the_way(members) + _twice(members)
     if problems:
         raise ValueError(listed("the sweep cannot start:", list(dict.fromkeys(problems))))
     return members
@@ -130,11 +142,16 @@ def _of_sweep(line: str, keys: Sequence[str]) -> str:
 def parse(option: str) -> tuple[str, list[str]]:
     """Returns the key and the values of "section.key=value,value", split at commas outside [] and quotes."""
     key, equals, text = option.partition("=")
-    values = [value.strip() for value in split(text)]
-    if not equals or not all(values) or key.strip() in ("run.name", "run.dir"):
+    key, values = key.strip(), [value.strip() for value in split(text)]
+    if not equals or not all(values):
         example = "--sweep train.learning_rate=1e-4,3e-4"
         raise ValueError(f"--sweep {option}: write it as section.key=value,value, for example {example}")
-    return key.strip(), values
+    if key in ("run.name", "run.dir"):
+        raise ValueError(
+            f"--sweep {option}: {key} cannot be swept: each run is named after its values and lies in "
+            "run.dir; set that with --set run.dir=FOLDER"
+        )
+    return key, values
 
 
 def split(text: str) -> list[str]:

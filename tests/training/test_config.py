@@ -85,6 +85,17 @@ def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expecte
     assert expected in message_of(config_file(tmp_path, line))
 
 
+def test_a_value_out_of_range_is_blamed_on_the_option_that_set_it(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[data]\ntrain = "a"\n[adapter]\nr = 8\n[train]\nbatch_size = 0\n')
+    with pytest.raises(ValueError) as error:
+        load_config(path, ["adapter.r=0"])
+    assert str(error.value).splitlines() == [
+        "--set: adapter.r = 0 must be at least 1",
+        f"{path}: train.batch_size = 0 must be at least 1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -90,7 +90,7 @@ def refused(capsys, *words) -> str:
 def test_every_wrong_config_is_named_before_the_first_run(place, capsys, trained):
     error = refused(capsys, "--sweep", "adapter.r=2,0,x", "--sweep", "train.batch_size=1,-1")
     assert "adapter.r = 0 must be at least 1" in error and "train.batch_size = -1" in error
-    assert "--sweep: adapter.r = 'x' must be a whole number" in error
+    assert "--sweep: adapter.r = 'x' must be a whole number" in error and "tiny.toml: " not in error
     assert trained == [] and not Path("runs").exists()
 
 
@@ -99,7 +99,8 @@ def test_every_wrong_config_is_named_before_the_first_run(place, capsys, trained
     [
         (["--sweep", "adapter.r"], "write it as section.key=value,value"),
         (["--sweep", "adapter.r=2,,4"], "write it as section.key=value,value"),
-        (["--sweep", "run.dir=a,b"], "write it as section.key=value,value"),
+        (["--sweep", "run.dir=a,b"], "--sweep run.dir=a,b: run.dir cannot be swept"),
+        (["--sweep", "run.name=a,b"], "run.name cannot be swept"),
         (["--sweep", "adapter.rr=2,4"], "did you mean 'r'?"),
         (["--sweep", "adapter.r=2,4", "--sweep", "adapter.r=8"], "adapter.r is given twice"),
         (["--sweep", "train.learning_rate=1e-4,0.0001"], "write each value once"),
@@ -107,6 +108,29 @@ def test_every_wrong_config_is_named_before_the_first_run(place, capsys, trained
 )
 def test_a_sweep_that_cannot_be_meant_is_refused(place, capsys, trained, words, message):
     assert message in refused(capsys, *words)
+    assert trained == []
+
+
+def test_every_wrong_option_is_named_before_the_first_run(place, capsys, trained):
+    wrong = ["adapter.r", "run.name=a,b", "train.batch_size=0", "train.batch_size=0"]
+    error = refused(capsys, *(word for option in wrong for word in ("--sweep", option)))
+    assert "--sweep adapter.r: write it" in error and "--sweep run.name=a,b: run.name cannot" in error
+    assert "--sweep: train.batch_size = 0" in error and "batch_size is given twice" in error
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.train=train.jsonl,nothing.jsonl"], "nothing.jsonl"),
+        (["adapter.init_from=no-adapter"], "no-adapter"),
+        (["train.objective=grpo", "adapter.lora_dropout=0", 'grpo.rewards=["leek"]'], "leek"),
+    ],
+)
+def test_files_adapters_and_rewards_that_are_not_there_are_named_before_the_first_run(
+    place, capsys, trained, words, message
+):
+    assert message in refused(capsys, *(word for option in words for word in ("--sweep", option)))
     assert trained == []
 
 
