@@ -282,7 +282,9 @@ def _from_pair(row, prompt, response):
 
 def _from_preference(row_id, row):
     """Returns (Sample with a rejected answer, []) or (None, faults); the rows are those that TRL takes."""
-    prompt, answers = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
+    if missing := [key for key in ("chosen", "rejected") if key not in row]:
+        return None, [f'missing key "{missing[0]}"']
+    prompt, answers = row.get("prompt"), [row["chosen"], row["rejected"]]
     if prompt is None and all(isinstance(answer, str) for answer in answers):
         prompt, *answers = _split_common_start(*answers)
         if not prompt:
@@ -295,9 +297,11 @@ def _from_preference(row_id, row):
     if faults:
         return None, faults
     chosen, rejected = read
-    if chosen[:-1] != rejected[:-1]:
+    # The chat template strips each turn.
+    better, worse = ([(role, text.strip()) for role, text in turns] for turns in read)
+    if better[:-1] != worse[:-1]:
         return None, ['"chosen" and "rejected" differ before their last answer; they must share the prompt']
-    if chosen == rejected:
+    if better == worse:
         return None, ['"chosen" and "rejected" are the same answer']
     return Sample(row_id, messages=chosen, rejected=rejected[-1][1]), []
 
@@ -314,7 +318,8 @@ def _preference_turns(prompt, answer):
 
 def _split_common_start(chosen, rejected):
     """Returns (prompt, chosen, rejected): the words that both texts begin with, and their other words."""
-    length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    shorter = min(len(chosen), len(rejected))
+    length = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
     length = max(chosen.rfind(blank, 0, length) for blank in " \n\t") + 1
     return chosen[:length].rstrip(), chosen[length:], rejected[length:]
 

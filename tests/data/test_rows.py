@@ -251,21 +251,34 @@ def test_trls_preference_rows_give_the_prompt_and_both_answers(write, row):
     assert sample.rejected == "no"
 
 
-def test_an_implicit_prompt_ends_between_words(write):
-    row = {"chosen": "The capital is Berlin", "rejected": "The capital is Bern"}
+@pytest.mark.parametrize(
+    "chosen, rejected", [("Berlin", "Bern"), ("Bern", "Bern now"), ("Bern now", "Bern")], ids=str
+)
+def test_an_implicit_prompt_ends_between_words(write, chosen, rejected):
+    row = {"chosen": f"The capital is {chosen}", "rejected": f"The capital is {rejected}"}
     (sample,), _ = read_samples(write(json.dumps(row)))
-    assert sample.messages == (("user", "The capital is"), ("assistant", "Berlin"))
-    assert sample.rejected == "Bern"
+    assert sample.messages == (("user", "The capital is"), ("assistant", chosen))
+    assert sample.rejected == rejected
+
+
+def test_prompts_that_differ_in_white_space_at_their_ends_are_the_same_prompt(write):
+    row = {"chosen": [USER, CHOSEN], "rejected": [USER | {"content": "Is it? "}, REJECTED]}
+    assert read_samples(write(json.dumps(row)))[0][0].rejected == "no"
 
 
 @pytest.mark.parametrize(
     "row, told",
     [
         (
-            {"prompt": "q", "chosen": "a"},
+            {"prompt": "q", "chosen": "a", "rejected": None},
             '"rejected": the answer must be a string or a list of messages, not null',
         ),
+        ({"prompt": "q", "chosen": "a"}, 'missing key "rejected"'),
+        ({"rejected": "so is it"}, 'missing key "chosen"'),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "are the same answer"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a \n"}, "are the same answer"),
+        ({"chosen": "the same words", "rejected": "the same words"}, "are the same answer"),
+        ({"chosen": "so ", "rejected": "so it is"}, "empty response"),
         (
             {"prompt": {"q": 1}, "chosen": "a", "rejected": "b"},
             "the prompt must be a string or a list of messages",
