@@ -7,16 +7,20 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, decoders, models
 from torch import nn
 
-from common.device import missing_to_compile
+from common.device import Precision, missing_to_compile
 from data.render import IGNORE_INDEX, Document
+from generation.load import LoadedModel
 from lora.inject import adapters, inject
 from model.config import FULL, SLIDING, Gemma3Config
 from model.gemma3 import Gemma3ForCausalLM
-from model.weights import save_model
+from model.hub import TINY
+from model.tokenizer import Tokenizer
+from model.weights import load_model, save_model
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 VOCABULARY = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + [chr(i) for i in range(32, 127)]
@@ -59,6 +63,17 @@ def tiny_model(
     return model.to(dtype)
 
 
+def embedded(precision: str, seed: int = 0) -> LoadedModel:
+    """The embedded base on the CPU, with adapters that change its output."""
+    how = Precision(precision, torch.device("cpu"))
+    model = load_model(TINY, how.dtype, how.device, "none")
+    inject(model, r=8, lora_alpha=8, target_modules="all-linear", seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapters(model).values():
+        nn.init.normal_(layer.lora_B, std=0.01, generator=generator)
+    return LoadedModel(model, Tokenizer(TINY), TINY, how)
+
+
 def bounds(lengths: list[int]) -> torch.Tensor:
     """cu_seqlens (documents + 1,) of documents of these lengths."""
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
@@ -85,7 +100,9 @@ def documents(count: int, seed: int = 0, shortest: int = 3, longest: int = 40) -
 def write_tokenizer(folder: Path) -> None:
     """Writes a tokenizer.json of Gemma's control tokens, a token per character, and bytes for the rest."""
     vocab = {t: i for i, t in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True)
+    )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))

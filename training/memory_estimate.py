@@ -136,7 +136,7 @@ def step_peak(cfg: Config, base: BaseFiles, precision: Precision, layers: int, b
     build.add_adapters(model, cfg)
     model = model if cfg.adapter.type == "full" else model.to(precision.dtype)
     objective = build.make_objective(cfg)
-    return tensors_peak(model.train(), objective, objective.rehearse(batch).to("meta"))
+    return tensors_peak(model.train(), objective, objective.largest_batch(batch).to("meta"))
 
 
 def tensors_peak(model: Gemma3ForCausalLM, objective: Objective, batch: Batch, device: str = "meta") -> int:

@@ -165,8 +165,8 @@ def _train(
     objective, precision, clip = build.make_objective(cfg), base.precision, cfg.train.max_grad_norm
 
     def step(micro_batches: list[Batch]) -> int:
-        rehearsed = [objective.rehearse(batch) for batch in micro_batches]
-        loop.train_step(base.model, objective, rehearsed, optimizers, precision, 0.0, clip)
+        largest = [objective.largest_batch(batch) for batch in micro_batches]
+        loop.train_step(base.model, objective, largest, optimizers, precision, 0.0, clip)
         base.model.zero_grad(set_to_none=True)
         return peak_memory(precision.device)
 

@@ -20,7 +20,7 @@ from tests.makers import bounds
 from tests.parity.make_trl_goldens import CONFIG, fill, gradient
 from training import config
 from training.objectives.dpo import DirectPreferenceOptimization
-from training.objectives.grpo import GroupRelativePolicyOptimization, advantages
+from training.objectives.grpo import GroupRelativePolicyOptimization, group_advantages
 
 GOLDENS = json.loads(Path(__file__).with_name("trl_goldens.json").read_text(encoding="utf-8"))
 DPO, GRPO = GOLDENS["dpo"], GOLDENS["grpo"]
@@ -249,6 +249,6 @@ def test_our_grpo_gives_trls_loss_and_gradients_in_each_reduction(case):
 )
 def test_our_advantages_are_trls(case):
     rewards = torch.tensor(case["rewards"], dtype=torch.float64).view(-1, GRPO["num_generations"])
-    assert advantages(rewards, case["scale_rewards"] == "group").flatten().tolist() == approx(
+    assert group_advantages(rewards, case["scale_rewards"] == "group").flatten().tolist() == approx(
         case["advantages"]
     )

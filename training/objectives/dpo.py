@@ -91,7 +91,7 @@ class DirectPreferenceOptimization(Objective):
                 _keep(file, values)
         self.reference = dict(zip([d.id for d in documents[::2]], values, strict=True))
 
-    def rehearse(self, batch: Batch) -> Batch:
+    def largest_batch(self, batch: Batch) -> Batch:
         """Returns the same micro-batch; its pairs get a reference of zeros."""
         self.reference |= {id: torch.zeros(2) for id in batch.ids}
         return batch

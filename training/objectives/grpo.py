@@ -20,7 +20,6 @@ n completions are in a micro-batch of prompts; S is the number of their tokens.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -69,11 +68,7 @@ class GroupRelativePolicyOptimization(Objective):
     higher_is_better: ClassVar = {"loss": False, "reward": True}
 
     def __init__(
-        self,
-        settings: GRPO,
-        rewards: Rewards | None = None,
-        task: str = "auto",
-        seed: int = 0,
+        self, settings: GRPO, rewards: Rewards | None = None, task: str = "auto", seed: int = 0
     ) -> None:
         super().__init__(settings.metric_for_best_model)
         self.settings, self.given, self.task, self.seed = settings, rewards, task, seed
@@ -110,13 +105,12 @@ class GroupRelativePolicyOptimization(Objective):
     def prepare(self, model: Gemma3ForCausalLM, batch: Batch, step: int) -> Batch:
         """Samples and scores a group of completions for each prompt, and returns their packed stream."""
         s, tokenizer = self.settings, self.base.tokenizer
-        samples = [self.samples[id] for id in batch.ids for _ in range(s.num_generations)]
-        prompts = [tokenizer.render_prompt((sample.messages or ())[:-1]) for sample in samples]
-        numbers = [
-            completion_number(step, sample.id, i % s.num_generations) for i, sample in enumerate(samples)
-        ]
+        ids = [id for id in batch.ids for _ in range(s.num_generations)]
+        numbers = [completion_number(step, id, i % s.num_generations) for i, id in enumerate(ids)]
+        messages = [self.samples[id].messages or () for id in ids]
+        prompts = [tokenizer.render_prompt(turns[:-1]) for turns in messages]
         with self.base.precision.autocast():
-            done = generate(
+            completions = generate(
                 model,
                 prompts,
                 max_new_tokens=s.max_completion_length,
@@ -126,13 +120,11 @@ class GroupRelativePolicyOptimization(Objective):
                 numbers=numbers,
                 log_probs=True,
             )
-        texts = [tokenizer.decode(completion.token_ids) for completion in done]
-        turns = [(sample.messages or ())[-2:] for sample in samples]
-        ended = [completion.stop_reason == "stop" for completion in done]
-        rewards, parts = self.rewards(
-            [t[0][1] for t in turns], texts, [t[1][1].strip() for t in turns], ended
-        )
-        found = self._batch(prompts, done, torch.tensor(rewards), parts, [sample.id for sample in samples])
+        users, golds = [turns[-2][1] for turns in messages], [turns[-1][1].strip() for turns in messages]
+        texts = [tokenizer.decode(completion.token_ids) for completion in completions]
+        ended = [completion.stop_reason == "stop" for completion in completions]
+        rewards, parts = self.rewards(users, texts, golds, ended)
+        found = self._batch(prompts, completions, torch.tensor(rewards), parts, ids)
         if s.beta:
             with torch.no_grad(), self.base.precision.autocast(), with_adapter_state(model, self.start):
                 moved = found.to(self.base.precision.device)
@@ -142,7 +134,7 @@ class GroupRelativePolicyOptimization(Objective):
     def _batch(
         self,
         prompts: list[list[int]],
-        done: list[Completion],
+        completions: list[Completion],
         rewards: torch.Tensor,
         parts: dict[str, list[float]],
         ids: list[str],
@@ -151,35 +143,33 @@ class GroupRelativePolicyOptimization(Objective):
 
         Without k3, those of advantage 0 have none. They are left out, but their tokens count.
         """
-        s = self.settings
-        by_group = advantages(rewards.view(-1, s.num_generations), s.scale_rewards)
-        cut = torch.tensor([completion.stop_reason == "length" for completion in done])
-        active = ~cut if s.mask_truncated_completions else torch.ones_like(cut)
-        values = by_group.flatten() * active
-        rows = [i for i in range(len(done)) if (active[i] if s.beta else values[i] != 0)]
-        rows = rows or [min(range(len(done)), key=lambda i: len(done[i].token_ids))]  # a stream needs one
-        documents = [completed(prompts[i], done[i], str(i)) for i in rows]
-        packed = pack(documents, share_prefix=True)
-        order = [int(i) for i in packed.ids]
-        lengths = torch.tensor([len(completion.log_probs) for completion in done])
-        weights = {"dapo": int(lengths[active].sum()), "grpo": len(done), "dr_grpo": len(done)}
-        fields = vars(packed) | {"ids": [ids[i] for i in order]}
+        s, groups = self.settings, rewards.view(-1, self.settings.num_generations)
+        truncated = torch.tensor([completion.stop_reason == "length" for completion in completions])
+        lengths = torch.tensor([len(completion.log_probs) for completion in completions])
+        counted = ~truncated if s.mask_truncated_completions else torch.ones_like(truncated)
+        advantages = group_advantages(groups, s.scale_rewards).flatten() * counted
+        effective = counted if s.beta else advantages != 0
+        kept = effective.nonzero().flatten().tolist() or [int(lengths.argmin())]  # a stream needs one
+        packed = pack([completed(prompts[i], completions[i], str(i)) for i in kept], share_prefix=True)
+        packed_order = [int(i) for i in packed.ids]
+        tokens = int(lengths[counted].sum())
         return CompletionBatch(
-            **fields,
-            advantages=values[order],
-            sampled=[value for i in order for value in done[i].log_probs],
-            weight=max(1, weights[s.loss_type]),
-            figures=figures(rewards.view(-1, s.num_generations), parts, lengths, cut),
+            **(vars(packed) | {"ids": [ids[i] for i in packed_order]}),
+            advantages=advantages[packed_order],
+            sampled=[value for i in packed_order for value in completions[i].log_probs],
+            weight=max(1, tokens if s.loss_type == "dapo" else len(completions)),
+            figures=figures(groups, parts, lengths, truncated),
         )
 
-    def rehearse(self, batch: Batch) -> Batch:
-        """Returns completions of the greatest length for these prompts."""
-        s, bounds = self.settings, pairwise(batch.cu_seqlens.tolist())
-        done = Completion([0] * s.max_completion_length, "length", None, [0.0] * s.max_completion_length)
-        prompts = [batch.tokens[start:stop].tolist() for start, stop in bounds]
-        prompts = [prompt for prompt in prompts for _ in range(s.num_generations)]
-        rewards = torch.arange(len(prompts)).float()
-        return self._batch(prompts, [done] * len(prompts), rewards, {}, ["rehearsed"] * len(prompts))
+    def largest_batch(self, batch: Batch) -> Batch:
+        """Returns completions of the greatest length for prompts as long as the documents, none left out."""
+        group, length = self.settings.num_generations, self.settings.max_completion_length
+        completion = Completion([0] * (length - 1), "stop", 0, [0.0] * length)
+        sizes = (batch.position_ids[batch.cu_seqlens[1:].long() - 1] + 1).tolist()  # with a shared prefix
+        prefixes = batch.shared_prefix or []
+        prompts = [[i] * n for i, n in enumerate(sizes) if i not in prefixes for _ in range(group)]
+        rewards = torch.tensor([1.0] + [0.0] * (group - 1)).repeat(len(prompts) // group)  # none is the mean
+        return self._batch(prompts, [completion] * len(prompts), rewards, {}, ["largest"] * len(prompts))
 
     def loss(self, model: Gemma3ForCausalLM, batch: Batch) -> tuple[torch.Tensor, float, Metrics]:
         """Returns (the sum of the losses, its weight by loss_type, the metrics of TRL's GRPOTrainer).
@@ -200,8 +190,8 @@ class GroupRelativePolicyOptimization(Objective):
             apart = (batch.old - torch.tensor(batch.sampled).to(batch.old)).abs()
             metrics["sampling/sampling_logp_difference/mean"] = apart.sum(), len(apart)
             metrics["sampling/sampling_logp_difference/max"] = apart.max(), 1
-        gain = batch.repeat(batch.advantages.to(log_probs))
-        losses, clipped = clipped_loss(log_probs, batch.old, gain, s.epsilon)
+        advantages = batch.repeat(batch.advantages.to(log_probs))
+        losses, clipped = clipped_loss(log_probs, batch.old, advantages, s.epsilon)
         metrics["clip_ratio/region_mean"] = clipped.sum(), len(clipped)
         if batch.reference is not None:
             kl = k3(log_probs, batch.reference)
@@ -229,7 +219,7 @@ class GroupRelativePolicyOptimization(Objective):
         return {name: sum(v) / len(v) for name, v in ({"reward": rewards} | named).items()}
 
 
-def advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
+def group_advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
     """Returns A (groups, G) for rewards (groups, G); without `scale`, it is not divided (Dr. GRPO)."""
     centred = rewards - rewards.mean(1, keepdim=True)
     # In a group of equal rewards, rounding of the mean leaves a remainder.
@@ -238,18 +228,19 @@ def advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
 
 
 def clipped_loss(
-    log_probs: torch.Tensor, old: torch.Tensor, gain: torch.Tensor, epsilon: float
+    log_probs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (-min(ratio A, clip(ratio) A), whether the clip took its gradient), both (S,), for A = gain."""
+    """Returns (-min(ratio A, clip(ratio) A), whether the clip took its gradient), both (S,)."""
     ratio = (log_probs - old).exp()
-    clipped = ((ratio < 1 - epsilon) & (gain < 0)) | ((ratio > 1 + epsilon) & (gain > 0))
-    return -torch.minimum(ratio * gain, ratio.clamp(1 - epsilon, 1 + epsilon) * gain), clipped
+    clipped = ((ratio < 1 - epsilon) & (advantages < 0)) | ((ratio > 1 + epsilon) & (advantages > 0))
+    clamped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    return -torch.minimum(ratio * advantages, clamped * advantages), clipped
 
 
 def k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Returns exp(d) - d - 1 with d = reference - log_probs; it is at least 0.
 
-    Its mean over tokens drawn from p is KL(p || reference). From Schulman 2020, http://joschu.net/blog/kl-approx.html.
+    Its mean over tokens drawn from p is KL(p || reference) (Schulman 2020, joschu.net/blog/kl-approx.html).
     """
     d = reference - log_probs
     return d.exp() - d - 1
@@ -268,7 +259,7 @@ def completed(prompt: list[int], completion: Completion, id: str) -> Document:
 
 
 def figures(
-    rewards: torch.Tensor, parts: dict[str, list[float]], lengths: torch.Tensor, cut: torch.Tensor
+    rewards: torch.Tensor, parts: dict[str, list[float]], lengths: torch.Tensor, truncated: torch.Tensor
 ) -> Metrics:
     """Returns the metrics of all completions, those without an effect included; rewards (groups, G)."""
     groups, count = len(rewards), rewards.numel()
@@ -278,6 +269,6 @@ def figures(
         "reward_std": (rewards.std(1).sum().item(), groups),
         "frac_reward_zero_std": (equal.sum().item(), groups),
         "completions/mean_length": (lengths.sum().item(), count),
-        "completions/clipped_ratio": (cut.sum().item(), count),
+        "completions/clipped_ratio": (truncated.sum().item(), count),
     }
     return found | {f"rewards/{name}/mean": (sum(values), count) for name, values in parts.items()}

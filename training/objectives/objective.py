@@ -81,7 +81,7 @@ class Objective:
         """Returns the micro-batch to train on in the optimizer steps after `step`; by default this one."""
         return batch
 
-    def rehearse(self, batch: Batch) -> Batch:
+    def largest_batch(self, batch: Batch) -> Batch:
         """Returns a micro-batch as large as `prepare` may return, without a model; for memory estimates."""
         return batch
 
