@@ -115,7 +115,7 @@ def preferred(adapter: Path, samples: list, out: Path) -> list[bool]:
     documents, _ = DirectPreferenceOptimization().documents(made, tokenizer, 1536, "drop", 10**6)
     before, after = (reference_log_probs(model, documents) for model in (start, trained))
     margins = (after - before) @ before.new_tensor([1.0, -1.0])
-    return [margin > TIE for margin in margins.tolist()]
+    return [margin > TIE[trained.precision.name] for margin in margins.tolist()]
 
 
 def gains(

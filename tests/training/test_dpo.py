@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -106,6 +107,20 @@ def test_at_the_start_the_loss_is_log_2_and_its_slope_half_of_beta(tmp_path, tok
     torch.testing.assert_close(gradients(model, loss), gradients(model, (slope * sums).sum()))
 
 
+@pytest.mark.parametrize(
+    "precision, gain, preferred", [("fp32", 0.1, 1), ("bf16", 0.7, 0), ("bf16", 1.5, 1), ("fp16", 0.1, 0)]
+)
+def test_a_margin_that_rounding_may_make_prefers_nothing(tmp_path, tokenizer, precision, gain, preferred):
+    """In bfloat16 the margins of unchanged pairs of the embedded base reach 0.95 nats (mean 0.13)."""
+    docs, _ = documents(tmp_path, tokenizer, PAIRS[:1])
+    model, objective = tiny_model(), DirectPreferenceOptimization(0.1)
+    base = LoadedModel(model, tokenizer, tmp_path, Precision(precision, torch.device("cpu")))
+    objective.begin(base, [], docs, start="")
+    (values,) = reference_log_probs(loaded(model, tokenizer, tmp_path), docs)
+    objective.reference = {docs[0].id: values - torch.tensor([gain, 0.0])}
+    assert objective.loss(model, pack(docs))[2]["rewards/accuracies"][0].item() == preferred
+
+
 def test_metrics_of_a_pair_worked_by_hand(tmp_path, tokenizer):
     """log p gained 2 on the chosen answer and lost 3 on the rejected one: with beta 0.1, r = 0.2 and -0.3."""
     docs, _ = documents(tmp_path, tokenizer, PAIRS[:1])
@@ -155,6 +170,18 @@ def test_a_pair_is_left_out_if_one_answer_is_too_long(tmp_path, tokenizer):
         documents(tmp_path, tokenizer, rows[-1:], max_length=20, on_long="drop")
 
 
+@pytest.mark.parametrize("turns", [1, 3], ids=["one turn", "three turns"])
+def test_a_pair_whose_answer_would_be_cut_is_left_out(tmp_path, tokenizer, turns):
+    """Of three turns, an earlier answer would stand in the place of both; of one, the answers begin alike."""
+    prompt = [{"role": ("user", "assistant")[i % 2], "content": "word " * 8} for i in range(turns)]
+    long = {"prompt": prompt, "chosen": "same " * 30 + "a", "rejected": "same " * 30 + "b"}
+    (whole, _), _ = documents(tmp_path, tokenizer, [long], max_length=10**4)
+    cut = len(whole.input_ids) - (20 if turns == 1 else 160)
+    docs, counts = documents(tmp_path, tokenizer, [long, *PAIRS], max_length=cut, on_long="truncate")
+    assert [d.id for d in docs] == [f"pairs.jsonl:{n}" for n in (2, 2, 3, 3, 4, 4)]
+    assert (counts.kept, counts.dropped, counts.truncated) == (3, 1, 0)
+
+
 def test_rows_without_a_rejected_answer_are_named(tokenizer):
     lacking = [Sample("a.jsonl:7", (("user", "q"), ("assistant", "a")))]
     with pytest.raises(ValueError, match=r'"chosen" and "rejected"; these have none:\n.*a.jsonl:7'):
@@ -197,3 +224,15 @@ def test_the_reference_is_computed_once_and_kept_by_what_it_depends_on(tmp_path,
     begin(tiny_model(), tokenizer, tmp_path, docs)
     assert len(calls) == 3
     assert load_file(kept[0])["log_probs"].shape == (3, 2)
+
+
+def test_only_the_newest_references_are_kept(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "kept")
+    docs, _ = documents(tmp_path, tokenizer)
+    monkeypatch.setattr(dpo, "reference_log_probs", lambda *args: torch.zeros(3, 2))
+    for n in range(dpo.KEPT + 3):
+        before = set(tmp_path.glob("kept/*"))
+        begin(tiny_model(), tokenizer, tmp_path, docs, start=f"adapter {n}")
+        (new,) = {*tmp_path.glob("kept/*")} - before
+        os.utime(new, (n, n))
+    assert sorted(f.stat().st_mtime for f in tmp_path.glob("kept/*")) == list(range(3, dpo.KEPT + 3))

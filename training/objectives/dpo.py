@@ -33,14 +33,17 @@ from model.tokenizer import Tokenizer
 from training.objectives.objective import Metrics, Objective, target_log_probs
 
 REFERENCES = Path(__file__).resolve().parents[2] / "runs" / ".reference"
-TIE = 1e-3  # nats; sums of log-probabilities differ by less where only rounding does
+# Nats, by precision: where only rounding differs, the margin of a pair differs by less. Rounding depends on
+# the stream that a document stands in, and the reference was computed in another one.
+TIE = {"fp32": 1e-3, "fp16": 0.125, "bf16": 1.0}
+KEPT = 16  # files of log-probabilities: those of the last runs, which may be resumed or repeated
 REFERENCE_TOKENS = 4096  # of a forward pass of the reference, or one longer pair
 
 
 class DirectPreferenceOptimization(Objective):
     """L = the mean over pairs of -log sigmoid(r_chosen - r_rejected), with the rewards r of both answers.
 
-    r = beta (log p(answer) - log p_reference(answer)). At the start of a run L = log 2.
+    r = beta (log p(answer) - log p_reference(answer)). At the start of a run L = log 2, up to rounding.
     """
 
     per_sample = 2
@@ -50,13 +53,15 @@ class DirectPreferenceOptimization(Objective):
         super().__init__(metric_for_best_model)
         self.beta = beta
         self.reference: dict[str, torch.Tensor] = {}  # id of a pair -> log p_reference of both answers (2,)
+        self.tie = TIE["fp32"]
 
     def documents(
         self, samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, on_long: str, vocab_size: int
     ) -> tuple[list[Document], Counts]:
         """Returns the chosen and the rejected document of each pair, labelled at the last answer only.
 
-        A pair is left out if one of the two is. Raises ValueError for samples without a rejected answer.
+        A pair is left out if one of the two is, or would be cut: their remains may be the same.
+        Raises ValueError for samples without a rejected answer.
         """
         if lacking := [sample.id for sample in samples if sample.rejected is None]:
             head = (
@@ -64,6 +69,7 @@ class DirectPreferenceOptimization(Objective):
             )
             raise ValueError(listed(head, lacking, "Redaction rows: python -m tasks.redaction_pairs"))
         halves = [half for sample in samples for half in _halves(sample)]
+        on_long = "drop" if on_long == "truncate" else on_long
         documents, counts = render_all(halves, tokenizer, "response", max_length, on_long, vocab_size)
         whole = Counter(document.id for document in documents)
         documents = [_last_answer(document) for document in documents if whole[document.id] == 2]
@@ -90,6 +96,7 @@ class DirectPreferenceOptimization(Objective):
             if file:
                 _keep(file, values)
         self.reference = dict(zip([d.id for d in documents[::2]], values, strict=True))
+        self.tie = TIE[base.precision.name]
 
     def largest_batch(self, batch: Batch) -> Batch:
         """Returns the same micro-batch; its pairs get a reference of zeros."""
@@ -112,7 +119,7 @@ class DirectPreferenceOptimization(Objective):
             "rewards/chosen": rewards[:, 0],
             "rewards/rejected": rewards[:, 1],
             "rewards/margins": margins,
-            "rewards/accuracies": margins > TIE * self.beta,
+            "rewards/accuracies": margins > self.tie * self.beta,
             "logps/chosen": log_probs[:, 0],
             "logps/rejected": log_probs[:, 1],
         }
@@ -150,6 +157,8 @@ def _keep(file: Path, values: torch.Tensor) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
             save_file({"log_probs": values}, part)
+        for old in sorted(file.parent.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
 
 
 def _halves(sample: Sample) -> tuple[Sample, Sample]:
