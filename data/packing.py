@@ -43,7 +43,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # (D+1,) int32, the dtype that flash and flex attention take
     target_positions: torch.Tensor  # (S,) int64, indices into T
     targets: torch.Tensor  # (S,) int64, the token to predict at each of them
-    ids: list[str]  # names of the documents in the stream's order, for messages
+    ids: list[str]  # of each document, in the stream's order; a pair's two documents have the same id
     target_counts: list[int]  # supervised positions of each of these documents; they add up to S
     num_tokens: int  # tokens of the documents, each with its whole prefix
     shared_prefix: list[int] | None = None  # D indices of documents; None if nothing is shared

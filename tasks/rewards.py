@@ -10,6 +10,8 @@
     ended          1 if the completion ended with a stop token, and not at the limit of its length
     format         1 if the completion, without white space at the ends, matches a regular expression
 
+The prompt is the last turn of the user, without the system's and earlier turns.
+
 The first four are for redactions; tasks/redaction.py defines their terms. They differ from its measures where
 a model could earn something without an answer: a character that a completion neither copies nor masks (it is
 lost) counts against it, and a blank completion gets 0. Where a row has no entity, no text outside entities or
@@ -19,8 +21,7 @@ no span, the reward is the share of the source's characters that are not lost.
 import re
 from collections.abc import Callable
 
-from tasks import classification, redaction
-from tasks.measures import Row
+from tasks import redaction
 from tasks.redaction import Comparison
 
 SOME = 0.2  # of the text outside entities: so much a label may hide in doubt
@@ -68,7 +69,7 @@ def exact_match(prompt: str, completion: str, gold: str) -> float:
 
 def label_match(prompt: str, completion: str, gold: str) -> float:
     """Returns 1 if the completion is the gold label; case and white space at the ends do not count."""
-    return classification.score([Row(prompt, gold, completion)])["accuracy"]
+    return float(completion.strip().casefold() == gold.strip().casefold())
 
 
 def ended(ended: bool) -> float:

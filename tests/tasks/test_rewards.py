@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.rows import Sample
 from tasks.alignment import LABEL
 from tasks.choose import TASKS
 from tasks.redaction import source_text
@@ -23,6 +24,7 @@ from tasks.rewards import (
     preserved,
 )
 from tests.folders import ROOT
+from training.objectives.rewards import default_rewards
 
 SOURCE = "Ann Lee, call 555-01 now."
 GOLD = "[GIVENNAME_1] [SURNAME_1], call [TELEPHONENUM_1] now."
@@ -170,6 +172,19 @@ def test_no_gaming_answer_comes_near_the_gold_on_100_rows(game):
             tried += 1
             assert total(prompt, answer, gold) <= 0.75 + 1e-9, (answer, gold)
     assert tried > 85
+
+
+def test_the_default_rewards_of_a_run_are_the_sum_that_is_tested_here():
+    samples = [
+        Sample(str(n), (("user", row["prompt"]), ("assistant", row["response"])))
+        for n, row in enumerate(ROWS[:8])
+    ]
+    prompts, golds = [row["prompt"] for row in ROWS[:8]], [row["response"] for row in ROWS[:8]]
+    texts = [gold[: len(gold) // 2] for gold in golds[:4]] + golds[4:]
+    found, _ = default_rewards("auto", samples)(prompts, texts, golds, [True, False] * 4)
+    rows = zip(prompts, texts, golds, [True, False] * 4, strict=True)
+    assert found == pytest.approx([total(*row) for row in rows], abs=1e-12)
+    assert len(set(found)) > 2
 
 
 @pytest.mark.parametrize("game", ["empty", "a dot", "refusal"])

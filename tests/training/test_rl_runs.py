@@ -1,5 +1,6 @@
 """Whole runs of train.py with the objectives dpo and grpo: killed, resumed, and with a faulty reward."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+import export
 import train
 from lora.peft_io import save_adapter
 from report.metrics_log import read_metrics
@@ -51,6 +54,7 @@ LENGTH = "def length(completion):\n    return len(completion) / 5\n"
 DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
+import export
 import train
 from generation.generate import BatchScheduler
 from training.objectives.rewards import Rewards
@@ -301,3 +305,26 @@ def test_the_plan_of_a_grpo_run_counts_its_completions(place, capsys):
         return float(line.split()[2].replace(",", ""))
 
     assert peak(400) > peak(5)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("gguf") / "base.gguf"
+    words = ["--model", "tiny", "--to", "gguf", "--quant", "q8_0", "--no-verify", "--out", str(file)]
+    assert export.main(words) == 0
+    return file
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+@pytest.mark.parametrize("base", ["q8_0", "nf4", "gguf"])
+def test_dpo_and_grpo_train_adapters_on_quantized_and_gguf_bases(place, gguf, base, method):
+    write_jsonl(place / "train.jsonl", pairs(13, 1) if method == "dpo" else rows(13))
+    write_jsonl(place / "val.jsonl", pairs(3, 9) if method == "dpo" else rows(3, 9))
+    model = [f"model.name={gguf}"] if base == "gguf" else ["model.name=tiny", f"model.quantize={base}"]
+    assert run(place, *model, f"train.objective={method}", "train.max_steps=2", "train.eval_every=0") == 0
+    steps, _ = read_metrics(place / "runs" / "run" / "metrics.jsonl")
+    assert len(steps) == 2 and all(math.isfinite(step["loss"]) for step in steps)
+    if method == "dpo":
+        assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    trained = load_file(place / "runs" / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in trained.items() if "lora_B" in name)  # they start at 0
