@@ -61,8 +61,8 @@ def merged(model: nn.Module, room: int) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in merged_layers:
-                weight = layer.merged_weight()
-                layer.forward = partial(F.linear, weight=weight, bias=layer.base_layer.bias)  # type: ignore[method-assign]
+                one_product = partial(F.linear, weight=layer.merged_weight(), bias=layer.base_layer.bias)
+                vars(layer)["forward"] = one_product
         yield
     finally:
         for layer in merged_layers:
