@@ -126,7 +126,7 @@ def plan(config: str, overrides: Sequence[str], options: Sequence[str]) -> list[
         cfg = replace(cfg, run=replace(cfg.run, name=name, dir=folder))
         members.append(Member(name, [*overrides, *own], cfg))
     found = [problem for m in members if not m.finished for problem in problems_of(m.cfg)]
-    problems += [line.strip() for problem in found for line in problem.splitlines()]
+    problems += dict.fromkeys(line.strip() for problem in found for line in problem.splitlines())
     if len(axes) == len(options):
         problems += _in_the_way(members) + _twice(members)
     if problems:

@@ -411,8 +411,12 @@ def test_the_alarm_that_repeats_rings_in_no_code_but_the_rewards(tmp_path, monke
 
 def test_ctrl_c_ends_a_reward_and_is_no_fault_of_it(tmp_path):
     rewards = load(tmp_path, "import signal\ndef f(completion): signal.raise_signal(signal.SIGINT)", "f")
-    with pytest.raises(KeyboardInterrupt):
-        call(rewards)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call(rewards)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_timer_of_the_process_outlives_the_time_limit():
