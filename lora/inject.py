@@ -244,9 +244,9 @@ def with_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> Iter
     """Gives the adapters other weights, and eval mode, inside a `with` block; then restores their own."""
     own = {name: x.clone() for name, x in adapter_state(model).items()}
     was_training = model.training
-    load_adapter_state(model, state)
-    model.eval()
     try:
+        load_adapter_state(model, state)
+        model.eval()
         yield
     finally:
         load_adapter_state(model, own)

@@ -49,8 +49,8 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
 def merged(model: nn.Module, room: int) -> Iterator[None]:
     """Lets each adapter and its layer compute one product inside the block, if float32 and `room` permit it.
 
-    A step of decoding has few tokens, so that three products take almost three times as long as one. The
-    merged weights are copies and take up to `room` bytes. In float32 the outputs differ by rounding only; in
+    A step of decoding has few tokens, so that the two small products take long beside that of W. The merged
+    weights are copies and take up to `room` bytes. In float32 the outputs differ by rounding only; in
     bfloat16 a merged weight would round the adapter away, and each layer computes as before.
     """
     layers = [layer for layer in adapters(model).values() if layer.enabled]
