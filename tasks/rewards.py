@@ -24,7 +24,7 @@ from collections.abc import Callable
 from tasks import redaction
 from tasks.redaction import Comparison
 
-SOME = 0.2  # of the text outside entities: so much a label may hide in doubt
+MAY_HIDE = 0.2  # the share of the text outside entities that labels may hide in a text that is preserved
 FORMAT = "format"  # the name of the reward that `format_reward` makes of a pattern
 
 
@@ -37,12 +37,12 @@ def leak(prompt: str, completion: str, gold: str) -> float:
 
 
 def preserved(prompt: str, completion: str, gold: str) -> float:
-    """Returns 1 if the text outside labels equals the source exactly (SOME may be over-masked), else 0."""
+    """Returns 1 if the text outside labels equals the source exactly (see MAY_HIDE), else 0."""
     if _blank(completion, gold):
         return 0.0
     counts = redaction.compare(prompt, gold, completion)
     changed = counts.lost or counts.lost_outside or counts.added
-    return float(not changed and counts.over_masked <= SOME * counts.outside)
+    return float(not changed and counts.over_masked <= MAY_HIDE * counts.outside)
 
 
 def entity_f1(prompt: str, completion: str, gold: str) -> float:
