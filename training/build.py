@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def problems(cfg: Config) -> list[str]:
         if cfg.train.objective == "grpo"
         else []
     )
-    for check in (refuse_missing_files, _start_config):
+    for check in (refuse_missing_files, partial(_start_config, tensors=True)):
         try:
             check(cfg)
         except ValueError as e:
@@ -72,8 +73,11 @@ def problems(cfg: Config) -> list[str]:
     return found
 
 
-def _start_config(cfg: Config) -> dict:
-    """Returns the adapter_config.json in adapter.init_from, {} if that is ""; raises ValueError."""
+def _start_config(cfg: Config, tensors: bool = False) -> dict:
+    """Returns the adapter_config.json in adapter.init_from, {} if that is ""; `tensors`: checks these too.
+
+    Raises ValueError if a file is missing or damaged.
+    """
     folder = Path(cfg.adapter.init_from)
     if not cfg.adapter.init_from:
         return {}
@@ -81,7 +85,8 @@ def _start_config(cfg: Config) -> dict:
         if not folder.is_dir():
             remedy = "train that adapter first (the head of the config may say how), or name another"
             raise ValueError(f"no such folder; {remedy}")
-        read_tensors(folder)
+        if tensors:
+            read_tensors(folder)
         return read_config(folder)
     except ValueError as e:
         raise ValueError(f"adapter.init_from = {cfg.adapter.init_from!r}: {e}") from None
