@@ -198,7 +198,7 @@ def begin(model, tokenizer, tmp_path, docs, start="start") -> DirectPreferenceOp
 
 
 def test_the_reference_is_the_model_at_the_start_with_its_adapter(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "kept")
+    monkeypatch.setattr(dpo, "cache", lambda: tmp_path)
     docs, _ = documents(tmp_path, tokenizer)
     model = tiny_model()  # its adapters change its output, as those of adapter.init_from do
     found = begin(model, tokenizer, tmp_path, docs).reference[docs[0].id]
@@ -208,10 +208,10 @@ def test_the_reference_is_the_model_at_the_start_with_its_adapter(tmp_path, toke
 
 
 def test_the_reference_is_computed_once_and_kept_by_what_it_depends_on(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "kept")
+    monkeypatch.setattr(dpo, "cache", lambda: tmp_path)
     docs, _ = documents(tmp_path, tokenizer)
     first = begin(tiny_model(), tokenizer, tmp_path, docs)
-    kept = list((tmp_path / "kept").iterdir())
+    kept = list((tmp_path / "references").iterdir())
     calls = []
     monkeypatch.setattr(dpo, "reference_log_probs", lambda *args: calls.append(1) or torch.zeros(3, 2))
     again = begin(tiny_model(1), tokenizer, tmp_path, docs)
@@ -227,12 +227,12 @@ def test_the_reference_is_computed_once_and_kept_by_what_it_depends_on(tmp_path,
 
 
 def test_only_the_newest_references_are_kept(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "kept")
+    monkeypatch.setattr(dpo, "cache", lambda: tmp_path)
     docs, _ = documents(tmp_path, tokenizer)
     monkeypatch.setattr(dpo, "reference_log_probs", lambda *args: torch.zeros(3, 2))
     for n in range(dpo.KEPT + 3):
-        before = set(tmp_path.glob("kept/*"))
+        before = set(tmp_path.glob("references/*"))
         begin(tiny_model(), tokenizer, tmp_path, docs, start=f"adapter {n}")
-        (new,) = {*tmp_path.glob("kept/*")} - before
+        (new,) = {*tmp_path.glob("references/*")} - before
         os.utime(new, (n, n))
-    assert sorted(f.stat().st_mtime for f in tmp_path.glob("kept/*")) == list(range(3, dpo.KEPT + 3))
+    assert sorted(f.stat().st_mtime for f in tmp_path.glob("references/*")) == list(range(3, dpo.KEPT + 3))

@@ -17,7 +17,6 @@ from report.metrics_log import read_metrics
 from tests.folders import ROOT
 from tests.makers import rows, tiny_model, write_jsonl, write_run
 from training import trainer
-from training.objectives import dpo
 from training.objectives.rewards import RewardError
 
 GRPO = """
@@ -103,7 +102,6 @@ def place(tmp_path, monkeypatch) -> Path:
     (tmp_path / "run.toml").write_text(GRPO)
     (tmp_path / "mine.py").write_text(LENGTH)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dpo, "REFERENCES", tmp_path / "reference")
     return tmp_path
 
 

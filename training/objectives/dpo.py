@@ -4,8 +4,8 @@ A sample is a prompt with a chosen and a rejected answer, and gives two document
 stand side by side in a micro-batch, and their prompt is computed once (data/packing.py). P pairs.
 
 log p(answer) is the sum over its tokens, with the end of the turn. The reference is the model at the start of
-the run. Its log-probabilities do not change, so they are computed once, before the first step, and kept on
-disk under the hash of all they depend on.
+the run. Its log-probabilities do not change, so they are computed once, before the first step, and kept in
+the user's cache under the hash of all they depend on.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from data.render import IGNORE_INDEX, Counts, Document, render_all
 from data.rows import Sample
 from generation.load import LoadedModel
 from model.gemma3 import Gemma3ForCausalLM
+from model.package import cache
 from model.tokenizer import Tokenizer
 from training.objectives.objective import Metrics, Objective, target_log_probs
 
-REFERENCES = Path(__file__).resolve().parents[2] / "runs" / ".reference"
 # Nats, by precision: where only rounding differs, the margin of a pair differs by less. Rounding depends on
 # the stream that a document stands in, and the reference was computed in another one.
 TIE = {"fp32": 1e-3, "fp16": 0.125, "bf16": 1.0}
@@ -89,7 +89,7 @@ class DirectPreferenceOptimization(Objective):
         text = repr([(d.id, d.input_ids, d.labels) for d in documents])
         about = f"{start} {base.precision.name} {torch.__version__} {text}"
         name = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()
-        file = REFERENCES / f"{name}.safetensors" if start else None
+        file = cache() / "references" / f"{name}.safetensors" if start else None
         values = _read(file) if file else None
         if values is None:
             values = reference_log_probs(base, documents)
