@@ -106,8 +106,8 @@ def generate(
         uniforms = sampling.uniforms(numbers[i] if numbers else i, limit).tolist() if temperature else []
         requests.append(Request(i, tuple(prompt), limit, uniforms))
     room = free(next(model.parameters()).device) // 4
-    one_product = merged(model, room) if len(prompts) >= MERGE_PROMPTS else nullcontext()
-    with _inference(model), dequantized(model, room), one_product:
+    for_merged = room if len(prompts) >= MERGE_PROMPTS else 0
+    with _inference(model), merged(model, for_merged) as unused, dequantized(model, room, unused):
         BatchScheduler(model, requests, batch_size, stop_ids, sampling, on_token, on_done, log_probs).run()
     return [request.completion for request in requests]
 

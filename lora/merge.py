@@ -46,8 +46,10 @@ def merge(model: nn.Module, allow_zero: bool = False) -> dict[str, float]:
 
 
 @contextmanager
-def merged(model: nn.Module, room: int) -> Iterator[None]:
+def merged(model: nn.Module, room: int) -> Iterator[list[nn.Module]]:
     """Lets each adapter and its layer compute one product inside the block, if float32 and `room` permit it.
+
+    The block gets the base layers whose own weights are then out of use.
 
     A step of decoding has few tokens, so that the two small products take long beside that of W. The merged
     weights are copies and take up to `room` bytes. In float32 the outputs differ by rounding only; in
@@ -63,7 +65,7 @@ def merged(model: nn.Module, room: int) -> Iterator[None]:
             for layer in merged_layers:
                 one_product = partial(F.linear, weight=layer.merged_weight(), bias=layer.base_layer.bias)
                 vars(layer)["forward"] = one_product
-        yield
+        yield [layer.base_layer for layer in merged_layers]
     finally:
         for layer in merged_layers:
             vars(layer).pop("forward", None)

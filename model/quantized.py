@@ -10,7 +10,7 @@ frozen: the idea is QLoRA's (Dettmers et al. 2023, arXiv 2305.14314), with the b
 QLoRA's NF4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,12 +155,12 @@ class _Product(torch.autograd.Function):
 
 
 @contextmanager
-def dequantized(model: nn.Module, room: int) -> Iterator[None]:
-    """Makes all quantized weights dense inside the block, if they fit into `room` bytes.
+def dequantized(model: nn.Module, room: int, unused: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Makes all quantized weights but the unused ones dense inside the block, if they fit into `room` bytes.
 
     A step of decoding has few tokens, so that dequantizing for each product would take most of its time.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _QuantizedLayer)]
+    layers = [m for m in model.modules() if isinstance(m, _QuantizedLayer) and m not in set(unused)]
     fits = sum(layer.quantized.numel() * layer.dtype.itemsize for layer in layers) <= room
     try:
         for layer in layers if fits else ():

@@ -10,7 +10,7 @@ from torch import nn
 
 from lora.inject import adapters, inject, load_adapter_state
 from lora.merge import merge, merged
-from model.quantized import QuantizedLinear, QuantizedWeight
+from model.quantized import QuantizedLinear, QuantizedWeight, dequantized
 from tests.lora.test_layer import copy_to_peft
 
 
@@ -120,7 +120,8 @@ def test_inside_the_block_a_layer_is_one_product_and_afterwards_as_before(type, 
     expected = model(X)
     for layer in adapters(model).values():
         layer.adapter_product = None  # would raise an error if it was called
-    with torch.no_grad(), merged(model, 10**9):
+    with torch.no_grad(), merged(model, 10**9) as unused, dequantized(model, 10**9, unused):
+        assert all(getattr(layer, "dense", None) is None for layer in model.modules())  # no second copy
         torch.testing.assert_close(model(X), expected.detach(), rtol=1e-5, atol=1e-5)
     for layer in adapters(model).values():
         del layer.adapter_product
