@@ -1,7 +1,7 @@
 """What configs/small-dpo.toml and small-grpo.toml gain over their start, by seed, and what a control gains.
 
     python train.py --config small.toml
-    python benchmarks/rl_gain.py [--only dpo grpo] [--seeds 1 2 3] [--rows 200] [--out runs/gain]
+    python benchmarks/rl_gain.py [--only dpo grpo] [--seeds 1 2 3] [--rows 300] [--out runs/gain]
 
 Each recipe runs with each seed, and once more as a control. The control of DPO exchanges the chosen and the
 rejected answer in a random half of the pairs; that of GRPO exchanges the rewards of a group at random. The
@@ -11,12 +11,13 @@ The measures are those of the first `--rows` rows of each of val.jsonl and val_u
 before and after: no run learns from them. Each difference has its 95% interval of the paired bootstrap, with
 1,000 draws of rows.
 
-reward     the mean of the default rewards, of greedy answers and of answers sampled at temperature 1
+reward     the mean of the default rewards, of greedy answers and of answers sampled at temperature 1, of
+           which each row has several; their mean is the row's reward
 preferred  the share of the pairs that tasks.redaction_pairs makes of these rows whose margin became positive;
            before training all margins are 0, so it stands beside one half
-others     tasks/redaction.py, of greedy answers, or of sampled ones where this is said
+others     tasks/redaction.py, of greedy answers, or of the first sampled ones where this is said
 
-Finished runs in `--out` and their answers are kept: the program continues where it was stopped.
+Finished runs in `--out` and the answers of an adapter are kept: the program continues where it was stopped.
 """
 
 import argparse
@@ -26,6 +27,11 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from generation.load import LoadedModel
+    from tasks.measures import Answers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +40,7 @@ START = ROOT / "runs" / "small" / "adapter"
 HELD_OUT = [ROOT / "assets" / "samples" / name for name in ("val.jsonl", "val_unseen.jsonl")]
 KEYS = ("leak_rate", "entity_f1", "preserved", "over_mask_rate", "exact_match")
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
+ANSWERS = {"greedy": 1, "sampled": 4}  # of each row
 
 
 def shuffled_reward(
@@ -80,7 +87,7 @@ def exchanged_pairs(seed: int, out: Path) -> Path:
     return file
 
 
-def load(adapter: Path):
+def load(adapter: Path) -> "LoadedModel":
     """Returns the embedded model with an adapter."""
     from generation.load import add_model_arguments, load_for_inference
 
@@ -89,16 +96,18 @@ def load(adapter: Path):
     return load_for_inference(parser.parse_args(["--model", "tiny", "--adapter", str(adapter)]))
 
 
-def answers(adapter: Path, samples: list, how: str, folder: Path):
-    """Returns the answers to the samples, and keeps them in a file of the folder."""
+def answers(adapter: Path, samples: list, how: str, folder: Path) -> "Answers":
+    """Returns the answers, one to each sample and then the next, and keeps them in a file of the folder."""
+    from common.files import sha256
     from tasks.measures import Answers
     from training.config import Generate
     from training.evaluation import answer
 
-    file = folder / f"{how}-{len(samples)}.json"
+    weights = sha256(adapter / "adapter_model.safetensors")[:16]
+    file = folder / f"{how}-{len(samples)}-{weights}.json"
     if not file.exists():
-        settings = Generate(max_new_tokens=400, temperature=TEMPERATURES[how])
-        file.write_text(json.dumps(vars(answer(load(adapter), samples, settings, seed=0))), encoding="utf-8")
+        settings, asked = Generate(max_new_tokens=400, temperature=TEMPERATURES[how]), samples * ANSWERS[how]
+        file.write_text(json.dumps(vars(answer(load(adapter), asked, settings, seed=0))), encoding="utf-8")
     return Answers(**json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -132,10 +141,11 @@ def gains(
         found.append(("preferred", 0.5, fmean(hits), *mean_difference(hits, [0.5] * len(hits))))
     for how in ("greedy", "sampled")[: 2 if method == "grpo" else 1]:
         sides = [answers(a, samples, how, f) for a, f in ((START, out), (adapter, adapter.parent))]
-        rewards = default_rewards("redaction", [])
-        was, now = (rewards(s.prompts, s.texts, s.golds, s.ended)[0] for s in sides)
+        n, rewards = len(samples), default_rewards("redaction", [])
+        both = (rewards(s.prompts, s.texts, s.golds, s.ended)[0] for s in sides)
+        was, now = ([fmean(values[i::n]) for i in range(n)] for values in both)
         found.append((f"reward, {how}", fmean(was), fmean(now), *mean_difference(now, was)))
-        rows = [list(zip(s.prompts, s.golds, s.texts, strict=True)) for s in sides]
+        rows = [list(zip(s.prompts, s.golds, s.texts, strict=True))[:n] for s in sides]
         (old, new), (_, between) = paired(rows, redaction)
         keys = KEYS if how == "greedy" else KEYS[:1]
         found += [(f"{key}, {how}", old[key], new[key], *between[key]) for key in keys]
@@ -147,7 +157,7 @@ def main() -> None:
     add = parser.add_argument
     add("--only", nargs="+", choices=["dpo", "grpo"], default=["dpo", "grpo"])
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--rows", type=int, default=200)
+    add("--rows", type=int, default=300)
     add("--out", type=Path, default=ROOT / "runs" / "gain")
     args = parser.parse_args()
     args.out = args.out.resolve()
