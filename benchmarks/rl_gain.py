@@ -1,7 +1,7 @@
 """What configs/small-dpo.toml and small-grpo.toml gain over their start, by seed, and what a control gains.
 
     python train.py --config small.toml
-    python benchmarks/rl_gain.py [--only dpo grpo] [--seeds 1 2 3] [--rows 300] [--out runs/gain]
+    python benchmarks/rl_gain.py [--only dpo grpo] [--seeds 1 2 3] [--rows 200] [--out runs/gain]
 
 Each recipe runs with each seed, and once more as a control. The control of DPO exchanges the chosen and the
 rejected answer in a random half of the pairs; that of GRPO exchanges the rewards of a group at random. The
@@ -157,7 +157,7 @@ def main() -> None:
     add = parser.add_argument
     add("--only", nargs="+", choices=["dpo", "grpo"], default=["dpo", "grpo"])
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--rows", type=int, default=300)
+    add("--rows", type=int, default=200)
     add("--out", type=Path, default=ROOT / "runs" / "gain")
     args = parser.parse_args()
     args.out = args.out.resolve()
