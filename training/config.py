@@ -121,6 +121,9 @@ class Train:
     """
     max_grad_norm: float = 1.0
     """A gradient with a larger norm is scaled down to this norm; 0: never."""
+    divergence_factor: float = 10.0
+    """The run stops, and the best weights stay, where the median loss of 5 steps exceeds that of the 50 steps
+    before this many times; 0: never. The losses of "grpo" are not watched."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Dtype of the matrix products; "auto": bf16 on devices that are fast at it."""
     force_fp16: bool = False
@@ -241,7 +244,14 @@ class Config:
 
 
 # These keys may change between a run and its resume, because no computation depends on them.
-FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
+FREE = {
+    "run.name",
+    "run.dir",
+    "train.divergence_factor",
+    "train.log_every",
+    "train.save_every",
+    "train.save_total_limit",
+}
 FREE |= {"grpo.rewards_folder", "grpo.reward_timeout"}
 # Old names work for one release, with a warning.
 RENAMED = {
@@ -391,12 +401,22 @@ def _convert(value: object, kind: Any) -> object:
 AT_LEAST = {
     0: "adapter.lora_alpha adapter.lora_dropout data.validation_fraction train.epochs train.max_steps "
     "train.max_tokens train.learning_rate train.warmup_steps train.weight_decay train.adam_beta2 "
-    "train.max_grad_norm train.eval_every train.eval_samples train.save_every train.early_stopping_patience "
-    "generate.temperature generate.top_k generate.max_new_ratio dpo.beta grpo.beta grpo.temperature "
-    "grpo.epsilon grpo.reward_timeout",
+    "train.max_grad_norm train.divergence_factor train.eval_every train.eval_samples train.save_every "
+    "train.early_stopping_patience generate.temperature generate.top_k generate.max_new_ratio dpo.beta "
+    "grpo.beta grpo.temperature grpo.epsilon grpo.reward_timeout",
     1: "adapter.r train.batch_size train.gradient_accumulation_steps train.log_every "
     "train.save_total_limit generate.max_new_tokens grpo.max_completion_length grpo.num_iterations",
     2: "data.max_length grpo.num_generations",
+}
+# What is above these cannot be right: no step would be finite, or none would end.
+AT_MOST: dict[float, str] = {
+    1: "train.learning_rate",
+    10: "train.weight_decay",
+    1000: "generate.temperature grpo.temperature dpo.beta grpo.beta",
+    65536: "adapter.r adapter.lora_alpha grpo.num_generations",
+    10**6: "train.epochs train.batch_size train.gradient_accumulation_steps grpo.num_iterations",
+    10**9: "train.max_steps train.max_tokens train.warmup_steps data.max_length generate.max_new_tokens "
+    "generate.max_new_ratio grpo.max_completion_length",
 }
 BELOW_ONE = ("adapter.lora_dropout", "data.validation_fraction", "train.adam_beta2", "grpo.epsilon")
 ABOVE_ZERO = ("dpo.beta", "grpo.temperature", "grpo.reward_timeout")
@@ -405,14 +425,17 @@ ABOVE_ZERO = ("dpo.beta", "grpo.temperature", "grpo.reward_timeout")
 def _check(cfg: Config, where: str) -> list[str]:
     """Returns messages about values outside their range, and about keys that do not fit together."""
     found = []
-    for low, name in ((low, name) for low, names in AT_LEAST.items() for name in names.split()):
+    limits = {name: low for low, names in AT_LEAST.items() for name in names.split()}
+    highest = {name: high for high, names in AT_MOST.items() for name in names.split()}
+    for name, low in limits.items():
         section, key = name.split(".")
         value = getattr(getattr(cfg, section), key)
         above = name in ABOVE_ZERO
         if not (value > low if above else value >= low):
             found.append(f"{name} = {value} must be {'above' if above else 'at least'} {low}")
-        if value == math.inf:
-            found.append(f"{name} = {value} must be a finite number")
+        if value == math.inf or value > highest.get(name, math.inf):
+            limit = f"at most {highest[name]:,}" if name in highest else "a finite number"
+            found.append(f"{name} = {value} must be {limit}")
         if name in BELOW_ONE and value >= 1:
             found.append(f"{name} = {value} must be below 1")
     t, held_out = cfg.train, cfg.data.validation or cfg.data.validation_fraction

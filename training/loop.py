@@ -18,11 +18,11 @@ from common.device import Precision
 from data.loader import Loader
 from data.packing import Batch
 from model.gemma3 import Gemma3ForCausalLM
+from training import anomalies
+from training.anomalies import MAX_BAD_STEPS, Diverged
 from training.config import Train
 from training.objectives.objective import Objective, Totals
 from training.optim import Optimizers, lr_factor
-
-MAX_BAD_STEPS = 3  # This many non-finite steps in a row stop the run.
 
 
 @dataclass
@@ -32,7 +32,8 @@ class State:
     step: int = 0  # optimizer steps done
     epoch: int = 0
     batch: int = 0  # micro-batches of this epoch that are done
-    bad_steps: int = 0  # non-finite steps in a row
+    bad_steps: int = 0  # steps in a row that were not applied
+    losses: list[float] = field(default_factory=list)  # of the last steps
     best: dict[str, float] = field(default_factory=dict)  # the best evaluation's metrics
     best_step: int = -1
     stale: int = 0  # evaluations since the best one
@@ -43,10 +44,6 @@ class State:
 
 class Stopped(Exception):
     """Raised after SIGINT or SIGTERM, when a checkpoint has been saved."""
-
-
-class Diverged(RuntimeError):
-    """Raised if the loss or gradient was NaN or infinite in several steps in a row."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,8 @@ class Hooks:
     evaluate: Callable[[int], dict | None]  # step -> metrics that select the best weights; None without data
     keep_best: Callable[[], None]
     save: Callable[[], None]  # writes a checkpoint of the state
-    on_skip: Callable[[dict], None] = field(default=lambda record: None)
+    # a record, and what else is known of a step that was not applied
+    on_skip: Callable[[dict, dict], None] = field(default=lambda record, more: None)
 
 
 def fit(
@@ -99,11 +97,12 @@ def fit(
 ) -> None:
     """Trains until the last step or early stopping, with evaluations and checkpoints also at the end.
 
-    Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS non-finite steps in a row.
+    Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS steps in a row that were not
+    applied, if a weight is not finite, or if the loss ran away (anomalies.py).
     """
     with _StopSignal() as stop:
         if schedule.due(state):  # a reward failed in this evaluation, and the run was saved without it
-            _evaluate(objective, hooks, state)
+            _evaluate(model, objective, hooks, state)
         while not schedule.done(state):
             batches = iter(loader.batches(state.epoch, state.batch))
             accumulate = schedule.train.gradient_accumulation_steps
@@ -118,13 +117,19 @@ def fit(
                     lr, clip = schedule.lr(state.step), schedule.train.max_grad_norm
                     record = train_step(model, objective, prepared, optimizers, precision, lr, clip)
                     state.step += 1
-                    handle_nonfinite(model, objective, prepared, record, state, precision, hooks)
+                    if record.pop("applied"):
+                        state.bad_steps = 0
+                        model.zero_grad(set_to_none=True)
+                    else:
+                        refuse_step(model, objective, prepared, record, state, precision, hooks)
                     now = time.perf_counter()
                     _record(record, now - start, schedule, state, hooks)
                     start = now
+                    if not state.bad_steps and not objective.scores_answers:
+                        _watch_loss(record["loss"], state, hooks, schedule.train.divergence_factor)
                 # A checkpoint between two steps on the same batches would need these batches.
                 if schedule.due(state):
-                    _evaluate(objective, hooks, state)
+                    _evaluate(model, objective, hooks, state)
                 if stop.asked or any(map(schedule.saves, range(before + 1, state.step + 1))):
                     hooks.save()
                 if stop.asked:
@@ -135,7 +140,7 @@ def fit(
             torch.cuda.synchronize()
         if state.evaluated < state.step:
             hooks.save()  # the training is safe before the evaluation writes the adapter
-            _evaluate(objective, hooks, state)
+            _evaluate(model, objective, hooks, state)
         hooks.save()
         if stop.asked:
             raise Stopped
@@ -205,7 +210,7 @@ def train_step(
     }
 
 
-def handle_nonfinite(
+def refuse_step(
     model: Gemma3ForCausalLM,
     objective: Objective,
     micro_batches: list[Batch],
@@ -214,17 +219,28 @@ def handle_nonfinite(
     precision: Precision,
     hooks: Hooks,
 ) -> None:
-    """Clears the gradients, reports a step that was not applied, and raises Diverged after too many."""
-    if record.pop("applied"):
-        state.bad_steps = 0
-        model.zero_grad(set_to_none=True)
-        return
+    """Reports a step that was not applied, and clears its gradients.
+
+    Raises Diverged if a weight is not finite, or after MAX_BAD_STEPS such steps in a row.
+    """
+
+    def forward(batch: Batch) -> None:
+        with precision.autocast():
+            objective.loss(model, _move(batch, precision.device))
+
     state.bad_steps += 1
-    culprit = _first_bad_gradient(model) if math.isfinite(record["loss"]) else "the loss"
+    norms = anomalies.gradient_norms(model)
     model.zero_grad(set_to_none=True)
-    culprit = first_bad_layer(model, objective, micro_batches, precision) or culprit
+    weight = anomalies.bad_weight(model)
+    culprit = "the loss" if not math.isfinite(record["loss"]) else anomalies.bad_gradient(norms)
     ids = [i for batch in micro_batches for i in batch.ids]
-    hooks.on_skip({"step": state.step, "skipped": True, "layer": culprit, "samples": ids})
+    output = None if weight else anomalies.bad_output(model, forward, micro_batches)
+    culprit, ids = (weight, ids) if weight else output or (culprit, ids)
+    found = {"step": state.step, "skipped": True, "layer": culprit, "samples": ids}
+    last = {"last_good_step": state.step - state.bad_steps}
+    hooks.on_skip(found, {"loss": record["loss"], **last, "grad_norms": norms})
+    if weight:
+        raise Diverged(f"{weight} is not finite, so that no step can be right; {_kept(state)}")
     can_scale_less = precision.scaler.is_enabled() and precision.scaler.get_scale() > 1
     if state.bad_steps >= MAX_BAD_STEPS and not can_scale_less:
         hooks.save()
@@ -235,47 +251,33 @@ def handle_nonfinite(
         )
 
 
-def _first_bad_gradient(model: Gemma3ForCausalLM) -> str:
-    # The backward pass runs from the last layer to the first.
-    for name, p in reversed(list(model.named_parameters())):
-        if p.grad is not None and not torch.isfinite(p.grad).all():
-            return f"the gradient of {name}"
-    return "the gradients' norm"  # each gradient is finite, the sum of their squares is not
+def _watch_loss(loss: float, state: State, hooks: Hooks, factor: float) -> None:
+    """Keeps the last losses; raises Diverged, with a checkpoint, if they ran away."""
+    state.losses = [*state.losses, loss][-anomalies.RECENT - anomalies.BEFORE :]
+    if anomalies.ran_away(state.losses, factor):
+        hooks.save()
+        raise Diverged(
+            f"the loss ran away: {loss:.4g} in step {state.step}, over {factor:g} times the median of the "
+            f"{anomalies.BEFORE} steps before (train.divergence_factor); {_kept(state)}"
+        )
 
 
-@torch.no_grad()
-def first_bad_layer(
-    model: Gemma3ForCausalLM,
-    objective: Objective,
-    micro_batches: list[Batch],
-    precision: Precision,
-) -> str | None:
-    """Returns the first parameter or module output that is not finite in another forward pass, or None."""
-    found: list[str] = []
-    for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
-            return f"the weight {name}"
-
-    def look(name):
-        def hook(_, __, output):
-            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
-                found.append(f"the output of {name}")
-
-        return hook
-
-    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
-    try:
-        for batch in micro_batches:
-            with precision.autocast():
-                objective.loss(model, _move(batch, precision.device))
-    finally:
-        for h in handles:
-            h.remove()
-    return found[0] if found else None
+def _kept(state: State) -> str:
+    best = (
+        f"the best weights are kept, those of step {state.best_step}"
+        if state.best_step >= 0
+        else ("no weights were kept, as there was no evaluation yet (train.eval_every)")
+    )
+    return f"{best}. Start anew with a lower train.learning_rate"
 
 
-def _evaluate(objective: Objective, hooks: Hooks, state: State) -> None:
-    """Evaluates, and keeps the weights if they are the best so far, or if there is no validation data."""
+def _evaluate(model: Gemma3ForCausalLM, objective: Objective, hooks: Hooks, state: State) -> None:
+    """Evaluates, and keeps the weights if they are the best so far, or if there is no validation data.
+
+    Raises Diverged if a weight is not finite: such weights are never the best.
+    """
+    if weight := anomalies.bad_weight(model):
+        raise Diverged(f"{weight} is not finite after step {state.step}; {_kept(state)}")
     metrics = hooks.evaluate(state.step)
     state.evaluated = state.step
     if metrics is None or state.best_step < 0 or objective.better(metrics, state.best):

@@ -189,7 +189,7 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
         lambda step: _evaluate(run, step, progress),
         lambda: save_weights(run),
         lambda: _save_checkpoint(run, optimizers, prints, state),
-        lambda record: _report_skipped(run, record),
+        lambda record, more: _report_skipped(run, record, more),
     )
     problem = ""
     try:
@@ -340,10 +340,15 @@ def _save_checkpoint(
         warn(f"the checkpoint of step {state.step} could not be written ({why}); earlier ones are kept")
 
 
-def _report_skipped(run: LoadedRun, record: dict) -> None:
+def _report_skipped(run: LoadedRun, record: dict, more: dict) -> None:
+    """Logs a step that was not applied, and writes all that is known of it with its samples' texts."""
     run.folder.metrics.write(record)
+    wanted = [d for d in run.data.documents if d.id in set(record["samples"])]
+    texts = {d.id: run.base.tokenizer.decode(d.input_ids) for d in wanted}
+    name = f"anomaly-step-{record['step']}.json"
+    run.folder.write_json(name, record | more | {"texts": texts})
     what = f"first bad place: {record['layer']}; samples: {', '.join(record['samples'][:4])} ..."
-    warn(f"step {record['step']} was not applied: not finite; {what}")
+    warn(f"step {record['step']} was not applied: not finite; {what}; all of it: {run.folder.path / name}")
 
 
 def save_weights(run: LoadedRun) -> None:

@@ -69,9 +69,14 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[train]\nlearning_rate = nan", "train.learning_rate = nan must be at least 0"),
         ("[train]\nepochs = 0", "train.epochs and train.max_steps are both 0"),
         ("[train]\nprecision = 'fp16'", "train.force_fp16"),
-        ("[train]\nlearning_rate = inf", "train.learning_rate = inf must be a finite number"),
+        ("[train]\nlearning_rate = inf", "train.learning_rate = inf must be at most 1"),
+        ("[train]\nlearning_rate = 1e300", "train.learning_rate = 1e+300 must be at most 1"),
+        ("[train]\nweight_decay = 1e38", "train.weight_decay = 1e+38 must be at most 10"),
+        ("[train]\nmax_steps = 9223372036854775807", "807 must be at most 1,000,000,000"),
+        ("[adapter]\nr = 1000000000", "adapter.r = 1000000000 must be at most 65,536"),
+        ("[adapter]\nlora_alpha = 1e300", "adapter.lora_alpha = 1e+300 must be at most 65,536"),
         ("[run]\nseed = 9223372036854775808", "seed = 9223372036854775808 must be a whole number of 64 bits"),
-        ("[train]\nepochs = inf", "train.epochs = inf must be a finite number"),
+        ("[train]\nepochs = inf", "train.epochs = inf must be at most 1,000,000"),
         ("[generate]\ntop_p = 0.0", "generate.top_p = 0.0 must be above 0 and at most 1"),
         ("[generate]\ntop_p = 1.5", "generate.top_p = 1.5 must be above 0 and at most 1"),
         ("[train]\nearly_stopping_patience = 2", "train.early_stopping_patience = 2 needs evaluations"),
@@ -257,14 +262,14 @@ texts = texts.filter(lambda text: not text.startswith(tuple(MOVED)))
 words = texts.filter(bool)
 lists = st.lists(texts, max_size=3)
 flags = st.booleans()
-rates = st.floats(min_value=0, max_value=1e6, allow_nan=False)
-counts = st.integers(min_value=1, max_value=2**40)
+rates = st.floats(min_value=0, max_value=1, allow_nan=False)
+counts = st.integers(min_value=1, max_value=2**16)
 configs = st.builds(
     Config,
     run=st.builds(Run, name=words, dir=words, seed=st.integers(-(2**40), 2**40)),
     model=st.builds(Model, name=texts, dtype=st.sampled_from(["auto", "float32", "bfloat16"])),
     adapter=st.builds(Adapter, r=counts, lora_alpha=rates, use_rslora=flags, target_modules=lists),
-    data=st.builds(Data, train=lists.filter(bool), validation=lists, max_length=st.integers(2, 2**40)),
+    data=st.builds(Data, train=lists.filter(bool), validation=lists, max_length=st.integers(2, 10**9)),
     train=st.builds(
         Train, max_steps=counts, learning_rate=rates, weight_decay=rates, shuffle=flags, device=texts
     ),

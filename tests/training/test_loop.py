@@ -13,7 +13,7 @@ from data.loader import Loader
 from data.packing import pack
 from model.loss import reference_token_log_probs
 from tests.makers import documents, tiny_model
-from training import loop
+from training import anomalies, loop
 from training.config import Train
 from training.objectives.sft import SupervisedFineTuning
 from training.optim import make_optimizers
@@ -32,7 +32,7 @@ class Watch:
 
     def __init__(self, losses=()):
         self.losses, self.best = list(losses), 0
-        self.steps, self.evaluations, self.saves, self.skips = [], [], [], []
+        self.steps, self.evaluations, self.saves, self.skips, self.more = [], [], [], [], []
 
     def hooks(self, state, on_step=None) -> loop.Hooks:
         return loop.Hooks(
@@ -40,7 +40,7 @@ class Watch:
             self.evaluate,
             self.keep_best,
             lambda: self.saves.append(loop.state_dict(state)),
-            self.skips.append,
+            lambda record, more: (self.skips.append(record), self.more.append(more)),
         )
 
     def evaluate(self, step):
@@ -158,14 +158,14 @@ def overflow(model):
     model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(3e38)
 
 
-def poisoned(bad):
-    """Returns sft with a loss of NaN for batches with a document whose line number is in `bad`."""
+def poisoned(bad, factor=math.nan):
+    """Returns sft with `factor` times the loss for batches with a document whose line number is in `bad`."""
 
     class Poisoned(SupervisedFineTuning):
         def loss(self, model, batch):
             total, count, more = super().loss(model, batch)
             return (
-                (total * math.nan if any(i.split(":")[1] in bad for i in batch.ids) else total),
+                (total * factor if any(i.split(":")[1] in bad for i in batch.ids) else total),
                 count,
                 more,
             )
@@ -195,9 +195,9 @@ def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_sam
         "step": 1,
         "skipped": True,
         "layer": "the output of model.layers.3.mlp.up_proj.base_layer",
-        "samples": [f"rows.jsonl:{n}" for n in (1, 2, 3, 4)],
+        "samples": ["rows.jsonl:1", "rows.jsonl:2"],  # the first of two micro-batches
     }
-    assert not math.isfinite(record["loss"])
+    assert watch.more[0]["last_good_step"] == 0 and not math.isfinite(record["loss"])
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
 
 
@@ -221,13 +221,32 @@ def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_nam
     assert math.isfinite(watch.steps[0]["loss"]) and math.isnan(watch.steps[0]["grad_norm"])
     assert watch.skips[0]["layer"].startswith("the gradient of model.layers.2.mlp.down_proj.lora_")
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    norms = watch.more[0]["grad_norms"]  # by layer: those of later layers are right
+    assert next(iter(norms)).startswith("model.layers.") and math.isnan(list(norms.values())[-1])
+    assert all(math.isfinite(norm) for name, norm in norms.items() if ".layers.3." in name)
 
 
-def test_a_weight_that_is_not_finite_is_named():
-    model = tiny_model()
+def test_a_weight_that_is_not_finite_is_named_and_stops_the_run_at_once_without_a_checkpoint():
+    model, watch = tiny_model(), Watch()
     model.model.layers[1].self_attn.k_norm.weight.data[3] = math.inf
-    (skip,) = fit(model, documents(1), total_steps=1).skips
+    with pytest.raises(loop.Diverged, match=r"the weight model.layers.1.self_attn.k_norm.weight is not"):
+        fit(model, documents(3), watch, total_steps=3)
+    (skip,) = watch.skips
     assert skip["layer"] == "the weight model.layers.1.self_attn.k_norm.weight"
+    assert not watch.saves and not watch.best
+
+
+def test_weights_that_an_update_made_infinite_are_never_the_best():
+    model, watch = tiny_model(), Watch([2.0, math.nan])
+
+    def spoil(record):
+        watch.steps.append(record)
+        if record["step"] == 4:
+            next(iter(trained(model).values())).data.fill_(math.inf)
+
+    with pytest.raises(loop.Diverged, match="after step 4; the best weights are kept, those of step 2"):
+        fit(model, documents(4), watch, on_step=spoil, total_steps=4, eval_every=2)
+    assert watch.best == 1 and watch.evaluations == [2]
 
 
 def test_three_bad_steps_in_a_row_stop_the_run_with_a_checkpoint():
@@ -241,6 +260,29 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_a_checkpoint():
 def test_two_bad_steps_and_a_good_one_do_not_stop_the_run():
     watch = fit(tiny_model(), documents(6), objective=poisoned({"1", "2", "4", "5"}), total_steps=6)
     assert [s["step"] for s in watch.skips] == [1, 2, 4, 5] and len(watch.steps) == 6
+
+
+# --- a loss that runs away
+
+
+def test_a_loss_runs_away_where_five_are_over_ten_times_the_median_of_the_fifty_before():
+    steady = [1.0, 3.0] * 25
+    assert anomalies.ran_away([*steady, 19.0, 21.0, 1.0, 21.0, 21.0], 10)
+    assert not anomalies.ran_away([*steady, 19.0, 21.0, 1.0, 20.0, 21.0], 10)  # their median is 20
+    assert not anomalies.ran_away([*steady, 900.0, 900.0, 1.0, 2.0, 3.0], 10)  # two hard batches
+    assert not anomalies.ran_away([*steady[1:], *[900.0] * 5], 10) and not anomalies.ran_away([9e9] * 99, 0)
+
+
+def test_a_loss_that_runs_away_stops_the_run_with_a_checkpoint_and_says_what_is_kept(monkeypatch):
+    monkeypatch.setattr(anomalies, "RECENT", 3)
+    monkeypatch.setattr(anomalies, "BEFORE", 3)
+    watch, model, objective = Watch([2.0]), tiny_model(), poisoned({"5", "6", "7"}, 10.0)
+    expected = r"ran away: .* in step 6, over 2 times the median of the 3 steps.*those of step 4"
+    with pytest.raises(loop.Diverged, match=expected):
+        fit(
+            model, documents(9), watch, None, 1, objective, total_steps=9, eval_every=4, divergence_factor=2.0
+        )
+    assert [save["step"] for save in watch.saves] == [6] and len(watch.saves[0]["losses"]) == 6
 
 
 # --- evaluations
@@ -333,5 +375,5 @@ def test_a_signal_during_the_last_evaluation_is_not_lost():
 
 
 def test_the_state_survives_json():
-    for state in (loop.State(), loop.State(3, 1, 2, 1, {"loss": 2.5}, 3, 1, 3, 99, 1.25)):
+    for state in (loop.State(), loop.State(3, 1, 2, 1, [0.5], {"loss": 2.5}, 3, 1, 3, 99, 1.25)):
         assert loop.state_from(json.loads(json.dumps(loop.state_dict(state), allow_nan=False))) == state
