@@ -98,7 +98,8 @@ def export(args: argparse.Namespace) -> int:
     else:
         cfg = load_config(run_config(Path(args.run)))
         model, data, full = cfg.model, cfg.data, cfg.adapter.type == "full"
-        rows = HeldOutRows(data.validation, data.train, data.format, data.validation_fraction, cfg.run.seed)
+        split = (data.validation_fraction, cfg.run.seed)
+        rows = HeldOutRows(data.validation, data.train, data.format, data.columns, *split)
         source = from_run(Path(args.run), cfg.run.name, model.name, model.revision, full, rows)
     source.origin = {"version": VERSION} | source.origin
     source.refuse_overwriting(out)

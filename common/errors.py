@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from common.progress import printable
+
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 SHOWN = 20  # An error message lists this many problems and counts the rest.
 
@@ -61,7 +63,7 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
         if isinstance(e, UserCodeError):
             print(f"error: {e}\n{stopped()}", file=sys.stderr)
             return FAILED
-        print(f"error: {_message(e)}", file=sys.stderr)
+        print(f"error: {printable(_message(e))}", file=sys.stderr)
         return WRONG_INPUT if isinstance(e, ValueError) else FAILED
 
 

@@ -24,4 +24,9 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """Prints a warning on stderr at once."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Returns the text with control characters (not newlines) escaped; a terminal would execute them."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -4,10 +4,14 @@
     labels      --    --   r1   r2   end  --      loss_on = "response": the response and `end`
     labels      u1    u2   r1   r2   end  --      loss_on = "all": every token but the first
 
+loss_on = "last" is "response" for the last response of a conversation only. A response in Sample.unsupervised
+never has labels.
+
 labels[i] is the token that the model must predict at position i; "--" is a position without a label. The
 labels are shifted in this file only. `end` needs a label: without it a model never learns to stop.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,8 +77,8 @@ def render(sample: Sample, tokenizer: Tokenizer, loss_on: str = "response") -> D
     Args:
         sample: a chat (`messages`) or a raw text (`text`).
         tokenizer: the tokenizer of the base model.
-        loss_on: "response" gives labels to the assistant's turns, "all" to every token. All tokens of a raw
-            text have labels in either case.
+        loss_on: "response" gives labels to the assistant's turns, "last" to the last of them, "all" to every
+            token. All tokens of a raw text have labels in any case.
     """
     (document,) = _tokenize([sample], tokenizer, loss_on)
     return document
@@ -141,16 +145,46 @@ def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> 
             chats = iter(tokenizer.render_batch([s.messages or () for s in chunk if s.text is None]))
             for sample in chunk:
                 is_chat = sample.text is None
-                pieces = next(chats) if is_chat else [([*next(texts), tokenizer.eos_id], True)]
+                pieces = next(chats) if is_chat else [(_whole(next(texts), tokenizer), True)]
+                has_labels = _supervised(sample, loss_on)
                 input_ids: list[int] = [tokenizer.bos_id]
                 labels: list[int] = []
                 for ids, is_response in pieces:
                     ids = list(map(same.setdefault, ids, ids))
                     input_ids += ids
-                    labels += ids if is_response or loss_on == "all" else [IGNORE_INDEX] * len(ids)
+                    # The pieces of a conversation have its responses in their order.
+                    labelled = next(has_labels) if is_response else loss_on == "all"
+                    labels += ids if labelled else [IGNORE_INDEX] * len(ids)
                 # <bos> has no label, so each label is one position before its token: the shift.
                 yield Document(input_ids, labels + [IGNORE_INDEX], sample.id)
             progress.update(len(chunk))
+
+
+def _whole(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of a raw text with <eos>; <bos> and <eos> that the text has itself are not doubled."""
+    ids = ids[1:] if ids[:1] == [tokenizer.bos_id] else ids
+    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
+
+
+def _supervised(sample: Sample, loss_on: str) -> Iterator[bool]:
+    """Yields for each response of a conversation whether it has labels; True for a raw text."""
+    if sample.messages is None:
+        yield True
+        return
+    responses = [i for i, (role, _) in enumerate(sample.messages) if role == "assistant"]
+    for i in responses:
+        yield i not in sample.unsupervised and (loss_on != "last" or i == responses[-1])
+
+
+def special_token_rows(samples: Sequence[Sample], tokens: Sequence[str]) -> dict[str, list[str]]:
+    """Returns {token: ids of the samples whose text spells it} for those of `tokens` that occur."""
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    found: dict[str, list[str]] = {}
+    for sample in samples:
+        texts = [sample.text or "", sample.rejected or "", *(text for _, text in sample.messages or ())]
+        for token in {match for text in texts for match in pattern.findall(text)}:
+            found.setdefault(token, []).append(sample.id)
+    return found
 
 
 def _check_ids(document: Document, vocab_size: int) -> None:

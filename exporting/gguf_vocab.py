@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from common.control_tokens import END_OF_TURN
 from common.files import read_json
 from ggml.container import Metadata
-from model.tokenizer import END_OF_TURN
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # llama.cpp's token types
 ADDED_SCORE, PAD_SCORE, SPACE = -1000.0, -10000.0, "\u2581"

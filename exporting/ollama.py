@@ -14,12 +14,13 @@ Ollama's prompt differs from that of model/tokenizer.py:
 import shlex
 from pathlib import Path
 
+from common.control_tokens import END_OF_TURN, START_OF_TURN
 from exporting.gguf_model import export_gguf
 from exporting.lora_gguf import compare_beside, export_lora
 from exporting.source import Source
 from exporting.target import link_or_copy
 from lora.peft_io import read_config
-from model.tokenizer import END_OF_TURN, ROLES, START_OF_TURN
+from model.tokenizer import ROLES
 
 # The ASCII characters that str.strip removes, as Go's string literals.
 WHITE_SPACE = r'" " "\t" "\n" "\v" "\f" "\r" "\x1c" "\x1d" "\x1e" "\x1f"'

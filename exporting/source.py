@@ -21,6 +21,7 @@ class HeldOutRows(NamedTuple):
     validation: list[str]
     train: list[str]
     format: str
+    columns: list[str]
     fraction: float
     seed: int
 
@@ -28,8 +29,8 @@ class HeldOutRows(NamedTuple):
         """Returns the held-out samples. If the files cannot be read, warns and returns an empty list."""
         try:
             if self.validation:
-                return read_samples(self.validation, self.format, "skip")[0]
-            samples, _ = read_samples(self.train, self.format, "skip")
+                return read_samples(self.validation, self.format, "skip", columns=self.columns)[0]
+            samples, _ = read_samples(self.train, self.format, "skip", columns=self.columns)
             return split_validation(samples, self.fraction, self.seed)[1]
         except ValueError as e:
             reason = " ".join(str(e).split())

@@ -13,12 +13,13 @@ import json
 import re
 from pathlib import Path
 
+from common.control_tokens import CONTROL_TOKENS, END_OF_TURN
 from common.files import making
 from ggml.container import GGUFFile
 from model.gguf_tokenizer import tokenizer_json
 from model.gguf_weights import read_gguf_config
 from model.package import cache, writing_cache
-from model.tokenizer import CONTROL_TOKENS, END_OF_TURN, SETTINGS
+from model.tokenizer import SETTINGS
 
 LAYOUT = 2  # The version of what the folders hold; a new one makes new folders.
 HEAD = 2**24  # The hash covers this many bytes from the start of the file, Gemma's vocabulary among them.

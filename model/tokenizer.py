@@ -5,12 +5,13 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
-CONTROL_TOKENS = ("<bos>", "<eos>", "<pad>", START_OF_TURN, END_OF_TURN)
+from common.control_tokens import CONTROL_TOKENS
+
 # What transformers needs besides tokenizer.json, where a model has no tokenizer_config.json.
 SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 SETTINGS |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -67,11 +68,22 @@ class Tokenizer:
 
     def encode_control(self, text: str) -> list[int]:
         """Returns the ids of a text in which "<bos>" and other control tokens stand for themselves."""
-        self.backend.encode_special_tokens = False
-        try:
+        with self.parsing_special_tokens():
             return self.encode(text)
+
+    @contextmanager
+    def parsing_special_tokens(self, parse: bool = True) -> Iterator[None]:
+        """In its block, if `parse`, text that spells a special token becomes that token."""
+        self.backend.encode_special_tokens = not parse
+        try:
+            yield
         finally:
             self.backend.encode_special_tokens = True
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of the special tokens: control tokens, and those that a model adds to Gemma's."""
+        return [t.content for t in self.backend.get_added_tokens_decoder().values() if t.special]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encodes many texts in parallel."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from common.errors import listed
 from common.files import read_json
+from common.progress import printable
 from report.bootstrap import LEVEL, Rows, paired
-from report.metrics_log import figure, number, present_metrics, printable, read_metrics
+from report.metrics_log import figure, number, present_metrics, read_metrics
 from tasks import classification, text
 from tasks.choose import TASKS, name_of
 from tasks.measures import Metric

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import listed
 from common.files import replacing
+from common.progress import printable
 from tasks.choose import ALL_METRICS
 from tasks.classification import columns
 from tasks.measures import Metric
@@ -102,11 +103,6 @@ def confusion_lines(confusion: dict[str, dict[str, int]]) -> list[str]:
         cells = (f"{row.get(label, 0):>{w},}" for label, w in zip(across, widths, strict=True))
         lines.append(f"{printable(gold):20}" + "".join(cells))
     return lines
-
-
-def printable(text: str) -> str:
-    """Returns the text with control characters (not newlines) escaped; a terminal would execute them."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _records(path: str | Path) -> list[tuple[str, dict]]:

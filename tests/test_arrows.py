@@ -206,7 +206,12 @@ HOMES = {
     "did you mean": (close_names, "common/errors.py", "difflib.get_close_matches(a, b)", "closest(a, b)"),
     "tqdm": (bars, "common/progress.py", "from tqdm import tqdm", "with bar(9, 'a', 'b') as progress: pass"),
     "GradScaler": (grad_scaler, "common/device.py", "s = torch.amp.GradScaler('cuda')", "s = scaler"),
-    "<start_of_turn>": (turn_marks, "model/tokenizer.py", "s = f'<start_of_turn>{r}'", '"<start_of_turn>"'),
+    "<start_of_turn>": (
+        turn_marks,
+        "common/control_tokens.py",
+        "s = f'<start_of_turn>{r}'",
+        '"<start_of_turn>"',
+    ),
     "GIVENNAME": (personal_data, "tasks/redaction.py", "s = '[GIVENNAME_1]'", '"[GIVENNAME_1] is a label."'),
     "-100": (minus_hundred, "data/render.py", "labels = [-100] * n", "x = y - 100"),
     "base_model.model.": (peft_prefix, "lora/peft_io.py", "n = 'base_model.model.a'", "# base_model.model.a"),

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from common.errors import closest
 from common.files import moved
 from common.progress import warn
+from data.row_reader import parse_columns
 from tasks.classification import wrong_labels
 
 
@@ -67,21 +68,28 @@ class Adapter:
 @dataclass(frozen=True)
 class Data:
     train: list[str] = field(default_factory=list)
-    """Training file or files (JSON array or JSONL)."""
+    """Training file or files: JSON, JSONL, CSV, plain text or parquet; all but parquet may be gzipped."""
     validation: list[str] = field(default_factory=list)
     """Validation files, measured before and after training; the first also selects the best weights."""
     validation_fraction: float = 0.05
     """Share of the training rows used as validation rows if data.validation is empty; 0: none."""
     retention: list[str] = field(default_factory=list)
     """Files of general text or chats; how their loss rises in training shows what the model forgot."""
-    format: Literal["auto", "json", "jsonl"] = "auto"
-    """File format; "auto" looks at the content."""
+    format: Literal["auto", "json", "jsonl", "csv", "txt"] = "auto"
+    """File format; "auto" looks at the content and, for CSV and text, at the name. A paragraph of a text is a
+    sample."""
+    columns: list[str] = field(default_factory=list)
+    """Your own names of keys, such as ["prompt=question", "response=answer"]."""
     task: Literal["auto", "redaction", "classification", "translation", "text"] = "auto"
     """Kind of task, which decides how responses are measured; "auto" looks at the rows."""
     labels: list[str] = field(default_factory=list)
     """The labels of a classification, as responses; with none, the different responses are the labels."""
-    loss_on: Literal["response", "all"] = "response"
-    """Which tokens are supervised; raw text is always supervised whole."""
+    loss_on: Literal["response", "last", "all"] = "response"
+    """Which tokens are supervised: those of every response, of the last response, or all; raw text is always
+    supervised whole, and a response of weight 0 never is."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """Whether a special token that training rows spell, such as "<eos>", becomes that token ("parse") or
+    stays text. Prompts that are answered stay text."""
     max_length: int = 2048
     """Longest sample, in tokens."""
     on_long: Literal["error", "drop", "truncate"] = "error"
@@ -452,9 +460,13 @@ def _check(cfg: Config, where: str) -> list[str]:
             "a full run starts from model.name"
         )
     if not cfg.data.train:
-        found.append("data.train is missing; name a JSON or JSONL file of training rows")
+        found.append("data.train is missing; name a file of training rows, such as rows.jsonl")
     if not t.max_steps and not t.epochs:
         found.append("train.epochs and train.max_steps are both 0; nothing would be trained")
+    try:
+        parse_columns(cfg.data.columns)
+    except ValueError as e:
+        found.append(str(e))
     if cfg.data.labels and cfg.data.task not in ("auto", "classification"):
         found.append(
             f"data.labels = {cfg.data.labels!r} are of a classification, and data.task = {cfg.data.task!r} "
@@ -482,6 +494,8 @@ def _check_preferences(cfg: Config) -> list[str]:
         )
     if cfg.data.loss_on == "all":
         found.append(f"{name} trains on answers only; remove data.loss_on = 'all'")
+    if cfg.data.special_tokens == "parse" and cfg.train.objective == "grpo":
+        found.append(f"{name} asks with prompts that stay text; remove data.special_tokens = 'parse'")
     if cfg.model.init == "random":
         found.append(f"{name} needs a model that answers already; remove model.init = 'random'")
     g = cfg.grpo if cfg.train.objective == "grpo" else GRPO()

@@ -5,11 +5,12 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from common.errors import listed
+from common.errors import SHOWN, listed
 from common.files import sha256
 from common.progress import say, warn
 from data import render, token_cache
 from data.checks import brief, examine
+from data.files import why_unreadable
 from data.loader import split_validation
 from data.render import Counts, Document
 from data.rows import Sample, read_samples
@@ -63,15 +64,14 @@ def read(cfg: Config, objective: Objective, folder: Path) -> tuple[BaseFiles, Tr
 
 
 def refuse_missing_files(cfg: Config) -> None:
-    """Raises ValueError that lists every data file that does not exist or is a folder."""
+    """Raises ValueError that lists every data file that does not exist or is no regular file."""
     named = {key: getattr(cfg.data, key.split(".")[1]) for key in DATA_FILES}
     missing = []
     for key, file in ((key, file) for key, files in named.items() for file in files):
-        if Path(file).is_dir() or not Path(file).exists():
-            why = "Is a directory" if Path(file).is_dir() else "No such file or directory"
-            missing.append(f"{key}: {file or repr(file)}: cannot be read: {why}")
+        if why := why_unreadable(Path(file)):
+            missing.append(f"{key}: {file or repr(file)}: {why}")
     if missing:
-        remedy = f"Name JSON or JSONL files, as seen from {Path.cwd()}"
+        remedy = f"Name data files, such as JSON or JSONL, as seen from {Path.cwd()}"
         raise ValueError(listed("the data is not there:", missing, remedy))
 
 
@@ -92,6 +92,7 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
     labels = {n: choose_labels(tasks[n], rows, train, cfg.data.labels, "data.labels") for n, rows in sets}
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
+    _report_special_tokens(cfg, base, [*train, *held_out])
     documents, counts = _documents(cfg, objective, base, train)
     rendered = [_documents(cfg, objective, base, rows) for _, rows in sets]
     pairs = zip(sets, rendered, strict=True)
@@ -113,7 +114,8 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
 def _read_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[list[Sample], list[str]]:
     """Returns the samples of files and the problems of the rows that are skipped."""
     try:
-        return read_samples(files, cfg.data.format, cfg.data.on_bad, bool(objective.needs_response))
+        needs_response = bool(objective.needs_response)
+        return read_samples(files, cfg.data.format, cfg.data.on_bad, needs_response, cfg.data.columns)
     except ValueError as e:
         if cfg.train.objective != "grpo" or not objective.needs_response:
             raise
@@ -121,15 +123,30 @@ def _read_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[lis
         raise ValueError(f"{e}\n{objective.needs_response} need the response of each row; {note}") from None
 
 
+def _report_special_tokens(cfg: Config, base: BaseFiles, samples: list[Sample]) -> None:
+    """Warns if samples spell special tokens of the model, and says what becomes of them."""
+    found = render.special_token_rows(samples, base.tokenizer.special_tokens)
+    if ids := {id for ids in found.values() for id in ids}:
+        first = next(sample.id for sample in samples if sample.id in ids)
+        tokens = ", ".join(sorted(found)[:SHOWN])
+        is_text = cfg.data.special_tokens == "text"
+        what = (
+            'stay text (data.special_tokens = "parse" makes tokens of them)' if is_text else "become tokens"
+        )
+        warn(f"{len(ids)} rows spell special tokens, which {what}: {tokens}; the first is {first}")
+
+
 def _retention_sets(cfg: Config, base: BaseFiles) -> list[ValidationSet]:
     """Returns the sets of data.retention: up to train.eval_samples rows of each, cut at data.max_length."""
     found, vocab_size = [], base.config.vocab_size
     max_length = min(cfg.data.max_length, base.config.max_position_embeddings)
     for file in cfg.data.retention:
-        samples = read_samples([file], cfg.data.format, cfg.data.on_bad)[0][: cfg.train.eval_samples or None]
-        documents, _ = render.render_all(
-            samples, base.tokenizer, cfg.data.loss_on, max_length, "truncate", vocab_size
-        )
+        rows, _ = read_samples([file], cfg.data.format, cfg.data.on_bad, columns=cfg.data.columns)
+        samples = rows[: cfg.train.eval_samples or None]
+        with base.tokenizer.parsing_special_tokens(cfg.data.special_tokens == "parse"):
+            documents, _ = render.render_all(
+                samples, base.tokenizer, cfg.data.loss_on, max_length, "truncate", vocab_size
+            )
         found.append(ValidationSet(set_name(file, cfg.data.retention), samples, documents, text))
     return found
 
@@ -177,8 +194,11 @@ def _documents(cfg: Config, objective: Objective, base: BaseFiles, rows: list[Sa
     def depends_on() -> bytes:
         files = [Path(module.__file__ or "") for module in (render, token_cache, tokenizer)]
         hashes = [sha256(f) for f in (*files, base.folder / "tokenizer.json")]
-        return repr((cfg.train.objective, cfg.data.loss_on, limits, version("tokenizers"), hashes)).encode()
+        options = (cfg.train.objective, cfg.data.loss_on, cfg.data.special_tokens, limits)
+        return repr((options, version("tokenizers"), hashes)).encode()
 
-    return token_cache.load_or_render(
-        TOKEN_CACHE, rows, depends_on, lambda: objective.documents(rows, base.tokenizer, *limits)
-    )
+    def documents() -> Rendered:
+        with base.tokenizer.parsing_special_tokens(cfg.data.special_tokens == "parse"):
+            return objective.documents(rows, base.tokenizer, *limits)
+
+    return token_cache.load_or_render(TOKEN_CACHE, rows, depends_on, documents)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from common.errors import SHOWN
-from common.progress import say
+from common.progress import printable, say
 from data.packing import Batch
 from data.render import IGNORE_INDEX, render
 from model.hub import resolve
 from model.tokenizer import Tokenizer
-from report.metrics_log import printable
 from training import build
 from training.config import Config
 from training.dataset import TrainingData, read, refuse_missing_files
@@ -44,7 +43,8 @@ def left_out(data: TrainingData, tokenizer: Tokenizer, cfg: Config) -> Iterator[
         yield f"  {counts.unsupervised:,} have no supervised token"
         end = cfg.data.max_length - 1 if cfg.data.on_long == "truncate" else None
         for sample in data.left_out[:SHOWN]:
-            labels = render(sample, tokenizer, cfg.data.loss_on).labels
+            with tokenizer.parsing_special_tokens(cfg.data.special_tokens == "parse"):
+                labels = render(sample, tokenizer, cfg.data.loss_on).labels
             supervised = sum(label != IGNORE_INDEX for label in labels[:end])
             yield f"  {sample.id}: {len(labels):,} tokens, {supervised:,} of those kept are supervised"
         if len(data.left_out) > SHOWN:

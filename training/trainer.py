@@ -15,7 +15,7 @@ from common import machine
 from common.device import Precision, device_name
 from common.errors import DONE, FAILED, STOPPED
 from common.files import need_space, sha256
-from common.progress import bar, say, warn
+from common.progress import bar, printable, say, warn
 from data.rows import Sample
 from lora.inject import disabled, unwrap
 from lora.peft_io import CONFIG as ADAPTER_CONFIG
@@ -26,7 +26,7 @@ from model.quantized import all_weights
 from model.weights import load_model, save_model
 from report.diagnosis import Diagnosis, Kept, diagnose
 from report.html import write_report
-from report.metrics_log import before_after_table, printable, read_metrics
+from report.metrics_log import before_after_table, read_metrics
 from report.retention import retention_changes, retention_lines
 from tasks import text
 from tasks.choose import name_of

@@ -143,8 +143,8 @@ BAD_ROWS = {
         "got user, system, assistant",
     ),
     "foreign role": (
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "model", "content": "b"}]}',
-        "got user, model",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "narrator", "content": "b"}]}',
+        "got user, narrator",
     ),
 }
 

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
+from common.control_tokens import END_OF_TURN, START_OF_TURN
 from exporting.ollama import chat_template, write_modelfile
 from model.hub import TINY
-from model.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+from model.tokenizer import Tokenizer
 from tests.exporting.make_ollama_golden import CONVERSATIONS, GOLDEN, render
 
 

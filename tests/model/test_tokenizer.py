@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+from common.control_tokens import END_OF_TURN, START_OF_TURN
 from model.hub import TINY
-from model.tokenizer import END_OF_TURN, START_OF_TURN, TextStream, Tokenizer
+from model.tokenizer import TextStream, Tokenizer
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", START_OF_TURN, END_OF_TURN]
 PAD, EOS, BOS, UNK, START, END = range(6)

@@ -4,7 +4,8 @@ from contextlib import closing
 
 import pytest
 
-from report.metrics_log import MetricsLog, before_after_table, printable, read_metrics
+from common.progress import printable
+from report.metrics_log import MetricsLog, before_after_table, read_metrics
 
 
 def test_a_line_is_on_disk_before_the_next_step(tmp_path):
