@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json
+from model.foreign import foreign_config
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
 # A damaged file must not make us build a model of billions of layers; Gemma 3 27B has 62.
-LARGEST, MOST_LAYERS = 2**24, 1000
+LARGEST, MOST_LAYERS, MOST_PARAMETERS = 2**24, 1000, 10**13
 TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
@@ -77,6 +78,8 @@ def read_config(folder: str | Path) -> Gemma3Config:
         raise ValueError(
             f"{path}: model_type is {kind!r}; Loupe knows Gemma 3 only ('gemma3' or 'gemma3_text')"
         )
+    if found := foreign_config(raw):
+        raise ValueError(f"{path}: {found}")
     if kind == "gemma3_text":
         return parse_config(raw, str(path))
     text = raw.get("text_config") or {}
@@ -211,6 +214,12 @@ def _impossible(good: dict[str, Any], raw: dict) -> list[str]:
         found.append(f"head_dim {cfg.head_dim} is odd; rotary embeddings rotate pairs")
     if heads * cfg.head_dim > LARGEST:
         found.append(f"num_attention_heads {heads} times head_dim {cfg.head_dim} is above {LARGEST:,}")
+    matrices = 2 * heads * cfg.head_dim + 3 * cfg.intermediate_size
+    parameters = cfg.hidden_size * (cfg.vocab_size + cfg.num_hidden_layers * matrices)
+    if parameters > MOST_PARAMETERS:
+        found.append(
+            f"these sizes make about {parameters:.0e} parameters; at most {MOST_PARAMETERS:.0e} can be right"
+        )
     if cfg.hidden_activation != "gelu_pytorch_tanh":
         found.append(f"hidden_activation {cfg.hidden_activation!r} is not Gemma 3's 'gelu_pytorch_tanh'")
     if raw.get("use_bidirectional_attention"):

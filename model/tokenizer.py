@@ -31,6 +31,12 @@ class Tokenizer:
 
         self.folder = Path(path)
         file = self.folder / "tokenizer.json"
+        if not file.is_file() and (self.folder / "tokenizer.model").is_file():
+            raise ValueError(
+                f"{file}: no such file, only sentencepiece's tokenizer.model, which is not read; copy "
+                "tokenizer.json from the model that this one was made from, or write it with transformers: "
+                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         if not file.is_file():
             raise ValueError(
                 f"{file}: no such file; a model folder holds config.json, tokenizer.json and *.safetensors"

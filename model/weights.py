@@ -23,6 +23,7 @@ from common.files import write_together
 from ggml.blocks import SLICE, type_named
 from ggml.quantize import quantize, tensor_type
 from model.config import Gemma3Config, read_config
+from model.foreign import foreign_tensors
 from model.gemma3 import Gemma3ForCausalLM
 from model.gguf_names import gguf_name
 from model.gguf_weights import GGUFTensors
@@ -102,6 +103,8 @@ class Checkpoint:
         else:
             self._found, problems = _find_tensors(folder, self.config)
         problems += _compare(self.model, self._found, self.config)
+        if found := problems and foreign_tensors(self._found):
+            raise ValueError(f"{folder}: {found}")
         if problems and self.gguf:
             first, more = problems[0].replace("config.json", "the header"), len(problems) - 1
             rest = f", and {more:,} more" if more else ""
@@ -109,7 +112,7 @@ class Checkpoint:
             raise ValueError(f"{where}: the tensors do not fit the header: {first}{rest}; download it again")
         if problems:
             head = f"{folder}: the weights do not fit config.json:"
-            raise ValueError(listed(head, problems, "download the model again, or correct config.json"))
+            raise ValueError(listed(head, problems, _remedy(problems)))
         self.names = list(self._found)
 
     def load(self, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Gemma3ForCausalLM:
@@ -129,6 +132,10 @@ class Checkpoint:
         for name, tensor in _empty_tensors(shapes, dtype, device):
             module, _, leaf = name.rpartition(".")
             self.read_into(name, tensor)
+            if not is_finite(tensor):
+                raise ValueError(
+                    f"{self.folder}: {name} has an infinity or NaN; take another copy or step of the model"
+                )
             setattr(self.model.get_submodule(module), leaf, nn.Parameter(tensor))
         return self.model
 
@@ -188,6 +195,12 @@ class Checkpoint:
         stored = self._found[name]
         with _open(stored.file) as f:
             return f.get_slice(stored.name)[start:stop]
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor has no infinity and no NaN."""
+    # A sum needs no memory. It is not finite either where the values are, but too large for it.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def gguf_files(folder: Path) -> list[Path]:
@@ -313,11 +326,13 @@ def _same_values(a: _Stored, b: _Stored) -> bool:
 
 def _text_name(stored: str) -> str | None:
     """Returns Gemma3ForCausalLM's name for a stored tensor, or None for a tensor of the vision part."""
-    if VISION.match(stored):
+    # torch.compile puts "_orig_mod." before the names in what it wraps, DistributedDataParallel "module.".
+    name = stored.replace("_orig_mod.", "").removeprefix("module.")
+    if VISION.match(name):
         return None
-    if stored == "language_model.lm_head.weight":
+    if name == "language_model.lm_head.weight":
         return HEAD
-    return TEXT_MODEL.sub("model.", stored)
+    return TEXT_MODEL.sub("model.", name)
 
 
 def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> list[str]:
@@ -327,7 +342,9 @@ def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> 
     problems += [f"unexpected: {s.name} {s.shape}" for name, s in found.items() if name not in wanted]
     for name, s in ((n, found[n]) for n in wanted if n in found):
         if name == EMBEDDING and s.shape[0] != cfg.vocab_size:
-            what = f"has {s.shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}"
+            what = (
+                f"has {s.shape[0]} rows, but config.json's vocab_size is {cfg.vocab_size}: set it to the rows"
+            )
             problems.append(f"misshapen: {s.name} {what}")
         elif s.shape != wanted[name]:
             problems.append(f"misshapen: {s.name} is {s.shape}, but config.json makes it {wanted[name]}")
@@ -335,6 +352,19 @@ def _compare(model: nn.Module, found: dict[str, _Stored], cfg: Gemma3Config) -> 
             remedy = f"Loupe reads {', '.join(FLOATS.values())}: take the unquantized model"
             problems.append(f"quantized: {s.name} is stored as {s.dtype}; {remedy}")
     return problems
+
+
+def _remedy(problems: list[str]) -> str:
+    """Returns what to do about the messages of _compare and _find_tensors."""
+    kinds = {problem.partition(":")[0] for problem in problems}
+    if kinds == {"missing"}:
+        return "copy or download the model again: a part of it is not there"
+    remedies = {
+        "misshapen": "take config.json and the weights from one folder",
+        "unexpected": "take a folder of Gemma 3's language model alone",
+        "twice": "keep the one that is right",
+    }
+    return "; ".join(text for kind, text in remedies.items() if kind in kinds)
 
 
 def _open(file: Path) -> safe_open:

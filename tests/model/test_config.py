@@ -327,3 +327,9 @@ def test_a_value_of_the_wrong_kind_is_refused_by_key_and_value(tmp_path, change,
 @pytest.mark.parametrize("text", [[1], "x", 3])
 def test_a_text_config_that_is_no_object_is_refused(tmp_path, text):
     assert "text_config is" in error_of(write(tmp_path, {"model_type": "gemma3", "text_config": text}))
+
+
+def test_sizes_that_are_possible_alone_and_too_many_parameters_together_are_refused():
+    sizes = {"hidden_size": 2**24, "vocab_size": 2**24, "intermediate_size": 2**24, "num_hidden_layers": 1000}
+    with pytest.raises(ValueError, match="make about 8e.17 parameters; at most 1e.13"):
+        parse_config(sizes)

@@ -280,6 +280,12 @@ def test_a_missing_or_broken_tokenizer_json_is_named(tmp_path):
         Tokenizer(tmp_path)
 
 
+def test_a_folder_with_sentencepieces_file_alone_says_where_tokenizer_json_comes_from(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
+    with pytest.raises(ValueError, match="tokenizer.json: .* only sentencepiece's .*AutoTokenizer"):
+        Tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_gemmas_turns_is_refused_with_all_that_it_lacks(tmp_path):
     backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
     backend.add_special_tokens(["<pad>", "<eos>", "<bos>"])

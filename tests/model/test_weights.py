@@ -437,3 +437,40 @@ def test_samples_cover_the_whole_of_a_small_file(tmp_path):
         return digest.hexdigest()
 
     assert len({sample(bytes(i == k for i in range(500))) for k in range(500)}) == 500
+
+
+@pytest.mark.parametrize("wrapped", ["_orig_mod.{}", "module._orig_mod.{}", "model.layers.0._orig_mod."])
+def test_the_prefixes_of_compiled_and_distributed_models_mean_nothing(tmp_path, tensors, wrapped):
+    def rename(name):
+        return wrapped.format(name) if "{}" in wrapped else name.replace("model.layers.0.", wrapped)
+
+    save_file({rename(name): t for name, t in tensors.items()}, tmp_path / SINGLE)
+    loaded = load_model(tmp_path, torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], t) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [UP_PROJ, EMBEDDING])
+def test_a_value_that_is_not_finite_is_refused_by_its_tensor(tmp_path, tensors, name, value):
+    tensors[name][-1, -1] = value
+    save_file(tensors, tmp_path / SINGLE)
+    with pytest.raises(ValueError, match=f"{name} has an infinity or NaN"):
+        load_model(tmp_path, torch.bfloat16)
+
+
+def test_values_whose_sum_overflows_are_finite(tmp_path, tensors):
+    tensors[UP_PROJ].fill_(3e38)
+    save_file(tensors, tmp_path / SINGLE)
+    assert load_model(tmp_path, torch.float32).get_parameter(UP_PROJ).max() == torch.tensor(3e38)
+
+
+def test_the_remedy_fits_what_is_wrong(tmp_path, tensors):
+    for change, remedy in (
+        ({}, "a part of it is not there"),
+        ({UP_PROJ: torch.zeros(3, 3)}, "from one folder"),
+        ({UP_PROJ: tensors[UP_PROJ], "model.extra.weight": torch.zeros(3)}, "language model alone"),
+    ):
+        save_file({k: t for k, t in tensors.items() if k != UP_PROJ} | change, tmp_path / SINGLE)
+        with pytest.raises(ValueError, match=remedy) as e:
+            load_model(tmp_path, torch.float32)
+        assert ("download" in str(e.value)) == (not change)
