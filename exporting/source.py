@@ -9,7 +9,7 @@ from common.files import read_json, sha256
 from common.progress import warn
 from data.loader import split_validation
 from data.rows import Sample, read_samples
-from lora.peft_io import WEIGHTS
+from lora.peft_io import weights_file
 from model.hub import HUB_GGUF, resolve
 from model.weights import gguf_files, hash_model
 from report.metrics_log import before_after_table
@@ -67,8 +67,8 @@ def from_model(name: str, adapter: str | Path | None, revision: str = "main") ->
     folder = resolve(name, revision).absolute()  # "." has no name
     origin = {"base": public_name(name), "base_sha256": hash_model(folder)}
     path = None if adapter is None else Path(adapter)
-    if path and (path / WEIGHTS).is_file():
-        origin["adapter_sha256"] = sha256(path / WEIGHTS)
+    if path and weights_file(path).is_file():
+        origin["adapter_sha256"] = sha256(weights_file(path))
     source = Source(name, revision, folder, path, origin)
     if source.gguf:
         hub = None if _absolute(name).is_file() else HUB_GGUF.fullmatch(name)

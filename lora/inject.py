@@ -1,7 +1,10 @@
 """Adds adapters to a model's linear layers, lists them, turns them off, and removes them."""
 
 import hashlib
+import math
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +19,10 @@ from lora.layer import LoRALinear
 ALL_LINEAR = "all-linear"
 # The head gets no adapter: the chunked loss reads the head's weight and does not call the module.
 OUTPUT_HEAD = "lm_head"
+
+# Larger values cannot be right, and would take all memory or overflow.
+MOST_R, MOST_ALPHA = 2**16, 1e6
+REGEX_SECONDS = 2.0  # A path takes a sensible expression microseconds, and some expressions years.
 
 T = TypeVar("T")
 Sizes = dict[str, tuple[int, float]]  # {path: (r, lora_alpha)}
@@ -77,9 +84,13 @@ def bad_settings(
     for field, v in ranks.items():
         if not isinstance(v, int) or not is_number(v) or v < 1:
             problems.append(f"{field}: {v!r} is not a whole number above 0")
+        elif v > MOST_R:
+            problems.append(f"{field}: {v!r} is above {MOST_R:,}, the largest rank")
     for field, alpha in alphas.items():
         if not is_number(alpha) or alpha <= 0:
             problems.append(f"{field}: {alpha!r} is not a number above 0")
+        elif alpha > MOST_ALPHA:
+            problems.append(f"{field}: {alpha!r} is above {MOST_ALPHA:,.0f}, which cannot be right")
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
     return problems + [
@@ -91,15 +102,38 @@ def bad_settings(
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Returns whether a value is a number, and neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def is_regex(text: str) -> bool:
     try:
         re.compile(text)
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
     return True
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Returns whether a regular expression matches a whole path.
+
+    Raises ValueError after REGEX_SECONDS. Python can be interrupted so in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return re.fullmatch(pattern, path) is not None
+
+    def stop(*_: object) -> None:
+        raise ValueError(
+            f"{pattern!r} backtracks for more than {REGEX_SECONDS:g} s on {path}; give a list of names"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, REGEX_SECONDS)
+    try:
+        return re.fullmatch(pattern, path) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -141,13 +175,13 @@ def is_target(name: str, target_modules: list[str] | str) -> bool:
             raise ValueError(
                 f"target_modules: {target_modules!r} is not a regular expression; give a list of names"
             )
-        return re.fullmatch(target_modules, name) is not None
+        return matches(target_modules, name)
     return any(entry == ALL_LINEAR or f".{name}".endswith(f".{entry}") for entry in target_modules)
 
 
 def matches_end(pattern: str, name: str) -> bool:
     """Returns whether a regular expression matches a path or its end after a dot (PEFT's get_pattern_key)."""
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    return matches(rf"(.*\.)?({pattern})", name)
 
 
 def pattern_value(pattern: dict[str, T], name: str, default: T) -> T:

@@ -284,7 +284,7 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path):
 
 
 def test_a_rank_that_differs_from_the_tensors_is_refused(folder):
-    edit_config(folder, r=8)
+    edit_config(folder, r=5)
     with pytest.raises(ValueError, match="shape"):
         load_adapter(toy(), folder)
 
@@ -295,7 +295,20 @@ UNSUPPORTED = [
     ("fan_in_fan_out", True),
     ("peft_type", "LOHA"),
     ("init_lora_weights", "pissa"),
-    ("layers_to_transform", [1]),
+    ("layers_to_transform", ["1"]),
+    ("layers_pattern", "blocks"),
+    ("task_type", "SEQ_CLS"),
+    ("use_rslora", "no"),
+    ("use_dora", 1),
+    ("lora_alpha", float("nan")),
+    ("lora_alpha", float("inf")),
+    ("lora_alpha", 1e300),
+    ("alpha_pattern", {"q_proj": float("nan")}),
+    ("r", 10**9),
+    ("r", 10**30),
+    ("r", 2**16),
+    ("rank_pattern", {"q_proj": 2**62}),
+    ("target_modules", "(" * 10_000 + ")" * 10_000),
     ("trainable_token_indices", [3]),
     ("some_new_method", {"on": True}),
     ("r", 0),
@@ -308,6 +321,7 @@ UNSUPPORTED = [
     ("exclude_modules", "("),
     ("rank_pattern", ["q_proj"]),
 ]
+CATASTROPHIC = r"(\w+\.?)+!"
 
 
 @pytest.mark.parametrize("key, value", UNSUPPORTED)
@@ -379,3 +393,94 @@ def test_a_crash_while_saving_keeps_the_old_adapter(folder, monkeypatch):
 def test_a_model_without_adapters_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="no adapters"):
         save_adapter(toy(), tmp_path, base_model_name="toy")
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
+def test_a_regular_expression_that_would_take_years_is_refused(folder, monkeypatch, key):
+    monkeypatch.setattr("lora.inject.REGEX_SECONDS", 0.05)
+    model = nn.ModuleDict({"a" * 60: toy()})
+    value = {CATASTROPHIC: 4} if key.endswith("pattern") else CATASTROPHIC
+    edit_config(folder, **{key: value})
+    with pytest.raises(ValueError, match="adapter_config.json: .* backtracks for more than 0.05 s"):
+        load_adapter(model, folder)
+
+
+def rename_keys(folder, rename):
+    tensors = {rename(key): t for key, t in load_file(folder / "adapter_model.safetensors").items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["{}", "_orig_mod.{}", "module.{}", "module._orig_mod.{}"])
+@pytest.mark.parametrize("name", ["", ".default", ".my-adapter"])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_the_names_of_a_trainers_own_state_dict_load(tmp_path, prefix, name, settings):
+    model = theirs(**settings)
+    model.save_pretrained(tmp_path)
+
+    def rename(key):  # a state dict has ".weight" at the end of DoRA's vector too
+        key = key if key.endswith(".weight") or not name else key + ".weight"
+        return prefix.format(key.removesuffix(".weight") + name + ".weight" if name else key)
+
+    rename_keys(tmp_path, rename)
+    mine = toy().eval()
+    load_adapter(mine, tmp_path)
+    torch.testing.assert_close(mine(X), model(X))
+
+
+def test_two_adapters_in_one_file_are_refused(folder):
+    def add(tensors):
+        for key in list(tensors):
+            one = tensors.pop(key)
+            for name in ("default", "other"):
+                tensors[key.replace(".weight", f".{name}.weight")] = one.clone()
+
+    edit_tensors(folder, add)
+    with pytest.raises(ValueError, match="twice, as of several adapters"):
+        load_adapter(toy(), folder)
+
+
+@pytest.mark.parametrize("layers", [1, [0, 2]])
+def test_only_the_layers_of_layers_to_transform_are_adapted(tmp_path, layers):
+    wrapped = nn.ModuleDict({"model": toy()})
+    model = theirs(wrapped, layers_to_transform=layers)
+    model.save_pretrained(tmp_path)
+    mine = nn.ModuleDict({"model": toy()}).eval()
+    load_adapter(mine, tmp_path)
+    chosen = [layers] if isinstance(layers, int) else layers
+    assert {int(name.split(".")[2]) for name in adapters(mine)} == set(chosen)
+    torch.testing.assert_close(mine["model"](X), model.base_model.model["model"](X))
+
+
+FOREIGN = {
+    "lm_head.lora_A.weight": "train it again without",
+    "lm_head.base_layer.weight": "train it again without",
+    "model.embed_tokens.lora_embedding_A": "train it again without",
+    "model.embed_tokens.weight": "where tokens were added; merge the adapter with PEFT",
+    "model.embed_tokens.token_adapter.trainable_tokens_delta": "merge the adapter with PEFT",
+    "model.embed_tokens.modules_to_save.weight": "merge the adapter with PEFT",
+    "layers.0.q_proj.base_layer.weight": "save the adapter alone",
+    "score.weight": "a classifier",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_tensor_that_is_no_adapter_of_a_linear_layer_is_named_with_its_remedy(folder, name):
+    edit_tensors(folder, lambda tensors: tensors.update({"base_model.model." + name: torch.zeros(4, 6)}))
+    with pytest.raises(ValueError, match=f"{name}: .*{FOREIGN[name]}") as e:
+        load_adapter(toy(), folder)
+    assert str(e.value).count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_by_its_tensor(folder, value):
+    edit_tensors(folder, lambda tensors: next(iter(tensors.values())).view(-1)[:1].fill_(value))
+    with pytest.raises(ValueError, match="layers.0.q_proj.lora_A.weight: has an infinity or NaN"):
+        load_adapter(toy(), folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_tensors_that_are_no_floats_are_one_line(folder, dtype):
+    edit_tensors(folder, lambda tensors: tensors.update({k: t.to(dtype) for k, t in tensors.items()}))
+    with pytest.raises(ValueError, match=f"stored as {dtype} .one of 12 such tensors") as e:
+        load_adapter(toy(), folder)
+    assert str(e.value).count("\n") == 1
