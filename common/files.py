@@ -32,7 +32,7 @@ def read_json(path: Path, remedy: str) -> dict:
         raise ValueError(f"{path}: no such file; {remedy}") from None
     except OSError as e:
         raise ValueError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # the second if it is nested thousands of times
         raise ValueError(f"{path}: not valid JSON ({e}); {remedy}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object; {remedy}")

@@ -9,7 +9,7 @@ from torch import nn
 
 from exporting.merged import MergedCheckpoint
 from exporting.source import Source
-from exporting.target import need_space
+from exporting.target import SIGNATURE, need_space
 from lora.peft_io import save_adapter
 from model.chat_template import save_tokenizer
 from model.config import FULL, Gemma3Config
@@ -42,7 +42,7 @@ model.generation_config = GenerationConfig.from_pretrained("{title}")""",
 CARD = """\
 # {title}
 
-A {kind}, from the base `{base}`, written by Loupe. The licence of the base model \
+A {kind}, from the base `{base}`, {signature}. The licence of the base model \
 holds for what is made from it.
 {remark}
 ```python
@@ -102,6 +102,8 @@ def export_safetensors(source: Source, folder: Path, title: str, quant: str = "f
 
     def read(name: str) -> Iterator[torch.Tensor]:
         for piece in merged.pieces(name):
+            if not piece.isfinite().all():
+                raise ValueError(f"{source.folder}: {name} has an infinity or NaN; take another copy or step")
             if not piece.to(dtype).isfinite().all():
                 raise ValueError(
                     f"{source.folder}: {name} has a value that {quant} cannot hold; use --quant f32"
@@ -157,7 +159,7 @@ def write_model_card(
         remark, where = load_gguf_base(source, config)
         loader = LOADERS["gguf"].replace("{where}", where)
     loader = loader.replace("{title}", title)
-    card = CARD.format(title=title, kind=kind, base=base, remark=remark, loader=loader)
+    card = CARD.format(signature=SIGNATURE, title=title, kind=kind, base=base, remark=remark, loader=loader)
     lines = ["---", *front, "---", "", card]
     if "measures" in source.origin:
         lines += ["Measured on held-out rows:", "", "```", source.origin["measures"], "```", ""]

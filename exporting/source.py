@@ -14,6 +14,8 @@ from model.hub import HUB_GGUF, resolve
 from model.weights import gguf_files, hash_model
 from report.metrics_log import before_after_table
 
+RESTORE = "restore it from a copy, or remove it to export without the run's measures"
+
 
 class HeldOutRows(NamedTuple):
     """A run's held-out rows: those of validation files or, without these, a part of the training files."""
@@ -123,19 +125,28 @@ def from_run(folder: Path, name: str, base: str, revision: str, full: bool, rows
     config = run_config(folder).read_text(encoding="utf-8")
     source.origin |= {"run": name, "config": config.replace(f"{Path.home()}/", "~/")}
     if manifest:
-        files = manifest.get("data_sha256", {}).items()
-        source.origin["data_sha256"] = " ".join(f"{Path(file).name}={digest}" for file, digest in files)
-        source.origin["measures"] = before_after_table(manifest["before"], manifest["after"])
+        source.origin |= _run_facts(folder / "manifest.json", manifest)
     return source
+
+
+def _run_facts(file: Path, manifest: dict) -> dict[str, str]:
+    """Returns the hashes of the data and the table of measures; raises ValueError if they were edited."""
+    try:
+        files = manifest.get("data_sha256", {}).items()
+        hashes = " ".join(f"{Path(file).name}={digest}" for file, digest in files)
+        return {"data_sha256": hashes, "measures": before_after_table(manifest["before"], manifest["after"])}
+    except (AttributeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{file}: before, after or data_sha256 is not as train.py writes it ({e}); {RESTORE}"
+        ) from None
 
 
 def _read_manifest(file: Path) -> dict:
     """Returns manifest.json, which train.py writes at the end of a run, or {} if the file is missing."""
     if not file.is_file():
         return {}
-    remedy = "restore it from a copy, or remove it to export without the run's measures"
-    manifest = read_json(file, remedy)
+    manifest = read_json(file, RESTORE)
     missing = [key for key in ("base_sha256", "before", "after") if key not in manifest]
     if missing:
-        raise ValueError(f"{file}: has no {', '.join(missing)}, which train.py writes; {remedy}")
+        raise ValueError(f"{file}: has no {', '.join(missing)}, which train.py writes; {RESTORE}")
     return manifest

@@ -1,43 +1,70 @@
 """Checks what an export may replace, and writes it under a temporary name that is renamed at the end."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.files import lock, replacing
+from common.files import lock, recover, replacing
 from common.files import need_space as need_disk_space
+from ggml.container import GGUFFile
 
-# A folder that Loupe exported holds one of these files.
-EXPORTED = {"config.json", "adapter_config.json", "Modelfile", "oci-layout"}
+# The paths in a folder that an export writes.
+WRITTEN = re.compile(
+    r"README\.md|((generation_|tokenizer_|adapter_)?config|tokenizer|index)\.json|Modelfile|(model|lora)\.gguf|"
+    r"(adapter_)?model[-\w]*\.safetensors(\.index\.json)?|oci-layout|blobs(/sha256(/[0-9a-f]{64})?)?"
+)
+SIGNATURE = "written by Loupe"  # in the model card, exporting/hf_folder.py
 SMALL_FILES = 2**24  # Bytes for what an export holds besides its tensors.
 
 
 def refuse_existing(out: Path, force: bool, folder: bool) -> None:
-    """Raises ValueError if `out` exists; with `force`, only if it does not look like an earlier export."""
+    """Raises ValueError if `out` exists; with `force`, only if an earlier export did not write all of it.
+
+    If an export was killed while it replaced `out`, the earlier one is restored first.
+    """
     try:
+        if out.with_name(f".{out.name}.old").exists():
+            with _held(out):
+                recover(out)
         if not out.exists():
             return
     except OSError as e:  # the name is too long
         raise ValueError(f"{out} cannot be written ({e.strerror}); give another --out") from None
     if not force:
         raise ValueError(f"{out} exists already; give another --out, or add --force to replace it")
+    if folder and is_our_folder(out) and (others := other_files(out)):
+        names = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise ValueError(f"{out} holds {names}, which no export wrote; move it away, or give another --out")
     if not (is_our_folder(out) if folder else is_our_file(out)):
         raise ValueError(f"{out} is no earlier export, so --force does not replace it; give another --out")
 
 
 def is_our_folder(path: Path) -> bool:
-    """Returns whether a folder is empty, or has a file named in EXPORTED and no subfolder except blobs/."""
-    entries = {p.name: p.is_dir() for p in path.iterdir()} if path.is_dir() else {"": True}
-    folders = {name for name, is_dir in entries.items() if is_dir}
-    return not entries or bool(EXPORTED & entries.keys() and folders <= {"blobs"})
+    """Returns whether a folder is empty, or has our model card, a Modelfile or an OCI image layout."""
+    names = {p.name for p in path.iterdir()} if path.is_dir() else {""}
+    card = path / "README.md"
+    signed = card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")
+    return not names or signed or bool({"Modelfile", "oci-layout"} & names)
+
+
+def other_files(path: Path) -> list[str]:
+    """Returns the paths in a folder, relative to it, that no export writes."""
+    inside = sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
+    return [name for name in inside if not WRITTEN.fullmatch(name)]
 
 
 def is_our_file(path: Path) -> bool:
-    """Returns whether a file is empty or starts with GGUF, the first four bytes of every GGUF file."""
-    return path.is_file() and path.open("rb").read(4) in (b"", b"GGUF")
+    """Returns whether a file is empty, or a GGUF file whose header names Loupe's version."""
+    if not path.is_file():
+        return False
+    try:
+        return path.stat().st_size == 0 or "loupe.version" in GGUFFile(path).metadata
+    except ValueError:
+        return False
 
 
 def need_space(part: Path, tensor_bytes: int) -> None:

@@ -58,6 +58,6 @@ def load_for_inference(args: argparse.Namespace) -> LoadedModel:
     folder = resolve(args.model, args.revision)
     tokenizer = Tokenizer(folder)
     model = load_model(folder, precision.dtype, device, args.quantize)
-    if args.adapter:
+    if args.adapter is not None:  # "" is an unset variable of a shell
         load_adapter(model, args.adapter)
     return LoadedModel(model, tokenizer, folder, precision)

@@ -300,11 +300,28 @@ def test_a_folder_that_is_no_run_and_a_run_that_has_saved_nothing_are_told_apart
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"base', "not valid JSON"), ("{}", "has no base_sha256, before, after"), ("[1]", "not a JSON object")],
+    [
+        ('{"base', "not valid JSON"),
+        ("{}", "has no base_sha256, before, after"),
+        ("[1]", "not a JSON object"),
+        (
+            '{"base_sha256": "SHA", "before": [], "after": {}}',
+            "before, after or data_sha256 is not as train.py writes",
+        ),
+        ('{"base_sha256": "SHA", "before": {"a": 1}, "after": {}}', "before, after or data_sha256 is not as"),
+        (
+            '{"base_sha256": "SHA", "before": {}, "after": {"a": {"loss": "x"}}}',
+            "before, after or data_sha256",
+        ),
+        (
+            '{"base_sha256": "SHA", "before": {}, "after": {}, "data_sha256": 3}',
+            "before, after or data_sha256",
+        ),
+    ],
 )
 def test_a_broken_manifest_is_named_with_the_remedy(tmp_path, base, capsys, text, message):
     run = Path(make_run(tmp_path / "run", base, "lora"))
-    (run / "manifest.json").write_text(text)
+    (run / "manifest.json").write_text(text.replace("SHA", hash_model(base)))
     err = refused(capsys, tmp_path / "out", "--run", str(run), "--to", "safetensors")
     assert (
         f"{run / 'manifest.json'}: {message}" in err
@@ -377,11 +394,15 @@ def test_peft_without_an_adapter_is_refused_with_the_remedy(tmp_path, base, caps
 def test_an_earlier_export_is_replaced_by_force_only(tmp_path, base, adapter, capsys, to):
     words, out = ["--model", base, "--adapter", adapter, "--to", to], tmp_path / "out"
     assert export.main([*words, "--out", str(out)]) == 0
-    (out / "stale.json").write_text("{}")
+    (out / "notes.json").write_text("{}")
     capsys.readouterr()
     assert "--force" in refused(capsys, out, *words)
+    assert "holds notes.json, which no export wrote" in refused(capsys, out, *words, "--force")
+    (out / "notes.json").unlink()
+    stale = out / "model-00001-of-00002.safetensors"  # of an earlier export in shards
+    stale.write_bytes(b"")
     assert export.main([*words, "--out", str(out), "--force"]) == 0
-    assert "stale.json" not in files(out) and files(tmp_path) == {"out"}
+    assert stale.name not in files(out) and files(tmp_path) == {"out"}
 
 
 def test_force_replaces_no_folder_of_another_kind_and_no_source(tmp_path, base, adapter, capsys):

@@ -12,7 +12,7 @@ from collections import namedtuple
 import pytest
 
 from exporting.target import need_space, new_path, refuse_existing
-from ggml.container import GGUFFile
+from ggml.container import GGUFFile, write_gguf
 from tests.folders import ROOT
 
 
@@ -93,10 +93,12 @@ def test_a_second_export_to_the_same_name_is_refused_and_does_not_touch_the_firs
 
 def test_only_an_earlier_export_of_the_same_kind_is_replaced(tmp_path):
     (tmp_path / "letter.gguf").write_text("Dear Ann")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF...")
+    (tmp_path / "downloaded.gguf").write_bytes(b"GGUF...")
+    write_gguf(tmp_path / "model.gguf", {"loupe.version": ("str", "1")}, [], lambda name: [])
     refuse_existing(tmp_path / "model.gguf", True, folder=False)
     for out, folder in (
         (tmp_path / "letter.gguf", False),
+        (tmp_path / "downloaded.gguf", False),
         (tmp_path, False),
         (tmp_path / "model.gguf", True),
     ):
@@ -169,3 +171,31 @@ def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
         if out.exists():
             GGUFFile(out)
     assert seen  # some were killed while they wrote
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_export_that_was_killed_between_its_two_renames_is_back_at_the_next_start(tmp_path, force):
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "config.json").write_text("{}")
+    (tmp_path / ".out.part").mkdir()
+    with pytest.raises(ValueError, match="--force"):
+        refuse_existing(tmp_path / "out", force, folder=True)
+    assert (tmp_path / "out" / "config.json").exists() and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "photos/one.jpg", "pytorch_model.bin", "blobs/sha256/short"])
+def test_force_names_what_no_export_wrote_and_replaces_nothing(tmp_path, name):
+    (tmp_path / "README.md").write_text("a model, written by Loupe.")
+    (tmp_path / "config.json").write_text("{}")
+    refuse_existing(tmp_path, True, folder=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=f"holds .*{name}, which no export wrote"):
+        refuse_existing(tmp_path, True, folder=True)
+
+
+def test_force_replaces_no_model_folder_of_the_users(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("My model")
+    with pytest.raises(ValueError, match="is no earlier export"):
+        refuse_existing(tmp_path, True, folder=True)
