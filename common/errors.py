@@ -4,17 +4,24 @@ import difflib
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from common.progress import printable
+from common.progress import complain
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 SHOWN = 20  # An error message lists this many problems and counts the rest.
 
 
-class UserCodeError(RuntimeError):
+class Unfinished(RuntimeError):
+    """The work ended too early, and the same command continues it. The message says what to repair first."""
+
+
+class UserCodeError(Unfinished):
     """A function of the user failed, such as a reward. The message says where, and what to repair."""
+
+
+class DiskError(Unfinished):
+    """The disk refused a write. The message names the file or folder, and what is safe."""
 
 
 def listed(head: str, problems: Sequence[str], remedy: str = "") -> str:
@@ -35,9 +42,9 @@ def closest(word: str, known: Iterable[str]) -> str:
 def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped") -> int:
     """Calls work() and returns an exit code. If work() fails, prints its error on stderr without a traceback.
 
-    The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C or SIGTERM, else 1.
-    stopped() returns the message for Ctrl-C, SIGTERM and a UserCodeError. With LOUPE_TRACEBACK=1 in the
-    environment, errors are raised.
+    The code is work()'s own, 2 after a ValueError (wrong input), 130 after Ctrl-C, SIGTERM or
+    SIGHUP, else 1. stopped() returns the message for these signals and for Unfinished work. With
+    LOUPE_TRACEBACK=1 in the environment, errors are raised.
     """
     stops = []
 
@@ -45,10 +52,10 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
         stops.append(True)
         raise KeyboardInterrupt  # Sending SIGINT would not do: a shell's background jobs ignore it.
 
-    # Both signals stop a command in the same way. The training loop replaces both handlers while it runs.
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    # All signals stop a command in the same way. The training loop replaces the handlers while it runs.
+    for number in stop_signals():
+        if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, interrupt)
     try:
         return work()
     except (KeyboardInterrupt, Exception) as e:
@@ -56,15 +63,21 @@ def run(work: Callable[[], int], stopped: Callable[[], str] = lambda: "stopped")
             return FAILED
         # An extension that is being imported (numpy) turns the KeyboardInterrupt into an ImportError.
         if stops or isinstance(e, KeyboardInterrupt):
-            print(f"\n{stopped()}", file=sys.stderr)
+            complain(f"\n{stopped()}")
             return STOPPED
         if os.environ.get("LOUPE_TRACEBACK"):
             raise
-        if isinstance(e, UserCodeError):
-            print(f"error: {e}\n{stopped()}", file=sys.stderr)
+        if isinstance(e, Unfinished):
+            complain(f"error: {e}\n{stopped()}")
             return FAILED
-        print(f"error: {printable(_message(e))}", file=sys.stderr)
+        complain(f"error: {_message(e)}")
         return WRONG_INPUT if isinstance(e, ValueError) else FAILED
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Returns the signals that stop a command: SIGINT, SIGTERM, and, without nohup, SIGHUP."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hung_up]
 
 
 def _message(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Output about progress: a bar on stderr, lines on stdout, and warnings on stderr."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # A command without a bar must not wait for the import.
@@ -24,7 +25,13 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """Prints a warning on stderr at once."""
-    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+    complain(f"warning: {text}")
+
+
+def complain(text: str) -> None:
+    """Prints a message on stderr at once; if the terminal is gone, it is lost, and the work goes on."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import listed
-from common.files import replacing
+from common.files import replacing, sync
 from common.progress import printable
 from tasks.choose import ALL_METRICS
 from tasks.classification import columns
@@ -18,7 +18,7 @@ NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class MetricsLog:
     """Appends records to metrics.jsonl, one JSON object a line.
 
-    Each line is flushed, so a killed run can leave only its last line incomplete.
+    Each line is flushed, so a killed run can leave only its last line incomplete; `sync` is for power loss.
     """
 
     def __init__(self, path: str | Path):
@@ -28,6 +28,10 @@ class MetricsLog:
     def write(self, record: dict) -> None:
         self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk."""
+        sync(self._file)
 
     def truncate_after(self, step: int, evaluated: int) -> None:
         """Drops evaluations after step `evaluated`, other records after `step`, and a cut last line."""
@@ -107,7 +111,8 @@ def confusion_lines(confusion: dict[str, dict[str, int]]) -> list[str]:
 
 def _records(path: str | Path) -> list[tuple[str, dict]]:
     """Returns [(line, parsed object)] of the file; a last line without a newline is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    # A byte that is no UTF-8 becomes \\x.., which is no JSON either, so the error below names its line.
+    lines = Path(path).read_text(encoding="utf-8", errors="backslashreplace").split("\n")[:-1]
     found, problems = [], []
     for at, line in enumerate(lines, start=1):
         try:

@@ -54,19 +54,19 @@ def test_the_traceback_is_shown_on_request(monkeypatch, error):
 
 @pytest.fixture
 def handlers():
-    """Restores the handlers of both signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Restores the handlers of the signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-SIGNALS = [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.default_int_handler)]
+SIGNALS = [(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 BACKGROUND_JOB = (signal.SIGTERM, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number, on_ctrl_c", [*SIGNALS, BACKGROUND_JOB])
-def test_ctrl_c_and_sigterm_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
+def test_ctrl_c_sigterm_and_a_closed_terminal_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)
     assert cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on") == 130
     assert capsys.readouterr() == ("", "\nstopped; go on\n")
