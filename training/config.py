@@ -6,6 +6,8 @@ error. A Config is frozen. To change a value, make a new Config with dataclasses
 
 import json
 import math
+import os
+import re
 import tomllib
 import types
 from collections.abc import Sequence
@@ -156,7 +158,7 @@ class Train:
     eval_samples: int = 100
     """Rows of each validation set that are measured; 0: all."""
     save_every: int = 0
-    """Steps between checkpoints; 0: one only at the end, or when the run is stopped."""
+    """Steps between checkpoints; 0: one every ten minutes, at the end, and when the run is stopped."""
     save_total_limit: int = 2
     """Checkpoints that are kept."""
     early_stopping_patience: int = 0
@@ -293,7 +295,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     reader.values["grpo"] = {"rewards_folder": str(path.parent)} | reader.values["grpo"]
     cfg = Config(**{name: kind(**reader.values[name]) for name, kind in SECTIONS.items()})
     # A key that was rejected has its default here, and nothing is said about that.
-    problems = [p for p in _check(cfg, str(path)) if not any(name in p for name in reader.rejected)]
+    rejected = [re.compile(rf"\b{name}\b") for name in reader.rejected]
+    problems = [p for p in _check(cfg, str(path)) if not any(name.search(p) for name in rejected)]
     options = [f": {name.removeprefix('--set ')} = " for name in reader.written if name.startswith("--set ")]
     problems = [p.replace(str(path), "--set", 1) if any(o in p for o in options) else p for p in problems]
     if problems := reader.problems + problems:
@@ -316,6 +319,8 @@ def _read_toml(path: Path) -> dict:
 
 
 SECTIONS: dict[str, type] = get_type_hints(Config)
+PATHS = {"run.dir", "model.name", "adapter.init_from", "grpo.rewards_folder"}
+PATHS |= {"data.train", "data.validation", "data.retention"}
 
 
 class _Reader:
@@ -375,10 +380,17 @@ class _Reader:
         if name == "train.objective":
             self.pretrain = where if value == "pretrain" else ""
             value = "sft" if self.pretrain else value
+        if name in PATHS:
+            value = [_home(v) for v in value] if isinstance(value, list) else _home(value)
         if section in ("data", "model", "adapter"):
             place = f"{where}: {name}: "
             value = [moved(v, place) for v in value] if isinstance(value, list) else moved(value, place)
         return section, key, value
+
+
+def _home(value: object) -> object:
+    """Returns a path with the user's home folder in the place of "~", which no shell expands in a config."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _convert(value: object, kind: Any) -> object:
@@ -403,6 +415,8 @@ def _convert(value: object, kind: Any) -> object:
         raise ValueError(f"must be {names[kind]}")
     if kind is int and not -(2**63) <= value < 2**63:
         raise ValueError("must be a whole number of 64 bits")
+    if kind is str and "\0" in value:
+        raise ValueError("has a NUL character, which no path can have; remove it")
     return value
 
 
