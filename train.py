@@ -78,7 +78,8 @@ def train(args: argparse.Namespace) -> int:
     code, state = trainer.fit(run, resume_command(args))
     if code == DONE:
         before, after = trainer.measure_after(run, before)
-        trainer.report(run, state, before, after, time.perf_counter() - started)
+        with trainer.writing_results(run):
+            trainer.report(run, state, before, after, time.perf_counter() - started)
     return code
 
 

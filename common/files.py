@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,13 @@ def recover(path: Path) -> None:
     remove(path.with_name(f".{path.name}.part"))
 
 
+def clean(folder: Path) -> None:
+    """Does recover() for each file and folder in `folder` that a killed replacing() left half done."""
+    for kind in (".part", ".old"):
+        for left in folder.glob(f".?*{kind}"):
+            recover(folder / left.name[1:].removesuffix(kind))
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
@@ -116,6 +124,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync(file: IO) -> None:
+    """Waits until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
@@ -142,12 +156,19 @@ def lock(file: IO) -> bool:
 def need_space(path: Path, size: int, what: str, remedy: str) -> None:
     """Raises ValueError if the disk on which `path` lies has fewer than `size` bytes free."""
     folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if shutil.disk_usage(folder).free < size:
+        raise ValueError(f"{folder}: {what} {_space(folder, size)}; make room there, or {remedy}")
+
+
+def full_disk(folder: Path, size: int, error: Exception) -> str:
+    """Returns a text about a failed write of `size` bytes: the folder, the reason, and the space needed."""
+    reason = getattr(error, "strerror", None) or error
+    return f"{folder.absolute()}: cannot be written ({reason}); this {_space(folder, size)}"
+
+
+def _space(folder: Path, size: int) -> str:
     free = shutil.disk_usage(folder).free
-    if free < size:
-        raise ValueError(
-            f"{folder}: {what} needs {size / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; "
-            f"make room there, or {remedy}"
-        )
+    return f"needs {math.ceil(size / 2**20):,} MiB, but the disk has {free / 2**20:,.0f} MiB free"
 
 
 def moved(value: Any, where: str = "") -> Any:

@@ -3,7 +3,8 @@
     checkpoints/step-00000120/
         tensors.safetensors    trainable parameters, optimizer and RNG states
         state.json             counters, optimizer settings, fp16 loss scaler, config keys, hashes of inputs
-        SHA256SUMS             SHA-256 of these two files, in the format of `sha256sum -c`
+        best/                  a copy of adapter/ or model/, the best weights so far, if there are any
+        SHA256SUMS             SHA-256 of all these files, in the format of `sha256sum -c`
 
 A checkpoint is written under a temporary name, flushed to the disk, and then renamed. If the program or the
 machine crashes, earlier checkpoints are whole.
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.device import LossScaler
-from common.files import recover, replacing, sha256
+from common.files import clean, replacing, sha256
 from training.optim import Optimizers
 
 Tensors = dict[str, torch.Tensor]
-TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+TENSORS, STATE, SUMS, BEST = "tensors.safetensors", "state.json", "SHA256SUMS", "best"
 
 
 def capture(weights: Tensors, optimizers: Optimizers, scaler: LossScaler) -> tuple[Tensors, dict]:
@@ -67,9 +68,10 @@ def restore(
     random.setstate((version, tuple(numbers), gauss))
 
 
-def save(folder: Path, step: int, tensors: Tensors, state: dict, keep: int) -> Path:
+def save(folder: Path, step: int, tensors: Tensors, state: dict, keep: int, best: Path | None = None) -> Path:
     """Writes the checkpoint folder/step-<step>, removes all but the `keep` newest, and returns its path.
 
+    `best` is the folder of the best weights, which is copied into the checkpoint.
     Raises OSError if it cannot be written, for example on a full disk; earlier checkpoints stay unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict, keep: int) -> P
     try:
         with replacing(final) as part:
             part.mkdir()
-            _write(part, tensors, {**state, "step": step})
+            _write(part, tensors, {**state, "step": step}, best)
     except SafetensorError as e:  # safetensors raises its own exception on a full disk
         raise OSError(str(e)) from e
     # Checkpoints of later steps are damaged: the run went back to an earlier one.
@@ -88,10 +90,14 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict, keep: int) -> P
     return final
 
 
-def _write(folder: Path, tensors: Tensors, state: dict) -> None:
+def _write(folder: Path, tensors: Tensors, state: dict, best: Path | None) -> None:
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-    sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE))
+    names = [TENSORS, STATE]
+    if best:
+        shutil.copytree(best, folder / BEST, ignore=shutil.ignore_patterns(".*"))
+        names += sorted(f"{BEST}/{p.name}" for p in (folder / BEST).iterdir())
+    sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
     (folder / SUMS).write_text(sums, encoding="utf-8")
 
 
@@ -100,14 +106,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
-def clean(folder: Path) -> None:
-    """Removes temporary files of a `save` that was killed, and restores the checkpoint it was replacing."""
-    for left in folder.glob(".step-*"):
-        recover(folder / left.stem.removeprefix("."))
-
-
-def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict] | None:
-    """Returns tensors and state of the newest undamaged checkpoint, or None if there is no checkpoint.
+def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, Tensors, dict] | None:
+    """Returns path, tensors and state of the newest undamaged checkpoint, or None if there is no checkpoint.
 
     Calls `warn` with a message for each damaged checkpoint. Raises ValueError if all are damaged.
     """
@@ -115,7 +115,8 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dic
     for path in reversed(found):
         problem = _damage(path)
         if problem is None:
-            return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return path, load_file(path / TENSORS), state
         warn(f"{problem}; trying the checkpoint before it")
     if found:
         raise ValueError(
@@ -124,13 +125,32 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dic
     return None
 
 
+def restore_best(path: Path, folder: Path) -> list[str]:
+    """Makes `folder` (adapter/ or model/) what it was at the checkpoint in `path`, if that has best weights.
+
+    Returns the names of the files that are written anew, because their SHA-256 is not the checkpoint's.
+    """
+    wanted = {name.removeprefix(f"{BEST}/"): d for name, d in _sums(path).items() if name.startswith(BEST)}
+    changed = [n for n, d in wanted.items() if not (folder / n).is_file() or sha256(folder / n) != d]
+    folder.mkdir(exist_ok=True)
+    for name in changed:
+        with replacing(folder / name) as part:
+            shutil.copyfile(path / BEST / name, part)
+    return changed
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Returns {file name: SHA-256} of a checkpoint."""
+    lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def _damage(path: Path) -> str | None:
     """Returns a message about the first file that does not match its SHA-256 in SHA256SUMS, or None."""
     file = path / SUMS
     try:
-        lines = [line.partition("  ") for line in file.read_text(encoding="utf-8").splitlines()]
-        wanted = {name: digest for digest, _, name in lines}
-        for name in (TENSORS, STATE):
+        wanted = _sums(path)
+        for name in {TENSORS: "", STATE: ""} | wanted:
             file = path / name
             if sha256(file) != wanted.get(name):
                 return f"{file} is damaged: its SHA-256 is not the one noted in {SUMS}"

@@ -50,7 +50,7 @@ class TrainingData:
     samples: list[Sample]
     documents: list[Document]
     validation: list[ValidationSet]
-    files: list[str]
+    hashes: dict[str, str]  # file -> SHA-256 of what was read
     checks: dict  # data.checks.examine's findings
     left_out: list[Sample]  # training samples without a document: too long, or nothing supervised
     counts: Counts
@@ -76,7 +76,11 @@ def refuse_missing_files(cfg: Config) -> None:
 
 
 def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingData:
-    """Reads the data files, splits off validation rows if there is no file of them, tokenizes and checks."""
+    """Reads the data files, splits off validation rows if there is no file of them, tokenizes and checks.
+
+    Raises ValueError if rows are wrong, or if a file changes while it is read.
+    """
+    hashes = _hashes(cfg)
     train, problems = _read_rows(cfg, objective, cfg.data.train)
     sets = []
     for file in cfg.data.validation:
@@ -106,9 +110,15 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
         warn(f"{len(problems)} bad rows skipped (data.on_bad = 'skip'); the first: {problems[0]}")
     kept = {d.id for d in documents}
     left_out = [s for s in train if s.id not in kept]
-    files = cfg.data.train + cfg.data.validation + cfg.data.retention
     retention = _retention_sets(cfg, base)
-    return TrainingData(train, documents, validation, files, checks, left_out, counts, retention)
+    if changed := [f for f, digest in _hashes(cfg).items() if digest != hashes[f]]:
+        raise ValueError(f"{', '.join(changed)}: changed while it was read; start again when it is complete")
+    return TrainingData(train, documents, validation, hashes, checks, left_out, counts, retention)
+
+
+def _hashes(cfg: Config) -> dict[str, str]:
+    """Returns {data file: SHA-256}."""
+    return {f: sha256(f) for f in cfg.data.train + cfg.data.validation + cfg.data.retention}
 
 
 def _read_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[list[Sample], list[str]]:

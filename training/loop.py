@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 
 from common.device import Precision
+from common.errors import stop_signals
 from data.loader import Loader
 from data.packing import Batch
 from model.gemma3 import Gemma3ForCausalLM
@@ -23,6 +24,8 @@ from training.anomalies import MAX_BAD_STEPS, Diverged
 from training.config import Train
 from training.objectives.objective import Objective, Totals
 from training.optim import Optimizers, lr_factor
+
+SAVE_SECONDS = 600  # Where train.save_every is 0, a power failure costs about this much training at most.
 
 
 @dataclass
@@ -43,7 +46,7 @@ class State:
 
 
 class Stopped(Exception):
-    """Raised after SIGINT or SIGTERM, when a checkpoint has been saved."""
+    """Raised after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been saved."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ def fit(
 ) -> None:
     """Trains until the last step or early stopping, with evaluations and checkpoints also at the end.
 
-    Raises Stopped after SIGINT or SIGTERM, and Diverged after MAX_BAD_STEPS steps in a row that were not
-    applied, if a weight is not finite, or if the loss ran away (anomalies.py).
+    Raises Stopped after SIGINT, SIGTERM or SIGHUP (the terminal was closed), and Diverged after MAX_BAD_STEPS
+    steps in a row that were not applied, if a weight is not finite, or if the loss ran away (anomalies.py).
     """
+    saved = state.seconds
     with _StopSignal() as stop:
         if schedule.due(state):  # a reward failed in this evaluation, and the run was saved without it
             _evaluate(model, objective, hooks, state)
@@ -130,8 +134,10 @@ def fit(
                 # A checkpoint between two steps on the same batches would need these batches.
                 if schedule.due(state):
                     _evaluate(model, objective, hooks, state)
-                if stop.asked or any(map(schedule.saves, range(before + 1, state.step + 1))):
+                late = not schedule.train.save_every and state.seconds - saved > SAVE_SECONDS
+                if stop.asked or late or any(map(schedule.saves, range(before + 1, state.step + 1))):
                     hooks.save()
+                    saved = state.seconds
                 if stop.asked:
                     raise Stopped
             if not schedule.done(state):
@@ -294,13 +300,13 @@ def _move(batch: Batch, device: torch.device) -> Batch:
 
 
 class _StopSignal:
-    """Context in which the first SIGINT or SIGTERM only sets `asked`; a second one has its usual effect."""
+    """Context in which the first of the signals only sets `asked`; a second one has its usual effect."""
 
     def __init__(self):
         self.asked, self.before = False, {}
 
     def __enter__(self):
-        for s in (signal.SIGINT, signal.SIGTERM):
+        for s in stop_signals():
             self.before[s] = signal.signal(s, self._note)
         return self
 

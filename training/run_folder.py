@@ -8,13 +8,13 @@ from itertools import count
 from pathlib import Path
 
 from common.errors import listed
-from common.files import lock, replacing, sha256
+from common.files import clean, lock, read_json, replacing
 from common.progress import say
 from report.metrics_log import MetricsLog, plain
-from training import checkpoint
 from training.config import FREE, Config
 
 VERSION = "0.1.0"
+LENGTH = ("train.epochs: ", "train.max_steps: ")
 
 
 class RunFolder:
@@ -38,7 +38,8 @@ class RunFolder:
             self._replaces = not resume and self._holds_a_run()
             if self._replaces:
                 self._refuse_own_input(cfg)
-            checkpoint.clean(self.checkpoints)
+            for folder in (self.path, self.checkpoints, self.path / "adapter", self.path / "model"):
+                clean(folder)  # what a killed process left
             self.metrics = MetricsLog(self.path / "metrics.jsonl")
         except OSError as e:
             raise self._unwritable(e) from None
@@ -56,7 +57,9 @@ class RunFolder:
             raise self._unwritable(e) from None
 
     def write_config(self, cfg: Config) -> None:
-        (self.path / "config.toml").write_text(cfg.to_toml(), encoding="utf-8")
+        """Writes config.toml, whole or not at all: a resume reads it."""
+        with replacing(self.path / "config.toml") as part:
+            part.write_text(cfg.to_toml(), encoding="utf-8")
 
     def write_json(self, name: str, value: dict) -> None:
         """Writes `value` to the JSON file `name`, whole or not at all."""
@@ -72,7 +75,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict | None:
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path, "remove it, to have it made anew") if path.is_file() else None
 
     def _unwritable(self, e: OSError) -> ValueError:
         return ValueError(f"{self.path}: cannot be written ({e.strerror}); set run.dir to a folder that can")
@@ -125,9 +128,12 @@ class RunFolder:
         self._lock()
 
 
-def fingerprint(cfg: Config, data_files: list[str], base_hash: str) -> dict[str, str]:
-    """Returns the values that a resume may not change: config keys, and hashes of data files and base."""
-    return _fixed_keys(cfg) | {f"file {f}": sha256(f) for f in data_files} | {"base model": base_hash}
+def fingerprint(cfg: Config, data: dict[str, str], base_hash: str) -> dict[str, str]:
+    """Returns the values that a resume may not change: config keys, and hashes of data files and base.
+
+    `data` is {file: SHA-256 of what was read}.
+    """
+    return _fixed_keys(cfg) | {f"file {f}": digest for f, digest in data.items()} | {"base model": base_hash}
 
 
 def _fixed_keys(cfg: Config) -> dict[str, str]:
@@ -136,13 +142,19 @@ def _fixed_keys(cfg: Config) -> dict[str, str]:
     return {name: value for name, value in keys.items() if name not in FREE}
 
 
-def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
+def refuse_if_changed(
+    before: dict[str, str], now: dict[str, str], further: str = "adapter.init_from"
+) -> None:
     """Raises ValueError if two fingerprints differ, with the old and new value of each key that differs.
+
+    `further` is the setting with which a new run continues from the result of this one.
 
     A key that the checkpoint lacks counts as its default: the default of a new key keeps the old behaviour.
     """
     defaults = _fixed_keys(Config())
     before = defaults | before
+    if before["train.precision"] == "auto":  # a run of an earlier release did not note what that meant
+        before = before | {"train.precision": now["train.precision"]}
     changed = [
         f"{k}: {before.get(k, '(absent)')} -> {now.get(k, '(absent)')}"
         for k in sorted(before.keys() | now.keys())
@@ -150,7 +162,10 @@ def refuse_if_changed(before: dict[str, str], now: dict[str, str]) -> None:
     ]
     if changed:
         head = "the checkpoint was made by another run; what differs:"
-        raise ValueError(listed(head, changed, "Put it back, or start a new run without --resume"))
+        remedy = "Put it back, or start a new run without --resume"
+        if any(line.startswith(LENGTH) for line in changed):
+            remedy += f". To train its result for longer, start a new run with {further}"
+        raise ValueError(listed(head, changed, remedy))
 
 
 def _same_number(before: str, now: str) -> bool:

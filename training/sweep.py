@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from common.errors import DONE, FAILED, STOPPED, listed
+from common.errors import DONE, FAILED, STOPPED, listed, stop_signals
 from common.progress import say, warn
 from report.compare import as_text, compare
 from report.compare_page import write_comparison
@@ -25,7 +25,7 @@ from training.config import FREE, Config, load_config
 SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 LONGEST_VALUE = 40  # characters of a value in the name of a folder
 # Resolved by a run from "auto", so that its config.toml may have another value.
-RESOLVED = {"train.compile"}
+RESOLVED = {"train.compile", "train.precision"}
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _twice(members: list[Member]) -> list[str]:
 
 
 def _train(config: str, member: Member) -> int:
-    """Runs train.py in a process of its own and returns its exit code; passes SIGINT and SIGTERM on to it."""
+    """Runs train.py in a process of its own and returns its exit code; passes stop signals on to it."""
     words = [word for override in member.overrides for word in ("--set", override)]
     command = [
         sys.executable,
@@ -254,7 +254,7 @@ def _train(config: str, member: Member) -> int:
         stopped.append(number)
         child.send_signal(number)
 
-    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, forward) for s in stop_signals()}
     try:
         code = child.wait()
     finally:

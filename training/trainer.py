@@ -1,7 +1,9 @@
 """The parts of a training run, in the order of their calls: open, load, measure, fit, measure, report."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,9 +15,9 @@ from safetensors import SafetensorError
 
 from common import machine
 from common.device import Precision, device_name
-from common.errors import DONE, FAILED, STOPPED
-from common.files import need_space, sha256
-from common.progress import bar, printable, say, warn
+from common.errors import DONE, FAILED, STOPPED, DiskError
+from common.files import full_disk, need_space, sha256
+from common.progress import bar, complain, printable, say, warn
 from data.rows import Sample
 from lora.inject import disabled, unwrap
 from lora.peft_io import CONFIG as ADAPTER_CONFIG
@@ -31,7 +33,7 @@ from report.retention import retention_changes, retention_lines
 from tasks import text
 from tasks.choose import name_of
 from training import build, checkpoint, evaluation, loop
-from training.config import Config, load_config
+from training.config import Config, Train, load_config
 from training.dataset import TrainingData, ValidationSet
 from training.flops import peak_flops, step_flops
 from training.objectives.objective import Objective
@@ -42,6 +44,9 @@ from training.run_folder import RunFolder, environment, fingerprint, refuse_if_c
 
 if TYPE_CHECKING:
     from common.progress import Bar
+
+# A checkpoint has weights, two moments and the best weights in float32, for each trainable parameter.
+CHECKPOINT_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class OpenRun:
 
 @dataclass(frozen=True)
 class LoadedRun(OpenRun):
-    """A run with model, adapters and data; in `cfg`, train.compile is true or false and no longer "auto"."""
+    """A run with model, adapters and data; in `cfg`, train.compile and precision are no longer "auto"."""
 
     base: build.BaseModel
     data: TrainingData
@@ -67,34 +72,45 @@ class LoadedRun(OpenRun):
     def trains_all(self) -> bool:
         return self.cfg.adapter.type == "full"
 
+    @property
+    def best(self) -> Path:
+        """The folder of the best weights."""
+        return self.folder.path / ("model" if self.trains_all else "adapter")
+
 
 def open_run(cfg: Config, resume: bool) -> OpenRun:
     """Picks device and precision, seeds torch, and creates and locks the folder of the run."""
     cfg, precision = build.prepare(cfg)
     torch.manual_seed(cfg.run.seed)
     folder = RunFolder(cfg, resume)
-    # As when the run began: "auto" depends on the number of CPU threads, which may be another now.
-    if resume and cfg.train.compile == "auto":
-        compiled = load_config(folder.path / "config.toml").train.compile
-        cfg = replace(cfg, train=replace(cfg.train, compile=compiled))
-        if compiled:
-            build.tolerate_compiler_errors()
+    if resume:
+        cfg = _as_it_began(cfg, load_config(folder.path / "config.toml").train)
+        precision = Precision(cfg.train.precision, precision.device)
     return OpenRun(cfg, folder, precision, resume)
+
+
+def _as_it_began(cfg: Config, train: Train) -> Config:
+    """Returns the config with what "auto" meant when the run began: this machine may answer otherwise."""
+    auto = {k: getattr(train, k) for k in ("compile", "precision") if getattr(cfg.train, k) == "auto"}
+    if auto.get("compile"):
+        build.tolerate_compiler_errors()
+    return replace(cfg, train=replace(cfg.train, **auto))
 
 
 def load(run: OpenRun) -> LoadedRun:
     """Loads base and data, adds adapters, checks the free disk space; a new run then writes its config."""
     base, data = build.load_base(run.cfg, run.precision)
     trainable = build.add_adapters(base.model, run.cfg)
-    cfg = build.resolve_compile(base.model, run.cfg, data.documents, run.precision.device)
+    cfg = replace(run.cfg, train=replace(run.cfg.train, precision=run.precision.name))
+    cfg = build.resolve_compile(base.model, cfg, data.documents, run.precision.device)
     if cfg.train.compile:
         base.model.compile_layers()
         say("compiling  the layers: half a minute before the first step, then shorter steps (train.compile)")
     total = sum(w.numel() for w in all_weights(base.model).values())
     share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trainable ({cfg.adapter.type})"
     say(f"model      {cfg.model.name}, {share}, {run.precision.name} on {device_name(run.precision.device)}")
-    # Each checkpoint holds weights and two moments in float32; the adapter is written twice.
-    needed = (cfg.train.save_total_limit + 1) * 14 * trainable
+    # One checkpoint more than are kept, while it is written; adapter/ too is written beside the old one.
+    needed = (cfg.train.save_total_limit + 1) * CHECKPOINT_BYTES * trainable + 2 * 4 * trainable
     need_space(run.folder.path, needed, "the run with its checkpoints", "set run.dir elsewhere")
     if not run.resume:  # a resume writes its config after it has proved to be of the same run
         run.folder.begin(cfg)
@@ -195,16 +211,13 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
     try:
         loop.fit(model, run.objective, loader, optimizers, run.precision, schedule, state, hooks)
     except loop.Stopped:
-        say(f"\nstopped after step {state.step} of {schedule.total_steps}; continue with:")
-        say(f"    {resume_command}")
+        with suppress(OSError):
+            say(f"\nstopped after step {state.step} of {schedule.total_steps}; continue with:")
+            say(f"    {resume_command}")
         return STOPPED, state
-    except BrokenPipeError:  # nobody reads what is printed; the disk is not at fault
-        raise
     except (OSError, SafetensorError) as e:
-        problem = (
-            f"step {state.step}: {run.folder.path} could not be written ({e}); earlier checkpoints are kept. "
-            f"Free some space, then continue with:\n    {resume_command}"
-        )
+        where = full_disk(run.folder.path, CHECKPOINT_BYTES * run.trainable, e)
+        raise DiskError(f"step {state.step}: {where}; earlier checkpoints are kept. Make room there") from e
     except loop.Diverged as e:
         problem = str(e)
     except RewardError as e:
@@ -226,7 +239,7 @@ def fit(run: LoadedRun, resume_command: str) -> tuple[int, loop.State]:
 def _fingerprint(run: LoadedRun) -> dict[str, str]:
     """Returns the values that a resume may not change: config keys, and hashes of data, base and adapter."""
     base = run.base
-    prints = fingerprint(run.cfg, run.data.files, base.hash)
+    prints = fingerprint(run.cfg, run.data.hashes, base.hash)
     prints |= {f"base {n}": sha256(base.folder / n) for n in ("config.json", "tokenizer.json")}
     return prints | _adapter_hashes(run.cfg) | _reward_hashes(run)
 
@@ -266,12 +279,16 @@ def _restore(run: LoadedRun, optimizers: Optimizers, prints: dict[str, str]) -> 
         # Whatever an evaluation before drew: a resumed run may have had none.
         torch.manual_seed(run.cfg.run.seed)
         return loop.State()
-    tensors, saved = found
+    path, tensors, saved = found
     before, rewards = saved["fingerprint"], _reward_hashes(run)
     if changed := [name for name in rewards if before.get(name) != rewards[name]]:
         # A faulty reward stops the run, and its repair must not.
         warn(f"changed since the checkpoint: {', '.join(changed)}; the run goes on with the new rewards")
-    refuse_if_changed({k: v for k, v in before.items() if not k.startswith("reward ")} | rewards, prints)
+    key = "model.name" if run.trains_all else "adapter.init_from"
+    same = {k: v for k, v in before.items() if not k.startswith("reward ")} | rewards
+    refuse_if_changed(same, prints, f"{key} = {str(run.best)!r}")
+    if changed := checkpoint.restore_best(path, run.best):
+        say(f"restored   {', '.join(changed)} in {run.best}, as of the checkpoint")
     weights = build.trainable_weights(run.base.model)
     checkpoint.restore(tensors, saved, weights, optimizers, run.precision.scaler)
     state = loop.state_from(saved["loop"])
@@ -304,7 +321,7 @@ def _log_steps(run: LoadedRun, schedule: loop.Schedule, progress: "Bar") -> Call
         if progress.disable and (step % run.cfg.train.log_every == 0 or step in (1, total)):
             usual = seconds[1:] or seconds  # the first step may have compiled
             left = (total - step) * sum(usual) / len(usual)  # the mean, because the lengths of rows vary
-            say(f"step {step:>5} of {total}  loss {record['loss']:.4f}  {speed}  about {left:,.0f} s left")
+            _tell(f"step {step:>5} of {total}  loss {record['loss']:.4f}  {speed}  about {left:,.0f} s left")
 
     return on_step
 
@@ -322,7 +339,7 @@ def _evaluate(run: LoadedRun, step: int, progress: "Bar") -> dict | None:
     if progress.disable:
         metric = run.objective.metric
         selecting = "" if metric == "loss" else f", {metric} {measured[metric]:.4f}"
-        say(f"          evaluation: {first.name} loss {measured['loss']:.4f}{selecting}")
+        _tell(f"          evaluation: {first.name} loss {measured['loss']:.4f}{selecting}")
     return measured
 
 
@@ -333,11 +350,25 @@ def _save_checkpoint(
     weights = build.trainable_weights(run.base.model)
     tensors, extra = checkpoint.capture(weights, optimizers, run.precision.scaler)
     extra |= {"loop": loop.state_dict(state), "fingerprint": prints}
+    best = run.best if state.best_step >= 0 else None
+    folder, keep = run.folder.checkpoints, run.cfg.train.save_total_limit
     try:
-        checkpoint.save(run.folder.checkpoints, state.step, tensors, extra, run.cfg.train.save_total_limit)
+        run.folder.metrics.sync()
+        checkpoint.save(folder, state.step, tensors, extra, keep, best)
     except OSError as e:
-        why = e.strerror or e
-        warn(f"the checkpoint of step {state.step} could not be written ({why}); earlier ones are kept")
+        why = full_disk(folder, CHECKPOINT_BYTES * run.trainable, e)
+        warn(f"the checkpoint of step {state.step} could not be written; earlier ones are kept. {why}")
+
+
+def _tell(text: str) -> None:
+    """Prints a line of the training. If nobody can read it any more, stops the run as SIGTERM does."""
+    try:
+        say(text)
+    except OSError as e:  # a closed pipe or terminal, or a full disk under `> log`
+        if sys.stdout is not sys.stderr:
+            sys.stdout = sys.stderr  # for the resume command
+            complain(f"nobody reads what this run prints ({e.strerror or e}), so it stops")
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _report_skipped(run: LoadedRun, record: dict, more: dict) -> None:
@@ -353,25 +384,37 @@ def _report_skipped(run: LoadedRun, record: dict, more: dict) -> None:
 
 def save_weights(run: LoadedRun) -> None:
     """Writes the trainable weights: adapter/ in PEFT's format, or model/ if all parameters are trainable."""
-    path, cfg = run.folder.path, run.cfg
+    cfg = run.cfg
     if not run.trains_all:
         config = {"revision": None if cfg.model.revision == "main" else cfg.model.revision}
-        save_adapter(run.base.model, path / "adapter", base_model_name=cfg.model.name, config=config)
+        save_adapter(run.base.model, run.best, base_model_name=cfg.model.name, config=config)
         return
     dtype = torch.float32 if cfg.model.dtype == "float32" else torch.bfloat16
-    save_model(run.base.model, path / "model", dtype)
-    if not (path / "model" / "tokenizer.json").exists():  # It does not change during a run.
-        save_tokenizer(run.base.tokenizer, path / "model")
+    save_model(run.base.model, run.best, dtype)
+    if not (run.best / "tokenizer.json").exists():  # It does not change during a run.
+        save_tokenizer(run.base.tokenizer, run.best)
 
 
 def _load_best(run: LoadedRun) -> None:
     """Loads the weights of the best evaluation, from adapter/ or model/ of the run's folder."""
-    model, path = run.base.model, run.folder.path
+    model = run.base.model
     if not run.trains_all:
         unwrap(model)
-        load_adapter(model, path / "adapter")
+        load_adapter(model, run.best)
         return
-    model.load_state_dict(load_model(path / "model", torch.float32).state_dict())
+    model.load_state_dict(load_model(run.best, torch.float32).state_dict())
+
+
+@contextmanager
+def writing_results(run: LoadedRun) -> Iterator[None]:
+    """Raises DiskError, which names what is safe, if the disk refuses a file in the block."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        where = full_disk(run.folder.path, 2**24, e)
+        raise DiskError(f"{where}; training is done, and {run.best} is whole. Make room there") from e
 
 
 def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds: float) -> None:
@@ -380,7 +423,7 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     steps, evals = read_metrics(path / "metrics.jsonl")
     facts = _facts(run, state, sum("loss" in r for r in steps), seconds)
     measures = {"before": before["measures"], "after": after["measures"]}
-    hashes = {"base_sha256": run.base.hash, "data_sha256": {f: sha256(f) for f in run.data.files}}
+    hashes = {"base_sha256": run.base.hash, "data_sha256": run.data.hashes}
     tasks = {"tasks": {v.name: name_of(v.task) for v in run.data.validation}}
     # A run of an earlier version, resumed, has no retention in its before.json.
     retention = retention_changes(before.get("retention", {}), after["retention"])
@@ -411,8 +454,7 @@ def report(run: LoadedRun, state: loop.State, before: dict, after: dict, seconds
     for prompt, then, now in zip(cfg.generate.prompts, before["prompts"], after["prompts"], strict=True):
         say(f"\nprompt     {task.shown_prompt(prompt)}")
         say(f"before     {printable(then)}\nafter      {printable(now)}")
-    kind = "model" if run.trains_all else "adapter"
-    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {kind}: {path / kind}")
+    say(f"\nwhole run  {seconds:.0f} s; report: {path / 'report.html'}; {run.best.name}: {run.best}")
 
 
 def _facts(run: LoadedRun, state: loop.State, steps: int, seconds: float) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.device import Precision
-from common.files import sha256
+from common.files import clean, sha256
 from data.loader import Loader
 from tests.makers import documents, tiny_model
 from training import checkpoint
@@ -31,7 +31,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
 def newest(folder: Path) -> tuple[int, list[str]]:
     """Returns the step of the checkpoint that a resume takes, read from both files, and the warnings."""
     said = []
-    tensors, state = checkpoint.load_newest(folder, said.append)
+    _, tensors, state = checkpoint.load_newest(folder, said.append)
     assert tensors["weights/a"][0] == state["step"] == state["loop"]["step"]
     return state["step"], said
 
@@ -64,7 +64,7 @@ def test_a_restored_run_takes_the_next_step_to_the_same_bits(tmp_path, name):
     after = step(model, optimizers)
 
     model, weights, optimizers = fresh(seed=2)
-    loaded = checkpoint.load_newest(tmp_path, pytest.fail)
+    _, *loaded = checkpoint.load_newest(tmp_path, pytest.fail)
     checkpoint.restore(*loaded, weights, optimizers, precision.scaler)
     assert step(model, optimizers) == after
     assert all(torch.equal(p, expected[n]) for n, p in weights.items())
@@ -75,7 +75,7 @@ def test_the_scaler_of_fp16_comes_back(tmp_path):
     tensors, state = checkpoint.capture({}, [], scaler)
     checkpoint.save(tmp_path, 1, tensors, state, keep=1)
     other = torch.amp.GradScaler("cpu", enabled=True)
-    checkpoint.restore(*checkpoint.load_newest(tmp_path, pytest.fail), {}, [], other)
+    checkpoint.restore(*checkpoint.load_newest(tmp_path, pytest.fail)[1:], {}, [], other)
     assert other.state_dict() == scaler.state_dict() and other.get_scale() == 128.0
 
 
@@ -140,7 +140,7 @@ def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothin
 ):
     def check(folder):
         assert newest(folder)[1] == []  # Leftovers do not count as checkpoints.
-        checkpoint.clean(folder)  # A resume does this first.
+        clean(folder)  # A resume does this first.
         step, said = newest(folder)
         assert step in (2, 3) and said == []
         assert all(p.name.startswith("step-") for p in folder.iterdir())
@@ -155,7 +155,7 @@ def test_a_kill_while_a_step_is_saved_a_second_time_keeps_the_first_or_has_the_s
     """With keep=1 no other checkpoint exists while the save replaces this one."""
 
     def check(folder):
-        checkpoint.clean(folder)
+        clean(folder)
         assert newest(folder) == (2, [])
 
     assert kill_everywhere(monkeypatch, tmp_path, 2, 1, check).count("replace") == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common.files import sha256
 from tests.folders import ROOT
 from training.config import Adapter, Config, Data, Run, load_config
 from training.run_folder import RunFolder, fingerprint, refuse_if_changed
@@ -214,11 +215,11 @@ def test_json_files_appear_whole_or_not_at_all(monkeypatch, cfg):
 def test_every_difference_is_listed_at_once(tmp_path, cfg):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    before = fingerprint(cfg, [str(rows)], "base 1")
-    refuse_if_changed(before, fingerprint(cfg, [str(rows)], "base 1"))
+    before = fingerprint(cfg, {str(rows): sha256(rows)}, "base 1")
+    refuse_if_changed(before, fingerprint(cfg, {str(rows): sha256(rows)}, "base 1"))
     rows.write_text("{ }\n")
     other = replace(cfg, adapter=replace(cfg.adapter, r=8), train=replace(cfg.train, learning_rate=1e-3))
-    now = fingerprint(other, [str(rows)], "base 2")
+    now = fingerprint(other, {str(rows): sha256(rows)}, "base 2")
     with pytest.raises(ValueError) as caught:
         refuse_if_changed(before, now)
     *lines, remedy = str(caught.value).splitlines()[1:]
@@ -234,27 +235,27 @@ def test_every_difference_is_listed_at_once(tmp_path, cfg):
 def test_keys_that_no_computation_depends_on_may_change(cfg):
     run = replace(cfg.run, name="b", dir="elsewhere")
     other = replace(cfg, run=run, train=replace(cfg.train, log_every=3, save_every=9, save_total_limit=5))
-    refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(other, [], ""))
+    refuse_if_changed(fingerprint(cfg, {}, ""), fingerprint(other, {}, ""))
 
 
 def test_a_run_resumes_with_the_config_in_its_own_folder(cfg):
     """Defaults such as train.epochs = 1 are read back as 1.0."""
     folder = begun(cfg)
     again = load_config(folder.path / "config.toml")
-    refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(again, [], ""))
-    refuse_if_changed(fingerprint(again, [], ""), fingerprint(cfg, [], ""))
+    refuse_if_changed(fingerprint(cfg, {}, ""), fingerprint(again, {}, ""))
+    refuse_if_changed(fingerprint(again, {}, ""), fingerprint(cfg, {}, ""))
 
 
 def test_how_many_rows_are_evaluated_decides_which_adapter_is_best_and_may_not_change(cfg):
     other = replace(cfg, train=replace(cfg.train, eval_samples=5))
     with pytest.raises(ValueError, match="train.eval_samples: 100 -> 5"):
-        refuse_if_changed(fingerprint(cfg, [], ""), fingerprint(other, [], ""))
+        refuse_if_changed(fingerprint(cfg, {}, ""), fingerprint(other, {}, ""))
 
 
 def test_a_checkpoint_older_than_a_key_of_the_config_resumes_with_the_keys_default_only(cfg):
-    older = fingerprint(cfg, [], "")
+    older = fingerprint(cfg, {}, "")
     del older["train.adam_beta2"]
-    refuse_if_changed(older, fingerprint(cfg, [], ""))
+    refuse_if_changed(older, fingerprint(cfg, {}, ""))
     other = replace(cfg, train=replace(cfg.train, adam_beta2=0.9))
     with pytest.raises(ValueError, match="train.adam_beta2: 0.999 -> 0.9"):
-        refuse_if_changed(older, fingerprint(other, [], ""))
+        refuse_if_changed(older, fingerprint(other, {}, ""))

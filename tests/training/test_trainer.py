@@ -265,13 +265,6 @@ def test_a_run_that_auto_compiled_goes_on_without_a_compiler(place, monkeypatch)
     assert (RUN / "checkpoints" / "step-00000004").is_dir()
 
 
-def test_a_reader_of_the_output_who_left_is_not_taken_for_a_full_disk(place, monkeypatch):
-    kill_in_micro_batch(monkeypatch, 2, BrokenPipeError())
-    run = trainer.load(trainer.open_run(load_config("tiny.toml"), resume=False))
-    with pytest.raises(BrokenPipeError):
-        trainer.fit(run, "train.py")
-
-
 def test_the_model_of_a_full_run_has_the_trained_turns_and_stops_at_their_end(place):
     """The base has nothing but tokenizer.json."""
     assert run(*SHORT, "--set", "adapter.type=full") == 0
