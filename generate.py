@@ -169,19 +169,27 @@ def answer_file(args: argparse.Namespace) -> int:
     refuse_long([s.id for s in samples], prompts, bot.model.config.max_position_embeddings)
     texts = ["\n\n".join(content for _, content in messages) for messages in conversations]
     cut_off: list[int] = []
+    unsaved = 0  # answers that a power failure could still take
     with AnswerFile(args.output, texts, bot.signature(args.seed)) as file:
         missing = file.missing
         progress = bar(len(prompts), "answers", "row", initial=len(prompts) - len(missing))
 
         def on_done(i: int, done: "Completion") -> None:
+            nonlocal unsaved
             file.add(missing[i], bot.tokenizer.decode(done.token_ids), done.stop_reason)
             if done.stop_reason == "length":
                 cut_off.append(missing[i])
-            progress.update()
+            unsaved += 1
+            if unsaved >= args.batch_size:
+                file.sync()
+                progress.update(unsaved)
+                unsaved = 0
 
         todo = [prompts[row] for row in missing]
         options = {"seed": args.seed, "numbers": missing, "batch_size": args.batch_size}
         bot.complete_all(todo, on_done=on_done, **options)
+        file.sync()
+        progress.update(unsaved)
         progress.close()
     if cut_off:
         limit, first = args.max_new_tokens, samples[min(cut_off)].id

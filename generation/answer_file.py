@@ -3,16 +3,18 @@
 Each line is {"prompt", "response", "stop_reason", "made_by"}; the lines have the order of the prompts.
 `made_by` is a short hash of the model and its settings: a file is continued only with the same prompts and
 the same hash. A completion that finishes before those of earlier prompts is stored in FILE.waiting, as row
-number, tab and line. FILE.waiting is removed at the end if no completion waits.
+number, tab and line. FILE.waiting is removed at the end if no completion waits. After sync(), a power failure
+takes no answer either.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from common.files import lock
+from common.errors import DiskError
+from common.files import lock, sync
 
 
 class AnswerFile:
@@ -46,18 +48,40 @@ class AnswerFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not any(row >= self.written for row in self.lines):
-            self.waiting.path.unlink(missing_ok=True)
-        self.waiting.close()
-        self.output.close()
+        try:
+            self.sync()
+            if not any(row >= self.written for row in self.lines):
+                self.waiting.path.unlink(missing_ok=True)
+        finally:
+            self.waiting.close()
+            self.output.close()
+
+    def sync(self) -> None:
+        """Waits until all answers that were added are on the disk; raises DiskError if it refuses them."""
+        with self._counting_safe():
+            self.waiting.sync()
+            self.output.sync()
 
     def add(self, row: int, response: str, stop_reason: str) -> None:
         """Stores the answer to prompts[row]; the output gets it as soon as all earlier rows are answered."""
         rest = {"response": response, "stop_reason": stop_reason, "made_by": self.made_by}
         self.lines[row] = self._line_start(row) + b", " + _encode(rest)[1:]
-        if row > self.written:
-            self.waiting.append(b"%d\t%b" % (row, self.lines[row]))
-        self._write()
+        with self._counting_safe():
+            if row > self.written:
+                self.waiting.append(b"%d\t%b" % (row, self.lines[row]))
+            self._write()
+
+    @contextmanager
+    def _counting_safe(self) -> Iterator[None]:
+        """Raises DiskError, with the number of answers that are written, if the disk refuses in the block."""
+        try:
+            yield
+        except OSError as e:
+            folder = self.output.path.absolute().parent
+            raise DiskError(
+                f"{self.output.path} cannot be written ({e.strerror}); the {self.written} answers in it are "
+                f"kept. Make room in {folder}"
+            ) from e
 
     def _write(self) -> None:
         while self.written in self.lines:
@@ -116,9 +140,14 @@ class _LineFile:
         self.file.write(line + b"\n")
         self.file.flush()
 
+    def sync(self) -> None:
+        if self.file:
+            sync(self.file)
+
     def close(self) -> None:
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # it tries again to write what did not fit, which was reported
+                self.file.close()
 
     @contextmanager
     def _naming_path(self, done: str) -> Iterator[None]:
