@@ -1,6 +1,7 @@
 """Fine-tunes a Gemma 3.
 
 python train.py --config small.toml [--set section.key=value ...] [--resume | --plan [GIB] | --explain-batch]
+python train.py --config small.toml --check-data [--rank-by base|ADAPTER] [--html FILE] [--json]
 python train.py --config small.toml --sweep section.key=value,value ...
 """
 
@@ -15,6 +16,11 @@ MODES = {
     "--plan": "estimate the memory of the run and the largest batch that fits; train nothing; "
     "--plan 24: on a GPU of 24 GiB, which need not be here",
     "--explain-batch": "print the first micro-batch token by token, and what was left out; train nothing",
+    "--check-data": "look for defects of the rows, such as duplicates; exit code 1 if they would spoil a run",
+}
+CHECKS = {
+    "--rank-by": ("base|ADAPTER", "rank the rows by the loss of the base or of an adapter's folder"),
+    "--html": ("FILE", "write a page with the rows"),
 }
 
 
@@ -35,9 +41,14 @@ def main(argv: list[str] | None = None) -> int:
             modes.add_argument(flag, nargs="?", type=gibibytes, const=0.0, metavar="GIB", help=text)
         else:
             modes.add_argument(flag, action="store_true", help=text)
+    for flag, (value, text) in CHECKS.items():
+        add(flag, default="", metavar=value, help=f"with --check-data: {text}")
+    add("--json", action="store_true", help="with --check-data: print one JSON object")
     args = parser.parse_args(argv)
-    if args.sweep and (args.plan is not None or args.explain_batch):
-        parser.error("--sweep trains; leave out --plan and --explain-batch")
+    if args.sweep and (args.plan is not None or args.explain_batch or args.check_data):
+        parser.error("--sweep trains; leave out --plan, --explain-batch and --check-data")
+    if not args.check_data and (args.rank_by or args.html or args.json):
+        parser.error("--rank-by, --html and --json belong to --check-data")
     return run(
         lambda: sweep(args) if args.sweep else train(args),
         stopped=lambda: f"stopped; continue with:\n    {resume_command(args)}",
@@ -59,13 +70,15 @@ def gibibytes(text: str) -> float:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Trains, or only prints what --plan or --explain-batch asks for; returns the exit code."""
+    """Trains, or only prints what another mode of MODES asks for; returns the exit code."""
     from training.config import load_config
 
     started = time.perf_counter()
     cfg = load_config(args.config, args.overrides)  # before the imports below, which load torch
-    from training import explain, memory, trainer
+    from training import check_data, explain, memory, trainer
 
+    if args.check_data:
+        return check_data.check_data(cfg, args.rank_by, args.html, args.json)
     if args.plan is not None:
         memory.plan(cfg, args.plan)
         return DONE

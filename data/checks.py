@@ -1,8 +1,7 @@
 """Looks for common faults in training data, such as duplicates. It only reports: no data is changed."""
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data.loader import prompt_of
 from data.render import IGNORE_INDEX, Counts, Document
@@ -50,9 +49,9 @@ def examine(
         "supervised_share": supervised / tokens if tokens else 0.0,
         "dropped": counts.dropped + counts.unsupervised,
         "truncated": counts.truncated,
-        "duplicates": _duplicates(samples),
+        "duplicates": [*copies(samples)],
         "empty_prompts": [s.id for s in conversations if not _user_text(s).strip()],
-        "contradictions": _contradictions([s for s in conversations if s.rejected is None]),
+        "contradictions": [*several_responses(samples)],
         "overlap": [s.id for s in validation if prompt_of(s) in trained],
         "mojibake": [s.id for s in [*samples, *validation] if MOJIBAKE.search(_all_text(s))],
     }
@@ -73,24 +72,34 @@ def brief(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _duplicates(samples):
-    seen, copies = set(), []
+def copies(samples: Iterable[Sample]) -> dict[str, str]:
+    """Returns {id: note} of the exact copies of an earlier sample."""
+    first: dict[object, str] = {}
+    found = {}
     for sample in samples:
         key = (sample.messages, sample.text, sample.rejected)
-        if key in seen:
-            copies.append(sample.id)
-        seen.add(key)
-    return copies
+        if (earlier := first.setdefault(key, sample.id)) != sample.id:
+            found[sample.id] = f"copy of {earlier}"
+    return found
 
 
-def _contradictions(conversations):
-    """Returns the ids of the conversations whose prompt occurs with two or more different responses."""
-    responses, ids = defaultdict(set), defaultdict(list)
-    for sample in conversations:
-        prompt = sample.messages[:-1]
-        responses[prompt].add(sample.messages[-1][1].strip())
-        ids[prompt].append(sample.id)
-    return [id for prompt, found in responses.items() if len(found) > 1 for id in ids[prompt]]
+def several_responses(samples: Iterable[Sample]) -> dict[str, str]:
+    """Returns {id: note} of the samples whose prompt occurs with two or more different responses.
+
+    Pairs of a chosen and a rejected answer are left out: a prompt may have several of them.
+    """
+    prompts: dict[object, dict[str, list[str]]] = {}
+    for sample in samples:
+        if sample.messages and sample.rejected is None:
+            prompt, (_, response) = sample.messages[:-1], sample.messages[-1]
+            prompts.setdefault(prompt, {}).setdefault(response.strip(), []).append(sample.id)
+    found = {}
+    for responses in (group for group in prompts.values() if len(group) > 1):
+        firsts = [ids[0] for ids in responses.values()]
+        for ids in responses.values():
+            other = next(first for first in firsts if first != ids[0])
+            found |= dict.fromkeys(ids, f"another response in {other}")
+    return found
 
 
 def _user_text(sample):

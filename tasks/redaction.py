@@ -63,6 +63,12 @@ TITLES = {"source": "Source", "gold": "Gold"}
 
 _TEXT_MARK = "\n\nText:\n"
 _KNOWN_LABEL = re.compile(r"\[(?:{}|MASKED)(?:_\d+)?\]".format("|".join(CLASSES)))
+# A label of a known class in lower case or with a blank, or with a bracket missing.
+_BROKEN_LABEL = re.compile(
+    r"\[\s*(?i:{0})(?:[ _-]?\d+)?\s*\]|(?<!\[)\b(?:{0})_\d+\b\]?|\[(?:{0})_\d+\b(?!\])".format(
+        "|".join(CLASSES)
+    )
+)
 _SHOWN_TOKEN = re.compile(LABEL.pattern + "|" + TOKEN.pattern)
 _MIN_VERBATIM = 3  # A shorter value occurs inside other words by chance.
 # How unlike its class a text is: the costs of each word after the first, of digits, of their absence, and of
@@ -170,6 +176,36 @@ def compare(prompt: str, gold: str, text: str) -> Comparison:
     """Returns the counts of one row, stripped of outer white space as in `score`."""
     source = source_text(prompt).strip()
     return _row_counts(_align(source, gold.strip()), _align(source, text.strip()))
+
+
+def broken_labels(redacted: str) -> list[str]:
+    """Returns what looks like a label of a known class and is none, such as [city_1] or a missing bracket."""
+    return [found for found in _BROKEN_LABEL.findall(redacted) if not LABEL.fullmatch(found)]
+
+
+class Replaced(NamedTuple):
+    """What a redaction of a file does to its source."""
+
+    change: str  # how it changes text outside its labels, "" if it does not
+    values: set[str]  # what the labels stand for
+    left: list[str]  # those of the values that remain elsewhere, as words
+
+
+def replaced(source: str, redacted: str) -> Replaced:
+    """Compares a redaction with its source; both are stripped."""
+    found, change = _align(source, redacted), ""
+    kept = bytes(a or b for a, b in zip(found.copied, found.masked, strict=True)).decode()
+    lost = [gap.span() for gap in re.finditer(r"\0+", kept) if source[slice(*gap.span())].strip()]
+    if lost:
+        change = f"changes or leaves out {source[lost[0][0] : lost[0][0] + 40]!r}"
+    elif _added(found) > 0:
+        change = f"adds {_added(found)} characters"
+    elif found.inserted:
+        change = "has a label for nothing"
+    values = {source[start:end] for start, end, _ in found.spans}
+    again = [value for value in values if value in found.literal]
+    left = [v for v in again if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", found.literal)]
+    return Replaced(change, values, left)
 
 
 def likely_classes(text: str) -> list[str]:

@@ -97,8 +97,8 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
     if cfg.train.eval_samples:
         sets = [(name, samples[: cfg.train.eval_samples]) for name, samples in sets]
     _report_special_tokens(cfg, base, [*train, *held_out])
-    documents, counts = _documents(cfg, objective, base, train)
-    rendered = [_documents(cfg, objective, base, rows) for _, rows in sets]
+    documents, counts = render_rows(cfg, objective, base, train)
+    rendered = [render_rows(cfg, objective, base, rows) for _, rows in sets]
     pairs = zip(sets, rendered, strict=True)
     validation = [
         _validation_set(name, tasks[name], labels[name], rows, made) for (name, rows), made in pairs
@@ -197,7 +197,7 @@ def _refuse_too_long(cfg: Config, base: BaseFiles, sets: list[list[Document]]) -
         raise ValueError(listed(f"{base.folder}: the model has {positions} positions:", problems))
 
 
-def _documents(cfg: Config, objective: Objective, base: BaseFiles, rows: list[Sample]) -> Rendered:
+def render_rows(cfg: Config, objective: Objective, base: BaseFiles, rows: list[Sample]) -> Rendered:
     """Returns the documents of the rows; for 2,000 rows or more they are cached on disk, in TOKEN_CACHE."""
     limits = (cfg.data.max_length, cfg.data.on_long, base.config.vocab_size)
 
