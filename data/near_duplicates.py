@@ -1,4 +1,4 @@
-"""Finds texts that nearly repeat an earlier one: MinHash (Broder 1997), in bands (locality-sensitive hashing).
+"""Finds texts that nearly repeat an earlier one: MinHash (Broder 1997) in bands, a locality-sensitive hash.
 
 A shingle is three words in a row; two texts are as similar as their sets of shingles (Jaccard similarity
 |A and B| / |A or B|). The share of equal entries of two MinHash signatures estimates it. Texts whose

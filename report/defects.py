@@ -59,7 +59,7 @@ def write_defects(
 
 
 def _rows(rows: list[dict], samples: Mapping[str, Sample], task: ModuleType) -> str:
-    """Returns the first rows as HTML: id, note, prompt and response. A row that could not be read has no text."""
+    """Returns the first rows as HTML: id, note, prompt and response, if the row could be read."""
     shown = []
     for row in rows[:MAX_EXAMPLES]:
         head = f'<h3>{escaped(row["id"])} <span class="soft">{escaped(row["note"])}</span></h3>'

@@ -62,12 +62,12 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
     held_out = render_rows(unlimited, objective, base, validation)[0] if validation else []
     task = task_defects.likely_task(cfg.data.task, train, cfg.data.labels)
     samples = [*train, *validation]
-    found: Found = {"bad_rows": bad}
-    found |= defects.row_defects(train, validation, task is classification)
+    found: Found = defects.row_defects(train, validation, task is classification)
     found |= task_defects.task_defects(task, samples, cfg.data.labels)
     limit = min(cfg.data.max_length, base.config.max_position_embeddings)
     lengths = _lengths([*documents, *held_out])
     found |= defects.length_defects(lengths, limit)
+    found["bad_rows"] = bad
     found["unsupervised"] = {s.id: "" for s in samples if s.id not in lengths}
     count = len(samples) + len(bad)
     made = defects.findings(found, count, _limits(cfg))
@@ -92,7 +92,7 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
 
 
 def _read_all(cfg: Config, objective: Objective) -> tuple[list[Sample], list[Sample], dict[str, str]]:
-    """Returns training samples, validation samples, and {"FILE:LINE": message} of the rows that are faulty."""
+    """Returns training samples, validation samples, and {"FILE:LINE": message} of the faulty rows."""
 
     def read(files: Sequence[str]) -> tuple[list[Sample], list[str]]:
         return read_samples(files, cfg.data.format, "skip", bool(objective.needs_response))
