@@ -145,7 +145,7 @@ def test_labels_outside_the_declared_ones_and_misspelt_ones_are_found(tmp_path, 
 
 
 def test_rows_are_ranked_by_the_mean_loss_of_a_supervised_token(place, capsys):
-    code, out = check(capsys, "--json", "--rank-by", "base", config="tiny.toml")
+    _, out = check(capsys, "--json", "--rank-by", "base", config="tiny.toml")
     losses = [row["loss"] for row in json.loads(out)["ranking"]]
     train_rows = json.loads(out)["train"]
     assert losses == sorted(losses, reverse=True) and 0 < len(losses) <= train_rows
