@@ -1,10 +1,11 @@
-"""Measures train.py --check-data: the seconds for many rows, and how many planted wrong labels the loss ranks first.
+"""Measures train.py --check-data: the seconds for many rows, and where the loss ranks planted wrong labels.
 
     python benchmarks/data_checks.py speed [--rows 35000]
     python benchmarks/data_checks.py noise [--rows 2000] [--share 0.05] [--steps 80]
 
-`speed` checks redactions made of assets/samples, with shuffled words so that they do not repeat. `noise` changes
-the labels of a share of made reviews, trains the embedded base on them for some steps, and ranks the rows.
+`speed` checks redactions made of assets/samples, with shuffled words so that they do not repeat. `noise`
+changes the labels of a share of made reviews, trains the embedded base on them for some steps,
+and ranks the rows.
 """
 
 import argparse
