@@ -93,7 +93,7 @@ def several_responses(samples: Iterable[Sample]) -> dict[str, str]:
         if sample.messages and sample.rejected is None:
             prompt, (_, response) = sample.messages[:-1], sample.messages[-1]
             prompts.setdefault(prompt, {}).setdefault(response.strip(), []).append(sample.id)
-    found = {}
+    found: dict[str, str] = {}
     for responses in (group for group in prompts.values() if len(group) > 1):
         firsts = [ids[0] for ids in responses.values()]
         for ids in responses.values():

@@ -213,7 +213,7 @@ def _shared(
     for at, sample in enumerate(train):
         if sample.messages and len(responses[at]) >= LABEL_WORDS:
             groups.setdefault(responses[at].tobytes(), []).append(at)
-    found = {}
+    found: dict[str, str] = {}
     for group in groups.values():
         distinct = len({prompts[at].tobytes() for at in group})
         if distinct >= max(SHARED, SHARED_SHARE * len(train)):

@@ -120,7 +120,7 @@ def _candidates(signatures: np.ndarray, least: float) -> list[tuple[int, int]]:
         later = order[1:][same]
         pairs += [np.stack([order[:-1][same], later]), np.stack([first[1:][same], later])]
     unique = np.unique(np.concatenate(pairs, axis=1), axis=1)  # (2, pairs)
-    found = []
+    found: list[tuple[int, int]] = []
     for start in range(0, unique.shape[1], PAIRS):
         a, b = unique[:, start : start + PAIRS]
         close = (signatures[a] == signatures[b]).mean(axis=1) >= least

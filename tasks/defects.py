@@ -69,7 +69,7 @@ def classification_defects(rows: Sequence[tuple[str, str, str]], labels: Sequenc
             id: f"{label[:60]!r}{closest(label, labels)}" for id, label in strangers.items()
         }
     else:
-        found["rare_labels"] = _rare(given.items(), counts, len(rows), set())
+        found["rare_labels"] = _rare(list(given.items()), counts, len(rows), set())
     [(label, most)] = counts.most_common(1) or [("", 0)]
     if len(counts) > 1 and most > DOMINANT * len(rows):
         note = f"{label[:60]!r} is the label of {most / len(rows):.0%}"
@@ -97,8 +97,8 @@ def redaction_defects(rows: Sequence[tuple[str, str, str]]) -> Found:
         classes += [(id, name) for name in {re.sub(r"_\d+", "", label).strip("[]") for label in labels}]
     # The name of a city may be the word "City" of a form, which most rows leave.
     plain = Counter(word for _, _, response in rows for word in set(response.split())) if left else {}
-    for id, values in left.items():
-        if odd := [value for value in values if plain.get(value, 0) <= masked[value]]:
+    for id, kept in left.items():
+        if odd := [value for value in kept if plain.get(value, 0) <= masked[value]]:
             found["left_values"][id] = repr(odd[0])
     counts = Counter(name for _, name in classes)
     found["rare_labels"] = _rare(classes, counts, len(rows), {*redaction.CLASSES, "MASKED"})

@@ -72,8 +72,10 @@ class Schedule:
         """Returns whether a step since the last evaluation is one of those to evaluate after."""
         return any(map(self.evaluates, range(max(state.evaluated, 0) + 1, state.step + 1)))
 
-    def saves(self, step: int) -> bool:
-        return self.train.save_every > 0 and step % self.train.save_every == 0
+    def saves(self, steps: range, seconds: float) -> bool:
+        """Returns whether to save after these steps, `seconds` of training after the last save."""
+        every = self.train.save_every
+        return any(step % every == 0 for step in steps) if every else seconds > SAVE_SECONDS
 
 
 @dataclass
@@ -112,11 +114,9 @@ def fit(
             accumulate = schedule.train.gradient_accumulation_steps
             while not schedule.done(state) and (micro_batches := list(islice(batches, accumulate))):
                 start, before = time.perf_counter(), state.step
-                prepared = [
-                    _move(objective.prepare(model, batch, before), precision.device)
-                    for batch in micro_batches
-                ]
                 state.batch += len(micro_batches)
+                prepared = [objective.prepare(model, batch, before) for batch in micro_batches]
+                prepared = [_move(batch, precision.device) for batch in prepared]
                 for _ in range(min(objective.steps_per_batch, schedule.total_steps - before)):
                     lr, clip = schedule.lr(state.step), schedule.train.max_grad_norm
                     record = train_step(model, objective, prepared, optimizers, precision, lr, clip)
@@ -129,13 +129,12 @@ def fit(
                     now = time.perf_counter()
                     _record(record, now - start, schedule, state, hooks)
                     start = now
-                    if not state.bad_steps and not objective.scores_answers:
+                    if not (state.bad_steps or objective.scores_answers):
                         _watch_loss(record["loss"], state, hooks, schedule.train.divergence_factor)
                 # A checkpoint between two steps on the same batches would need these batches.
                 if schedule.due(state):
                     _evaluate(model, objective, hooks, state)
-                late = not schedule.train.save_every and state.seconds - saved > SAVE_SECONDS
-                if stop.asked or late or any(map(schedule.saves, range(before + 1, state.step + 1))):
+                if stop.asked or schedule.saves(range(before + 1, state.step + 1), state.seconds - saved):
                     hooks.save()
                     saved = state.seconds
                 if stop.asked:

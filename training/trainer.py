@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -101,7 +101,8 @@ def load(run: OpenRun) -> LoadedRun:
     """Loads base and data, adds adapters, checks the free disk space; a new run then writes its config."""
     base, data = build.load_base(run.cfg, run.precision)
     trainable = build.add_adapters(base.model, run.cfg)
-    cfg = replace(run.cfg, train=replace(run.cfg.train, precision=run.precision.name))
+    name = cast(Literal["fp32", "bf16", "fp16"], run.precision.name)
+    cfg = replace(run.cfg, train=replace(run.cfg.train, precision=name))
     cfg = build.resolve_compile(base.model, cfg, data.documents, run.precision.device)
     if cfg.train.compile:
         base.model.compile_layers()
