@@ -1,8 +1,8 @@
 """Processes that start in milliseconds, are killed, and meet failing disks.
 
 A server process loads torch once and forks a child for each request, so that a hundred kills cost
-little more than the work itself. It runs with disk.c preloaded, which sees the writes of libraries in
-other languages too.
+little more than the work itself. It runs with disk.c preloaded, which sees the writes of libraries in other
+languages too.
 """
 
 import ctypes
