@@ -26,8 +26,18 @@ Row = tuple[str, str, Any, str | None]  # (id, place, row, error)
 BLANKS = re.compile(r"[ \t\n\r]*")  # JSON allows these between values.
 MAX_EXPANSION = 200  # Text in gzip has about a tenth of its size; a file of zeros would fill the memory.
 STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/")  # A file may stand behind these, but not at a resume.
-# Lists of objects that belong to a row, and are not the rows themselves.
-TURNS = {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "history", "tools"}
+# An object with one of these is a row; its lists of objects are not rows themselves.
+OF_A_ROW = {
+    "messages",
+    "conversations",
+    "prompt",
+    "instruction",
+    "text",
+    "chosen",
+    "rejected",
+    "role",
+    "from",
+}
 
 
 class UnreadableFile(Exception):
@@ -201,23 +211,25 @@ def _wrapped(text: str) -> tuple[str, int]:
     Raises UnreadableFile if several keys hold lists of objects.
     """
     decoder, _ = _decoder()
-    found = {}
+    found, keys = dict[str, int](), set[str]()
     try:
         separator, position = _separator(text, 0, "{")
         while separator != "}":
             key, position = decoder.raw_decode(text, position)
             _, position = _separator(text, position, ":")
             value, end = decoder.raw_decode(text, position)
+            keys.add(key)
             if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
                 found[key] = position
+                keys |= {k for k in value[0] if k in ("role", "from")}  # a conversation
             separator, position = _separator(text, end, ",}")
     except (ValueError, RecursionError):
         return "", 0
-    if position != len(text) or TURNS & set(found):
+    if position != len(text) or OF_A_ROW & keys:
         return "", 0
     if len(found) > 1:
-        keys = " and ".join(f'"{key}"' for key in found)
-        raise UnreadableFile(f"1: one object, whose keys {keys} hold rows; save each list in its own file")
+        names = " and ".join(f'"{key}"' for key in found)
+        raise UnreadableFile(f"1: one object, whose keys {names} hold rows; save each list in its own file")
     return next(iter(found.items()), ("", 0))
 
 

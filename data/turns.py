@@ -71,7 +71,7 @@ def read_turns(turns: Any, key: str) -> tuple[list[Turn], list[str]]:
         role, content = ("from" if "from" in turn else "role"), ("value" if "value" in turn else "content")
         turn = turn | {content: _joined_parts(turn[content])} if content in turn else turn
         found = string_faults(turn, role)
-        name = "" if found else ROLES.get(turn[role]) or turn[role]
+        name = "" if found else str(ROLES.get(turn[role], turn[role]))
         found += string_faults(turn, content, "empty response" if name == "assistant" else None)
         weight = turn.get("weight", turn.get("train"))
         if weight not in (None, 0, 1):

@@ -1,6 +1,7 @@
 """data/render.py: which tokens are supervised, the shift of the labels, and samples that are too long."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from common.errors import SHOWN
-from data.render import IGNORE_INDEX, Counts, render, render_all
+from data.render import IGNORE_INDEX, Counts, render, render_all, special_token_rows
 from data.rows import Sample
 
 BOS, EOS, START_USER, START_MODEL, END, NEWLINE, VOCAB_SIZE = 2, 1, 10, 11, 12, 13, 300
@@ -74,7 +75,7 @@ text = st.text("abc<>", min_size=1)
 turns = st.tuples(st.tuples(st.just("user"), st.text("abc<>")), st.tuples(st.just("assistant"), text))
 conversations = st.lists(turns, min_size=1, max_size=4).map(lambda pairs: Sample("h", sum(pairs, ())))
 samples = st.one_of(conversations, text.map(lambda text: Sample("h", text=text)))
-loss_on = st.sampled_from(["response", "all"])
+loss_on = st.sampled_from(["response", "last", "all"])
 
 
 @given(samples, loss_on, st.integers(1, 40))
@@ -178,3 +179,25 @@ def test_the_progress_bar_reaches_the_number_of_samples(monkeypatch):
     monkeypatch.setattr("data.render.bar", bar)
     render_all([TEXT] * 2500, TOKENIZER)
     assert [(b.n, b.total) for b in bars] == [(2500, 2500)]
+
+
+def test_loss_on_last_supervises_the_last_response_alone():
+    document = render(TWO_TURNS, TOKENIZER, "last")
+    assert document.labels == [__] * 13 + [D, END, __, __]
+    assert render(CHAT, TOKENIZER, "last") == render(CHAT, TOKENIZER, "response")
+
+
+@pytest.mark.parametrize("loss_on, supervised", [("response", [D, END]), ("last", [D, END]), ("all", None)])
+def test_an_unsupervised_response_has_no_labels(loss_on, supervised):
+    sample = replace(TWO_TURNS, unsupervised=(1,))
+    document = render(sample, TOKENIZER, loss_on)
+    assert document.input_ids == render(TWO_TURNS, TOKENIZER, loss_on).input_ids
+    assert document.labels[5:7] == [__, __]
+    assert supervised is None or [label for label in document.labels if label != __] == supervised
+    _, counts = render_all([CHAT, replace(CHAT, unsupervised=(1,))], TOKENIZER)
+    assert (counts.kept, counts.unsupervised) == (1, 1)
+
+
+def test_rows_that_spell_special_tokens_are_found_by_token():
+    rows = [CHAT, Sample("a:1", text="x<eos>"), Sample("a:2", (("user", "<eos><b>"), ("assistant", "<eos>")))]
+    assert special_token_rows(rows, ["<eos>", "<b>", "<c>"]) == {"<eos>": ["a:1", "a:2"], "<b>": ["a:2"]}

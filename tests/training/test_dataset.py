@@ -1,5 +1,6 @@
 """training/dataset.py: which rows are measured, under which name, and what is refused before training."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_documents_come_from_the_cache_for_the_same_rows_tokenizer_and_settings_
     assert rendered() == [13, 1] and rendered("adapter.r=2", "run.dir=elsewhere") == [1]
     for changes in (
         ["data.loss_on=all"],
+        ["data.special_tokens=parse"],
         ["data.max_length=60", "data.on_long=truncate"],
         ["data.max_length=60", "data.on_long=drop"],
         ["data.max_length=59", "data.on_long=drop"],
@@ -115,3 +117,32 @@ def test_documents_come_from_the_cache_for_the_same_rows_tokenizer_and_settings_
     assert rendered() == [13, 1]
     write_jsonl(place / "train.jsonl", rows(13, seed=5))
     assert rendered() == [13, 1]
+
+
+def test_special_tokens_that_rows_spell_are_counted_and_stay_text_unless_they_are_parsed(place, capsys):
+    spelled = [{"prompt": "Say <eos>.", "response": f"It is <eos>, {i}."} for i in range(20)]
+    write_jsonl(place / "train.jsonl", [*rows(5), *spelled, {"text": "<bos>A<eos>B"}])
+    write_jsonl(place / "val.jsonl", rows(3))
+    as_text = data_of().documents
+    assert "21 rows spell special tokens, which stay text" in (err := capsys.readouterr().err)
+    assert "<eos>; the first is train.jsonl:6" in err
+    parsed = data_of("data.special_tokens=parse").documents
+    assert "21 rows spell special tokens, which become tokens" in capsys.readouterr().err
+    eos, bos = 1, 2
+    assert [d.input_ids.count(eos) for d in as_text] == [0] * 25 + [1]
+    assert [d.input_ids.count(eos) for d in parsed] == [0] * 5 + [2] * 20 + [2]
+    assert all(d.input_ids.count(bos) == 1 for d in [*as_text, *parsed]) and as_text[:5] == parsed[:5]
+
+
+def test_a_run_reads_its_own_columns_in_every_file(place):
+    own = [{"question": row["prompt"], "answer": row["response"]} for row in rows(20)]
+    for name in ("train", "val", "general"):
+        write_jsonl(place / f"{name}.jsonl", own)
+    data = data_of('data.columns=["prompt=question", "response=answer"]', "data.retention=general.jsonl")
+    assert len(data.documents) == 20 and data.validation[0].documents and data.retention[0].documents
+
+
+def test_a_pipe_is_named_before_the_model_is_looked_for(place):
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError, match=r"data\.train: pipe: is a pipe or a device"):
+        trainer.open_run(load_config("tiny.toml", ["model.name=no/such", "data.train=pipe"]), False)
