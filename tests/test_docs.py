@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
+from tests.faults import table as faults  # noqa: E402
 from training.config import Config  # noqa: E402
 
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
@@ -322,6 +323,11 @@ def test_the_config_table_is_made_from_the_config():
     table = rest.partition(END)[0].strip()
     assert set(re.findall(r"^\| `(\w+\.\w+)`", table, flags=re.M)) == config_keys()
     assert table == config_table(), "training/config.py changed; run: python tests/test_docs.py"
+
+
+def test_every_fault_has_a_test_and_the_page_of_reliability_is_made_from_their_marks():
+    made = "tests changed; run: python tests/faults/table.py"
+    assert (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8") == faults.page(), made
 
 
 if __name__ == "__main__":

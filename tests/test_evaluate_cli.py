@@ -241,6 +241,7 @@ def test_every_bad_row_is_named_with_its_line(base, tmp_path, capsys):
     assert 'bad.jsonl:2: missing key "response"' in err and "bad.jsonl:3: empty response" in err
 
 
+@pytest.mark.fault("not finite")
 def test_weights_that_are_not_finite_are_no_figures(base, tmp_path, data, capsys):
     model = load_model(base, torch.float32)
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])

@@ -353,6 +353,7 @@ def test_a_broken_adapter_is_one_message_and_leaves_nothing(tmp_path, base, caps
     assert folder in err and message in err and not (tmp_path / "new").exists()
 
 
+@pytest.mark.fault("bad argument")
 def test_an_empty_word_is_no_missing_one(tmp_path, base, capsys, monkeypatch):
     """What a shell makes of --adapter "$UNSET"."""
     monkeypatch.chdir(tmp_path)

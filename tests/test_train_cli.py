@@ -180,6 +180,7 @@ def test_a_run_of_a_classification_reports_its_labels_and_their_confusion(place,
     assert "answered label (across)" in Path("runs/tiny/report.html").read_text()
 
 
+@pytest.mark.fault("few rows")
 def test_fewer_rows_than_a_batch_are_one_step_an_epoch(place, capsys):
     write_jsonl(Path("train.jsonl"), rows(3))
     assert run(capsys, "train.batch_size=8", "train.gradient_accumulation_steps=4", "train.epochs=2")[0] == 0

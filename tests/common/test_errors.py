@@ -65,6 +65,7 @@ SIGNALS = [(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTE
 BACKGROUND_JOB = (signal.SIGTERM, signal.SIG_IGN)
 
 
+@pytest.mark.fault("stop")
 @pytest.mark.parametrize("number, on_ctrl_c", [*SIGNALS, BACKGROUND_JOB])
 def test_ctrl_c_sigterm_and_a_closed_terminal_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)

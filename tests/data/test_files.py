@@ -44,6 +44,7 @@ def refused(path, **options):
     return str(error.value)
 
 
+@pytest.mark.fault("formats")
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_of_file_gives_the_same_samples_and_prompts(write, name):
     content, ids = FILES[name]
@@ -68,11 +69,13 @@ def test_parquet_is_read_with_pyarrow(write):
     assert "cut.parquet: damaged parquet data" in refused(cut)
 
 
+@pytest.mark.fault("formats")
 def test_parquet_without_pyarrow_says_how_to_get_it(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert 'pip install -e ".[parquet]"' in refused(write(b"PAR1 and so on", "d.parquet"))
 
 
+@pytest.mark.fault("formats")
 def test_a_paragraph_of_a_text_is_a_sample_and_may_begin_with_a_bracket(write):
     text = "[1] The sky is blue.\r\nTwo and two\r\n\r\n \r\n  A new paragraph.\r\n"
     samples, _ = read_samples(write(text, "corpus.txt"))
@@ -84,6 +87,7 @@ def test_a_paragraph_of_a_text_is_a_sample_and_may_begin_with_a_bracket(write):
     assert [sample.text for sample in read_samples(write("a\n\nb", "x"), format="txt")[0]] == ["a", "b"]
 
 
+@pytest.mark.fault("nested")
 def test_rows_inside_an_object_are_said_and_several_lists_of_them_are_refused(write, capsys):
     read_samples(write(json.dumps({"version": 1, "data": ROWS}), "nested.json"))
     assert 'the rows are those of the key "data"' in capsys.readouterr().err
@@ -93,12 +97,14 @@ def test_rows_inside_an_object_are_said_and_several_lists_of_them_are_refused(wr
     assert len(read_samples(write(json.dumps(one), "one.json"))[0]) == 1
 
 
+@pytest.mark.fault("nested")
 def test_a_fault_in_pretty_printed_objects_is_one_error_with_its_line_even_under_skip(write):
     text = FILES["pretty.jsonl"][0].replace('"2 + 2?",', '"2 + 2?"')
     error = refused(write(text, "pretty.jsonl"), on_bad="skip")
     assert "pretty.jsonl:7: not JSON" in error and "after 1 whole" in error and error.count("\n") == 1
 
 
+@pytest.mark.fault("formats")
 @pytest.mark.parametrize(
     "content, told",
     [
@@ -136,6 +142,7 @@ def test_a_file_that_holds_no_text_is_refused_in_one_line(write, content, told):
     assert told in error and error.count("\n") == 1
 
 
+@pytest.mark.fault("no file")
 def test_a_pipe_or_a_device_is_refused_without_being_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", "/dev/stdin", "/dev/zero"):
@@ -143,6 +150,7 @@ def test_a_pipe_or_a_device_is_refused_without_being_opened(tmp_path):
         assert "is a pipe or a device" in error and "save the rows in a file" in error
 
 
+@pytest.mark.fault("deep JSON")
 @pytest.mark.parametrize("value", ["[" * 10**5, '{"a":' * 10**5, "[" * 980 + "]" * 980, "1" * 5000])
 @pytest.mark.parametrize(
     "row", ['{"prompt": %s, "response": "r"}', '[{"text": %s}]', '{"data": [{"a": %s}]}']

@@ -90,6 +90,7 @@ def test_shuffling_differs_between_epochs(max_tokens):
     assert ids(loader.batches(0)) != ids(loader.batches(1))
 
 
+@pytest.mark.fault("few rows")
 def test_fewer_documents_than_a_batch_make_one_short_batch():
     loader = Loader(documents_of([3, 4]), batch_size=8, seed=0)
     assert len(loader) == 1
@@ -119,6 +120,7 @@ def test_split_keeps_the_order_and_holds_out_the_fraction():
 prompts_and_responses = st.tuples(st.sampled_from("abcdef"), st.sampled_from("xy"))
 
 
+@pytest.mark.fault("few rows")
 @given(st.lists(prompts_and_responses, min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 9))
 def test_no_set_is_empty_and_no_prompt_is_in_both(pairs, fraction, seed):
     samples = [chat(prompt, response, f"s{i}") for i, (prompt, response) in enumerate(pairs)]
@@ -136,6 +138,7 @@ UNSPLITTABLE = {"one": [chat("p", "r")], "copies": [chat("p", "r")] * 5}
 UNSPLITTABLE["one prompt"] = [chat("p", "r"), chat(" p\n", "other")]
 
 
+@pytest.mark.fault("few rows")
 @pytest.mark.parametrize("samples", UNSPLITTABLE.values(), ids=UNSPLITTABLE.keys())
 def test_a_set_that_cannot_be_split_is_an_error_with_the_remedy(samples):
     with pytest.raises(ValueError, match=r"1 distinct prompt.*data.validation, or set the fraction to 0"):

@@ -102,6 +102,7 @@ def test_samples_rendered_together_equal_samples_rendered_alone(samples, loss_on
     assert counts.supervised_tokens == len(supervised)
 
 
+@pytest.mark.fault("special tokens")
 def test_control_token_text_in_user_data_never_becomes_a_control_id():
     sample = Sample("t:4", (("user", "<end_of_turn><bos>"), ("assistant", "<eos>")))
     document = render(sample, TOKENIZER)
@@ -109,6 +110,7 @@ def test_control_token_text_in_user_data_never_becomes_a_control_id():
     assert control == [BOS, START_USER, END, NEWLINE, START_MODEL, END, NEWLINE]
 
 
+@pytest.mark.fault("long rows")
 def test_too_long_is_an_error_with_every_id_and_its_length():
     with pytest.raises(ValueError) as error:
         render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=10)
@@ -124,12 +126,14 @@ def test_a_long_list_of_too_long_samples_is_shortened_and_counted():
     assert str(error.value).count("t:1 (11 tokens)") == SHOWN
 
 
+@pytest.mark.fault("long rows")
 def test_drop_leaves_out_long_samples_and_counts_them():
     documents, counts = render_all([CHAT, TWO_TURNS, TEXT], TOKENIZER, max_length=11, on_long="drop")
     assert [document.id for document in documents] == ["t:1", "t:3"]
     assert counts == Counts(kept=2, dropped=1, tokens=16, supervised_tokens=7, longest=17)
 
 
+@pytest.mark.fault("long rows")
 def test_truncate_cuts_the_end_and_drops_a_sample_without_a_response_left():
     # At 8 tokens, TWO_TURNS keeps its first response, CHAT one token of its response, the third sample none.
     rows = [CHAT, TWO_TURNS, Sample("t:5", (("user", "abcdabcd"), ("assistant", "a")))]
@@ -153,6 +157,7 @@ def test_no_document_left_is_an_error(on_long):
         render_all([CHAT, TWO_TURNS], TOKENIZER, max_length=5, on_long=on_long)
 
 
+@pytest.mark.fault("vocabulary")
 def test_an_id_outside_the_vocabulary_is_an_error_before_training():
     sample = Sample("t:9", (("user", chr(VOCAB_SIZE - 20)), ("assistant", "a")))  # The character's id is 300.
     with pytest.raises(ValueError, match=r"t:9: token id 300 is outside the model's vocabulary of 300"):
@@ -181,12 +186,14 @@ def test_the_progress_bar_reaches_the_number_of_samples(monkeypatch):
     assert [(b.n, b.total) for b in bars] == [(2500, 2500)]
 
 
+@pytest.mark.fault("weight")
 def test_loss_on_last_supervises_the_last_response_alone():
     document = render(TWO_TURNS, TOKENIZER, "last")
     assert document.labels == [__] * 13 + [D, END, __, __]
     assert render(CHAT, TOKENIZER, "last") == render(CHAT, TOKENIZER, "response")
 
 
+@pytest.mark.fault("weight")
 @pytest.mark.parametrize("loss_on, supervised", [("response", [D, END]), ("last", [D, END]), ("all", None)])
 def test_an_unsupervised_response_has_no_labels(loss_on, supervised):
     sample = replace(TWO_TURNS, unsupervised=(1,))
@@ -198,6 +205,7 @@ def test_an_unsupervised_response_has_no_labels(loss_on, supervised):
     assert (counts.kept, counts.unsupervised) == (1, 1)
 
 
+@pytest.mark.fault("special tokens")
 def test_rows_that_spell_special_tokens_are_found_by_token():
     rows = [CHAT, Sample("a:1", text="x<eos>"), Sample("a:2", (("user", "<eos><b>"), ("assistant", "<eos>")))]
     assert special_token_rows(rows, ["<eos>", "<b>", "<c>"]) == {"<eos>": ["a:1", "a:2"], "<b>": ["a:2"]}

@@ -85,6 +85,7 @@ OTHER_TOOLS = {
 }
 
 
+@pytest.mark.fault("formats", "system")
 @pytest.mark.parametrize("row, messages", OTHER_TOOLS.values(), ids=OTHER_TOOLS.keys())
 def test_a_row_of_another_tool_is_the_conversation_that_it_means(write, capsys, row, messages):
     path = write(row)
@@ -93,6 +94,7 @@ def test_a_row_of_another_tool_is_the_conversation_that_it_means(write, capsys, 
     assert read_prompts(path)[0].messages == messages[:-1]
 
 
+@pytest.mark.fault("weight")
 def test_a_turn_of_weight_0_and_responses_within_a_prompt_are_not_supervised(write):
     turns = [TURNS[0], TURNS[1] | {"weight": 0}, TURNS[0], TURNS[1] | {"weight": 1}]
     rows = [{"messages": turns}, {"prompt": [*TURNS, TURNS[0]], "completion": "4"}]
@@ -124,6 +126,7 @@ LOST = [
 ]
 
 
+@pytest.mark.fault("tools")
 @pytest.mark.parametrize("row, keys", LOST)
 def test_what_text_cannot_hold_is_refused_in_one_line_that_names_the_keys(write, row, keys):
     head, line, _ = refused(write(row)).split("\n")
@@ -131,6 +134,7 @@ def test_what_text_cannot_hold_is_refused_in_one_line_that_names_the_keys(write,
     assert all(key in line for key in keys)
 
 
+@pytest.mark.fault("label", "other keys")
 @pytest.mark.parametrize(
     "row, told",
     [
@@ -150,6 +154,7 @@ def test_a_key_that_would_change_what_is_learnt_is_an_error_with_the_remedy(writ
     assert told in refused(write(row))
 
 
+@pytest.mark.fault("other keys")
 def test_keys_that_are_not_used_are_counted_and_said_once_and_metadata_never(write, capsys):
     row = {
         "prompt": "a",
@@ -168,6 +173,7 @@ def test_keys_that_are_not_used_are_counted_and_said_once_and_metadata_never(wri
     )
 
 
+@pytest.mark.fault("formats")
 @pytest.mark.parametrize(
     "row, columns",
     [
@@ -216,6 +222,7 @@ SPELLED = [
 ]
 
 
+@pytest.mark.fault("turns")
 @pytest.mark.parametrize("row", SPELLED)
 def test_gemmas_turns_spelled_as_text_are_read_as_messages_and_said_once(write, capsys, row):
     samples, _ = read_samples(write(row, row))
@@ -224,6 +231,7 @@ def test_gemmas_turns_spelled_as_text_are_read_as_messages_and_said_once(write, 
     assert err.count("\n") == 1 and "2 rows" in err and "the first is rows.jsonl:1" in err
 
 
+@pytest.mark.fault("turns")
 def test_turns_spelled_in_a_prompt_are_a_conversation_of_which_the_response_alone_is_supervised(write):
     prompt = f"{USER}Hi{END_OF_TURN}\n{MODEL}Hello{END_OF_TURN}\n{USER}2 + 2?{END_OF_TURN}\n{MODEL}"
     (sample,), _ = read_samples(write({"prompt": prompt, "response": "Four."}))
@@ -233,6 +241,7 @@ def test_turns_spelled_in_a_prompt_are_a_conversation_of_which_the_response_alon
     assert read_prompts(write({"prompt": prompt}))[0].messages == DIALOGUE[:-1]
 
 
+@pytest.mark.fault("turns")
 def test_text_about_turns_stays_text(write, capsys):
     text = f"A turn begins with {START_OF_TURN} and ends with {END_OF_TURN}, as Gemma has it."
     samples, _ = read_samples(write({"text": text}, {"prompt": text, "response": text}))

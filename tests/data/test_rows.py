@@ -77,6 +77,7 @@ def test_array_and_jsonl_of_the_same_rows_give_the_same_samples(tmp_path_factory
         assert messages == [(("user", row["prompt"]), ("assistant", row["response"])) for row in rows]
 
 
+@pytest.mark.fault("BOM")
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 def test_bom_and_crlf_change_nothing(write, start, end):
@@ -89,6 +90,7 @@ def test_bom_and_crlf_change_nothing(write, start, end):
         assert texts == [("\u00e9 \u2028", "r"), ("q", "s")]
 
 
+@pytest.mark.fault("BOM")
 def test_a_bom_between_joined_files_is_ignored(write):
     assert len(read_samples(write(f"\ufeff{GOOD}\n\ufeff{GOOD}\n"))[0]) == 2
 
@@ -149,6 +151,7 @@ BAD_ROWS = {
 }
 
 
+@pytest.mark.fault("bad row")
 @pytest.mark.parametrize("row,message", BAD_ROWS.values(), ids=BAD_ROWS.keys())
 def test_a_bad_row_is_an_error_with_file_and_line_or_a_counted_skip(write, row, message):
     path = write(GOOD.encode() + b"\r\n" + row + b"\r\n" + GOOD.encode())
@@ -159,6 +162,7 @@ def test_a_bad_row_is_an_error_with_file_and_line_or_a_counted_skip(write, row, 
     assert problem.startswith("train.jsonl:2: ")
 
 
+@pytest.mark.fault("bad row")
 def test_a_bad_array_element_is_reported_with_line_and_element(write):
     path = write(b'[\n{"text": "a"},\n{"text": "caf\xe9"},\n\n{"text": 1}]', "lab.json")
     samples, problems = read_samples(path, on_bad="skip")
@@ -169,6 +173,7 @@ def test_a_bad_array_element_is_reported_with_line_and_element(write):
     ]
 
 
+@pytest.mark.fault("bad row")
 def test_the_problems_of_all_files_are_in_one_error_of_bounded_length(write):
     first, second = write("{}\n" * 15, "a.jsonl"), write("[]\n" + "{}\n" * 14, "b.jsonl")
     error = problem_of([first, second], format="jsonl")
@@ -195,6 +200,7 @@ def test_a_repeated_key_is_a_problem_of_its_own_element_only(write):
     assert problem == 'twice.json:1: element [0]: the same key twice in one object: "text"'
 
 
+@pytest.mark.fault("deep JSON")
 def test_an_endless_number_in_an_array_is_reported_with_its_line_and_the_other_problems(write):
     error = problem_of(write('[{"text": ""},\n{"text": ' + "1" * 5000 + "}]", "long.json"))
     assert "long.json:2: not JSON: nested too deeply, or an endless number, after 1 whole element(s)" in error
@@ -214,6 +220,7 @@ def test_a_file_that_is_not_a_complete_array_is_an_error(write):
     assert "no sample in none.json" in problem_of(write("[ ]", "none.json"))
 
 
+@pytest.mark.fault("no file")
 def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
     utf16 = write("\ufeff{}".encode("utf-16-le"), "wide.jsonl")
     error = problem_of([tmp_path / "missing.jsonl", tmp_path, utf16], on_bad="skip")

@@ -65,6 +65,7 @@ def test_a_disk_that_is_read_only_is_one_line(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.fault("kill in an export")
 def test_what_a_killed_export_left_is_swept_away_by_the_next(tmp_path):
     (tmp_path / ".x.gguf.part").write_text("half")
     (tmp_path / ".x.gguf.lock").write_text("")  # the lock itself went with the process
@@ -127,6 +128,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(tmp_path, monkeypat
         need_space(tmp_path / "a" / "x", 1984 * 2**20)
 
 
+@pytest.mark.fault("full disk")
 def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
     """A limit on the size of files has the same effect as a full disk: a write fails, here with EFBIG."""
     code = (
@@ -144,6 +146,7 @@ def test_a_real_disk_that_fills_up_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("kill in an export")
 def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
     out, part = tmp_path / "x.gguf", tmp_path / ".x.gguf.part"
     words = ["--model", "tiny", "--to", "gguf", "--quant", "q8_0", "--force", "--out", str(out)]
@@ -173,6 +176,7 @@ def test_a_kill_at_any_moment_leaves_no_file_that_is_not_whole(tmp_path):
     assert seen  # some were killed while they wrote
 
 
+@pytest.mark.fault("kill in an export")
 @pytest.mark.parametrize("force", [True, False])
 def test_an_export_that_was_killed_between_its_two_renames_is_back_at_the_next_start(tmp_path, force):
     (tmp_path / ".out.old").mkdir()
@@ -183,6 +187,7 @@ def test_an_export_that_was_killed_between_its_two_renames_is_back_at_the_next_s
     assert (tmp_path / "out" / "config.json").exists() and os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.fault("user's files")
 @pytest.mark.parametrize("name", ["notes.txt", "photos/one.jpg", "pytorch_model.bin", "blobs/sha256/short"])
 def test_force_names_what_no_export_wrote_and_replaces_nothing(tmp_path, name):
     (tmp_path / "README.md").write_text("a model, written by Loupe.")
@@ -194,6 +199,7 @@ def test_force_names_what_no_export_wrote_and_replaces_nothing(tmp_path, name):
         refuse_existing(tmp_path, True, folder=True)
 
 
+@pytest.mark.fault("user's files")
 def test_force_replaces_no_model_folder_of_the_users(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("My model")

@@ -37,12 +37,14 @@ def server(tmp_path_factory):
         yield server
 
 
+@pytest.mark.fault("kill in a run")
 def test_chains_of_kills_end_in_the_bytes_of_the_uninterrupted_run(server, tmp_path):
     kills = Kills(server, tmp_path, random.Random(7)).prepare()
     kills.all(10)
     assert kills.done.total() >= 10 and kills.done["export"], kills.summary()
 
 
+@pytest.mark.fault("full disk")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("once", [True, False])
 def test_whatever_call_of_a_save_fails_a_whole_checkpoint_loads(server, tmp_path, number, once):

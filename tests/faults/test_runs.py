@@ -35,6 +35,7 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.mark.fault("damaged adapter")
 def test_a_changed_byte_of_the_best_weights_is_restored_from_the_checkpoint(place, capsys):
     assert run() == 0
     for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -47,6 +48,7 @@ def test_a_changed_byte_of_the_best_weights_is_restored_from_the_checkpoint(plac
             assert sha256(file) == digest and f"restored   {name}" in capsys.readouterr().out
 
 
+@pytest.mark.fault("damaged checkpoint")
 @pytest.mark.parametrize(
     "file", ["tensors.safetensors", "state.json", "SHA256SUMS", "best/adapter_model.safetensors"]
 )
@@ -64,6 +66,7 @@ def test_a_changed_byte_or_a_cut_of_any_file_of_a_checkpoint_is_named(place, cap
     assert sha256(RUN / "adapter" / "adapter_model.safetensors") == adapter
 
 
+@pytest.mark.fault("stop")
 def test_a_closed_stdout_stops_the_run_with_a_checkpoint_and_says_how_to_continue(
     place, monkeypatch, capsys, handlers
 ):
@@ -83,6 +86,7 @@ def test_a_closed_stdout_stops_the_run_with_a_checkpoint_and_says_how_to_continu
     assert [p.name for p in (RUN / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.fault("stop")
 def test_a_run_without_save_every_saves_after_some_minutes(place, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
     saved, save = [], trainer.checkpoint.save
@@ -91,6 +95,7 @@ def test_a_run_without_save_every_saves_after_some_minutes(place, monkeypatch):
     assert saved[:4] == [1, 2, 3, 4]
 
 
+@pytest.mark.fault("precision")
 def test_a_resume_computes_in_the_precision_that_auto_meant_at_the_start(place, monkeypatch):
     auto = ["--set", "train.precision=auto"]
     monkeypatch.setattr(device, "_multiplies_bfloat16", lambda _: False)
@@ -100,6 +105,7 @@ def test_a_resume_computes_in_the_precision_that_auto_meant_at_the_start(place, 
     assert load_config(RUN / "config.toml").train.precision == "fp32"
 
 
+@pytest.mark.fault("edited data")
 def test_a_data_file_that_is_deleted_while_the_run_trains_is_in_the_manifest_as_it_was_read(
     place, monkeypatch
 ):
@@ -109,12 +115,14 @@ def test_a_data_file_that_is_deleted_while_the_run_trains_is_in_the_manifest_as_
     assert json.loads((RUN / "manifest.json").read_text())["data_sha256"]["train.jsonl"] == digest
 
 
+@pytest.mark.fault("no file")
 def test_a_pipe_is_no_data_file(place, capsys):
     os.mkfifo("pipe")
     assert run("--set", "data.train=pipe") == 2
     assert "pipe: cannot be read: Not a regular file" in capsys.readouterr().err
 
 
+@pytest.mark.fault("changed run")
 def test_a_resume_for_more_steps_says_how_to_continue_from_the_adapter(place, capsys):
     assert run() == 0
     assert run("--set", "train.epochs=2", "--resume") == 2
@@ -128,6 +136,7 @@ def test_a_byte_of_the_log_that_is_no_utf8_is_a_bad_line_with_its_number(tmp_pat
         read_metrics(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.fault("kill in a save")
 def test_what_a_killed_adapter_save_left_is_gone_at_the_next_start(place):
     assert run() == 0
     left = RUN / "adapter" / ".adapter_model.safetensors.part"
@@ -135,6 +144,7 @@ def test_what_a_killed_adapter_save_left_is_gone_at_the_next_start(place):
     assert run("--resume") == 0 and not left.exists()
 
 
+@pytest.mark.fault("full disk")
 def test_a_report_that_the_disk_refuses_names_the_folder_and_what_is_safe(place, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -146,6 +156,7 @@ def test_a_report_that_the_disk_refuses_names_the_folder_and_what_is_safe(place,
     assert "--resume" in error and str(RUN.absolute()) in error
 
 
+@pytest.mark.fault("bad argument")
 def test_a_home_folder_is_expanded_and_a_nul_refused(place, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert load_config("tiny.toml", ['run.dir="~/x"']).run.dir == "/somewhere/x"
@@ -153,6 +164,7 @@ def test_a_home_folder_is_expanded_and_a_nul_refused(place, monkeypatch):
         load_config("tiny.toml", ['run.dir="a\\u0000b"'])
 
 
+@pytest.mark.fault("many mistakes")
 def test_a_mistake_hides_no_mistake_in_a_key_with_a_longer_name(place):
     with pytest.raises(ValueError) as caught:
         load_config("tiny.toml", ["data.validation=3", "data.validation_fraction=2"])
@@ -160,6 +172,7 @@ def test_a_mistake_hides_no_mistake_in_a_key_with_a_longer_name(place):
     assert len(lines) == 2 and all(line.startswith("--set: data.validation") for line in lines)
 
 
+@pytest.mark.fault("escape sequences")
 def test_control_characters_of_a_row_are_text_in_an_error(place, capsys):
     Path("train.jsonl").write_text('{"\\u001b[31mkey": 1}\n')
     assert run() == 2
@@ -167,6 +180,7 @@ def test_control_characters_of_a_row_are_text_in_an_error(place, capsys):
     assert "\x1b" not in error and "\\x1b[31mkey" in error
 
 
+@pytest.mark.fault("lost answer")
 def test_answers_whose_disk_is_full_are_counted_and_kept(tmp_path):
     """/dev/full refuses each write; the file before it has what was answered."""
     out = tmp_path / "out.jsonl"

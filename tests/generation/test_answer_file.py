@@ -36,6 +36,7 @@ def test_answers_that_arrive_out_of_order_are_written_in_order_as_early_as_possi
     assert rows(path)[2] == (PROMPTS[2], "C", "stop", "m") and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault("lost answer")
 def test_a_file_truncated_at_any_byte_is_completed_to_the_same_bytes(tmp_path):
     whole = write(tmp_path / "whole.jsonl").read_bytes()
     path = tmp_path / "part.jsonl"
@@ -60,6 +61,7 @@ def test_the_next_run_reads_the_waiting_answers_of_a_file_truncated_at_any_byte(
         assert write(path, missing=missing).read_bytes() == whole and not waiting_path.exists()
 
 
+@pytest.mark.fault("lost answer")
 def test_a_run_killed_between_a_row_and_the_rows_that_waited_for_it_loses_none(tmp_path):
     whole = write(tmp_path / "whole.jsonl").read_bytes()
     lines = whole.splitlines()

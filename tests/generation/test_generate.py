@@ -375,6 +375,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(folder, capsys, option, valu
     assert captured.out == "" and captured.err.startswith("error: ") and "Traceback" not in captured.err
 
 
+@pytest.mark.fault("stop")
 def test_ctrl_c_is_exit_code_130(folder, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -35,6 +35,7 @@ def model() -> nn.Module:
     return nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict(names)])})})
 
 
+@pytest.mark.fault("foreign adapter")
 def test_lora_a_and_lora_b_are_transposed_and_scaled(tmp_path):
     write(tmp_path)
     mine = model().eval()

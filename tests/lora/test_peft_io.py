@@ -347,6 +347,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("pickle")
 def test_a_pickle_is_refused_unopened(folder):
     (folder / "adapter_model.safetensors").unlink()
     torch.save(Bomb(folder / "exploded"), folder / "adapter_model.bin")
@@ -355,6 +356,7 @@ def test_a_pickle_is_refused_unopened(folder):
     assert not (folder / "exploded").exists()
 
 
+@pytest.mark.fault("damaged adapter")
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
 def test_a_truncated_file_is_refused_by_name(folder, size):
     path = folder / "adapter_model.safetensors"
@@ -395,6 +397,7 @@ def test_a_model_without_adapters_is_not_saved(tmp_path):
         save_adapter(toy(), tmp_path, base_model_name="toy")
 
 
+@pytest.mark.fault("slow pattern")
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
 def test_a_regular_expression_that_would_take_years_is_refused(folder, monkeypatch, key):
     monkeypatch.setattr("lora.inject.REGEX_SECONDS", 0.05)
@@ -410,6 +413,7 @@ def rename_keys(folder, rename):
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
+@pytest.mark.fault("foreign adapter")
 @pytest.mark.parametrize("prefix", ["{}", "_orig_mod.{}", "module.{}", "module._orig_mod.{}"])
 @pytest.mark.parametrize("name", ["", ".default", ".my-adapter"])
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
@@ -439,6 +443,7 @@ def test_two_adapters_in_one_file_are_refused(folder):
         load_adapter(toy(), folder)
 
 
+@pytest.mark.fault("foreign adapter")
 @pytest.mark.parametrize("layers", [1, [0, 2]])
 def test_only_the_layers_of_layers_to_transform_are_adapted(tmp_path, layers):
     wrapped = nn.ModuleDict({"model": toy()})
@@ -463,6 +468,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.fault("foreign adapter")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_tensor_that_is_no_adapter_of_a_linear_layer_is_named_with_its_remedy(folder, name):
     edit_tensors(folder, lambda tensors: tensors.update({"base_model.model." + name: torch.zeros(4, 6)}))
@@ -471,6 +477,7 @@ def test_a_tensor_that_is_no_adapter_of_a_linear_layer_is_named_with_its_remedy(
     assert str(e.value).count("\n") == 1
 
 
+@pytest.mark.fault("not finite")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_refused_by_its_tensor(folder, value):
     edit_tensors(folder, lambda tensors: next(iter(tensors.values())).view(-1)[:1].fill_(value))

@@ -276,6 +276,7 @@ def test_a_multimodal_config_without_its_text_part_lists_what_is_missing(tmp_pat
     assert "hidden_size is missing" in message and "num_hidden_layers is missing" in message
 
 
+@pytest.mark.fault("impossible size")
 @pytest.mark.parametrize(
     "change, problem",
     [
@@ -329,6 +330,7 @@ def test_a_text_config_that_is_no_object_is_refused(tmp_path, text):
     assert "text_config is" in error_of(write(tmp_path, {"model_type": "gemma3", "text_config": text}))
 
 
+@pytest.mark.fault("impossible size")
 def test_sizes_that_are_possible_alone_and_too_many_parameters_together_are_refused():
     sizes = {"hidden_size": 2**24, "vocab_size": 2**24, "intermediate_size": 2**24, "num_hidden_layers": 1000}
     with pytest.raises(ValueError, match="make about 8e.17 parameters; at most 1e.13"):

@@ -36,6 +36,7 @@ def refusal(folder) -> str:
     return str(e.value)
 
 
+@pytest.mark.fault("quantized checkpoint")
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_config_is_named_for_what_it_is_before_its_weights_are_read(tmp_path, kind, wrapped):
@@ -45,6 +46,7 @@ def test_a_config_is_named_for_what_it_is_before_its_weights_are_read(tmp_path, 
     assert kind in message and REMEDIES.get(kind, QUANTIZED) in message and "\n" not in message
 
 
+@pytest.mark.fault("other checkpoint")
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_of_another_kind_of_checkpoint_are_one_line(tmp_path, name):
     make_model(tmp_path)
@@ -55,6 +57,7 @@ def test_tensors_of_another_kind_of_checkpoint_are_one_line(tmp_path, name):
     assert "\n" not in message and "download" not in message
 
 
+@pytest.mark.fault("other checkpoint")
 def test_code_that_comes_with_a_checkpoint_does_not_run(tmp_path):
     make_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -194,6 +194,7 @@ def test_a_hub_id_downloads_config_tokenizer_and_weights_and_nothing_else(ask, h
     assert "4/4" in done.stderr, "huggingface_hub's progress is shown"
 
 
+@pytest.mark.fault("hub")
 def test_a_cached_model_is_found_offline_and_with_the_hub_out_of_reach(ask, hub, downloaded):
     assert ask("me/open", HF_HUB_OFFLINE="1").stdout == downloaded
     assert ask("me/open", HF_ENDPOINT=OUT_OF_REACH).stdout == downloaded
@@ -226,6 +227,7 @@ def test_weights_are_downloaded_only_when_they_are_asked_for(ask):
 # refusals
 
 
+@pytest.mark.fault("hub")
 @pytest.mark.parametrize(
     "name, token",
     [("me/gated", None), ("me/gated", "hf_nobody"), ("me/scoped", "hf_nobody")],
@@ -241,6 +243,7 @@ def test_a_model_that_is_not_there_tells_to_check_the_id(ask, hub, name):
     refusal(ask(name), f"{name} is neither a folder here", hub.url, "check the id", "HF_TOKEN")
 
 
+@pytest.mark.fault("hub")
 def test_offline_without_a_cache_tells_how_to_go_online(ask, tmp_path):
     done = ask("me/open", HF_HUB_OFFLINE="1")
     refusal(done, "me/open is not in the cache", "set HF_HUB_OFFLINE=0", str(tmp_path / "home"))
@@ -255,6 +258,7 @@ def test_a_name_the_hub_would_not_accept_is_called_neither_folder_nor_id(ask):
     refusal(ask("org/na--me"), "'org/na--me' is neither a folder here nor a hub id")
 
 
+@pytest.mark.fault("pickle")
 def test_a_hub_model_of_pickles_only_is_refused(ask):
     refusal(ask("me/pickled"), "me/pickled: no config.json with *.safetensors")
 

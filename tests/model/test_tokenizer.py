@@ -280,6 +280,7 @@ def test_a_missing_or_broken_tokenizer_json_is_named(tmp_path):
         Tokenizer(tmp_path)
 
 
+@pytest.mark.fault("other checkpoint")
 def test_a_folder_with_sentencepieces_file_alone_says_where_tokenizer_json_comes_from(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
     with pytest.raises(ValueError, match="tokenizer.json: .* only sentencepiece's .*AutoTokenizer"):

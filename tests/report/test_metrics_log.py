@@ -30,6 +30,7 @@ def test_non_finite_figures_are_valid_json_and_return_as_floats(tmp_path):
     assert evaluation["eval"]["val"]["loss"] == -math.inf
 
 
+@pytest.mark.fault("kill in a run")
 def test_resume_drops_later_steps_and_the_line_that_a_kill_tore(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(

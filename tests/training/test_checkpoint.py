@@ -134,6 +134,7 @@ def kill_everywhere(monkeypatch, tmp_path, step: int, keep: int, check) -> list[
     raise AssertionError("a save makes more disk calls than that")
 
 
+@pytest.mark.fault("kill in a save")
 @pytest.mark.parametrize("keep", [1, 2])
 def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothing_else_is_left(
     monkeypatch, tmp_path, keep
@@ -151,6 +152,7 @@ def test_after_a_kill_in_any_phase_of_a_save_a_whole_checkpoint_loads_and_nothin
     assert calls.count("replace") == 1 and calls.count("fsync") == 5 and "rmtree" in calls
 
 
+@pytest.mark.fault("kill in a save")
 def test_a_kill_while_a_step_is_saved_a_second_time_keeps_the_first_or_has_the_second(monkeypatch, tmp_path):
     """With keep=1 no other checkpoint exists while the save replaces this one."""
 
@@ -192,6 +194,7 @@ def test_every_single_bit_of_the_state_counts(tmp_path):
             checkpoint.load_newest(tmp_path, lambda text: None)
 
 
+@pytest.mark.fault("damaged checkpoint")
 def test_where_all_checkpoints_are_damaged_the_run_stops_and_does_not_start_anew(tmp_path):
     for path in (save(tmp_path, 1), save(tmp_path, 2)):
         (path / "tensors.safetensors").write_bytes(b"")
@@ -229,6 +232,7 @@ def test_the_sums_are_those_of_sha256sum(tmp_path):
 # --- a full disk
 
 
+@pytest.mark.fault("full disk")
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(monkeypatch, tmp_path, call):
     save(tmp_path, 1)

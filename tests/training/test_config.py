@@ -60,6 +60,7 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
     assert expected in message_of(config_file(tmp_path, line))
 
 
+@pytest.mark.fault("divergence")
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -90,6 +91,7 @@ def test_a_value_out_of_range_is_an_error_with_the_limit(tmp_path, line, expecte
     assert expected in message_of(config_file(tmp_path, line))
 
 
+@pytest.mark.fault("many mistakes")
 def test_a_value_out_of_range_is_blamed_on_the_option_that_set_it(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('[data]\ntrain = "a"\n[adapter]\nr = 8\n[train]\nbatch_size = 0\n')
@@ -113,6 +115,7 @@ def test_labels_that_are_empty_equal_or_of_another_task_are_errors(tmp_path, ove
     assert expected in message_of(config_file(tmp_path, ""), overrides)
 
 
+@pytest.mark.fault("many mistakes")
 @pytest.mark.parametrize(
     ("text", "overrides", "parts"),
     [

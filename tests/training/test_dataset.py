@@ -76,6 +76,7 @@ def test_a_training_prompt_among_the_validation_rows_that_are_not_measured_is_re
     assert data_of("train.eval_samples=1").checks["overlap"] == ["val.jsonl:4"]
 
 
+@pytest.mark.fault("long rows")
 def test_rows_and_prompts_longer_than_the_models_positions_are_refused_before_training(place):
     write_jsonl(place / "train.jsonl", [*rows(5), {"prompt": "1 " * 3000, "response": "1"}])
     with pytest.raises(ValueError, match="positions:") as caught:

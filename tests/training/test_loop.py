@@ -87,6 +87,7 @@ def worst(gradients, expected) -> float:
     return max(((gradients[n] - e).abs().max() / e.abs().max()).item() for n, e in expected.items())
 
 
+@pytest.mark.fault("accumulation")
 @pytest.mark.parametrize("batch_size, accumulate", CUTS)
 def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accumulate):
     docs = documents(8, seed=3)
@@ -100,6 +101,7 @@ def test_accumulated_gradients_are_those_of_the_real_full_batch(batch_size, accu
     assert worst({n: p.grad for n, p in trained(model).items()}, expected) < 1e-10
 
 
+@pytest.mark.fault("accumulation")
 def test_the_losses_of_a_run_do_not_depend_on_how_its_batches_are_cut():
     docs = documents(20, seed=4)  # steps of 8, 8 and 4 documents
     runs = []
@@ -185,6 +187,7 @@ class BadGradient(torch.autograd.Function):
         return grad * math.nan
 
 
+@pytest.mark.fault("NaN")
 def test_a_step_that_overflows_changes_no_weight_and_names_the_layer_and_the_samples():
     model = tiny_model()
     overflow(model)
@@ -213,6 +216,7 @@ def test_a_step_that_was_not_applied_leaves_no_trace_in_what_follows():
     assert all(torch.equal(p, q) for p, q in zip(with_it.parameters(), without.parameters(), strict=True))
 
 
+@pytest.mark.fault("NaN")
 def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_named():
     model = tiny_model()
     before = weights(model)
@@ -226,6 +230,7 @@ def test_a_finite_loss_with_nan_gradients_is_not_applied_and_the_gradient_is_nam
     assert all(math.isfinite(norm) for name, norm in norms.items() if ".layers.3." in name)
 
 
+@pytest.mark.fault("NaN")
 def test_a_weight_that_is_not_finite_is_named_and_stops_the_run_at_once_without_a_checkpoint():
     model, watch = tiny_model(), Watch()
     model.model.layers[1].self_attn.k_norm.weight.data[3] = math.inf
@@ -236,6 +241,7 @@ def test_a_weight_that_is_not_finite_is_named_and_stops_the_run_at_once_without_
     assert not watch.saves and not watch.best
 
 
+@pytest.mark.fault("NaN")
 def test_weights_that_an_update_made_infinite_are_never_the_best():
     model, watch = tiny_model(), Watch([2.0, math.nan])
 
@@ -273,6 +279,7 @@ def test_a_loss_runs_away_where_five_are_over_ten_times_the_median_of_the_fifty_
     assert not anomalies.ran_away([*steady[1:], *[900.0] * 5], 10) and not anomalies.ran_away([9e9] * 99, 0)
 
 
+@pytest.mark.fault("divergence")
 def test_a_loss_that_runs_away_stops_the_run_with_a_checkpoint_and_says_what_is_kept(monkeypatch):
     monkeypatch.setattr(anomalies, "RECENT", 3)
     monkeypatch.setattr(anomalies, "BEFORE", 3)

@@ -105,6 +105,7 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.fault("kill in a run")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_grpo_killed_in_generation_scoring_or_update_resumes_to_the_same_bits(place, seed, capsys):
     words = [f"run.seed={seed}"]
@@ -140,6 +141,7 @@ def pairs(count: int, seed: int) -> list[dict]:
     ]
 
 
+@pytest.mark.fault("kill in a run")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_dpo_killed_in_an_update_resumes_to_the_same_bits(place, seed, capsys):
     write_jsonl(place / "train.jsonl", pairs(13, seed))

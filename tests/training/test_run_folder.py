@@ -68,6 +68,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.fault("two runs")
 def test_the_lock_holds_between_processes_and_ends_with_its_process(cfg):
     command = [sys.executable, "-c", HOLD, cfg.run.dir]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -188,6 +189,7 @@ def test_a_file_that_cannot_be_opened_is_reported_like_a_folder(monkeypatch, cfg
         begun(cfg)
 
 
+@pytest.mark.fault("kill in a save")
 def test_leftovers_of_a_killed_save_are_gone_once_the_folder_is_open(tmp_path, cfg):
     finished(cfg)
     (tmp_path / "a" / "checkpoints" / ".step-00000003.part").mkdir(parents=True)

@@ -130,6 +130,7 @@ def test_a_doll_of_the_27b_trains_on_q4_k(tmp_path, monkeypatch):
 # --- stopped and killed: in processes of their own, by real signals
 
 
+@pytest.mark.fault("kill in a run")
 def test_a_run_killed_and_stopped_at_random_ends_with_the_bytes_of_one_that_was_not(whole):
     """The stops are SIGKILL in a micro-batch, SIGTERM, Ctrl-C and SIGKILL in a save; after each the run is
     resumed with the command that it printed.
@@ -334,6 +335,7 @@ def test_a_finished_run_that_is_resumed_trains_no_more(place, capsys):
     assert "resumed    from the checkpoint of step 4" in capsys.readouterr().out
 
 
+@pytest.mark.fault("stop")
 def test_ctrl_c_outside_of_the_training_loop_prints_the_resume_command_too(place, monkeypatch, capsys):
     interrupt(monkeypatch, "measure_after")
     assert run(*SHORT) == 130
@@ -355,6 +357,7 @@ def test_a_mistake_in_the_data_leaves_the_earlier_run_in_its_place(place, capsys
     assert [p.name for p in Path("runs").iterdir()] == ["tiny"] and adapter_bytes() == before
 
 
+@pytest.mark.fault("changed run")
 def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, capsys):
     assert run(*SHORT) == 0
     before = [(RUN / file).read_text() for file in ("config.toml", "metrics.jsonl")]
@@ -372,6 +375,7 @@ def test_a_changed_config_base_or_data_is_refused_with_every_difference(place, c
     assert [(RUN / file).read_text() for file in ("config.toml", "metrics.jsonl")] == before
 
 
+@pytest.mark.fault("damaged checkpoint")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(place, capsys):
     assert run(*SHORT) == 0
     before = result()
@@ -385,6 +389,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_e
     assert "resumed    from the checkpoint of step 3" in said.out and result() == before
 
 
+@pytest.mark.fault("two runs")
 def test_a_second_run_of_the_same_name_is_refused_while_the_first_one_lives(place, capsys):
     cfg = load_config("tiny.toml")
     held = RunFolder(cfg, resume=False)
@@ -421,6 +426,7 @@ def fill_disk(request):
     return fill
 
 
+@pytest.mark.fault("full disk")
 def test_a_run_goes_on_without_a_checkpoint_that_does_not_fit_on_the_disk(
     place, monkeypatch, capsys, fill_disk
 ):
@@ -432,6 +438,7 @@ def test_a_run_goes_on_without_a_checkpoint_that_does_not_fit_on_the_disk(
     assert kept == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.fault("full disk")
 def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_resumed(
     place, monkeypatch, capsys, fill_disk
 ):
@@ -448,6 +455,7 @@ def test_an_adapter_that_does_not_fit_on_the_disk_stops_the_run_which_can_be_res
     assert result() == result(whole)
 
 
+@pytest.mark.fault("full disk")
 def test_a_run_without_enough_free_space_for_its_checkpoints_is_refused_before_training(
     place, monkeypatch, capsys
 ):
@@ -456,6 +464,7 @@ def test_a_run_without_enough_free_space_for_its_checkpoints_is_refused_before_t
     assert "0 MiB free" in capsys.readouterr().err and (RUN / "metrics.jsonl").read_text() == ""
 
 
+@pytest.mark.fault("full disk")
 def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
     assert run("--set", "run.dir=train.jsonl/a") == 2
     said = capsys.readouterr().err
@@ -465,6 +474,7 @@ def test_a_run_folder_that_cannot_be_written_is_wrong_input(place, capsys):
 # --- steps that go wrong
 
 
+@pytest.mark.fault("NaN")
 def test_three_steps_that_are_not_finite_end_the_run_with_exit_code_1(place, monkeypatch, capsys):
     poison(monkeypatch, "train.jsonl:3", "train.jsonl:4")
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 1)
@@ -489,6 +499,7 @@ def test_a_step_that_was_skipped_is_in_the_metrics_and_the_report_still_draws(pl
 DOUBLE = "double train.gradient_accumulation_steps (now 2)"
 
 
+@pytest.mark.fault("out of memory")
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
