@@ -19,7 +19,7 @@ x Loupe's     seconds of a step over those of Loupe's in the same round; the med
 peak memory   the largest resident size of the process
 whole run     seconds of the process, from the start of Python to its end. Loupe and trl-dpo-precomputed
               compute the reference's log-probabilities before the first step, trl-dpo does in each step.
-              Loupe keeps them on disk (runs/.reference) and reads them if a round is repeated.
+              Loupe keeps them in the user's cache and reads them if a round is repeated.
 """
 
 import argparse
