@@ -145,7 +145,7 @@ def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> 
             chats = iter(tokenizer.render_batch([s.messages or () for s in chunk if s.text is None]))
             for sample in chunk:
                 is_chat = sample.text is None
-                pieces = next(chats) if is_chat else [(_whole(next(texts), tokenizer), True)]
+                pieces = next(chats) if is_chat else [([*next(texts), tokenizer.eos_id], True)]
                 has_labels = _supervised(sample, loss_on)
                 input_ids: list[int] = [tokenizer.bos_id]
                 labels: list[int] = []
@@ -158,12 +158,6 @@ def _tokenize(samples: Sequence[Sample], tokenizer: Tokenizer, loss_on: str) -> 
                 # <bos> has no label, so each label is one position before its token: the shift.
                 yield Document(input_ids, labels + [IGNORE_INDEX], sample.id)
             progress.update(len(chunk))
-
-
-def _whole(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids of a raw text with <eos>; <bos> and <eos> that the text has itself are not doubled."""
-    ids = ids[1:] if ids[:1] == [tokenizer.bos_id] else ids
-    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
 
 
 def _supervised(sample: Sample, loss_on: str) -> Iterator[bool]:
