@@ -1,8 +1,5 @@
 """GGUF files that are damaged, that lie, or that hold something else: exit code 2, one line, no traceback."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ from model.gguf_weights import KEYS
 from model.hub import TINY
 from model.tokenizer import Tokenizer
 from tests.folders import ROOT
-from tests.makers import write_model
 from tests.model.gguf_files import VAL, loaded, make_gguf, refused, reshaped, rewritten
 
 OTHER_ARCHITECTURES = ["llama", "gemma2", "gemma3n", "gemma-embedding", "gemma4"]
@@ -195,13 +191,3 @@ def test_a_type_that_holds_no_weights_or_does_not_exist_is_refused_by_its_number
     path.write_bytes(content[:at] + number.to_bytes(4, "little") + content[at + 4 :])
     said = refused(capsys, loaded(path))
     assert f"blk.0.ffn_up.weight has the type {number}" in said
-
-
-def test_2000_damaged_headers_load_or_are_refused_in_one_line_within_a_gigabyte(tmp_path):
-    base = write_model(tmp_path / "base")
-    file = make_gguf(tmp_path / "small.gguf", "q8_0", str(base))
-    command = [sys.executable, "-m", "tests.model.fuzz_gguf", file, tmp_path, "2000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    counts = dict(reversed(pair.split()) for pair in re.findall(r"\d+ \w+", done.stdout))
-    assert int(counts["loaded"]) > 20 and int(counts["refused"]) > 1500, done.stdout
