@@ -254,15 +254,8 @@ class Config:
 
 
 # These keys may change between a run and its resume, because no computation depends on them.
-FREE = {
-    "run.name",
-    "run.dir",
-    "train.divergence_factor",
-    "train.log_every",
-    "train.save_every",
-    "train.save_total_limit",
-}
-FREE |= {"grpo.rewards_folder", "grpo.reward_timeout"}
+FREE = {"run.name", "run.dir", "train.log_every", "train.save_every", "train.save_total_limit"}
+FREE |= {"train.divergence_factor", "grpo.rewards_folder", "grpo.reward_timeout"}
 # Old names work for one release, with a warning.
 RENAMED = {
     "train.recompute": "train.gradient_checkpointing",

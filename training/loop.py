@@ -114,9 +114,9 @@ def fit(
             accumulate = schedule.train.gradient_accumulation_steps
             while not schedule.done(state) and (micro_batches := list(islice(batches, accumulate))):
                 start, before = time.perf_counter(), state.step
-                state.batch += len(micro_batches)
                 prepared = [objective.prepare(model, batch, before) for batch in micro_batches]
                 prepared = [_move(batch, precision.device) for batch in prepared]
+                state.batch += len(micro_batches)  # a batch whose reward fails comes again at the resume
                 for _ in range(min(objective.steps_per_batch, schedule.total_steps - before)):
                     lr, clip = schedule.lr(state.step), schedule.train.max_grad_norm
                     record = train_step(model, objective, prepared, optimizers, precision, lr, clip)

@@ -99,10 +99,14 @@ def _work(code: str, cwd: str, disk: list | None, output: str, calls: str, libra
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     lib = ctypes.CDLL(library)
-    if disk:
-        folder, first, last, number = disk
+    counted = [0]
+
+    def arm(folder: str = "", first: int = LAST, last: int = 0, number: int = 0) -> None:
+        counted.append(lib.disk_calls())
         lib.disk_arm(folder.encode(), ctypes.c_long(first), ctypes.c_long(last), number)
-    names: dict = {"result": 0, "disarm": lambda: lib.disk_arm(b"", ctypes.c_long(LAST), ctypes.c_long(0), 0)}
+
+    arm(*disk or ())
+    names: dict = {"result": 0, "arm": lambda: arm(*disk or ()), "disarm": arm}
     try:
         exec(code, names)
     except BaseException:
@@ -110,8 +114,7 @@ def _work(code: str, cwd: str, disk: list | None, output: str, calls: str, libra
 
         traceback.print_exc()
         names["result"] = 99
-    count = lib.disk_calls()
-    lib.disk_arm(b"", ctypes.c_long(LAST), ctypes.c_long(0), 0)
-    Path(calls).write_text(str(count))
+    arm()
+    Path(calls).write_text(str(max(counted)))
     sys.stdout.flush()
     os._exit(names["result"])

@@ -119,7 +119,7 @@ def test_a_data_file_that_is_deleted_while_the_run_trains_is_in_the_manifest_as_
 def test_a_pipe_is_no_data_file(place, capsys):
     os.mkfifo("pipe")
     assert run("--set", "data.train=pipe") == 2
-    assert "pipe: cannot be read: Not a regular file" in capsys.readouterr().err
+    assert "pipe: is a pipe or a device, and a resumed run could not read it again" in capsys.readouterr().err
 
 
 @pytest.mark.fault("changed run")

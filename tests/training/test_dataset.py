@@ -33,7 +33,7 @@ def test_general_text_is_cut_at_max_length_and_its_file_is_one_of_the_run(place)
     write_jsonl(place / "general.jsonl", [{"text": "1 " * 300}, *rows(3)])
     data = data_of("data.retention=general.jsonl", "data.max_length=100", "train.eval_samples=2")
     (found,) = data.retention
-    assert found.name == "general" and len(found.documents) == 2 and "general.jsonl" in data.files
+    assert found.name == "general" and len(found.documents) == 2 and "general.jsonl" in data.hashes
     assert len(found.documents[0].input_ids) == 100 and len(data.validation) == 1
 
 
