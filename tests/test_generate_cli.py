@@ -355,3 +355,10 @@ def test_the_process_has_the_exit_code(base):
 
 def test_help_costs_less_than_a_second():
     assert help_seconds("generate.py") < 1
+
+
+def test_an_empty_adapter_is_not_the_bare_base(base, tmp_path, capsys, monkeypatch):
+    """What a shell makes of --adapter "$UNSET"."""
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["--model", base, "--adapter", "", "--prompt", "Hello"]) == 2
+    assert "adapter_config.json: no such file" in capsys.readouterr().err

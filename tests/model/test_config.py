@@ -335,3 +335,10 @@ def test_sizes_that_are_possible_alone_and_too_many_parameters_together_are_refu
     sizes = {"hidden_size": 2**24, "vocab_size": 2**24, "intermediate_size": 2**24, "num_hidden_layers": 1000}
     with pytest.raises(ValueError, match="make about 8e.17 parameters; at most 1e.13"):
         parse_config(sizes)
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 50_000, '{"hidden_size": ' + "9" * 5000 + "}"])
+def test_a_config_that_is_nested_or_long_beyond_pythons_limits_is_one_error(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json: not valid JSON"):
+        read_config(tmp_path)
