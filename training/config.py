@@ -467,7 +467,7 @@ def _check(cfg: Config, where: str) -> list[str]:
             "a full run starts from model.name"
         )
     if not cfg.data.train:
-        found.append("data.train is missing; name a file of training rows, such as rows.jsonl")
+        found.append("data.train is missing; name a JSON or JSONL file of training rows")
     if not t.max_steps and not t.epochs:
         found.append("train.epochs and train.max_steps are both 0; nothing would be trained")
     try:
