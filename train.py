@@ -102,10 +102,18 @@ def resume_command(args: argparse.Namespace) -> str:
 
     sets = [word for override in args.overrides for word in ("--set", override)]
     sets += [word for option in args.sweep for word in ("--sweep", option)]
-    flags = [flag for flag in MODES if getattr(args, flag.strip("-").replace("-", "_"))]
+    flags = [flag for flag in MODES if _value(args, flag)]
+    flags += [word for flag in CHECKS if (value := _value(args, flag)) for word in (flag, value)]
+    if args.json:
+        flags.append("--json")
     if args.plan is not None:
         flags = ["--plan", f"{args.plan:g}"] if args.plan else ["--plan"]
     return shlex.join(["python", "train.py", "--config", args.config, *sets, *flags])
+
+
+def _value(args: argparse.Namespace, flag: str) -> str:
+    """Returns the value of an option, such as that of "--rank-by"."""
+    return getattr(args, flag.strip("-").replace("-", "_"))
 
 
 if __name__ == "__main__":
