@@ -1,7 +1,7 @@
 """Measures train.py --check-data: the seconds for many rows, and where the loss ranks planted wrong labels.
 
     python benchmarks/data_checks.py speed [--rows 35000]
-    python benchmarks/data_checks.py noise [--rows 2000] [--share 0.05] [--steps 80]
+    python benchmarks/data_checks.py noise [--rows 2000] [--share 0.05] [--steps 250]
 
 `speed` checks redactions made of assets/samples, with shuffled words so that they do not repeat. `noise`
 changes the labels of a share of made reviews, trains the embedded base on them for some steps,
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "noise"])
     parser.add_argument("--rows", type=int)
     parser.add_argument("--share", type=float, default=0.05)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=250)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"

@@ -57,7 +57,7 @@ TEMPLATE_MARKS = re.compile(
 SHARED, SHARED_SHARE = 5, 0.05  # A response is shared by many prompts from so many and such a share on.
 LABEL_WORDS = 3  # Shorter responses (yes, no) are shared by many prompts of a good file too.
 LOOP_SHINGLES, LOOP = 30, 0.5  # In a loop, half of 30 shingles or more are repetitions.
-OUTLIER = 20  # A row is far longer than the others if it has so many times the median's tokens.
+OUTLIER = 20  # A row is far longer than the others if it has so many times the median's characters.
 NOTE = 60  # characters of a row in a note
 
 
@@ -104,6 +104,13 @@ def row_defects(train: Sequence[Sample], validation: Sequence[Sample], is_classi
         for s, words in zip(samples, response_words, strict=True)
         if len(words) >= LOOP_SHINGLES and (distinct := _distinct(words)) <= LOOP
     }
+    sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    median = sorted(sizes)[len(sizes) // 2]
+    found["long_rows"] = {
+        s.id: f"{size:,} characters, the median has {median:,}"
+        for s, size in zip(samples, sizes, strict=True)
+        if size > OUTLIER * median
+    }
     if not is_classification:
         found["same_response"] = _shared(train, prompt_words, response_words, responses)
     return found
@@ -138,16 +145,10 @@ def length_defects(lengths: dict[str, tuple[int, int]], max_length: int) -> Foun
     """Returns the rows that are too long: {id: (tokens, tokens before the first supervised one)}."""
     longer = {id: both for id, both in lengths.items() if both[0] > max_length}
     cut = {id: f"a prompt of {p:,} tokens" for id, (_, p) in longer.items() if p >= max_length}
-    median = sorted(tokens for tokens, _ in lengths.values())[len(lengths) // 2] if lengths else 0
     return {
         "too_long": {id: f"{tokens:,} tokens" for id, (tokens, _) in longer.items() if id not in cut},
         "cut_prompts": cut,
         "unsupervised": {id: "" for id, (tokens, prompt) in lengths.items() if prompt >= tokens},
-        "long_rows": {
-            id: f"{tokens:,} tokens, the median has {median:,}"
-            for id, (tokens, _) in lengths.items()
-            if tokens > OUTLIER * median
-        },
     }
 
 

@@ -34,12 +34,13 @@ def table(summary: dict) -> str:
 
 def facts(summary: dict) -> dict[str, str]:
     """Returns {name: text} of the numbers of rows, their tokens and their languages."""
-    percentiles = ", ".join(f"{p}%: {n:,}" for p, n in summary["tokens"]["percentiles"].items())
+    tokens = summary["tokens"]
+    percentiles = ", ".join(f"{p}%: {n:,}" for p, n in tokens["percentiles"].items())
     languages = ", ".join(f"{name} {share:.0%}" for name, share in summary["languages"].items())
     return {
         "rows": f"{summary['train']:,} for training, {summary['validation']:,} for validation",
         "task": summary["task"],
-        "tokens": f"{percentiles}; limit {summary['tokens']['max_length']:,}",
+        "tokens": f"{percentiles} (of {tokens['rows']:,} rows); limit {tokens['max_length']:,}",
         "languages": languages,
     }
 

@@ -39,6 +39,8 @@ from training.evaluation import groups
 from training.objectives.objective import Objective, target_log_probs
 
 NO_LIMIT = 2**31  # tokens
+SAMPLE = 2000  # Of more rows, about so many are tokenized, and those that may be too long.
+OF_TURN = 8  # Tokens of a turn besides its text, at most
 BASE = "base"  # the value of --rank-by for the base without an adapter
 
 
@@ -57,18 +59,22 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
     train, validation, bad = _read_all(cfg, objective)
     folder = resolve(cfg.model.name, cfg.model.revision, weights=bool(rank_by))
     base = BaseFiles(folder, read_config(folder), Tokenizer(folder))
-    unlimited = replace(cfg, data=replace(cfg.data, max_length=NO_LIMIT, on_long="drop"))
-    documents = render_rows(unlimited, objective, base, train)[0]
-    held_out = render_rows(unlimited, objective, base, validation)[0] if validation else []
     task = task_defects.likely_task(cfg.data.task, train, cfg.data.labels)
     samples = [*train, *validation]
+    limit = min(cfg.data.max_length, base.config.max_position_embeddings)
     found: Found = defects.row_defects(train, validation, task is classification)
     found |= task_defects.task_defects(task, samples, cfg.data.labels)
-    limit = min(cfg.data.max_length, base.config.max_position_embeddings)
-    lengths = _lengths([*documents, *held_out])
+    some = samples[:: -(-len(samples) // SAMPLE)]
+    measured = samples if rank_by else list(dict.fromkeys([*some, *_may_exceed(samples, limit)]))
+    unlimited = replace(cfg, data=replace(cfg.data, max_length=NO_LIMIT, on_long="drop"))
+    documents = render_rows(unlimited, objective, base, measured)[0]
+    lengths = _lengths(documents)
     found |= defects.length_defects(lengths, limit)
     found["bad_rows"] = bad
-    found["unsupervised"] = {s.id: "" for s in samples if s.id not in lengths}
+    found["unsupervised"] = {s.id: "" for s in measured if s.id not in lengths}
+    tokens = [lengths[s.id][0] for s in some if s.id in lengths]
+    trained = {s.id for s in train}
+    to_rank = [d for d in documents if d.id in trained and len(d.input_ids) <= limit]
     count = len(samples) + len(bad)
     made = defects.findings(found, count, _limits(cfg))
     languages = Counter(map(language, defects.without_instruction(samples)))
@@ -78,10 +84,10 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
         "validation": len(validation),
         "task": name_of(task),
         "spoiled": any(finding.spoils for finding in made),
-        "tokens": {"max_length": limit, "percentiles": defects.percentiles([n for n, _ in lengths.values()])},
+        "tokens": {"max_length": limit, "rows": len(tokens), "percentiles": defects.percentiles(tokens)},
         "languages": {name: n / len(samples) for name, n in languages.most_common()},
         "findings": [_as_json(finding) for finding in made],
-        "ranking": _ranking(cfg, base, [d for d in documents if len(d.input_ids) <= limit], rank_by),
+        "ranking": _ranking(cfg, base, to_rank, rank_by),
     }
     say(json.dumps(summary, ensure_ascii=False) if as_json else table(summary))
     if html:
@@ -94,16 +100,38 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
 def _read_all(cfg: Config, objective: Objective) -> tuple[list[Sample], list[Sample], dict[str, str]]:
     """Returns training samples, validation samples, and {"FILE:LINE": message} of the faulty rows."""
 
+    names = [Path(file).name for file in cfg.data.train + cfg.data.validation]
+
     def read(files: Sequence[str]) -> tuple[list[Sample], list[str]]:
         return read_samples(files, cfg.data.format, "skip", bool(objective.needs_response))
 
+    def read_one(file: str) -> tuple[list[Sample], list[str]]:
+        samples, problems = read([file])
+        name = Path(file).name
+        if names.count(name) == 1:
+            return samples, problems
+        # A training file may have the same name, and then the ids would not be unique.
+        samples = [replace(s, id=file + s.id.removeprefix(name)) for s in samples]
+        return samples, [file + problem.removeprefix(name) for problem in problems]
+
     train, problems = read(cfg.data.train)
-    sets = [read([file]) for file in cfg.data.validation]
+    sets = [read_one(file) for file in cfg.data.validation]
     validation = list(chain.from_iterable(samples for samples, _ in sets))
     if not sets and cfg.data.validation_fraction:
         train, validation = split_validation(train, cfg.data.validation_fraction, cfg.run.seed)
     problems = list(chain(problems, *(more for _, more in sets)))
     return train, validation, dict(problem.split(": ", 1) for problem in problems)
+
+
+def _may_exceed(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """Returns the samples that may have more than `limit` tokens: a token is a byte of UTF-8 or more."""
+
+    def most(sample: Sample) -> int:
+        turns = [text for _, text in sample.messages] if sample.messages else [sample.text or ""]
+        turns.append(sample.rejected or "")
+        return sum(len(text.encode("utf-8", "surrogatepass")) + OF_TURN for text in turns)
+
+    return [sample for sample in samples if most(sample) > limit]
 
 
 def _limits(cfg: Config) -> dict[str, tuple[str, float]]:

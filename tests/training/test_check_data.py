@@ -151,6 +151,13 @@ def test_rows_are_ranked_by_the_mean_loss_of_a_supervised_token(place, capsys):
     assert losses == sorted(losses, reverse=True) and 0 < len(losses) <= train_rows
 
 
+def test_files_of_one_name_in_two_folders_keep_their_rows_apart(planted, capsys):
+    Path("held").mkdir()
+    Path("held-out.jsonl").rename("held/rows.jsonl")
+    _, out = check(capsys, "--set", "data.validation=held/rows.jsonl")
+    assert "held/rows.jsonl:1  as rows.jsonl:2" in out
+
+
 @pytest.mark.parametrize("words", [["--json"], ["--rank-by", "base"], ["--check-data", "--sweep", "a.b=1"]])
 def test_options_that_do_not_go_together_are_refused(words, capsys):
     with pytest.raises(SystemExit) as stop:
