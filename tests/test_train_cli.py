@@ -120,7 +120,7 @@ def test_an_impossible_setting_is_refused_with_the_remedy(place, capsys, setting
 
 def test_a_config_without_rows_says_so(place, capsys):
     Path("bad.toml").write_text("[train]\nepochs = 1\n")
-    assert "data.train is missing; name a file of training rows" in refused(capsys, config="bad.toml")
+    assert "data.train is missing; name a JSON or JSONL file" in refused(capsys, config="bad.toml")
 
 
 # --- the rows
