@@ -4,6 +4,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+LONGEST_LINE = 2000  # characters of a message; a damaged file may hold a value of megabytes
+
 if TYPE_CHECKING:  # A command without a bar must not wait for the import.
     from tqdm import tqdm as Bar
 
@@ -30,8 +32,14 @@ def warn(text: str) -> None:
 
 def complain(text: str) -> None:
     """Prints a message on stderr at once; if the terminal is gone, it is lost, and the work goes on."""
+    text = "\n".join(map(_shortened, text.split("\n")))
     with suppress(OSError):
         print(printable(text), file=sys.stderr, flush=True)
+
+
+def _shortened(line: str) -> str:
+    left_out, half = len(line) - LONGEST_LINE, LONGEST_LINE // 2
+    return f"{line[:half]} ... ({left_out:,} characters) ... {line[-half:]}" if left_out > 0 else line
 
 
 def printable(text: str) -> str:

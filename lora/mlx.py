@@ -30,8 +30,8 @@ def peft_config(config: dict, names: Iterable[str]) -> dict:
         )
     try:
         rank, scale = settings["rank"], settings["scale"]  # type: ignore[index]
-        lora_alpha = scale * rank
-    except (KeyError, TypeError):
+        lora_alpha = float(scale + 0) * (rank + 0)  # of a text or a list, `*` would make copies
+    except (KeyError, TypeError, OverflowError):
         raise ValueError("lora_parameters: must be mlx-lm's object with the numbers rank and scale") from None
     return {
         "peft_type": "LORA",

@@ -48,8 +48,12 @@ def stored_template(folder: Path) -> str | None:
 
     It is in chat_template.jinja or in tokenizer_config.json, there as a text or as one of several by name.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{file}: not UTF-8 ({e}); {REMEDY}") from None
     template = _optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         named = (one for one in template if isinstance(one, dict) and one.get("name") == "default")
@@ -68,9 +72,10 @@ def wrong_turns(template: str, tokenizer: Tokenizer) -> str:
         for add_generation_prompt, expected in ((True, prompt), (False, turns)):
             try:
                 text = render(template, messages, add_generation_prompt)
+                ids = tokenizer.encode_control(text)
             except Exception as e:  # A template is a program, and fails in any way.
                 return f"fails on {messages} ({type(e).__name__}: {e})"
-            if tokenizer.encode_control(text) != expected:
+            if ids != expected:
                 trained = tokenizer.backend.decode(expected, skip_special_tokens=False)
                 return f"renders {text!r} where Loupe trains {trained!r}"
     return ""
@@ -104,7 +109,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     generation["eos_token_id"] = sorted(tokenizer.stop_ids)
     files: dict[str, Iterable[bytes]] = {
         "tokenizer.json": [(tokenizer.folder / "tokenizer.json").read_bytes()],
-        "tokenizer_config.json": [json.dumps(settings, indent=2, ensure_ascii=False).encode()],
+        "tokenizer_config.json": [json.dumps(settings, indent=2).encode()],
         "generation_config.json": [json.dumps(generation, indent=2).encode()],
     }
     folder.mkdir(parents=True, exist_ok=True)

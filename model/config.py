@@ -1,6 +1,6 @@
 """Reads a Gemma 3 config.json: of a text-only or multimodal model, written by transformers 4 or 5."""
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,7 +119,7 @@ def _is_size(value: Any, limit: int = LARGEST) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _is_id(value: object) -> bool:

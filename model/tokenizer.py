@@ -177,7 +177,7 @@ def _generation_stops(path: Path) -> set[int]:
         ids = ids if isinstance(ids, list) else [ids]
         if all(isinstance(i, int) for i in ids):
             return set(ids)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise ValueError(
         f'{path}: not a generation_config.json with "eos_token_id" (an id or a list of ids); '

@@ -8,6 +8,7 @@ JSON of {tensor name: {"dtype", "shape", "data_offsets"}}; and the bytes of the 
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -272,14 +273,14 @@ def _shards(folder: Path) -> list[Path]:
     path, remedy = folder / INDEX, "download the model again"
     try:
         names = list(dict.fromkeys(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path}: not an index of shards ({type(e).__name__}: {e}); {remedy}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(
                 f"{path}: {name!r} is not the name of a safetensors file in this folder; {remedy}"
             )
-    missing = [n for n in names if not (folder / n).is_file()]
+    missing = [n for n in names if not os.path.isfile(folder / n)]  # Path.is_file raises for a long name
     if missing:
         head = f"{folder}: {len(missing)} of {len(names)} shards are missing:"
         raise ValueError(listed(head, missing, remedy))

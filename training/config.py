@@ -306,7 +306,7 @@ def _read_toml(path: Path) -> dict:
         problem = f"cannot be read ({e.strerror}); name a TOML file such as small.toml"
     except UnicodeDecodeError as e:
         problem = f"not valid TOML: byte {e.start + 1} is not UTF-8; save the file as UTF-8"
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:  # a mistake, an endless number, or nesting without an end
         problem = f"not valid TOML: {e}"
     raise ValueError(f"{path}: {problem}")
 
@@ -336,7 +336,7 @@ class _Reader:
             return
         try:
             parsed = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             parsed = value.strip()  # a bare word is a string: --set model.name=tiny
         if section in SECTIONS and get_type_hints(SECTIONS[section]).get(key) is str:
             # So is what TOML takes for a number or a date: --set run.name=2026-11-21
@@ -361,7 +361,7 @@ class _Reader:
         try:
             self.values[section][key] = _convert(value, hints[key])
         except ValueError as e:
-            self.problems.append(f"{where}: {name} = {value!r} {e}")
+            self.problems.append(f"{where}: {name} = {_shown(value)} {e}")
             self.rejected.append(name)
 
     def _translate(self, section: str, key: str, value: object, where: str) -> tuple[str, str, object]:
@@ -402,7 +402,10 @@ def _convert(value: object, kind: Any) -> object:
         except ValueError:
             raise ValueError(f"must be a {name} or a list of {name}s") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("must be a finite number") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
         raise ValueError(f"must be {names[kind]}")
@@ -411,6 +414,13 @@ def _convert(value: object, kind: Any) -> object:
     if kind is str and "\0" in value:
         raise ValueError("has a NUL character, which no path can have; remove it")
     return value
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of over 4,300 digits, and TOML has hexadecimal ones.
+        return "an endless number"
 
 
 AT_LEAST = {

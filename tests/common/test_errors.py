@@ -30,6 +30,13 @@ def test_a_value_error_is_exit_code_2_and_its_whole_message(capsys):
     assert capsys.readouterr() == ("", "error: data.train: no such file\nname a file\n")
 
 
+def test_an_endless_line_of_a_message_is_cut_in_its_middle(capsys):
+    assert cli.run(fail(ValueError(f"a.json: {'x' * 10**6} is no key\ntake another"))) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: a.json: xxx") and err.endswith("xxx is no key\ntake another\n")
+    assert " characters) ..." in err and len(err) < 2200
+
+
 # The BrokenPipeError is that of a socket, because stdout is open.
 @pytest.mark.parametrize("kind", [RuntimeError, AssertionError, OSError, BrokenPipeError])
 def test_other_errors_are_exit_code_1_and_one_line_that_says_how_to_see_more(capsys, kind):

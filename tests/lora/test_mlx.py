@@ -62,6 +62,8 @@ def test_m_holds_the_norms_of_dora(tmp_path):
         ({"lora_parameters": {"rank": R}}, "lora_parameters: .*rank and scale"),
         ({"lora_parameters": None}, "lora_parameters: .*rank and scale"),
         ({"lora_parameters": {"rank": "2", "scale": 1.0}}, "lora_parameters: .*rank and scale"),
+        ({"lora_parameters": {"rank": 2**40, "scale": "x"}}, "lora_parameters: .*rank and scale"),
+        ({"lora_parameters": {"rank": 10**400, "scale": 1.0}}, "lora_parameters: .*rank and scale"),
         ({"lora_parameters": {"rank": 10**9, "scale": 1e-9}}, "r: 1000000000 is above"),
     ],
 )

@@ -313,6 +313,8 @@ def test_an_impossible_architecture_is_refused_by_key_and_value(tmp_path, change
         ({"sliding_window_pattern": "6"}, "sliding_window_pattern is '6'"),
         ({"rms_norm_eps": "a"}, "rms_norm_eps is 'a'"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        pytest.param({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000", id="rms_norm_eps 10^400"),
+        pytest.param({"rope_theta": 10**400}, "rope_theta is 1000", id="rope_theta 10^400"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
         ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number from 1 to 16,777,216"),

@@ -311,7 +311,9 @@ def test_stop_ids_of_generation_config_are_read(tmp_path, content, stops):
     assert Tokenizer(tmp_path).stop_ids == {1, 106} | stops
 
 
-@pytest.mark.parametrize("content", ['{"eos_token_id": [1', "[1]", '{"eos_token_id": "1"}'])
+@pytest.mark.parametrize(
+    "content", ['{"eos_token_id": [1', "[1]", '{"eos_token_id": "1"}', "[" * 100_000], ids=lambda c: c[:20]
+)
 def test_a_broken_generation_config_is_refused_by_its_name(tmp_path, content):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     (tmp_path / "generation_config.json").write_text(content)

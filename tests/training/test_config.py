@@ -82,6 +82,9 @@ def test_a_wrong_type_is_an_error_with_the_value_and_the_remedy(tmp_path, line, 
         ("[generate]\ntop_p = 1.5", "generate.top_p = 1.5 must be above 0 and at most 1"),
         ("[train]\nearly_stopping_patience = 2", "train.early_stopping_patience = 2 needs evaluations"),
         ("[dpo]\nbeta = -0.1", "dpo.beta = -0.1 must be above 0"),
+        pytest.param(f"[train]\nlearning_rate = {10**400}", "must be a finite number", id="10^400"),
+        pytest.param(f"[train]\nlearning_rate = 0x{'f' * 5000}", "must be a finite number", id="16^5000"),
+        pytest.param(f"[adapter]\nr = 0x{'f' * 5000}", "must be a whole number of 64 bits", id="r 16^5000"),
         ("[grpo]\ntemperature = 0", "grpo.temperature = 0.0 must be above 0"),
         ("[grpo]\nreward_timeout = nan", "grpo.reward_timeout = nan must be above 0"),
         ("[adapter]\ntype = 'full'\ninit_from = 'a'", "init_from = 'a' needs adapter.type 'lora' or 'dora'"),
@@ -169,6 +172,13 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
     said = message_of(tmp_path / "wide.toml")
     assert "wide.toml: not valid TOML" in said and "byte 1" in said and "save the file as UTF-8" in said
     assert f"{tmp_path}: cannot be read (Is a directory)" in message_of(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "{a=" * 100_000, "1" * 5000], ids=lambda v: v[:3])
+def test_toml_without_an_end_is_refused_by_its_file_or_option(tmp_path, value):
+    assert "some.toml: not valid TOML" in message_of(config_file(tmp_path, f"[train]\nepochs = {value}"))
+    option = f"train.epochs={value}"
+    assert "--set: train.epochs" in message_of(config_file(tmp_path, ""), [option])
 
 
 # --- overrides
