@@ -204,7 +204,13 @@ def test_fp16_diverges_only_once_the_scale_cannot_fall_further():
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**5)
     model.model.layers[3].mlp.up_proj.base_layer.weight.data.fill_(6e4)
     schedule = loop.Schedule(20, 4, Train(learning_rate=1e-2))
-    hooks = loop.Hooks(lambda record: None, lambda step: None, lambda: None, lambda: None, lambda record, _: skips.append(record))
+    hooks = loop.Hooks(
+        lambda record: None,
+        lambda step: None,
+        lambda: None,
+        lambda: None,
+        lambda record, _: skips.append(record),
+    )
     loader, optimizers = Loader(documents(4), 1, 0), make_optimizers(model, "adamw", 1e-2, 0.0)
     with pytest.raises(loop.Diverged, match="up_proj"):
         loop.fit(model, SFT, loader, optimizers, precision, schedule, loop.State(), hooks)
