@@ -17,7 +17,7 @@ from tasks.choose import choose_task
 
 KINDS: dict[str, tuple[str, float]] = {
     "unknown_labels": ("responses that are none of data.labels", ANY),
-    "rare_labels": ("rows with a label that is rare and not a known one", MANY),
+    "rare_labels": ("rows with a label that is rare and not a known one", NEVER),
     "broken_labels": ("redactions with a label that is not whole", MANY),
     "changed_text": ("redactions that change text outside labels", MANY),
     "left_values": ("redactions that leave a value which they replace elsewhere", MANY),
@@ -69,7 +69,7 @@ def classification_defects(rows: Sequence[tuple[str, str, str]], labels: Sequenc
             id: f"{label[:60]!r}{closest(label, labels)}" for id, label in strangers.items()
         }
     else:
-        found["rare_labels"] = _rare(list(given.items()), counts, len(rows), set())
+        found["rare_labels"] = _rare([*given.items()], counts, len(rows), set())
     [(label, most)] = counts.most_common(1) or [("", 0)]
     if len(counts) > 1 and most > DOMINANT * len(rows):
         note = f"{label[:60]!r} is the label of {most / len(rows):.0%}"
@@ -97,8 +97,8 @@ def redaction_defects(rows: Sequence[tuple[str, str, str]]) -> Found:
         classes += [(id, name) for name in {re.sub(r"_\d+", "", label).strip("[]") for label in labels}]
     # The name of a city may be the word "City" of a form, which most rows leave.
     plain = Counter(word for _, _, response in rows for word in set(response.split())) if left else {}
-    for id, kept in left.items():
-        if odd := [value for value in kept if plain.get(value, 0) <= masked[value]]:
+    for id, again in left.items():
+        if odd := [value for value in again if plain.get(value, 0) <= masked[value]]:
             found["left_values"][id] = repr(odd[0])
     counts = Counter(name for _, name in classes)
     found["rare_labels"] = _rare(classes, counts, len(rows), {*redaction.CLASSES, "MASKED"})
@@ -108,5 +108,7 @@ def redaction_defects(rows: Sequence[tuple[str, str, str]]) -> Found:
 def _rare(pairs: Sequence[tuple[str, str]], counts: Counter, rows: int, known: set[str]) -> dict[str, str]:
     """Returns {id: note} of the pairs (id, label) whose label is rare and not known."""
     rare = {name for name, n in counts.items() if n < max(RARE, RARE_SHARE * rows)} - known
-    usual = known or set(counts) - rare
-    return {id: f"{name[:60]!r}{closest(name, usual)}" for id, name in pairs if name in rare and usual}
+    usual = sorted(known or {*counts} - rare)
+    hints = {name: closest(name, usual) for name in rare}
+    hints = {name: hint if "did you mean" in hint else "" for name, hint in hints.items()}
+    return {id: f"{name[:60]!r}{hints[name]}" for id, name in pairs if name in rare and usual}

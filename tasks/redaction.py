@@ -187,7 +187,7 @@ class Replaced(NamedTuple):
     """What a redaction of a file does to its source."""
 
     change: str  # how it changes text outside its labels, "" if it does not
-    values: set[str]  # what the labels stand for
+    values: list[str]  # what the labels stand for, each once
     left: list[str]  # those of the values that remain elsewhere, as words
 
 
@@ -202,7 +202,7 @@ def replaced(source: str, redacted: str) -> Replaced:
         change = f"adds {_added(found)} characters"
     elif found.inserted:
         change = "has a label for nothing"
-    values = {source[start:end] for start, end, _ in found.spans}
+    values = list(dict.fromkeys(source[start:end] for start, end, _ in found.spans))
     again = [value for value in values if value in found.literal]
     left = [v for v in again if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", found.literal)]
     return Replaced(change, values, left)
