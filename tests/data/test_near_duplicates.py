@@ -26,8 +26,8 @@ def test_each_han_character_and_kana_is_a_word_and_a_korean_word_is_one():
 def test_the_same_pairs_are_found_as_by_comparing_all():
     rng = random.Random(0)
     rows = [rng.choices(WORDS, k=60) for _ in range(60)]
-    for changed in range(12):  # copies with 0 to 11 other words
-        copy = list(rows[changed])
+    for changed in [0, 1, 2, 3, 6] * 8:  # copies with so many other words
+        copy = list(rows[rng.randrange(60)])
         for at in rng.sample(range(60), changed):
             copy[at] = "other"
         rows.append(copy)
@@ -38,12 +38,12 @@ def test_the_same_pairs_are_found_as_by_comparing_all():
         for a in reversed(range(b)):
             if len(sets[a] & sets[b]) >= 0.85 * len(sets[a] | sets[b]):
                 expected[b] = a
-    assert near_duplicates(hashes) == expected and len(expected) >= 2
+    assert near_duplicates(hashes) == expected and len(expected) >= 10
 
 
 def test_a_common_instruction_makes_no_rows_alike():
     rng = random.Random(0)
-    instruction = " ".join(WORDS[:80])
+    instruction = " ".join(WORDS[:300])
     hashes = word_hashes([f"{instruction} {' '.join(rng.choices(WORDS, k=12))}" for _ in range(100)])
     assert not near_duplicates(hashes) and not near_duplicates(hashes[:5])
 
