@@ -88,9 +88,8 @@ def main() -> None:
             train_py(*data, "--set", "data.max_length=2048", "--check-data", config="small.toml")
             seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
             processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(
-                f"{len(rows):,} rows, {len(text) / 2**20:.0f} MB: {processor:.1f} s of a core, {seconds:.1f} s"
-            )
+            size = f"{len(rows):,} rows, {len(text) / 2**20:.0f} MB"
+            print(f"{size}: {processor:.1f} s of a core, {seconds:.1f} s in all")
             return
         run = ["--set", f"run.dir={folder}/run", "--set", f"train.max_steps={args.steps}"]
         train_py(*data, *run, config="configs/classification.toml")
