@@ -135,13 +135,13 @@ def _may_exceed(samples: Sequence[Sample], limit: int) -> list[Sample]:
 
 
 def _limits(cfg: Config) -> dict[str, tuple[str, float]]:
-    """Returns the kinds with the share that spoils a run; what the config takes as an error always does."""
+    """Returns the kinds with the share that spoils a run: the config says what to do with some of them."""
     limits = defects.KINDS | task_defects.KINDS
-    for kind, is_error in (
-        ("bad_rows", cfg.data.on_bad == "error"),
-        ("too_long", cfg.data.on_long == "error"),
-    ):
-        limits[kind] = (limits[kind][0], defects.ANY if is_error else defects.MANY)
+    on_long = {"error": (defects.ANY, defects.ANY), "drop": (defects.NEVER, defects.NEVER)}
+    too_long, cut = on_long.get(cfg.data.on_long, (defects.MANY, defects.ANY))
+    bad = defects.ANY if cfg.data.on_bad == "error" else defects.MANY
+    for kind, share in (("bad_rows", bad), ("too_long", too_long), ("cut_prompts", cut)):
+        limits[kind] = (limits[kind][0], share)
     return limits
 
 

@@ -105,6 +105,18 @@ def test_every_planted_defect_is_found_in_its_rows_and_in_no_others(planted, cap
     assert not spoils & {"duplicates", "mojibake", "long_rows"}  # a few of them spoil nothing
 
 
+@pytest.mark.parametrize(
+    ("on_long", "expected"),
+    [("error", {"too_long", "cut_prompts"}), ("truncate", {"cut_prompts"}), ("drop", set())],
+)
+def test_what_the_config_does_with_long_rows_decides_whether_they_spoil_a_run(
+    planted, capsys, on_long, expected
+):
+    _, out = check(capsys, "--json", "--set", f"data.on_long={on_long}")
+    spoils = {f["kind"] for f in json.loads(out)["findings"] if f["spoils"]}
+    assert spoils & {"too_long", "cut_prompts"} == expected
+
+
 def test_the_table_and_the_page_show_the_first_rows_by_file_and_line(planted, capsys):
     Path("rows.jsonl").write_text(Path("rows.jsonl").read_text().replace("caf", "<script>caf"))
     code, out = check(capsys, "--html", "page.html")
