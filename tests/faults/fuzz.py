@@ -150,7 +150,8 @@ def text_damaged(text: str, rng: random.Random) -> str:
 
 def value_damaged(value: Any, rng: random.Random) -> Any:
     """Returns a JSON value in which, after a walk down at random, a part is another, renamed or missing."""
-    path, inner = [], value
+    path: list[tuple[Any, Any]] = []  # (container, key), from the outermost one
+    inner = value
     while isinstance(inner, (dict, list)) and inner and (not path or rng.random() < 0.7):
         key = rng.choice(list(inner)) if isinstance(inner, dict) else rng.randrange(len(inner))
         path.append((inner, key))

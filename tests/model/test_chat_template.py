@@ -85,6 +85,22 @@ def test_another_template_is_replaced_with_a_warning_that_shows_what_it_renders(
     assert err.count("\n") == 1 and found in err
 
 
+def test_half_a_surrogate_pair_in_a_template_or_a_setting_ends_no_save(tmp_path, capsys):
+    tokenizer = folder_with(tmp_path / "x", "\ud800" + GEMMAS)
+    settings = tmp_path / "x" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"other": "\ud800"}))
+    save_tokenizer(tokenizer, tmp_path / "y")
+    assert stored_template(tmp_path / "y") == OURS
+    assert "the chat template is replaced by Gemma's" in capsys.readouterr().err
+
+
+def test_a_template_that_is_not_utf_8_is_refused_by_its_file(tmp_path):
+    tokenizer = folder_with(tmp_path / "x", None)
+    (tmp_path / "x" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="chat_template.jinja: not UTF-8 .*repair it, or remove it"):
+        chat_template(tokenizer)
+
+
 def test_a_folder_without_a_template_gets_ours_without_a_warning(tmp_path, capsys):
     assert chat_template(folder_with(tmp_path / "x", None)) == OURS and capsys.readouterr().err == ""
 

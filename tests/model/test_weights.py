@@ -268,6 +268,9 @@ def test_missing_shards_are_named(tmp_path):
     shards[1].unlink()
     name = f"model-00002-of-{len(shards):05d}.safetensors"
     refused(tmp_path, f"1 of {len(shards)} shards", name)
+    no_name = "a" * 1000 + ".safetensors"  # longer than a file's name can be
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": no_name}}))
+    refused(tmp_path, "1 of 1 shards", no_name)
 
 
 WEIGHT_MAPS = [
@@ -285,7 +288,7 @@ WEIGHT_MAPS = [
 def test_a_broken_index_is_named_and_a_shard_outside_the_folder_refused(tmp_path, index):
     save_model(our_model(), tmp_path, torch.float32, shard_bytes=20_000)
     (tmp_path / INDEX).write_text(index)
-    refused(tmp_path, str(tmp_path))
+    refused(tmp_path, str(tmp_path / INDEX))
 
 
 # memory
