@@ -522,8 +522,9 @@ def fuzz(name: str, numbers: range, folder: Path) -> tuple[list[str], str]:
         if not (child := os.fork()):
             try:
                 read_all(name, numbers, progress, place, log)
-            except BaseException as error:
-                print(f"{name} {progress['at']}: {_where(error)}", file=sys.__stdout__)
+            except BaseException as error:  # of this file itself
+                with open(log, "a") as f:
+                    f.write(f"{name} after {progress['at']}: {_where(error)}\n")
                 os._exit(1)
             os._exit(0)
         why = ""
