@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from common.progress import printable
 from data.defects import prompt_and_response
 from data.rows import Sample
 from report.charts import escaped
 from report.html import MAX_EXAMPLES, marked, section, write_page
-from report.metrics_log import printable
 
 EXAMPLES, WORST = 3, 10  # rows of a finding, and of the ranking, on the terminal
 SPOILS, LOOK = "SPOILS A RUN", "look at"

@@ -22,7 +22,7 @@ from data.languages import language
 from data.loader import split_validation
 from data.packing import pack
 from data.render import IGNORE_INDEX, Document
-from data.rows import Sample, read_samples
+from data.rows import Sample
 from lora.peft_io import load_adapter
 from model.config import read_config
 from model.hub import resolve
@@ -34,7 +34,7 @@ from tasks import defects as task_defects
 from tasks.choose import name_of
 from training.build import make_objective
 from training.config import Config
-from training.dataset import BaseFiles, refuse_missing_files, render_rows
+from training.dataset import BaseFiles, read_config_rows, refuse_missing_files, render_rows
 from training.evaluation import groups
 from training.objectives.objective import Objective, target_log_probs
 
@@ -99,11 +99,11 @@ def check_data(cfg: Config, rank_by: str = "", html: str = "", as_json: bool = F
 
 def _read_all(cfg: Config, objective: Objective) -> tuple[list[Sample], list[Sample], dict[str, str]]:
     """Returns training samples, validation samples, and {"FILE:LINE": message} of the faulty rows."""
-
     names = [Path(file).name for file in cfg.data.train + cfg.data.validation]
+    skipping = replace(cfg, data=replace(cfg.data, on_bad="skip"))
 
-    def read(files: Sequence[str]) -> tuple[list[Sample], list[str]]:
-        return read_samples(files, cfg.data.format, "skip", bool(objective.needs_response))
+    def read(files: list[str]) -> tuple[list[Sample], list[str]]:
+        return read_config_rows(skipping, objective, files)
 
     def read_one(file: str) -> tuple[list[Sample], list[str]]:
         samples, problems = read([file])

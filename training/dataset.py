@@ -81,10 +81,10 @@ def build_data(cfg: Config, objective: Objective, base: BaseFiles) -> TrainingDa
     Raises ValueError if rows are wrong, or if a file changes while it is read.
     """
     hashes = _hashes(cfg)
-    train, problems = _read_rows(cfg, objective, cfg.data.train)
+    train, problems = read_config_rows(cfg, objective, cfg.data.train)
     sets = []
     for file in cfg.data.validation:
-        samples, bad = _read_rows(cfg, objective, [file])
+        samples, bad = read_config_rows(cfg, objective, [file])
         sets.append((set_name(file, cfg.data.validation), samples))
         problems += bad
     if not sets and cfg.data.validation_fraction:
@@ -121,7 +121,7 @@ def _hashes(cfg: Config) -> dict[str, str]:
     return {f: sha256(f) for f in cfg.data.train + cfg.data.validation + cfg.data.retention}
 
 
-def _read_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[list[Sample], list[str]]:
+def read_config_rows(cfg: Config, objective: Objective, files: list[str]) -> tuple[list[Sample], list[str]]:
     """Returns the samples of files and the problems of the rows that are skipped."""
     try:
         needs_response = bool(objective.needs_response)

@@ -175,3 +175,14 @@ def test_options_that_do_not_go_together_are_refused(words, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--config", "c.toml", *words])
     assert stop.value.code == 2 and "--check-data" in capsys.readouterr().err
+
+
+def test_rows_are_read_with_the_configs_own_names_of_keys(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": text(n), "answer": f"Answer {n}: {text(n + 1)}"} for n in range(0, 8, 2)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = 'columns = ["prompt=question", "response=answer"]'
+    config = f'[model]\nname = "tiny"\n[data]\ntrain = "own.jsonl"\nvalidation_fraction = 0\n{columns}\n'
+    (tmp_path / "c.toml").write_text(config)
+    code, out = check(capsys, "--json")
+    assert code == 0 and json.loads(out)["train"] == 4
