@@ -21,7 +21,7 @@ ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
 
 # Larger values cannot be right, and would take all memory or overflow.
-MOST_R, MOST_ALPHA = 2**16, 1e6
+MOST = 2**16  # of r and of lora_alpha; training/config.py has the same, as it must not load torch
 REGEX_SECONDS = 2.0  # A path takes a sensible expression microseconds, and some expressions years.
 
 T = TypeVar("T")
@@ -84,13 +84,13 @@ def bad_settings(
     for field, v in ranks.items():
         if not isinstance(v, int) or not is_number(v) or v < 1:
             problems.append(f"{field}: {v!r} is not a whole number above 0")
-        elif v > MOST_R:
-            problems.append(f"{field}: {v!r} is above {MOST_R:,}, the largest rank")
+        elif v > MOST:
+            problems.append(f"{field}: {v!r} is above {MOST:,}, which cannot be right")
     for field, alpha in alphas.items():
         if not is_number(alpha) or alpha <= 0:
             problems.append(f"{field}: {alpha!r} is not a number above 0")
-        elif alpha > MOST_ALPHA:
-            problems.append(f"{field}: {alpha!r} is above {MOST_ALPHA:,.0f}, which cannot be right")
+        elif alpha > MOST:
+            problems.append(f"{field}: {alpha!r} is above {MOST:,}, which cannot be right")
     if not is_number(lora_dropout) or not 0 <= lora_dropout < 1:
         problems.append(f"lora_dropout: {lora_dropout!r} is not a number from 0 to below 1")
     return problems + [

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.files import MOVED
+from lora import inject
 from tests.folders import ROOT
-from training.config import SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
+from training.config import AT_MOST, SECTIONS, Adapter, Config, Data, Generate, Model, Run, Train, load_config
 
 
 def config_file(folder: Path, text: str, start: str = '[data]\ntrain = "rows.jsonl"\n') -> Path:
@@ -301,3 +302,8 @@ def test_a_config_is_written_as_one_would_write_it():
     text = replace(Config(), run=Run(name='a "b" \\ c\n', seed=1)).to_toml()
     assert text.startswith('[run]\nname = "a \\"b\\" \\\\ c\\n"\ndir = ""\nseed = 1\n')
     assert tomllib.loads(text) == asdict(Config()) | {"run": {"name": 'a "b" \\ c\n', "dir": "", "seed": 1}}
+
+
+def test_the_limits_of_an_adapter_are_those_of_lora_inject():
+    highest = {name: limit for limit, names in AT_MOST.items() for name in names.split()}
+    assert highest["adapter.r"] == highest["adapter.lora_alpha"] == inject.MOST
