@@ -160,7 +160,8 @@ def dequantized(model: nn.Module, room: int, unused: Collection[nn.Module] = ())
 
     A step of decoding has few tokens, so that dequantizing for each product would take most of its time.
     """
-    layers = [m for m in model.modules() if isinstance(m, _QuantizedLayer) and m not in set(unused)]
+    skipped = set(unused)
+    layers = [m for m in model.modules() if isinstance(m, _QuantizedLayer) and m not in skipped]
     fits = sum(layer.quantized.numel() * layer.dtype.itemsize for layer in layers) <= room
     try:
         for layer in layers if fits else ():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.packing import Batch
+from model.weights import is_finite
 
 MAX_BAD_STEPS = 3  # This many steps in a row that were not applied stop the run.
 RECENT, BEFORE = 5, 50  # losses that are compared with each other; a few hard batches change neither median
@@ -17,10 +18,10 @@ class Diverged(RuntimeError):
     """Raised where going on would learn nothing, or lose what was learnt."""
 
 
-def bad_weight(model: nn.Module) -> str | None:
-    """Returns "the weight NAME" of the first parameter that is not finite, or None."""
+def bad_weight(model: nn.Module, trainable: bool = False) -> str | None:
+    """Returns "the weight NAME" of the first parameter, or trainable one, that is not finite, or None."""
     for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
+        if (p.requires_grad or not trainable) and not is_finite(p.detach()):
             return f"the weight {name}"
     return None
 

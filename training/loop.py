@@ -281,7 +281,7 @@ def _evaluate(model: Gemma3ForCausalLM, objective: Objective, hooks: Hooks, stat
 
     Raises Diverged if a weight is not finite: such weights are never the best.
     """
-    if weight := anomalies.bad_weight(model):
+    if weight := anomalies.bad_weight(model, trainable=True):
         raise Diverged(f"{weight} is not finite after step {state.step}; {_kept(state)}")
     metrics = hooks.evaluate(state.step)
     state.evaluated = state.step

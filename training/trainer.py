@@ -375,8 +375,8 @@ def _tell(text: str) -> None:
 def _report_skipped(run: LoadedRun, record: dict, more: dict) -> None:
     """Logs a step that was not applied, and writes all that is known of it with its samples' texts."""
     run.folder.metrics.write(record)
-    wanted = [d for d in run.data.documents if d.id in set(record["samples"])]
-    texts = {d.id: run.base.tokenizer.decode(d.input_ids) for d in wanted}
+    ids = set(record["samples"])
+    texts = {d.id: run.base.tokenizer.decode(d.input_ids) for d in run.data.documents if d.id in ids}
     name = f"anomaly-step-{record['step']}.json"
     run.folder.write_json(name, record | more | {"texts": texts})
     what = f"first bad place: {record['layer']}; samples: {', '.join(record['samples'][:4])} ..."
