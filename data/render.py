@@ -172,6 +172,8 @@ def _supervised(sample: Sample, loss_on: str) -> Iterator[bool]:
 
 def special_token_rows(samples: Sequence[Sample], tokens: Sequence[str]) -> dict[str, list[str]]:
     """Returns {token: ids of the samples whose text spells it} for those of `tokens` that occur."""
+    if not tokens:
+        return {}
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
     found: dict[str, list[str]] = {}
     for sample in samples:

@@ -42,16 +42,10 @@ METADATA = set(
     "created timestamp split meta metadata model".split()
 )
 # Loupe trains on text alone. Without these the rows would teach something else.
-LOST: tuple[str, ...] = (
-    "tools",
-    "functions",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    "reasoning_content",
-    "thinking",
+LOST = (
+    "tools functions tool_calls function_call tool_call_id reasoning_content thinking "
+    "image images audio audios video videos".split()
 )
-LOST += ("image", "images", "audio", "audios", "video", "videos")
 OF_A_TURN = {"role", "content", "from", "value", "weight", "train", *METADATA}
 TOOL_ROLES = ("tool", "function", "function_call", "observation")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -187,15 +181,10 @@ class RowReader:
 
     def _pair(self, row_id, row):
         prompts, responses = (_present(row, keys) for keys in (PROMPTS, RESPONSES))
-        for keys in (prompts, responses):
+        for ours, keys in (("prompt", prompts), ("response", responses)):
             if len(keys) > 1:
-                names, ours = (
-                    " and ".join(f'"{key}"' for key in keys),
-                    "prompt" if keys is prompts else "response",
-                )
-                return None, [
-                    f'the row has {names}; say which one counts: data.columns = ["{ours}={keys[0]}"]'
-                ]
+                names, remedy = " and ".join(f'"{key}"' for key in keys), f'["{ours}={keys[0]}"]'
+                return None, [f"the row has {names}; say which one counts: data.columns = {remedy}"]
         prompt = (prompts or ["instruction" if responses == ["output"] else "prompt"])[0]
         response = (responses or ["output" if prompt == "instruction" else "response"])[0]
         head, faults = _head(row)
@@ -334,11 +323,7 @@ def _lost(row: dict) -> list[str]:
         found += [f'"{key}" of {name}[{i}]' for key in LOST if turn.get(key) not in EMPTY]
         role, content = turn.get("role", turn.get("from")), turn.get("content")
         found += [f'role "{role}" of {name}[{i}]'] if role in TOOL_ROLES else []
-        parts = (
-            [part.get("type") for part in content if isinstance(part, dict)]
-            if isinstance(content, list)
-            else []
-        )
+        parts = [p.get("type") for p in content if isinstance(p, dict)] if isinstance(content, list) else []
         found += [f'part "{kind}" of {name}[{i}]' for kind in parts if kind != "text"]
     return found
 

@@ -209,3 +209,4 @@ def test_an_unsupervised_response_has_no_labels(loss_on, supervised):
 def test_rows_that_spell_special_tokens_are_found_by_token():
     rows = [CHAT, Sample("a:1", text="x<eos>"), Sample("a:2", (("user", "<eos><b>"), ("assistant", "<eos>")))]
     assert special_token_rows(rows, ["<eos>", "<b>", "<c>"]) == {"<eos>": ["a:1", "a:2"], "<b>": ["a:2"]}
+    assert special_token_rows(rows, []) == {}
