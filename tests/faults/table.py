@@ -161,7 +161,7 @@ What can happen to a run or stand in a file, what follows, and the tests that ho
 `python tests/faults/table.py` writes this page from the tests' marks.
 
 - `python -m pytest tests/faults` kills runs, fills disks and damages files on a small model.
-- `python -m tests.faults.kills 100` kills 100 times and prints what each kill cost."""
+- `python -m tests.faults.kills 100` kills 100 times and prints the seconds that a kill cost."""
 
 
 def marked() -> dict[str, list[str]]:
