@@ -76,8 +76,14 @@ BACKGROUND_JOB = (signal.SIGTERM, signal.SIG_IGN)
 @pytest.mark.parametrize("number, on_ctrl_c", [*SIGNALS, BACKGROUND_JOB])
 def test_ctrl_c_sigterm_and_a_closed_terminal_are_exit_code_130(capsys, handlers, number, on_ctrl_c):
     signal.signal(signal.SIGINT, on_ctrl_c)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     assert cli.run(lambda: os.kill(os.getpid(), number), stopped=lambda: "stopped; go on") == 130
     assert capsys.readouterr() == ("", "\nstopped; go on\n")
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert cli.run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
